@@ -1,0 +1,306 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file
+/// The operation: attention of a ragged batch of queries over paged or contiguous keys and values.
+///
+/// Notation of shapes: `total_q` rows of q (all requests' new tokens after one another, then
+/// padding), `num_seqs` requests, `D` = head_dim_qk, `Dv` = head_dim_vo, page layouts
+/// `NHD` = [page, page_size, num_kv_heads, head_dim], `HND` = [page, num_kv_heads, page_size,
+/// head_dim]. All strides are 64-bit and counted in elements; the head_dim axis is dense.
+///
+/// For query row i of a request and key position t,
+///
+///     s(i,t) = sm_scale · k_scale · q(i)·k(t),  capped to  c · tanh(s / c)  if logits_soft_cap =
+///     c,
+///              then, with ALiBi, minus slope · |position(i) − t|;   position(i) = kv_len − qo_len
+///              + i
+///     o(i)   = v_scale · Σ_t exp(s(i,t) − lse(i)) · v(t)            over the visible keys t
+///     lse(i) = log( Σ_t exp(s(i,t)) + exp(sink) )                   natural logarithm
+///
+/// A row that sees no key has o = 0 and lse = −inf (sinks or not).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "quire/error.hpp"
+#include "quire/executor.hpp"
+#include "quire/export.h"
+#include "quire/tensor.hpp"
+
+namespace quire {
+inline namespace v0 {
+
+/// Order of the axes of a page. The values are part of the C ABI and never change.
+enum class KvLayout : std::int32_t {
+  kNHD = 0,  ///< [page, page_size, num_kv_heads, head_dim]; contiguous K/V: [token, head, dim].
+  kHND = 1,  ///< [page, num_kv_heads, page_size, head_dim]; contiguous K/V: [head, token, dim].
+};
+
+/// Which keys a query sees, before the window. The values are part of the C ABI.
+enum class Mask : std::int32_t {
+  kNone = 0,    ///< Every key.
+  kCausal = 1,  ///< Keys at or before the query's own position (aligned to the end).
+  kTree =
+      2,  ///< Every earlier key; among the new keys those whose bit is set (`Batch::tree_mask`).
+  kFull = 3,  ///< The keys whose bit is set (`Batch::full_mask`).
+};
+
+/// How 8-bit and scaled caches store their scale. The values are part of the C ABI.
+enum class KvScale : std::int32_t {
+  kNone = 0,       ///< 1.
+  kPerTensor = 1,  ///< One float32 for K and one for V.
+  kPerHead = 2,    ///< float32 [num_kv_heads] for K and for V.
+};
+
+/// `AttentionSpec::page_size` of K/V that are not paged: one row of keys per token, requests after
+/// one another, found through `Batch::kv_indptr`.
+inline constexpr std::int32_t kContiguousKv = 0;
+
+/// What a kind of layer fixes. Kernels are chosen from this, once.
+struct AttentionSpec {
+  std::int32_t num_qo_heads = 0;
+  std::int32_t num_kv_heads = 0;  ///< Divides num_qo_heads; their quotient is the group size.
+  std::int32_t head_dim_qk = 0;
+  std::int32_t head_dim_vo = 0;  ///< 0 takes head_dim_qk.
+  DType q_dtype = DType::kBFloat16;
+  DType kv_dtype = DType::kBFloat16;
+  DType o_dtype = DType::kNone;  ///< q_dtype or float32; kNone takes q_dtype.
+  KvLayout kv_layout = KvLayout::kNHD;
+  std::int32_t page_size = 16;  ///< Tokens per page, ≥ 1, or `kContiguousKv`.
+  Mask mask = Mask::kCausal;
+  std::int32_t window_left = -1;  ///< w ≥ 0: keys t ≥ position − w (w + 1 with its own). −1 is off.
+  float sm_scale = 0.0F;          ///< 0 takes 1/√head_dim_qk.
+  float logits_soft_cap = 0.0F;   ///< 0 is off.
+  bool sinks = false;             ///< `AttentionTensors::sinks` enters the denominator.
+  bool alibi = false;             ///< `AttentionTensors::alibi_slopes` is applied.
+  KvScale kv_scale = KvScale::kNone;
+
+  friend bool operator==(const AttentionSpec&, const AttentionSpec&) = default;
+};
+
+/// The largest batch that will be scheduled. Workspaces and, on a GPU, grids depend on these
+/// alone, so that a captured graph stays valid for every batch within them.
+struct BatchLimits {
+  std::int32_t max_num_seqs = 256;
+  std::int32_t max_total_q = 8192;   ///< Rows of q, padding included.
+  std::int32_t max_kv_len = 131072;  ///< Keys of one request.
+
+  friend bool operator==(const BatchLimits&, const BatchLimits&) = default;
+};
+
+/// The requests of one step. Every tensor lives on the attention's device; they are read when the
+/// work runs, so keep them until then. Exactly one of the three ways to find keys is given:
+///
+/// | keys are found through | tensors | length of a request |
+/// | --- | --- | --- |
+/// | a dense table | `page_table` | `kv_len` |
+/// | a CSR table | `kv_page_indptr`, `kv_page_indices` | `kv_len`, or `kv_last_page_len` |
+/// | contiguous K/V (`page_size == kContiguousKv`) | `kv_indptr` | difference of `kv_indptr`, or
+/// `kv_len` ≤ it |
+///
+/// Tables may hold more pages than the lengths need; what lies beyond, and what lies wholly before
+/// the window, is never read. A request may have no queries, no keys, or fewer keys than queries.
+struct Batch {
+  TensorView qo_indptr;        ///< int32 [num_seqs + 1]: offsets of the requests' rows in q.
+  TensorView kv_len;           ///< int32 [num_seqs]: keys in cache, the new ones included.
+  TensorView page_table;       ///< int32 [num_seqs, ≥ ⌈kv_len / page_size⌉], rows may be strided.
+  TensorView kv_page_indptr;   ///< int32 [num_seqs + 1].
+  TensorView kv_page_indices;  ///< int32 [≥ kv_page_indptr[num_seqs]].
+  TensorView
+      kv_last_page_len;  ///< int32 [num_seqs], 1…page_size; any value for a request without pages.
+  TensorView kv_indptr;  ///< int32 [num_seqs + 1]: offsets of the requests' rows in K and V.
+
+  /// `Mask::kTree`: uint32 [total_q, ≥ ⌈max new keys / 32⌉]. Bit j % 32 of word j / 32 of a row
+  /// says whether the query sees new key j, the key of the request's j-th new token.
+  TensorView tree_mask;
+  /// `Mask::kFull`: uint8 bits, little-endian in a byte, requests after one another, each from a
+  /// byte boundary: bit i · kv_len + t of a request says whether its query i sees key t.
+  TensorView full_mask;
+  TensorView
+      full_mask_indptr;  ///< int64 [num_seqs + 1]: byte offsets of the requests in full_mask.
+};
+
+/// The tensors of one layer. All live on the attention's device.
+struct AttentionTensors {
+  TensorView q;         ///< q_dtype [total_q, num_qo_heads, D]; token and head axes may be strided.
+  TensorView k;         ///< kv_dtype, `NHD` or `HND` with D (paged), or rows (contiguous).
+  TensorView v;         ///< kv_dtype, the same with Dv; strides independent of K's.
+  MutableTensorView o;  ///< o_dtype [total_q, num_qo_heads, Dv]. Must not overlap q, k or v.
+  MutableTensorView lse;    ///< float32 [total_q, num_qo_heads], or not given.
+  TensorView k_scale;       ///< float32 [1] or [num_kv_heads], as `AttentionSpec::kv_scale` says.
+  TensorView v_scale;       ///< Likewise.
+  TensorView sinks;         ///< float32 [num_qo_heads]: unscaled logits.
+  TensorView alibi_slopes;  ///< float32 [num_qo_heads].
+};
+
+/// Caller-owned bytes on the attention's device, aligned to `kWorkspaceAlignment`. They may hold
+/// anything. Calls that overlap in time need separate ones.
+using Workspace = std::span<std::byte>;
+inline constexpr std::size_t kWorkspaceAlignment = 256;  ///< Bytes.
+
+/// Bytes that an `Attention` needs.
+struct WorkspaceSizes {
+  std::size_t schedule = 0;  ///< Per spec and step: filled by `schedule()`, read by every `run()`.
+  std::size_t scratch = 0;  ///< Per stream: shared by everything that runs on it one after another.
+};
+
+/// What checked mode found: the first offence, written on the device. All zero is none.
+struct CheckRecord {
+  std::int32_t what = 0;      ///< A `CheckedItem`, 0 if nothing was found.
+  std::int32_t seq = 0;       ///< The request.
+  std::int64_t position = 0;  ///< Index within the request or tensor.
+  std::int64_t value = 0;     ///< What was found there.
+  std::int64_t bound = 0;     ///< What it had to stay below, or at or above.
+};
+
+/// How a call is made on a device.
+struct CallOptions {
+  void* stream = nullptr;        ///< cudaStream_t. Ignored on the CPU, where calls are synchronous.
+  CheckRecord* check = nullptr;  ///< On the device: turns checked mode on. See `check_result()`.
+};
+
+/// How an `Attention` is made.
+struct AttentionOptions {
+  Executor* executor = nullptr;  ///< CPU threads; null takes `default_executor()`. Must outlive it.
+  std::string kernel;            ///< Forces the kernel of this name (`quire info` lists them).
+};
+
+/// Whether a device serves a spec, and by which kernel; if not, why not and what comes nearest.
+struct Support {
+  bool supported = false;
+  std::string kernel;  ///< Name of the kernel that would serve it.
+  std::string reason;  ///< A sentence, empty if supported.
+};
+
+/// Looks the spec up in the kernel table. Does not touch a device and does not throw for anything a
+/// spec may hold; a device that is not built or not present is the constructor's business.
+[[nodiscard]] QUIRE_API Support supports(Device device, const AttentionSpec& spec);
+
+/// @return Bytes that an `Attention` made of the same arguments will need. Computed without a
+/// device.
+/// @throws Error as the constructor does for spec and limits.
+[[nodiscard]] QUIRE_API WorkspaceSizes workspace_sizes(Device device, const AttentionSpec& spec,
+                                                       const BatchLimits& limits,
+                                                       const AttentionOptions& options = {});
+
+namespace internal {
+class AttentionBackend;
+}
+
+/// Attention of one spec on one device. Immutable: used from many threads and streams at once.
+/// Movable, not copyable.
+class QUIRE_API Attention {
+ public:
+  /// Chooses the kernel. Allocates; the other calls do not.
+  /// @throws Error `kInvalidArgument` (limits or spec contradict themselves), `kUnsupported` (no
+  ///   kernel; the text names the nearest supported choice), `kDeviceError` (no such device).
+  Attention(Device device, const AttentionSpec& spec, const BatchLimits& limits,
+            const AttentionOptions& options = {});
+  Attention(Attention&&) noexcept;
+  Attention& operator=(Attention&&) noexcept;
+  ~Attention();
+
+  /// @return The spec with its defaults filled in (head_dim_vo, o_dtype, sm_scale).
+  [[nodiscard]] const AttentionSpec& spec() const noexcept;
+  [[nodiscard]] const BatchLimits& limits() const noexcept;
+  [[nodiscard]] Device device() const noexcept;
+  /// @return Name of the kernel that serves it, as in `quire info`.
+  [[nodiscard]] std::string_view kernel() const noexcept;
+  [[nodiscard]] WorkspaceSizes workspace_sizes() const noexcept;
+
+  /// Cuts the batch into equal work. Once per step; every layer of the spec reuses the result.
+  /// Does not allocate; on CUDA does not synchronise and may be captured in a graph.
+  /// O(num_seqs).
+  /// @param batch     See `Batch`.
+  /// @param schedule  At least `workspace_sizes().schedule` bytes; any content.
+  /// @return `kInvalidArgument` with a sentence for a wrong shape, dtype or device; on the CPU, and
+  ///   through `CallOptions::check` elsewhere, for wrong lengths and offsets too.
+  Status schedule(const Batch& batch, Workspace schedule,
+                  const CallOptions& call = {}) const noexcept;
+
+  /// Computes o (and lse). Does not allocate; on CUDA does not synchronise and may be captured.
+  /// Every row of o and lse is written: rows beyond `qo_indptr[num_seqs]` get o = 0, lse = −inf.
+  /// @param batch     The batch that `schedule` was made for.
+  /// @param tensors   See `AttentionTensors`.
+  /// @param schedule  As `schedule()` left it; ready for the next `run()` afterwards.
+  /// @param scratch   At least `workspace_sizes().scratch` bytes; any content.
+  /// @return As `schedule()`; on the CPU page ids are checked before they are followed.
+  Status run(const Batch& batch, const AttentionTensors& tensors, Workspace schedule,
+             Workspace scratch, const CallOptions& call = {}) const noexcept;
+
+ private:
+  std::unique_ptr<const internal::AttentionBackend> backend_;
+};
+
+/// Schedules and runs one batch with workspaces of its own: for those who call once. Allocates.
+/// @throws Error for everything that the constructor, `schedule()` and `run()` report.
+QUIRE_API void attention(Device device, const AttentionSpec& spec, const Batch& batch,
+                         const AttentionTensors& tensors, const CallOptions& call = {},
+                         const AttentionOptions& options = {});
+
+/// New keys and values on their way into the cache.
+struct AppendTensors {
+  TensorView k;  ///< [total_q, num_kv_heads, D]: float32, float16 or bfloat16; strided as q.
+  TensorView v;  ///< [total_q, num_kv_heads, Dv], same dtype.
+  MutableTensorView
+      k_cache;  ///< `NHD` or `HND` pages; converted to this dtype, rounding to nearest.
+  MutableTensorView v_cache;
+  /// int64 [total_q]: page · page_size + offset; negative skips the row. Not given: slots are
+  /// derived from the batch: row i of a request goes to position kv_len − qo_len + i.
+  TensorView slot_mapping;
+  TensorView k_scale;  ///< float32 [1] or [num_kv_heads]: stored value · scale = k. Not given: 1.
+  TensorView v_scale;
+};
+
+/// Writes new keys and values into their pages. Rows beyond `qo_indptr[num_seqs]` and rows before
+/// position 0 are skipped. Does not allocate; on CUDA does not synchronise and may be captured.
+/// O(rows · heads · head_dim).
+/// @param layout  Of k_cache and v_cache, whose page_size is read from their shape.
+/// @param batch   Read only if `slot_mapping` is not given: `qo_indptr` and a page table with
+/// lengths.
+/// @return `kInvalidArgument` for a wrong shape, dtype, slot or page id; nothing is written then
+///   (on the CPU, and on CUDA for what the host can see).
+QUIRE_API Status append(Device device, KvLayout layout, const Batch& batch,
+                        const AppendTensors& tensors, const CallOptions& call = {},
+                        const AttentionOptions& options = {}) noexcept;
+
+/// Partial results of the same queries over disjoint sets of keys.
+struct MergeTensors {
+  TensorView o_parts;    ///< float32, float16 or bfloat16 [num_parts, total_q, num_heads, Dv].
+  TensorView lse_parts;  ///< float32 [num_parts, total_q, num_heads]; −inf for a part without keys.
+  MutableTensorView o;   ///< [total_q, num_heads, Dv]; may be part 0 itself, else must not overlap.
+  MutableTensorView lse;  ///< float32 [total_q, num_heads], or not given.
+};
+
+/// Joins partial results into the result over all keys: o = Σ exp(lse_p − lse) · o_p with
+/// lse = log Σ exp(lse_p), in the order of the parts. A sink belongs into one part only.
+/// Does not allocate; on CUDA does not synchronise and may be captured. O(size of o_parts).
+/// @return `kInvalidArgument` for a wrong shape or dtype.
+QUIRE_API Status merge_states(Device device, const MergeTensors& tensors,
+                              const CallOptions& call = {},
+                              const AttentionOptions& options = {}) noexcept;
+
+/// What a `CheckRecord` can point at. The values are part of the C ABI.
+enum class CheckedItem : std::int32_t {
+  kNothing = 0,
+  kQoIndptr = 1,
+  kKvLen = 2,
+  kPageId = 3,
+  kKvPageIndptr = 4,
+  kKvLastPageLen = 5,
+  kKvIndptr = 6,
+  kSlot = 7,
+  kFullMaskIndptr = 8,
+};
+
+/// Reads the record of checked mode and turns it into its sentence. Synchronises with
+/// `call.stream`. @return Ok if nothing was found.
+[[nodiscard]] QUIRE_API Status check_result(Device device, const CheckRecord* record,
+                                            const CallOptions& call = {}) noexcept;
+
+}  // namespace v0
+}  // namespace quire

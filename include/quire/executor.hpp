@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file
+/// Where the CPU backend's threads come from.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "quire/export.h"
+
+namespace quire {
+inline namespace v0 {
+
+/// Runs the CPU backend's tasks. Implement it to use an engine's own threads (OpenMP, oneTBB, …);
+/// quire starts no thread of its own unless asked for one of the pools below.
+class QUIRE_API Executor {
+ public:
+  using Task = void (*)(void* context, std::int32_t index) noexcept;
+
+  Executor() = default;
+  Executor(const Executor&) = delete;
+  Executor& operator=(const Executor&) = delete;
+  virtual ~Executor();
+
+  /// @return How many tasks can make progress at the same time, ≥ 1. Constant.
+  [[nodiscard]] virtual std::int32_t concurrency() const noexcept = 0;
+
+  /// Calls `task(context, i)` exactly once for each i in [0, count), in any order and on any
+  /// threads (the caller's included), and returns when all have returned. Must accept calls from
+  /// several threads at once, must not require that tasks run concurrently.
+  virtual void parallel(std::int32_t count, Task task, void* context) noexcept = 0;
+};
+
+/// Makes a pool of persistent threads that sleep when there is no work.
+/// @param num_threads Including the thread that calls `parallel`; 0 takes one per available core.
+/// @throws Error `kInvalidArgument` if negative, `kOutOfMemory` if threads cannot be started.
+[[nodiscard]] QUIRE_API std::unique_ptr<Executor> make_thread_pool(std::int32_t num_threads = 0);
+
+/// The pool shared by everything that names no executor. Started at first use with
+/// `QUIRE_NUM_THREADS` threads (environment) or one per available core; never destroyed.
+[[nodiscard]] QUIRE_API Executor& default_executor();
+
+}  // namespace v0
+}  // namespace quire

@@ -1,0 +1,13 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/** @file
+ *  Version of the headers. The version of the library that is linked is `quire::version()` or
+ *  `quire_version()`. */
+#ifndef QUIRE_VERSION_H_
+#define QUIRE_VERSION_H_
+
+#define QUIRE_VERSION_MAJOR 0
+#define QUIRE_VERSION_MINOR 1
+#define QUIRE_VERSION_PATCH 0
+#define QUIRE_VERSION_STRING "0.1.0"
+
+#endif /* QUIRE_VERSION_H_ */

@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0
+// The public free functions that need no spec: append, merge_states, check_result.
+#include <fmt/format.h>
+
+#include <array>
+
+#include "core/backend.hpp"
+#include "core/bind.hpp"
+#include "quire/attention.hpp"
+
+namespace quire {
+inline namespace v0 {
+namespace {
+
+struct CheckedText {
+  CheckedItem item;
+  std::string_view name;
+  std::string_view expected;  ///< `{}` is the bound
+};
+
+constexpr std::array kCheckedTexts = {
+    CheckedText{CheckedItem::kQoIndptr, "qo_indptr", "a value in order and at most {}"},
+    CheckedText{CheckedItem::kKvLen, "kv_len", "a length of at most {}"},
+    CheckedText{CheckedItem::kPageId, "page id", "a value in [0, {})"},
+    CheckedText{CheckedItem::kKvPageIndptr, "kv_page_indptr", "a value in order and at most {}"},
+    CheckedText{CheckedItem::kKvLastPageLen, "kv_last_page_len", "a value in [1, {}]"},
+    CheckedText{CheckedItem::kKvIndptr, "kv_indptr", "a value in order and at most {}"},
+    CheckedText{CheckedItem::kSlot, "slot_mapping", "a slot below {}"},
+    CheckedText{CheckedItem::kFullMaskIndptr, "full_mask_indptr",
+                "a value in order and at most {}"},
+};
+
+Status sentence(const CheckRecord& record) {
+  for (const CheckedText& text : kCheckedTexts) {
+    if (static_cast<std::int32_t>(text.item) != record.what) continue;
+    return {ErrorCode::kInvalidArgument,
+            fmt::format("[check] {} of request {}, position {}: expected {}, got {}", text.name,
+                        record.seq, record.position,
+                        fmt::format(fmt::runtime(text.expected), record.bound), record.value)};
+  }
+  return {ErrorCode::kInternal, fmt::format("[check] unknown item {}", record.what)};
+}
+
+Executor& executor_of(const AttentionOptions& options) {
+  return options.executor != nullptr ? *options.executor : default_executor();
+}
+
+/// Turns what a body may throw into a status.
+template <typename Body>
+Status guarded(Body body) noexcept {
+  try {
+    return body();
+  } catch (const Error& error) {
+    return {error.code(), error.what()};
+  } catch (const std::bad_alloc&) {
+    return {ErrorCode::kOutOfMemory, {}};
+  }
+}
+
+}  // namespace
+
+Status append(Device device, KvLayout layout, const Batch& batch, const AppendTensors& tensors,
+              const CallOptions& call, const AttentionOptions& options) noexcept {
+  return guarded([&] {
+    core::BatchArrays batch_arrays;
+    core::AppendArrays arrays;
+    Status status = core::bind_append(device, layout, batch, tensors, batch_arrays, arrays);
+    if (!status.ok()) return status;
+    if (device.type == DeviceType::kCuda) return cuda::append(device, batch_arrays, arrays, call);
+    return cpu::append(batch_arrays, arrays, call, &executor_of(options));
+  });
+}
+
+Status merge_states(Device device, const MergeTensors& tensors, const CallOptions& call,
+                    const AttentionOptions& options) noexcept {
+  return guarded([&] {
+    core::MergeArrays arrays;
+    Status status = core::bind_merge(device, tensors, arrays);
+    if (!status.ok()) return status;
+    if (device.type == DeviceType::kCuda) return cuda::merge_states(device, arrays, call);
+    return cpu::merge_states(arrays, &executor_of(options));
+  });
+}
+
+Status check_result(Device device, const CheckRecord* record, const CallOptions& call) noexcept {
+  return guarded([&]() -> Status {
+    CheckRecord copy;
+    if (device.type == DeviceType::kCuda) {
+      Status status = cuda::read_check_record(device, record, call, copy);
+      if (!status.ok()) return status;
+    } else {
+      copy = *record;
+    }
+    return copy.what == 0 ? Status() : sentence(copy);
+  });
+}
+
+}  // namespace v0
+}  // namespace quire

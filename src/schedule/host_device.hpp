@@ -1,0 +1,10 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file
+/// Marks functions that run on the host and in kernels.
+#pragma once
+
+#if defined(__CUDACC__)
+#define QUIRE_HOST_DEVICE __host__ __device__
+#else
+#define QUIRE_HOST_DEVICE
+#endif

@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file
+/// How a ragged batch is cut into equal work.
+///
+/// A **unit** is a tile of a request's queries for one kv head (or, for requests with few rows, for
+/// all of them) against all keys that the tile can see, in tiles of `kv_tile` keys. All units of
+/// the batch, one after another, form a line whose length is their cost. The line is cut into
+/// `num_workers` ranges of equal cost; a cut inside a unit splits its keys (**split KV**) and its
+/// pieces are merged by whichever worker finishes last, always in the order of the keys.
+///
+/// Only the running cost of the requests is stored. Where a cut lies, into how many pieces a unit
+/// falls and where a piece leaves its partial result all follow from it by arithmetic, so that
+/// every worker finds its work alone: the same functions run in CPU threads and in kernels.
+/// After the stream-K decomposition (Osama et al., 2023).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "core/problem.hpp"
+#include "schedule/host_device.hpp"
+#include "schedule/sequence.hpp"
+
+namespace quire::schedule {
+
+/// How a kernel wants its work cut, and what it costs. Costs have one free unit.
+struct TilePolicy {
+  std::int32_t kv_tile = 64;     ///< keys per tile
+  std::int32_t tile_rows = 128;  ///< rows (token × head of the group) of a one-head unit
+  std::int32_t all_heads_rows =
+      0;                         ///< requests with ≤ so many rows over all heads: one unit; 0: none
+  std::int32_t num_workers = 1;  ///< ranges at most
+  std::int32_t min_split_tiles = 2;  ///< no piece of a split unit is shorter
+  std::int32_t cost_of_unit = 8;     ///< start and end of a unit, ≥ 1
+  std::int32_t cost_of_tile = 6;     ///< reading one kv head's tile
+  std::int32_t cost_of_row = 1;      ///< one row against one tile
+  std::int64_t min_worker_cost = 1;  ///< below it, fewer workers
+};
+
+/// What `schedule()` writes and everything else reads.
+struct Header {
+  std::int32_t num_seqs = 0;
+  std::int32_t num_workers = 0;  ///< ranges in use, 0 for a batch without queries
+  std::int64_t total_cost = 0;
+};
+
+/// The schedule in its workspace.
+struct ScheduleView {
+  Header* header = nullptr;
+  std::int64_t* cost_before = nullptr;  // [max_num_seqs + 1]: running cost of the requests
+  std::uint32_t* arrivals =
+      nullptr;  // [policy.num_workers]: pieces done of a split unit; 0 between runs
+};
+
+/// Bytes that a `ScheduleView` needs.
+QUIRE_HOST_DEVICE inline std::size_t schedule_bytes(std::int32_t max_num_seqs,
+                                                    std::int32_t num_workers);
+/// Lays a `ScheduleView` out in a workspace of `schedule_bytes`.
+QUIRE_HOST_DEVICE inline ScheduleView view_of(void* workspace, std::int32_t max_num_seqs);
+
+/// A request's units: `head_units` × `q_tiles`.
+struct SequenceUnits {
+  Lengths lengths;
+  std::int32_t head_units = 0;       ///< num_kv_heads, or 1 with all heads in it
+  std::int32_t q_tiles = 0;          ///< per head unit
+  std::int32_t tokens_per_tile = 0;  ///< queries of a tile; the last may have fewer
+  std::int64_t cost_per_head_unit = 0;
+};
+
+/// A place on the line: before tile `kv_tile` of a unit.
+struct Cut {
+  std::int32_t seq = 0;
+  std::int32_t head_unit = 0;
+  std::int32_t q_tile = 0;
+  std::int32_t kv_tile = 0;  ///< counted from the unit's first tile
+};
+
+/// A piece of work: queries [q_begin, q_end) of a request against its keys [kv_begin, kv_end).
+struct WorkItem {
+  std::int32_t seq = 0;
+  std::int32_t kv_head_begin = 0;
+  std::int32_t kv_head_end = 0;
+  std::int32_t q_begin = 0;  ///< within the request
+  std::int32_t q_end = 0;
+  std::int32_t kv_begin = 0;  ///< within the request; kv_begin ≥ kv_end: no key is visible
+  std::int32_t kv_end = 0;
+  std::int32_t piece = 0;         ///< of the split unit, in the order of the keys
+  std::int32_t num_pieces = 1;    ///< 1: not split, the result is final
+  std::int32_t first_worker = 0;  ///< of the split unit; names its arrival counter
+};
+
+/// Where piece `piece` of a unit that `first_worker` begins leaves its partial result: one of
+/// 2 · num_workers slots.
+QUIRE_HOST_DEVICE constexpr std::int32_t partial_slot(std::int32_t first_worker,
+                                                      std::int32_t piece) {
+  return piece == 0 ? 2 * first_worker + 1 : 2 * (first_worker + piece);
+}
+
+/// Rows (token × qo head) that a partial result can have at most.
+QUIRE_HOST_DEVICE inline std::int32_t max_item_rows(const TilePolicy& policy,
+                                                    const core::ProblemShape& shape);
+
+/// How a request is cut into units.
+QUIRE_HOST_DEVICE inline SequenceUnits units_of(const TilePolicy& policy,
+                                                const core::ProblemShape& shape, Lengths lengths);
+
+/// Fills the schedule on the host. O(num_seqs).
+inline void build(const TilePolicy& policy, const core::ProblemShape& shape,
+                  const core::BatchArrays& batch, ScheduleView schedule);
+
+/// The work of one worker, piece by piece.
+class WorkCursor {
+ public:
+  QUIRE_HOST_DEVICE WorkCursor(const TilePolicy& policy, const core::ProblemShape& shape,
+                               const core::BatchArrays& batch, ScheduleView schedule,
+                               std::int32_t worker);
+  /// @return False when the worker's range is done.
+  QUIRE_HOST_DEVICE bool next(WorkItem& item);
+
+ private:
+  const TilePolicy& policy_;
+  const core::ProblemShape& shape_;
+  const core::BatchArrays& batch_;
+  ScheduleView schedule_;
+  std::int32_t worker_;
+  Cut at_;
+  Cut end_;
+  SequenceUnits units_;
+};
+
+}  // namespace quire::schedule
+
+#include "schedule/schedule_impl.hpp"  // IWYU pragma: export

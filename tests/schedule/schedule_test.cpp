@@ -1,0 +1,334 @@
+// SPDX-License-Identifier: Apache-2.0
+// The schedule on its own: every (row, key) pair exactly once, equal work, pieces that can be
+// merged.
+#include "schedule/schedule.hpp"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <map>
+#include <random>
+#include <set>
+#include <tuple>
+#include <vector>
+
+namespace quire::schedule {
+namespace {
+
+#if defined(__SANITIZE_ADDRESS__)
+constexpr int kRandomBatches = 50'000;
+#else
+constexpr int kRandomBatches = 1'000'000;
+#endif
+
+/// A batch of lengths, scheduled.
+class Scheduled {
+ public:
+  Scheduled(TilePolicy tile_policy, core::ProblemShape problem_shape, std::vector<Lengths> lengths)
+      : policy(tile_policy), shape(problem_shape), seqs(std::move(lengths)) {
+    qo_indptr_.push_back(0);
+    for (const Lengths& seq : seqs) {
+      qo_indptr_.push_back(qo_indptr_.back() + seq.qo_len);
+      kv_len_.push_back(seq.kv_len);
+    }
+    batch.num_seqs = static_cast<std::int32_t>(seqs.size());
+    batch.qo_indptr = qo_indptr_.data();
+    batch.kv_len = kv_len_.data();
+    workspace_.resize(schedule_bytes(batch.num_seqs, policy.num_workers) / 8 + 1,
+                      ~std::uint64_t{0});
+    view = view_of(workspace_.data(), batch.num_seqs);
+    build(policy, shape, batch, view);
+  }
+  Scheduled(const Scheduled&) = delete;
+  Scheduled& operator=(const Scheduled&) = delete;
+
+  [[nodiscard]] std::vector<WorkItem> items_of(std::int32_t worker) const {
+    std::vector<WorkItem> items;
+    WorkCursor cursor(policy, shape, batch, view, worker);
+    for (WorkItem item; cursor.next(item);) items.push_back(item);
+    return items;
+  }
+
+  TilePolicy policy;
+  core::ProblemShape shape;
+  std::vector<Lengths> seqs;
+  core::BatchArrays batch;
+  ScheduleView view;
+
+ private:
+  std::vector<std::int32_t> qo_indptr_;
+  std::vector<std::int32_t> kv_len_;
+  std::vector<std::uint64_t> workspace_;
+};
+
+std::int32_t pick(std::mt19937& random, std::int32_t low, std::int32_t high) {
+  return std::uniform_int_distribution<std::int32_t>(low, high)(random);
+}
+
+core::ProblemShape random_shape(std::mt19937& random) {
+  core::ProblemShape shape;
+  shape.num_kv_heads = pick(random, 1, 4);
+  shape.group_size = pick(random, 1, 8);
+  shape.num_qo_heads = shape.num_kv_heads * shape.group_size;
+  shape.page_size = 16;
+  shape.mask = static_cast<Mask>(pick(random, 0, 3));
+  shape.window_left = pick(random, 0, 2) == 0 ? pick(random, 0, 300) : -1;
+  return shape;
+}
+
+TilePolicy random_policy(std::mt19937& random) {
+  TilePolicy policy;
+  policy.kv_tile = 1 << pick(random, 2, 7);
+  policy.tile_rows = pick(random, 1, 64);
+  policy.all_heads_rows = pick(random, 0, 1) == 0 ? 0 : pick(random, 1, 64);
+  policy.num_workers = pick(random, 1, 40);
+  policy.min_split_tiles = pick(random, 1, 4);
+  policy.cost_of_unit = pick(random, 1, 20);
+  policy.cost_of_tile = pick(random, 0, 10);
+  policy.cost_of_row = pick(random, 1, 3);
+  policy.min_worker_cost = pick(random, 1, 200);
+  return policy;
+}
+
+std::vector<Lengths> random_lengths(std::mt19937& random) {
+  std::vector<Lengths> lengths(static_cast<std::size_t>(pick(random, 0, 6)));
+  const std::int32_t longest = 1 << pick(random, 0, 11);
+  for (Lengths& seq : lengths) {
+    seq.kv_len = pick(random, 0, longest);
+    switch (pick(random, 0, 3)) {
+      case 0:
+        seq.qo_len = 1;
+        break;
+      case 1:
+        seq.qo_len = pick(random, 0, 8);
+        break;
+      case 2:
+        seq.qo_len = pick(random, 0, seq.kv_len);
+        break;
+      default:
+        seq.qo_len = pick(random, 0, longest);  // may exceed kv_len
+    }
+  }
+  return lengths;
+}
+
+std::int64_t cost_of(const Scheduled& scheduled, const WorkItem& item) {
+  const TilePolicy& policy = scheduled.policy;
+  const std::int64_t heads = item.kv_head_end - item.kv_head_begin;
+  const std::int64_t rows = (item.q_end - item.q_begin) * heads * scheduled.shape.group_size;
+  const std::int64_t tiles =
+      item.kv_begin >= item.kv_end
+          ? 0
+          : (item.kv_end + policy.kv_tile - 1) / policy.kv_tile - item.kv_begin / policy.kv_tile;
+  return tiles * (heads * policy.cost_of_tile + rows * policy.cost_of_row);
+}
+
+/// Gathers the items of all workers by unit and checks that the units tile the batch.
+void expect_exact_cover(const Scheduled& scheduled, int& split_units) {
+  using UnitKey = std::tuple<std::int32_t, std::int32_t, std::int32_t>;  // seq, kv head, q_begin
+  std::map<UnitKey, std::vector<WorkItem>> units;
+  std::set<std::int32_t> slots;
+  std::set<std::pair<std::int32_t, UnitKey>> counters;
+  for (std::int32_t worker = 0; worker < scheduled.view.header->num_workers; ++worker) {
+    for (const WorkItem& item : scheduled.items_of(worker)) {
+      const UnitKey key{item.seq, item.kv_head_begin, item.q_begin};
+      units[key].push_back(item);
+      if (item.num_pieces == 1) continue;
+      const std::int32_t slot = partial_slot(item.first_worker, item.piece);
+      ASSERT_TRUE(slots.insert(slot).second) << "two pieces share slot " << slot;
+      ASSERT_GE(slot, 0);
+      ASSERT_LT(slot, 2 * scheduled.policy.num_workers);
+      ASSERT_EQ(worker, item.first_worker + item.piece);
+      counters.insert({item.first_worker, key});
+    }
+  }
+  split_units += static_cast<int>(counters.size());
+  for (auto it = counters.begin(); it != counters.end(); ++it) {
+    const auto next = std::next(it);
+    ASSERT_TRUE(next == counters.end() || next->first != it->first)
+        << "two split units share counter " << it->first;
+  }
+
+  std::vector<std::int64_t> rows_seen(scheduled.seqs.size(), 0);  // queries × kv heads
+  for (const auto& [key, pieces] : units) {
+    const WorkItem& first = pieces.front();
+    const auto seq = static_cast<std::size_t>(first.seq);
+    rows_seen[seq] += static_cast<std::int64_t>(first.q_end - first.q_begin) *
+                      (first.kv_head_end - first.kv_head_begin);
+    ASSERT_LT(first.q_begin, first.q_end);
+    ASSERT_LE(first.q_end, scheduled.seqs[seq].qo_len);
+    const KeyRange keys =
+        visible_keys(scheduled.shape, scheduled.seqs[seq], first.q_begin, first.q_end);
+    ASSERT_EQ(static_cast<std::int32_t>(pieces.size()), first.num_pieces);
+    std::int32_t at = keys.begin;
+    for (std::size_t piece = 0; piece < pieces.size(); ++piece) {
+      ASSERT_EQ(pieces[piece].piece, static_cast<std::int32_t>(piece));
+      ASSERT_EQ(pieces[piece].first_worker, first.first_worker);
+      if (pieces.size() > 1) {
+        ASSERT_EQ(pieces[piece].kv_begin, at);
+        ASSERT_LT(pieces[piece].kv_begin, pieces[piece].kv_end);
+      }
+      at = pieces[piece].kv_end;
+    }
+    if (keys.begin < keys.end) {
+      ASSERT_EQ(first.kv_begin, keys.begin);
+      ASSERT_EQ(at, keys.end);
+    } else {
+      ASSERT_GE(first.kv_begin, first.kv_end);
+    }
+  }
+  for (std::size_t seq = 0; seq < scheduled.seqs.size(); ++seq) {
+    ASSERT_EQ(rows_seen[seq],
+              static_cast<std::int64_t>(scheduled.seqs[seq].qo_len) * scheduled.shape.num_kv_heads);
+  }
+}
+
+void expect_balance(const Scheduled& scheduled) {
+  const std::int32_t workers = scheduled.view.header->num_workers;
+  const TilePolicy& policy = scheduled.policy;
+  const std::int64_t slack =
+      2 * (policy.cost_of_unit +
+           (policy.min_split_tiles + 1) * max_cost_of_kv_tile(policy, scheduled.shape));
+  std::int64_t sum = 0;
+  for (std::int32_t worker = 0; worker < workers; ++worker) {
+    std::int64_t cost = 0;
+    for (const WorkItem& item : scheduled.items_of(worker)) {
+      cost += cost_of(scheduled, item) + (item.piece == 0 ? policy.cost_of_unit : 0);
+    }
+    ASSERT_LE(cost, scheduled.view.header->total_cost / workers + slack);
+    sum += cost;
+  }
+  ASSERT_EQ(sum, scheduled.view.header->total_cost);
+}
+
+TEST(Schedule, CoversEveryRowAndKeyExactlyOnceInRandomBatches) {
+  std::mt19937 random(1);
+  int split_units = 0;
+  for (int round = 0; round < kRandomBatches; ++round) {
+    const Scheduled scheduled(random_policy(random), random_shape(random), random_lengths(random));
+    expect_exact_cover(scheduled, split_units);
+    if (HasFatalFailure()) FAIL() << "in round " << round;
+  }
+  EXPECT_GT(split_units, kRandomBatches / 10) << "the batches hardly exercise split KV";
+}
+
+TEST(Schedule, BalancesWorkersToWithinAFewTiles) {
+  std::mt19937 random(2);
+  for (int round = 0; round < kRandomBatches / 10; ++round) {
+    const Scheduled scheduled(random_policy(random), random_shape(random), random_lengths(random));
+    expect_balance(scheduled);
+    if (HasFatalFailure()) FAIL() << "in round " << round;
+  }
+}
+
+/// Says key by key whether a query sees it, without the closed forms of the schedule.
+bool sees(const core::ProblemShape& shape, Lengths seq, std::int32_t query, std::int32_t key) {
+  const std::int32_t position = seq.kv_len - seq.qo_len + query;
+  if (shape.window_left >= 0 && key < position - shape.window_left) return false;
+  return shape.mask != Mask::kCausal || key <= position;
+}
+
+TEST(Schedule, CoversEveryVisiblePairOnceWhenCountedPairByPair) {
+  std::mt19937 random(3);
+  for (int round = 0; round < 300; ++round) {
+    const Scheduled scheduled(random_policy(random), random_shape(random), random_lengths(random));
+    for (std::int32_t seq = 0; seq < scheduled.batch.num_seqs; ++seq) {
+      const Lengths lengths = scheduled.seqs[static_cast<std::size_t>(seq)];
+      std::vector<int> count(
+          static_cast<std::size_t>(lengths.qo_len) * static_cast<std::size_t>(lengths.kv_len), 0);
+      for (std::int32_t worker = 0; worker < scheduled.view.header->num_workers; ++worker) {
+        for (const WorkItem& item : scheduled.items_of(worker)) {
+          if (item.seq != seq || item.kv_head_begin != 0) continue;
+          for (std::int32_t query = item.q_begin; query < item.q_end; ++query) {
+            for (std::int32_t key = item.kv_begin; key < item.kv_end; ++key) {
+              ++count[static_cast<std::size_t>(query) * static_cast<std::size_t>(lengths.kv_len) +
+                      static_cast<std::size_t>(key)];
+            }
+          }
+        }
+      }
+      for (std::int32_t query = 0; query < lengths.qo_len; ++query) {
+        for (std::int32_t key = 0; key < lengths.kv_len; ++key) {
+          const int times =
+              count[static_cast<std::size_t>(query) * static_cast<std::size_t>(lengths.kv_len) +
+                    static_cast<std::size_t>(key)];
+          ASSERT_LE(times, 1);
+          if (sees(scheduled.shape, lengths, query, key)) {
+            ASSERT_EQ(times, 1);
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(Schedule, SplitsOneLongRequestAmongAllWorkers) {
+  TilePolicy policy;
+  policy.num_workers = 16;
+  core::ProblemShape shape;
+  shape.num_kv_heads = 8;
+  shape.group_size = 4;
+  shape.num_qo_heads = 32;
+  policy.all_heads_rows = 256;
+  const Scheduled scheduled(policy, shape, {{1, 65536}});
+  EXPECT_EQ(scheduled.view.header->num_workers, 16);
+  for (std::int32_t worker = 0; worker < 16; ++worker) {
+    const std::vector<WorkItem> items = scheduled.items_of(worker);
+    ASSERT_EQ(items.size(), 1U);
+    EXPECT_EQ(items[0].num_pieces, 16);
+    EXPECT_NEAR(items[0].kv_end - items[0].kv_begin, 4096, 64);
+  }
+}
+
+TEST(Schedule, OfABatchWithoutQueriesHasNoWorkers) {
+  const Scheduled none(TilePolicy{}, random_shape(*std::make_unique<std::mt19937>(4)), {});
+  EXPECT_EQ(none.view.header->num_workers, 0);
+  core::ProblemShape shape;
+  shape.num_kv_heads = shape.group_size = shape.num_qo_heads = 1;
+  const Scheduled empty(TilePolicy{}, shape, {{0, 100}, {0, 0}});
+  EXPECT_EQ(empty.view.header->num_workers, 0);
+}
+
+TEST(Schedule, GivesRowsThatSeeNothingAnItemOfTheirOwn) {
+  core::ProblemShape shape;
+  shape.num_kv_heads = shape.group_size = shape.num_qo_heads = 1;
+  const Scheduled scheduled(TilePolicy{}, shape, {{3, 0}});
+  const std::vector<WorkItem> items = scheduled.items_of(0);
+  ASSERT_EQ(items.size(), 1U);
+  EXPECT_EQ(items[0].q_end, 3);
+  EXPECT_GE(items[0].kv_begin, items[0].kv_end);
+}
+
+TEST(Schedule, ZeroesTheArrivalCountersWhateverTheWorkspaceHeld) {
+  TilePolicy policy;
+  policy.num_workers = 7;
+  core::ProblemShape shape;
+  shape.num_kv_heads = shape.group_size = shape.num_qo_heads = 1;
+  const Scheduled scheduled(policy, shape, {{1, 10}});
+  for (int worker = 0; worker < 7; ++worker) EXPECT_EQ(scheduled.view.arrivals[worker], 0U);
+}
+
+TEST(FloorSum, EqualsTheSumTermByTerm) {
+  std::mt19937 random(5);
+  for (int round = 0; round < 20'000; ++round) {
+    const std::int64_t n = pick(random, 0, 50);
+    const std::int64_t m = pick(random, 1, 130);
+    const std::int64_t a = pick(random, 1, 200);
+    const std::int64_t b = pick(random, -5000, 5000);
+    std::int64_t sum = 0;
+    for (std::int64_t i = 0; i < n; ++i) sum += std::max<std::int64_t>(0, a * i + b) / m;
+    ASSERT_EQ(detail::clamped_floor_sum(n, m, a, b), sum);
+  }
+}
+
+TEST(FloorSum, HoldsForLengthsOfMillions) {
+  const std::int64_t n = 1 << 17;
+  const std::int64_t m = 64;
+  std::int64_t sum = 0;
+  for (std::int64_t i = 0; i < n; ++i) sum += (std::int64_t{16} * i + 1'000'003) / m;
+  EXPECT_EQ(detail::floor_sum(n, m, 16, 1'000'003), sum);
+}
+
+}  // namespace
+}  // namespace quire::schedule
