@@ -73,8 +73,9 @@ void match_head_dim_rule(const KernelRow& row, std::string_view field, std::int3
                          std::vector<Mismatch>& out) {
   if (fits(row, head_dim)) return;
   const std::int32_t step = row.head_dim_multiple;
-  const std::int32_t below = std::clamp(head_dim / step * step, step, row.head_dim_max);
-  const std::int32_t above = std::clamp((head_dim / step + 1) * step, step, row.head_dim_max);
+  const std::int32_t steps = std::min(head_dim, row.head_dim_max) / step;
+  const std::int32_t below = std::clamp(steps * step, step, row.head_dim_max);
+  const std::int32_t above = std::clamp((steps + 1) * step, step, row.head_dim_max);
   out.push_back({field, fmt::format("a multiple of {} up to {}", step, row.head_dim_max),
                  fmt::format("{}", head_dim),
                  below == above ? fmt::format("{}", below) : fmt::format("{}, {}", below, above)});

@@ -43,7 +43,7 @@ void require_heads(const AttentionSpec& spec) {
     refuse(ErrorCode::kInvalidArgument,
            "num_qo_heads: expected a multiple of num_kv_heads ({}), got {}; nearest: {}",
            spec.num_kv_heads, spec.num_qo_heads,
-           (spec.num_qo_heads + spec.num_kv_heads - 1) / spec.num_kv_heads * spec.num_kv_heads);
+           (spec.num_qo_heads / spec.num_kv_heads + std::int64_t{1}) * spec.num_kv_heads);
   }
   require_at_least("head_dim_qk", spec.head_dim_qk, 1);
   require_at_least("head_dim_vo", spec.head_dim_vo, 0);

@@ -8,10 +8,11 @@
 /// `num_workers` ranges of equal cost; a cut inside a unit splits its keys (**split KV**) and its
 /// pieces are merged by whichever worker finishes last, always in the order of the keys.
 ///
-/// Only the running cost of the requests is stored. Where a cut lies, into how many pieces a unit
-/// falls and where a piece leaves its partial result all follow from it by arithmetic, so that
-/// every worker finds its work alone: the same functions run in CPU threads and in kernels.
-/// After the stream-K decomposition (Osama et al., 2023).
+/// The schedule is the running cost of the requests and one `Range` per worker. Where a cut lies,
+/// into how many pieces a unit falls and where a piece leaves its partial result all follow from
+/// the running cost by arithmetic, so that ranges are found independently of each other, by one
+/// thread or by a thousand, and workers walk theirs without asking anybody: the same functions run
+/// in CPU threads and in kernels. After the stream-K decomposition (Osama et al., 2023).
 #pragma once
 
 #include <cstddef>
@@ -44,10 +45,33 @@ struct Header {
   std::int64_t total_cost = 0;
 };
 
+/// A place on the line: before tile `kv_tile` of a unit.
+struct Cut {
+  std::int32_t seq = 0;
+  std::int32_t head_unit = 0;
+  std::int32_t q_tile = 0;
+  std::int32_t kv_tile = 0;  ///< counted from the unit's first tile
+};
+
+/// A unit whose keys are split among several workers.
+struct SplitUnit {
+  std::int32_t first_worker = 0;  ///< who begins it; names its arrival counter
+  std::int32_t num_pieces = 1;
+};
+
+/// The work of one worker: from `begin` to `end`. Only the units at its two ends can be split.
+struct Range {
+  Cut begin;
+  Cut end;
+  SplitUnit at_begin;  ///< if begin.kv_tile > 0
+  SplitUnit at_end;    ///< if end.kv_tile > 0
+};
+
 /// The schedule in its workspace.
 struct ScheduleView {
   Header* header = nullptr;
   std::int64_t* cost_before = nullptr;  // [max_num_seqs + 1]: running cost of the requests
+  Range* ranges = nullptr;              // [policy.num_workers]; those not in use are empty
   std::uint32_t* arrivals =
       nullptr;  // [policy.num_workers]: pieces done of a split unit; 0 between runs
 };
@@ -56,7 +80,8 @@ struct ScheduleView {
 QUIRE_HOST_DEVICE inline std::size_t schedule_bytes(std::int32_t max_num_seqs,
                                                     std::int32_t num_workers);
 /// Lays a `ScheduleView` out in a workspace of `schedule_bytes`.
-QUIRE_HOST_DEVICE inline ScheduleView view_of(void* workspace, std::int32_t max_num_seqs);
+QUIRE_HOST_DEVICE inline ScheduleView view_of(void* workspace, std::int32_t max_num_seqs,
+                                              std::int32_t num_workers);
 
 /// A request's units: `head_units` × `q_tiles`.
 struct SequenceUnits {
@@ -64,15 +89,6 @@ struct SequenceUnits {
   std::int32_t head_units = 0;       ///< num_kv_heads, or 1 with all heads in it
   std::int32_t q_tiles = 0;          ///< per head unit
   std::int32_t tokens_per_tile = 0;  ///< queries of a tile; the last may have fewer
-  std::int64_t cost_per_head_unit = 0;
-};
-
-/// A place on the line: before tile `kv_tile` of a unit.
-struct Cut {
-  std::int32_t seq = 0;
-  std::int32_t head_unit = 0;
-  std::int32_t q_tile = 0;
-  std::int32_t kv_tile = 0;  ///< counted from the unit's first tile
 };
 
 /// A piece of work: queries [q_begin, q_end) of a request against its keys [kv_begin, kv_end).
@@ -104,9 +120,24 @@ QUIRE_HOST_DEVICE inline std::int32_t max_item_rows(const TilePolicy& policy,
 QUIRE_HOST_DEVICE inline SequenceUnits units_of(const TilePolicy& policy,
                                                 const core::ProblemShape& shape, Lengths lengths);
 
+/// Cost of all units of a request. O(log kv_len).
+QUIRE_HOST_DEVICE inline std::int64_t cost_of(const TilePolicy& policy,
+                                              const core::ProblemShape& shape,
+                                              const SequenceUnits& units);
+
+/// The range of a worker. Needs `header` and `cost_before`; O(log num_seqs).
+QUIRE_HOST_DEVICE inline Range range_of(const TilePolicy& policy, const core::ProblemShape& shape,
+                                        const core::BatchArrays& batch, ScheduleView schedule,
+                                        std::int32_t worker);
+
 /// Fills the schedule on the host. O(num_seqs).
 inline void build(const TilePolicy& policy, const core::ProblemShape& shape,
                   const core::BatchArrays& batch, ScheduleView schedule);
+
+/// @return False if the workspace does not hold the schedule of this batch, e.g. since its lengths
+/// were changed after `build`. O(num_seqs).
+inline bool describes(ScheduleView schedule, const TilePolicy& policy,
+                      const core::ProblemShape& shape, const core::BatchArrays& batch);
 
 /// The work of one worker, piece by piece.
 class WorkCursor {
@@ -118,13 +149,13 @@ class WorkCursor {
   QUIRE_HOST_DEVICE bool next(WorkItem& item);
 
  private:
+  QUIRE_HOST_DEVICE void step_over_unit();
+
   const TilePolicy& policy_;
   const core::ProblemShape& shape_;
   const core::BatchArrays& batch_;
-  ScheduleView schedule_;
   std::int32_t worker_;
-  Cut at_;
-  Cut end_;
+  Range range_;  // begin moves
   SequenceUnits units_;
 };
 

@@ -77,8 +77,7 @@ class UnitLine {
   QUIRE_HOST_DEVICE std::int32_t kv_tiles(std::int32_t q_tile) const {
     const KeyRange range = keys(q_tile);
     if (range.begin >= range.end) return 0;
-    return static_cast<std::int32_t>(ceil_div(range.end, policy_.kv_tile)) -
-           range.begin / policy_.kv_tile;
+    return (range.end + policy_.kv_tile - 1) / policy_.kv_tile - range.begin / policy_.kv_tile;
   }
 
   QUIRE_HOST_DEVICE std::int64_t cost_of_kv_tile(std::int32_t q_tile) const {
@@ -97,6 +96,12 @@ class UnitLine {
     if (q_tile == 0) return 0;
     return static_cast<std::int64_t>(q_tile) * policy_.cost_of_unit +
            full_kv_tiles_before(q_tile) * cost_of_kv_tile(0);
+  }
+
+  /// Cost of all units of one head unit.
+  QUIRE_HOST_DEVICE std::int64_t cost() const {
+    const std::int32_t last = units_.q_tiles - 1;
+    return cost_before(last) + cost_of_unit(last);
   }
 
   /// The unit that holds offset `cost` of a head unit.
@@ -165,64 +170,79 @@ QUIRE_HOST_DEVICE inline std::int64_t raw_cut(ScheduleView schedule, std::int32_
   return schedule.header->total_cost * worker / schedule.header->num_workers;
 }
 
-/// Steps over the end of a unit, of a head unit, of a request and over requests without queries.
-QUIRE_HOST_DEVICE inline Cut next_unit(ScheduleView schedule, const SequenceUnits& units, Cut cut) {
+/// The first place after a unit; a request without queries may follow.
+QUIRE_HOST_DEVICE inline Cut after_unit(const SequenceUnits& units, Cut cut) {
   cut.kv_tile = 0;
   if (++cut.q_tile < units.q_tiles) return cut;
   cut.q_tile = 0;
   if (++cut.head_unit < units.head_units) return cut;
   cut.head_unit = 0;
-  const std::int64_t end = schedule.cost_before[cut.seq + 1];
-  cut.seq = end < schedule.header->total_cost ? seq_at(schedule, end) : schedule.header->num_seqs;
+  ++cut.seq;
   return cut;
 }
 
-QUIRE_HOST_DEVICE inline Cut cut_of(const TilePolicy& policy, const core::ProblemShape& shape,
-                                    const core::BatchArrays& batch, ScheduleView schedule,
-                                    std::int32_t worker) {
-  if (worker >= schedule.header->num_workers) return {schedule.header->num_seqs, 0, 0, 0};
-  std::int64_t cost = raw_cut(schedule, worker);
-  Cut cut;
-  cut.seq = seq_at(schedule, cost);
-  cost -= schedule.cost_before[cut.seq];
-  const SequenceUnits units = units_of(policy, shape, lengths_of(shape, batch, cut.seq));
-  cut.head_unit = static_cast<std::int32_t>(cost / units.cost_per_head_unit);
-  cost %= units.cost_per_head_unit;
-  const UnitLine line(policy, shape, units);
-  cut.q_tile = line.q_tile_at(cost);
-  cut.kv_tile = line.snap(cut.q_tile, cost - line.cost_before(cut.q_tile));
-  if (cut.kv_tile != 0 && cut.kv_tile == line.kv_tiles(cut.q_tile)) {
-    return next_unit(schedule, units, cut);
-  }
-  return cut;
-}
-
-/// The workers whose ranges start inside a unit, past its first tile.
-struct InnerCuts {
-  std::int32_t first = 0;
-  std::int32_t last = -1;
-};
-
-QUIRE_HOST_DEVICE inline InnerCuts inner_cuts(ScheduleView schedule, const UnitLine& line,
+/// The workers whose ranges start inside a unit, past its first tile, as a split unit.
+QUIRE_HOST_DEVICE inline SplitUnit split_unit(ScheduleView schedule, const UnitLine& line,
                                               std::int32_t q_tile, std::int64_t unit_begin) {
   const std::int64_t total = schedule.header->total_cost;
   const std::int64_t workers = schedule.header->num_workers;
   const std::int64_t unit_end = unit_begin + line.cost_of_unit(q_tile);
   const std::int32_t tiles = line.kv_tiles(q_tile);
   const auto is_inner = [&](std::int32_t worker) {
-    const std::int32_t at = line.snap(q_tile, raw_cut(schedule, worker) - unit_begin);
+    const std::int64_t cost = raw_cut(schedule, worker);
+    if (cost >= unit_end) return false;
+    const std::int32_t at = line.snap(q_tile, cost - unit_begin);
     return at > 0 && at < tiles;
   };
-  // raw_cut rounds down, so start one early and let is_inner decide.
-  InnerCuts cuts{
-      static_cast<std::int32_t>(ceil_div(unit_begin * workers, total)),
-      static_cast<std::int32_t>(min_of(ceil_div(unit_end * workers, total), workers - 1))};
-  while (cuts.last >= cuts.first &&
-         (raw_cut(schedule, cuts.last) >= unit_end || !is_inner(cuts.last))) {
-    --cuts.last;
+  auto first = static_cast<std::int32_t>(ceil_div(unit_begin * workers, total));
+  auto last = static_cast<std::int32_t>(min_of(ceil_div(unit_end * workers, total), workers - 1));
+  while (last >= first && !is_inner(last)) --last;
+  while (first <= last && !is_inner(first)) ++first;
+  return {first - 1, last - first + 2};
+}
+
+/// A worker's start, and the unit it falls into if it splits one.
+struct PlacedCut {
+  Cut cut;
+  SplitUnit split;
+};
+
+QUIRE_HOST_DEVICE inline PlacedCut place_cut(const TilePolicy& policy,
+                                             const core::ProblemShape& shape,
+                                             const core::BatchArrays& batch, ScheduleView schedule,
+                                             std::int32_t worker) {
+  PlacedCut placed;
+  Cut& cut = placed.cut;
+  if (worker >= schedule.header->num_workers) {
+    // After the last request with queries: nobody walks over the empty ones behind it.
+    const std::int64_t total = schedule.header->total_cost;
+    cut.seq = total == 0 ? 0 : seq_at(schedule, total - 1) + 1;
+    return placed;
   }
-  while (cuts.first <= cuts.last && !is_inner(cuts.first)) ++cuts.first;
-  return cuts;
+  std::int64_t cost = raw_cut(schedule, worker);
+  cut.seq = seq_at(schedule, cost);
+  std::int64_t begin = schedule.cost_before[cut.seq];
+  const SequenceUnits units = units_of(policy, shape, lengths_of(shape, batch, cut.seq));
+  const UnitLine line(policy, shape, units);
+  const std::int64_t head_unit_cost =
+      (schedule.cost_before[cut.seq + 1] - begin) / units.head_units;
+  cut.head_unit = static_cast<std::int32_t>((cost - begin) / head_unit_cost);
+  begin += cut.head_unit * head_unit_cost;
+  cut.q_tile = line.q_tile_at(cost - begin);
+  begin += line.cost_before(cut.q_tile);
+  cut.kv_tile = line.snap(cut.q_tile, cost - begin);
+  if (cut.kv_tile == 0) return placed;
+  if (cut.kv_tile < line.kv_tiles(cut.q_tile)) {
+    placed.split = split_unit(schedule, line, cut.q_tile, begin);
+    return placed;
+  }
+  cut = after_unit(units, cut);
+  // Ranges start at units, so step over the requests that have none.
+  if (cut.seq < schedule.header->num_seqs &&
+      schedule.cost_before[cut.seq] < schedule.header->total_cost) {
+    cut.seq = seq_at(schedule, schedule.cost_before[cut.seq]);
+  }
+  return placed;
 }
 
 }  // namespace detail
@@ -230,14 +250,16 @@ QUIRE_HOST_DEVICE inline InnerCuts inner_cuts(ScheduleView schedule, const UnitL
 QUIRE_HOST_DEVICE inline std::size_t schedule_bytes(std::int32_t max_num_seqs,
                                                     std::int32_t num_workers) {
   return sizeof(Header) + (static_cast<std::size_t>(max_num_seqs) + 1) * sizeof(std::int64_t) +
-         static_cast<std::size_t>(num_workers) * sizeof(std::uint32_t);
+         static_cast<std::size_t>(num_workers) * (sizeof(Range) + sizeof(std::uint32_t));
 }
 
-QUIRE_HOST_DEVICE inline ScheduleView view_of(void* workspace, std::int32_t max_num_seqs) {
+QUIRE_HOST_DEVICE inline ScheduleView view_of(void* workspace, std::int32_t max_num_seqs,
+                                              std::int32_t num_workers) {
   ScheduleView view;
   view.header = static_cast<Header*>(workspace);
   view.cost_before = reinterpret_cast<std::int64_t*>(view.header + 1);
-  view.arrivals = reinterpret_cast<std::uint32_t*>(view.cost_before + max_num_seqs + 1);
+  view.ranges = reinterpret_cast<Range*>(view.cost_before + max_num_seqs + 1);
+  view.arrivals = reinterpret_cast<std::uint32_t*>(view.ranges + num_workers);
   return view;
 }
 
@@ -268,12 +290,15 @@ QUIRE_HOST_DEVICE inline SequenceUnits units_of(const TilePolicy& policy,
       static_cast<std::int64_t>(lengths.qo_len) * shape.num_qo_heads <= policy.all_heads_rows;
   units.head_units = all_heads ? 1 : shape.num_kv_heads;
   units.tokens_per_tile = all_heads ? lengths.qo_len : tokens_per_tile(policy, shape);
-  units.q_tiles =
-      static_cast<std::int32_t>(detail::ceil_div(lengths.qo_len, units.tokens_per_tile));
-  const detail::UnitLine line(policy, shape, units);
-  const std::int32_t last = units.q_tiles - 1;
-  units.cost_per_head_unit = line.cost_before(last) + line.cost_of_unit(last);
+  units.q_tiles = (lengths.qo_len - 1) / units.tokens_per_tile + 1;
   return units;
+}
+
+QUIRE_HOST_DEVICE inline std::int64_t cost_of(const TilePolicy& policy,
+                                              const core::ProblemShape& shape,
+                                              const SequenceUnits& units) {
+  if (units.q_tiles == 0) return 0;
+  return units.head_units * detail::UnitLine(policy, shape, units).cost();
 }
 
 /// Ranges in use for a batch of `total_cost`: as many as pay, and never so many that two cuts could
@@ -288,74 +313,102 @@ QUIRE_HOST_DEVICE inline std::int32_t workers_for(const TilePolicy& policy,
       1, detail::min_of<std::int64_t>(policy.num_workers, total_cost / share)));
 }
 
+QUIRE_HOST_DEVICE inline Range range_of(const TilePolicy& policy, const core::ProblemShape& shape,
+                                        const core::BatchArrays& batch, ScheduleView schedule,
+                                        std::int32_t worker) {
+  const detail::PlacedCut begin = detail::place_cut(policy, shape, batch, schedule, worker);
+  const detail::PlacedCut end = detail::place_cut(policy, shape, batch, schedule, worker + 1);
+  return {begin.cut, end.cut, begin.split, end.split};
+}
+
 inline void build(const TilePolicy& policy, const core::ProblemShape& shape,
                   const core::BatchArrays& batch, ScheduleView schedule) {
   std::int64_t cost = 0;
   for (std::int32_t seq = 0; seq < batch.num_seqs; ++seq) {
     schedule.cost_before[seq] = cost;
-    const SequenceUnits units = units_of(policy, shape, lengths_of(shape, batch, seq));
-    cost += units.head_units * units.cost_per_head_unit;
+    cost += cost_of(policy, shape, units_of(policy, shape, lengths_of(shape, batch, seq)));
   }
   schedule.cost_before[batch.num_seqs] = cost;
   *schedule.header = {batch.num_seqs, workers_for(policy, shape, cost), cost};
-  for (std::int32_t worker = 0; worker < policy.num_workers; ++worker)
+  for (std::int32_t worker = 0; worker < policy.num_workers; ++worker) {
+    schedule.ranges[worker] = range_of(policy, shape, batch, schedule, worker);
     schedule.arrivals[worker] = 0;
+  }
+}
+
+inline bool describes(ScheduleView schedule, const TilePolicy& policy,
+                      const core::ProblemShape& shape, const core::BatchArrays& batch) {
+  const Header& header = *schedule.header;
+  if (header.num_seqs != batch.num_seqs) return false;
+  std::int64_t cost = 0;
+  for (std::int32_t seq = 0; seq < batch.num_seqs; ++seq) {
+    if (schedule.cost_before[seq] != cost) return false;
+    cost += cost_of(policy, shape, units_of(policy, shape, lengths_of(shape, batch, seq)));
+  }
+  return header.total_cost == cost && header.num_workers == workers_for(policy, shape, cost);
 }
 
 QUIRE_HOST_DEVICE inline WorkCursor::WorkCursor(const TilePolicy& policy,
                                                 const core::ProblemShape& shape,
                                                 const core::BatchArrays& batch,
                                                 ScheduleView schedule, std::int32_t worker)
-    : policy_(policy), shape_(shape), batch_(batch), schedule_(schedule), worker_(worker) {
-  at_ = detail::cut_of(policy, shape, batch, schedule, worker);
-  end_ = detail::cut_of(policy, shape, batch, schedule, worker + 1);
-  if (at_.seq < batch.num_seqs) units_ = units_of(policy, shape, lengths_of(shape, batch, at_.seq));
+    : policy_(policy),
+      shape_(shape),
+      batch_(batch),
+      worker_(worker),
+      range_(schedule.ranges[worker]) {
+  if (range_.begin.seq < range_.end.seq || range_.end.kv_tile + range_.end.q_tile > 0 ||
+      range_.end.head_unit > 0) {
+    units_ = units_of(policy, shape, lengths_of(shape, batch, range_.begin.seq));
+  }
+}
+
+QUIRE_HOST_DEVICE inline void WorkCursor::step_over_unit() {
+  Cut& at = range_.begin;
+  const std::int32_t seq = at.seq;
+  at = detail::after_unit(units_, at);
+  if (at.seq == seq) return;
+  for (; at.seq < range_.end.seq; ++at.seq) {
+    units_ = units_of(policy_, shape_, lengths_of(shape_, batch_, at.seq));
+    if (units_.q_tiles > 0) return;
+  }
+  if (range_.end.head_unit + range_.end.q_tile + range_.end.kv_tile > 0) {
+    units_ = units_of(policy_, shape_, lengths_of(shape_, batch_, at.seq));
+  }
 }
 
 QUIRE_HOST_DEVICE inline bool WorkCursor::next(WorkItem& item) {
+  const Cut at = range_.begin;
+  const Cut end = range_.end;
   const bool in_last_unit =
-      at_.seq == end_.seq && at_.head_unit == end_.head_unit && at_.q_tile == end_.q_tile;
-  if (at_.seq >= schedule_.header->num_seqs || (in_last_unit && at_.kv_tile >= end_.kv_tile)) {
-    return false;
-  }
-  const detail::UnitLine line(policy_, shape_, units_);
-  const std::int32_t tiles = line.kv_tiles(at_.q_tile);
-  const std::int32_t tile_end = in_last_unit ? end_.kv_tile : tiles;
-  const std::int32_t first_tile = line.first_kv_tile(at_.q_tile);
-  const KeyRange keys = line.keys(at_.q_tile);
+      at.seq == end.seq && at.head_unit == end.head_unit && at.q_tile == end.q_tile;
+  if (in_last_unit && at.kv_tile >= end.kv_tile) return false;
 
-  item.seq = at_.seq;
-  item.kv_head_begin = units_.head_units == 1 ? 0 : at_.head_unit;
-  item.kv_head_end = units_.head_units == 1 ? shape_.num_kv_heads : at_.head_unit + 1;
-  item.q_begin = at_.q_tile * units_.tokens_per_tile;
-  item.q_end = item.q_begin + line.queries_in_tile(at_.q_tile);
+  const detail::UnitLine line(policy_, shape_, units_);
+  const KeyRange keys = line.keys(at.q_tile);
+  const std::int32_t first_tile = keys.begin / policy_.kv_tile;
   const auto key_at = [&](std::int32_t tile) {
     return static_cast<std::int64_t>(first_tile + tile) * policy_.kv_tile;
   };
-  item.kv_begin =
-      static_cast<std::int32_t>(detail::max_of<std::int64_t>(keys.begin, key_at(at_.kv_tile)));
-  item.kv_end = static_cast<std::int32_t>(detail::min_of<std::int64_t>(keys.end, key_at(tile_end)));
-  item.piece = 0;
-  item.num_pieces = 1;
-  item.first_worker = worker_;
-  if (at_.kv_tile > 0 || tile_end < tiles) {
-    const std::int64_t unit_begin = schedule_.cost_before[at_.seq] +
-                                    at_.head_unit * units_.cost_per_head_unit +
-                                    line.cost_before(at_.q_tile);
-    const detail::InnerCuts cuts = detail::inner_cuts(schedule_, line, at_.q_tile, unit_begin);
-    item.first_worker = cuts.first - 1;
-    item.piece = worker_ - item.first_worker;
-    item.num_pieces = cuts.last - cuts.first + 2;
-  }
+  const bool all_heads = units_.head_units == 1;
+  item.seq = at.seq;
+  item.kv_head_begin = all_heads ? 0 : at.head_unit;
+  item.kv_head_end = all_heads ? shape_.num_kv_heads : at.head_unit + 1;
+  item.q_begin = at.q_tile * units_.tokens_per_tile;
+  item.q_end = item.q_begin + line.queries_in_tile(at.q_tile);
+  item.kv_begin = at.kv_tile == 0 ? keys.begin : static_cast<std::int32_t>(key_at(at.kv_tile));
+  item.kv_end = in_last_unit ? static_cast<std::int32_t>(key_at(end.kv_tile)) : keys.end;
+  const SplitUnit split = at.kv_tile > 0 ? range_.at_begin
+                          : in_last_unit ? range_.at_end
+                                         : SplitUnit{worker_, 1};
+  item.piece = worker_ - split.first_worker;
+  item.num_pieces = split.num_pieces;
+  item.first_worker = split.first_worker;
 
-  if (tile_end < tiles) {
-    at_ = end_;
-    return true;
-  }
-  const std::int32_t seq = at_.seq;
-  at_ = detail::next_unit(schedule_, units_, at_);
-  if (at_.seq != seq && at_.seq < schedule_.header->num_seqs) {
-    units_ = units_of(policy_, shape_, lengths_of(shape_, batch_, at_.seq));
+  if (in_last_unit) {
+    range_.begin = end;
+  } else {
+    step_over_unit();
   }
   return true;
 }

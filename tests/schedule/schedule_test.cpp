@@ -37,7 +37,7 @@ class Scheduled {
     batch.kv_len = kv_len_.data();
     workspace_.resize(schedule_bytes(batch.num_seqs, policy.num_workers) / 8 + 1,
                       ~std::uint64_t{0});
-    view = view_of(workspace_.data(), batch.num_seqs);
+    view = view_of(workspace_.data(), batch.num_seqs, policy.num_workers);
     build(policy, shape, batch, view);
   }
   Scheduled(const Scheduled&) = delete;
@@ -113,7 +113,7 @@ std::vector<Lengths> random_lengths(std::mt19937& random) {
   return lengths;
 }
 
-std::int64_t cost_of(const Scheduled& scheduled, const WorkItem& item) {
+std::int64_t cost_of_item(const Scheduled& scheduled, const WorkItem& item) {
   const TilePolicy& policy = scheduled.policy;
   const std::int64_t heads = item.kv_head_end - item.kv_head_begin;
   const std::int64_t rows = (item.q_end - item.q_begin) * heads * scheduled.shape.group_size;
@@ -194,7 +194,7 @@ void expect_balance(const Scheduled& scheduled) {
   for (std::int32_t worker = 0; worker < workers; ++worker) {
     std::int64_t cost = 0;
     for (const WorkItem& item : scheduled.items_of(worker)) {
-      cost += cost_of(scheduled, item) + (item.piece == 0 ? policy.cost_of_unit : 0);
+      cost += cost_of_item(scheduled, item) + (item.piece == 0 ? policy.cost_of_unit : 0);
     }
     ASSERT_LE(cost, scheduled.view.header->total_cost / workers + slack);
     sum += cost;
@@ -298,6 +298,15 @@ TEST(Schedule, GivesRowsThatSeeNothingAnItemOfTheirOwn) {
   ASSERT_EQ(items.size(), 1U);
   EXPECT_EQ(items[0].q_end, 3);
   EXPECT_GE(items[0].kv_begin, items[0].kv_end);
+}
+
+TEST(Schedule, DescribesItsOwnBatchAndNoOther) {
+  core::ProblemShape shape;
+  shape.num_kv_heads = shape.group_size = shape.num_qo_heads = 1;
+  const Scheduled one(TilePolicy{}, shape, {{1, 1000}, {5, 70}});
+  const Scheduled other(TilePolicy{}, shape, {{1, 1000}, {5, 300}});
+  EXPECT_TRUE(describes(one.view, one.policy, one.shape, one.batch));
+  EXPECT_FALSE(describes(one.view, one.policy, one.shape, other.batch));
 }
 
 TEST(Schedule, ZeroesTheArrivalCountersWhateverTheWorkspaceHeld) {
