@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "batching/batcher_state.hpp"
+
+#include <algorithm>
+
+namespace quire {
+inline namespace v0 {
+namespace internal {
+
+BatcherState::BatcherState(PageTable shared_table, const BatcherSpec& batcher_spec)
+    : spec(batcher_spec),
+      table(std::move(shared_table)),
+      places(static_cast<std::size_t>(batcher_spec.max_requests)) {
+  for (std::int32_t index = 0; index + 1 < spec.max_requests; ++index) at(index).next = index + 1;
+}
+
+BatcherState::~BatcherState() {
+  for (const std::int32_t index : running) static_cast<void>(table.destroy(at(index).seq));
+}
+
+StepItem BatcherState::item(std::int32_t index, std::int32_t n) const noexcept {
+  const Place& place = at(index);
+  StepItem item;
+  item.request = place.request.id;
+  item.index = index;
+  item.seq = place.seq;
+  item.position = place.cached;
+  item.num_new_tokens = n;
+  item.is_prefill = !place.decodes() || place.generated == 0;
+  item.samples = n == place.missing();
+  item.admitted = place.phase == Phase::kWaiting;
+  return item;
+}
+
+void BatcherState::link(std::int32_t index, std::int32_t prev, std::int32_t next) noexcept {
+  at(index).prev = prev;
+  at(index).next = next;
+  (prev == kNobody ? oldest_waiting : at(prev).next) = index;
+  (next == kNobody ? newest_waiting : at(next).prev) = index;
+  at(index).phase = Phase::kWaiting;
+  ++num_waiting;
+}
+
+void BatcherState::enqueue_new(std::int32_t index) noexcept {
+  std::int32_t prev = newest_waiting;
+  while (prev != kNobody && before(index, prev)) prev = at(prev).prev;
+  link(index, prev, prev == kNobody ? oldest_waiting : at(prev).next);
+}
+
+void BatcherState::enqueue_preempted(std::int32_t index) noexcept {
+  std::int32_t next = oldest_waiting;
+  while (next != kNobody && before(next, index)) next = at(next).next;
+  link(index, next == kNobody ? newest_waiting : at(next).prev, next);
+}
+
+void BatcherState::dequeue_head() noexcept {
+  Place& head = at(oldest_waiting);
+  oldest_waiting = head.next;
+  (oldest_waiting == kNobody ? newest_waiting : at(oldest_waiting).prev) = kNobody;
+  head.next = kNobody;
+  --num_waiting;
+}
+
+void BatcherState::run(std::int32_t index) noexcept {
+  at(index).phase = Phase::kRunning;
+  const auto place = std::ranges::upper_bound(
+      running, index, [this](std::int32_t a, std::int32_t b) { return before(a, b); });
+  running.insert(place, index);
+}
+
+void BatcherState::preempt_newest() noexcept {
+  const std::int32_t index = running.back();
+  running.pop_back();
+  Place& place = at(index);
+  static_cast<void>(table.destroy(place.seq));
+  counters.recomputed_tokens += place.cached;
+  ++counters.preemptions;
+  place.seq = {};
+  place.cached = 0;
+  enqueue_preempted(index);
+}
+
+void BatcherState::end(std::int32_t index) noexcept {
+  Place& place = at(index);
+  static_cast<void>(table.destroy(place.seq));
+  index_of.erase(place.request.id);
+  place = {};
+  ++counters.finished;
+  place.next = first_free;
+  first_free = index;
+}
+
+}  // namespace internal
+}  // namespace v0
+}  // namespace quire

@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file
+/// What a `Batcher` holds: its requests, the queue of the waiting and the list of the running, both
+/// in the order of arrival.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "quire/batcher.hpp"
+
+namespace quire {
+inline namespace v0 {
+namespace internal {
+
+struct BatcherState {
+  static constexpr std::int32_t kNobody = -1;
+
+  enum class Phase : std::uint8_t { kFree, kWaiting, kRunning };
+
+  /// A place for a request. Places are reused; free ones are linked through `next`, waiting ones
+  /// through `next` and `prev`.
+  struct Place {
+    Request request;
+    std::uint64_t ticket = 0;  ///< number of its `submit`: breaks ties of arrival
+    SeqId seq;                 ///< while running
+    std::int32_t cached = 0;   ///< tokens that its sequence has, those of a step in flight included
+    std::int32_t generated = 0;  ///< tokens sampled; a preemption keeps them
+    std::int32_t prev = kNobody;
+    std::int32_t next = kNobody;
+    Phase phase = Phase::kFree;
+    bool in_step = false;  ///< takes part in the step in flight
+    bool samples = false;  ///< … whose last row yields its next token
+    bool stopped = false;  ///< scratch of `finish`
+
+    /// @return Tokens whose text is known: all of them have to be cached before the next is
+    /// sampled.
+    [[nodiscard]] std::int32_t known() const noexcept { return request.prompt_tokens + generated; }
+    [[nodiscard]] std::int32_t missing() const noexcept { return known() - cached; }
+    [[nodiscard]] bool decodes() const noexcept { return missing() == 1; }
+  };
+
+  BatcherState(PageTable shared_table, const BatcherSpec& batcher_spec);
+  BatcherState(const BatcherState&) = delete;
+  BatcherState& operator=(const BatcherState&) = delete;
+  ~BatcherState();
+
+  [[nodiscard]] Place& at(std::int32_t index) noexcept {
+    return places[static_cast<std::size_t>(index)];
+  }
+  [[nodiscard]] const Place& at(std::int32_t index) const noexcept {
+    return places[static_cast<std::size_t>(index)];
+  }
+  /// @return True if request `a` goes before request `b`.
+  [[nodiscard]] bool before(std::int32_t a, std::int32_t b) const noexcept {
+    return std::pair(at(a).request.arrival, at(a).ticket) <
+           std::pair(at(b).request.arrival, at(b).ticket);
+  }
+  [[nodiscard]] std::int32_t pages_for(std::int32_t tokens) const noexcept {
+    const std::int32_t page_size = table.pool_spec().page_size;
+    return tokens / page_size + (tokens % page_size != 0 ? 1 : 0);
+  }
+  /// @return The item of a request that computes `n` tokens next.
+  [[nodiscard]] StepItem item(std::int32_t index, std::int32_t n) const noexcept;
+
+  /// Changes of state that cannot fail; callers have checked that they are allowed.
+  void enqueue_new(std::int32_t index) noexcept;        ///< looks for its place from the tail
+  void enqueue_preempted(std::int32_t index) noexcept;  ///< looks for its place from the head
+  void dequeue_head() noexcept;
+  void run(std::int32_t index) noexcept;  ///< inserts into `running`
+  void preempt_newest() noexcept;
+  void end(std::int32_t index) noexcept;  ///< of a running request, which leaves `running` by hand
+
+  BatcherSpec spec;
+  PageTable table;
+  std::vector<Place> places;
+  std::unordered_map<std::uint64_t, std::int32_t> index_of;  ///< by `Request::id`
+  std::vector<std::int32_t> running;                         ///< oldest first; `commit` reserves
+  std::int32_t first_free = 0;
+  std::int32_t oldest_waiting = kNobody;
+  std::int32_t newest_waiting = kNobody;
+  std::int32_t num_waiting = 0;
+  std::uint64_t next_ticket = 0;
+  std::uint64_t step = 0;  ///< the step to be planned, or in flight
+  bool in_flight = false;
+  BatcherStats counters;  ///< without the present state
+
+ private:
+  void link(std::int32_t index, std::int32_t prev, std::int32_t next) noexcept;
+};
+
+}  // namespace internal
+}  // namespace v0
+}  // namespace quire

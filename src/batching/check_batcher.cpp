@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+// The invariants of a batcher, recomputed from scratch.
+#include <cstddef>
+#include <cstdint>
+
+#include "batching/batcher_state.hpp"
+#include "cache/failure.hpp"
+#include "quire/batcher.hpp"
+
+namespace quire {
+inline namespace v0 {
+namespace {
+
+using cache::failure;
+using internal::BatcherState;
+using Phase = BatcherState::Phase;
+
+// The running requests are in order, and their sequences hold what they are said to have cached.
+Status check_running(const BatcherState& state) noexcept {
+  for (std::size_t rank = 0; rank < state.running.size(); ++rank) {
+    const std::int32_t index = state.running[rank];
+    const BatcherState::Place& place = state.at(index);
+    if (place.phase != Phase::kRunning ||
+        (rank > 0 && !state.before(state.running[rank - 1], index))) {
+      return failure(ErrorCode::kInternal,
+                     "[batcher] check: request {} runs out of order or is not marked as running",
+                     place.request.id);
+    }
+    if (state.table.length(place.seq) != place.cached || place.missing() < 0 ||
+        (place.missing() == 0 && !place.in_step)) {
+      return failure(ErrorCode::kInternal,
+                     "[batcher] check: request {} has a sequence of {} tokens, {} cached, {} known",
+                     place.request.id, state.table.length(place.seq), place.cached, place.known());
+    }
+    if (place.in_step && !state.in_flight) {
+      return failure(ErrorCode::kInternal,
+                     "[batcher] check: request {} takes part in a step that is not in flight",
+                     place.request.id);
+    }
+  }
+  return {};
+}
+
+// The waiting requests are in order and linked both ways, and have no sequence.
+Status check_waiting(const BatcherState& state) noexcept {
+  std::int32_t waiting = 0;
+  std::int32_t prev = BatcherState::kNobody;
+  for (std::int32_t index = state.oldest_waiting; index != BatcherState::kNobody;
+       index = state.at(index).next) {
+    const BatcherState::Place& place = state.at(index);
+    const bool in_order = prev == BatcherState::kNobody || state.before(prev, index);
+    if (place.phase != Phase::kWaiting || place.prev != prev || !in_order || place.cached != 0 ||
+        place.seq != SeqId{} || waiting == state.num_waiting) {
+      return failure(ErrorCode::kInternal,
+                     "[batcher] check: request {} waits out of order, wrongly linked or with a "
+                     "sequence",
+                     place.request.id);
+    }
+    ++waiting;
+    prev = index;
+  }
+  if (waiting == state.num_waiting && prev == state.newest_waiting) return {};
+  return failure(ErrorCode::kInternal, "[batcher] check: {} requests wait, the counter says {}",
+                 waiting, state.num_waiting);
+}
+
+// Every place is free, waiting or running, and every id leads to its place.
+Status check_places(const BatcherState& state) noexcept {
+  std::size_t taken = 0;
+  for (std::int32_t index = 0; index < state.spec.max_requests; ++index) {
+    const BatcherState::Place& place = state.at(index);
+    if (place.phase == Phase::kFree) continue;
+    ++taken;
+    const auto found = state.index_of.find(place.request.id);
+    if (found == state.index_of.end() || found->second != index) {
+      return failure(ErrorCode::kInternal, "[batcher] check: request {} is not found by its id",
+                     place.request.id);
+    }
+  }
+  std::size_t free_places = 0;
+  for (std::int32_t index = state.first_free; index != BatcherState::kNobody;
+       index = state.at(index).next) {
+    if (state.at(index).phase != Phase::kFree || ++free_places > state.places.size()) {
+      return failure(ErrorCode::kInternal, "[batcher] check: the free places lead to place {}",
+                     index);
+    }
+  }
+  const std::size_t listed = state.running.size() + static_cast<std::size_t>(state.num_waiting);
+  if (taken == listed && taken == state.index_of.size() &&
+      taken + free_places == state.places.size()) {
+    return {};
+  }
+  return failure(ErrorCode::kInternal,
+                 "[batcher] check: {} places are taken, {} free, {} in the lists, {} known by id",
+                 taken, free_places, listed, state.index_of.size());
+}
+
+}  // namespace
+
+Status Batcher::check() const noexcept {
+  Status status = check_running(*state_);
+  if (status.ok()) status = check_waiting(*state_);
+  if (status.ok()) status = check_places(*state_);
+  return status.ok() ? state_->table.check() : status;
+}
+
+}  // namespace v0
+}  // namespace quire

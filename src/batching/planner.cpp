@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "batching/planner.hpp"
+
+#include <algorithm>
+
+#include "cache/failure.hpp"
+
+namespace quire::batching {
+
+using internal::BatcherState;
+
+Status Planner::run() {
+  plan_.step = state_.step;
+  plan_.num_tokens = 0;
+  plan_.items.clear();
+  plan_.preempted.clear();
+  plan_.batch.clear();
+
+  serve_running();
+  const auto kept = static_cast<std::size_t>(num_kept_);
+  for (std::size_t rank = state_.running.size(); rank-- > kept;) {
+    plan_.preempted.push_back(state_.at(state_.running[rank]).request.id);
+  }
+  if (plan_.preempted.empty()) admit_waiting();
+  const bool idle = state_.running.empty() && state_.num_waiting == 0;
+  return plan_.items.empty() && !idle ? explain_standstill() : Status();
+}
+
+// The oldest first, so that only requests not served yet are preempted.
+void Planner::serve_running() {
+  decodes_to_come_ = count_decodes();
+  for (std::int32_t rank = 0; rank < num_kept_; ++rank) {
+    const std::int32_t index = state_.running[static_cast<std::size_t>(rank)];
+    const BatcherState::Place& place = state_.at(index);
+    std::int32_t n = 0;
+    if (rank < max_seqs_) {
+      if (place.decodes()) --decodes_to_come_;
+      const std::int32_t kept_back = place.decodes() ? 0 : decodes_to_come_;
+      const std::int32_t least = rank == 0 ? 1 : 0;  // the oldest always moves on
+      n = std::min(place.missing(), std::max(tokens_left_ - kept_back, least));
+      if (n > 0) n = std::min(n, make_room(rank));
+    }
+    if (n > 0) add(index, n);
+    promised_pages_ += state_.pages_for(place.known()) - state_.pages_for(place.cached + n);
+  }
+}
+
+// In order, and nobody before the head of the queue. Whoever is admitted finds the pages for all
+// that is known of it, so that it is not preempted at once.
+void Planner::admit_waiting() {
+  std::int32_t num_running = num_kept_;
+  std::int32_t num_seqs = state_.table.num_seqs();
+  for (std::int32_t index = state_.oldest_waiting; index != BatcherState::kNobody;
+       index = state_.at(index).next) {
+    const BatcherState::Place& place = state_.at(index);
+    const std::int32_t pages = state_.pages_for(place.known());
+    if (tokens_left_ == 0 || num_running >= max_seqs_) return;
+    if (num_seqs == state_.table.spec().max_seqs) return;
+    if (pages > free_pages_ - promised_pages_) return;
+    const std::int32_t n = std::min(place.known(), tokens_left_);
+    promised_pages_ += pages - state_.pages_for(n);
+    add(index, n);
+    ++num_running;
+    ++num_seqs;
+  }
+}
+
+// Tokens that the running request of this rank can append. Preempts the newest ones until it is at
+// least one; if even all of them do not help, nobody is preempted in vain.
+std::int32_t Planner::make_room(std::int32_t rank) noexcept {
+  const SeqId seq = state_.at(state_.running[static_cast<std::size_t>(rank)]).seq;
+  std::int32_t kept = num_kept_;
+  std::int32_t decodes_to_come = decodes_to_come_;
+  std::int64_t free_pages = free_pages_;
+  std::int32_t room = state_.table.room(seq, free_pages);
+  while (room == 0 && kept > rank + 1) {
+    const auto& victim = state_.at(state_.running[static_cast<std::size_t>(--kept)]);
+    if (victim.decodes() && kept < max_seqs_) --decodes_to_come;
+    free_pages += state_.table.reclaimable_pages(victim.seq);
+    room = state_.table.room(seq, free_pages);
+  }
+  if (room > 0 && kept < num_kept_) {
+    num_kept_ = kept;
+    free_pages_ = free_pages;
+    decodes_to_come_ = decodes_to_come;
+  }
+  return room;
+}
+
+// Decodes among those that may take part.
+std::int32_t Planner::count_decodes() const noexcept {
+  const auto taking_part =
+      std::min<std::size_t>(state_.running.size(), static_cast<std::size_t>(max_seqs_));
+  return static_cast<std::int32_t>(std::count_if(
+      state_.running.begin(), state_.running.begin() + static_cast<std::ptrdiff_t>(taking_part),
+      [this](std::int32_t index) { return state_.at(index).decodes(); }));
+}
+
+void Planner::add(std::int32_t index, std::int32_t n) {
+  const BatcherState::Place& place = state_.at(index);
+  plan_.items.push_back(state_.item(index, n));
+  plan_.num_tokens += n;
+  tokens_left_ -= n;
+  free_pages_ -= place.phase == BatcherState::Phase::kRunning
+                     ? state_.table.pages_needed(place.seq, n)
+                     : state_.pages_for(n);
+}
+
+// There is work but no item: not even the oldest request finds a page or a sequence.
+Status Planner::explain_standstill() const noexcept {
+  const bool waits = state_.running.empty();
+  const BatcherState::Place& oldest = state_.at(waits ? state_.oldest_waiting : state_.running[0]);
+  if (waits && state_.table.num_seqs() == state_.table.spec().max_seqs) {
+    return cache::failure(ErrorCode::kQueueFull,
+                          "[batcher] plan: expected a free sequence slot for request {}, got {} of "
+                          "{} held by others",
+                          oldest.request.id, state_.table.num_seqs(), state_.table.spec().max_seqs);
+  }
+  if (!waits && state_.table.length(oldest.seq) != oldest.cached) {
+    return cache::failure(ErrorCode::kBadHandle,
+                          "[batcher] plan: expected the sequence of request {} as it was left, got "
+                          "one that was destroyed or changed",
+                          oldest.request.id);
+  }
+  const std::int32_t pages =
+      waits ? state_.pages_for(oldest.known()) : state_.table.pages_needed(oldest.seq, 1);
+  return cache::failure(
+      ErrorCode::kOutOfPages,
+      "[batcher] plan: expected {} free pages for request {}, got {}: others keep "
+      "the rest",
+      pages, oldest.request.id, free_pages_);
+}
+
+}  // namespace quire::batching

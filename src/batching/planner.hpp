@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file
+/// The policy: who takes part in the next step, with how many tokens, and who has to make room.
+#pragma once
+
+#include <cstdint>
+
+#include "batching/batcher_state.hpp"
+
+namespace quire::batching {
+
+/// Plans one step over a state that it does not change. Used once.
+///
+/// Why every accepted request ends, provided that nobody else keeps pages of the pool and that only
+/// finitely many requests go before it. Let O be the oldest request that has not ended.
+///
+///  1. If O runs, it is never preempted: only requests behind the one that needs room are, and O is
+///     the first of all. It computes at least one token in every step: it is asked first; the part
+///     of the budget kept for later decodes is waived for it; and if no page is free, the others
+///     are preempted one by one, until a page is free or O runs alone, and then all pages but its
+///     own are free, which suffices, because `submit` accepted it only if its longest cache fits
+///     the pool. So O ends after at most prompt_tokens + max_new_tokens steps.
+///  2. If O waits, it is the head of the queue, and nobody is admitted before the head. So those
+///  who
+///     run only become fewer: they end (by 1, applied to the oldest of them, one after another) or
+///     are preempted. At the latest when nobody runs, all pages are free and O is admitted.
+///
+/// After O has ended the same holds for the next one. A preempted request keeps its place in the
+/// order and what it has sampled, so nothing of this is ever undone.
+class Planner {
+ public:
+  Planner(const internal::BatcherState& state, const StepBudget& budget, StepPlan& plan) noexcept
+      : state_(state),
+        plan_(plan),
+        max_seqs_(budget.max_seqs),
+        tokens_left_(budget.max_tokens),
+        free_pages_(state.table.num_free_pages()),
+        num_kept_(static_cast<std::int32_t>(state.running.size())) {}
+
+  /// Fills the plan. @throws std::bad_alloc if the plan's vectors cannot grow.
+  Status run();
+
+ private:
+  void serve_running();
+  void admit_waiting();
+  Status explain_standstill() const noexcept;
+
+  std::int32_t make_room(std::int32_t rank) noexcept;
+  [[nodiscard]] std::int32_t count_decodes() const noexcept;
+  void add(std::int32_t index, std::int32_t n);
+
+  const internal::BatcherState& state_;
+  StepPlan& plan_;
+  std::int32_t max_seqs_;
+  std::int32_t tokens_left_;
+  std::int64_t free_pages_;           // once the preempted have given theirs back
+  std::int32_t num_kept_;             // running requests that stay: the preempted are the newest
+  std::int32_t decodes_to_come_ = 0;  // of the requests that have not been served yet
+  std::int64_t promised_pages_ = 0;   // that those who run still need for what is known of them
+};
+
+}  // namespace quire::batching

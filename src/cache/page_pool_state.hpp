@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file
+/// What a `PagePool` and the page tables on it share. Nothing is checked here: `PagePool` and
+/// `PageTable` check first, then change.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "quire/page_pool.hpp"
+
+namespace quire {
+inline namespace v0 {
+namespace internal {
+
+struct PagePoolState {
+  /// 12 bytes a page. The free pages are a linked list, which `check` can walk without memory: a
+  /// list that ends after `num_free` pages cannot hold one twice.
+  struct Page {
+    std::int32_t refs = 0;         ///< all references; 0 is free
+    std::int32_t caller_refs = 0;  ///< those of them that callers hold; the rest are table entries
+    PageId next_free = kNoPage;    ///< meaningful for a free page only
+
+    friend bool operator==(const Page&, const Page&) = default;
+  };
+
+  explicit PagePoolState(const PagePoolSpec& pool_spec)
+      : spec(pool_spec),
+        pages(static_cast<std::size_t>(pool_spec.num_pages)),
+        first_free(0),
+        num_free(pool_spec.num_pages) {
+    for (PageId id = 0; id + 1 < spec.num_pages; ++id) page(id).next_free = id + 1;
+  }
+
+  [[nodiscard]] Page& page(PageId id) noexcept { return pages[static_cast<std::size_t>(id)]; }
+  [[nodiscard]] const Page& page(PageId id) const noexcept {
+    return pages[static_cast<std::size_t>(id)];
+  }
+  [[nodiscard]] bool has(PageId id) const noexcept { return id >= 0 && id < spec.num_pages; }
+
+  /// Takes the free page that was freed last, with one reference. There must be one.
+  PageId take() noexcept {
+    const PageId id = first_free;
+    first_free = page(id).next_free;
+    page(id).refs = 1;
+    --num_free;
+    return id;
+  }
+  void add_ref(PageId id) noexcept { ++page(id).refs; }
+  void drop_ref(PageId id) noexcept {
+    if (--page(id).refs > 0) return;
+    page(id).next_free = first_free;
+    first_free = id;
+    ++num_free;
+  }
+  /// Undoes the last `drop_ref` that has not been undone.
+  void undo_drop_ref(PageId id) noexcept {
+    if (page(id).refs > 0) {
+      add_ref(id);
+    } else {
+      take();  // the page freed last is `id`
+    }
+  }
+
+  /// See `PagePool::check`.
+  [[nodiscard]] Status check() const noexcept;
+
+  PagePoolSpec spec;
+  std::vector<Page> pages;
+  PageId first_free;
+  std::int32_t num_free;
+  std::int32_t num_tables = 0;  ///< page tables on the pool
+};
+
+}  // namespace internal
+}  // namespace v0
+}  // namespace quire
