@@ -1,0 +1,204 @@
+// SPDX-License-Identifier: Apache-2.0
+// The CPU backend: one call of the executor, in which every thread draws ranges of the schedule and
+// hands their items to the tier. Split units are merged by whoever finishes last, in the order of
+// the keys, so that the result is the same bits for any number of threads.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <atomic>
+#include <new>
+
+#include "core/backend.hpp"
+#include "cpu/check_batch.hpp"
+#include "cpu/finish.hpp"
+#include "cpu/tier.hpp"
+#include "cpu/workspace.hpp"
+#include "schedule/schedule.hpp"
+
+namespace quire::cpu {
+namespace {
+
+/// Rows of padding that are written at a time.
+constexpr std::int64_t kPaddingRows = 16;
+
+/// One call of `run`, shared by its threads.
+struct RunContext {
+  const Tier& tier;
+  const ScratchLayout& layout;
+  const schedule::TilePolicy& policy;
+  const core::ProblemShape& shape;
+  const core::BatchArrays& batch;
+  const core::LayerTensors& tensors;
+  schedule::ScheduleView schedule;
+  std::byte* scratch = nullptr;
+  std::atomic<std::int32_t> next_range{0};
+  std::atomic<std::int64_t> next_padding{0};
+
+  void work(std::int32_t thread) noexcept {
+    const std::int32_t ranges = schedule.header->num_workers;
+    for (std::int32_t range = next_range.fetch_add(1, std::memory_order_relaxed); range < ranges;
+         range = next_range.fetch_add(1, std::memory_order_relaxed)) {
+      schedule::WorkItem item;
+      schedule::WorkCursor cursor(policy, shape, batch, schedule, range);
+      while (cursor.next(item)) do_item(item, thread);
+    }
+    for (std::int64_t first = next_padding.fetch_add(kPaddingRows, std::memory_order_relaxed);
+         first < tensors.total_q;
+         first = next_padding.fetch_add(kPaddingRows, std::memory_order_relaxed)) {
+      write_nothing(shape, tensors, first, std::min(first + kPaddingRows, tensors.total_q));
+    }
+  }
+
+  void do_item(const schedule::WorkItem& item, std::int32_t thread) const noexcept {
+    ItemTask task{shape,
+                  batch,
+                  tensors,
+                  item,
+                  layout.thread_states(scratch, thread),
+                  layout.buffers(scratch, thread)};
+    if (item.num_pieces == 1) {
+      tier.attend(task);
+      write_results(tier, task);
+      return;
+    }
+    const RowStates own = task.states;
+    task.states = slot_of(item, item.piece);
+    tier.attend(task);
+    if (!is_last(item)) return;
+    task.states = own;
+    clear_states(task);
+    for (std::int32_t piece = 0; piece < item.num_pieces; ++piece) {
+      add_piece(tier, task, slot_of(item, piece));
+    }
+    write_results(tier, task);
+  }
+
+  [[nodiscard]] RowStates slot_of(const schedule::WorkItem& item, std::int32_t piece) const {
+    return layout.slot_states(scratch, schedule::partial_slot(item.first_worker, piece));
+  }
+
+  /// Counts a finished piece. The last one sees the others' states and leaves the counter at 0.
+  [[nodiscard]] bool is_last(const schedule::WorkItem& item) const {
+    std::atomic_ref<std::uint32_t> arrivals(schedule.arrivals[item.first_worker]);
+    const auto pieces = static_cast<std::uint32_t>(item.num_pieces);
+    if (arrivals.fetch_add(1, std::memory_order_acq_rel) + 1 < pieces) return false;
+    arrivals.store(0, std::memory_order_relaxed);
+    return true;
+  }
+};
+
+class CpuAttention final : public internal::AttentionBackend {
+ public:
+  CpuAttention(const core::AttentionConfig& attention_config, const Tier& tier,
+               const schedule::TilePolicy& policy, const ScratchLayout& layout,
+               WorkspaceSizes workspaces)
+      : AttentionBackend(attention_config, workspaces),
+        tier_(tier),
+        policy_(policy),
+        layout_(layout) {}
+
+  Status schedule(const core::BatchArrays& batch, Workspace schedule,
+                  const CallOptions& call) const noexcept override {
+    return checked(call, "schedule", [&](const CheckContext& context) {
+      Status status = check_batch(context, config.shape, config.limits, batch);
+      if (status.ok()) schedule::build(policy_, config.shape, batch, view_of(schedule));
+      return status;
+    });
+  }
+
+  Status run(const core::BatchArrays& batch, const core::LayerTensors& tensors, Workspace schedule,
+             Workspace scratch, const CallOptions& call) const noexcept override {
+    return checked(call, "attention", [&](const CheckContext& context) {
+      Status status = check_batch(context, config.shape, config.limits, batch);  // may have changed
+      if (status.ok()) status = check_schedule(context, batch, view_of(schedule));
+      if (status.ok()) status = check_layer(context, config.shape, batch, tensors);
+      if (status.ok()) compute(batch, tensors, view_of(schedule), scratch.data());
+      return status;
+    });
+  }
+
+ private:
+  /// Runs `body` with a clean check record; only texts of failures allocate.
+  template <typename Body>
+  static Status checked(const CallOptions& call, std::string_view operation,
+                        const Body& body) noexcept {
+    if (call.check != nullptr) *call.check = {};
+    try {
+      return body(CheckContext{operation, call.check});
+    } catch (const std::bad_alloc&) {
+      return {ErrorCode::kOutOfMemory, {}};
+    }
+  }
+
+  [[nodiscard]] schedule::ScheduleView view_of(Workspace workspace) const {
+    return schedule::view_of(workspace.data(), config.limits.max_num_seqs, policy_.num_workers);
+  }
+
+  /// A workspace that `schedule()` did not fill for this batch must not be followed.
+  [[nodiscard]] Status check_schedule(const CheckContext& context, const core::BatchArrays& batch,
+                                      schedule::ScheduleView schedule) const {
+    if (schedule::describes(schedule, policy_, config.shape, batch)) return {};
+    return context.refuse({}, fmt::format("schedule workspace: expected what schedule() leaves "
+                                          "for a batch of {} requests, got something else",
+                                          batch.num_seqs));
+  }
+
+  void compute(const core::BatchArrays& batch, const core::LayerTensors& tensors,
+               schedule::ScheduleView schedule, std::byte* scratch) const {
+    RunContext context{tier_, layout_, policy_, config.shape, batch, tensors, schedule, scratch};
+    const std::int64_t padding = batch.qo_indptr[batch.num_seqs];
+    context.next_padding.store(padding, std::memory_order_relaxed);
+    const std::int64_t parts =
+        std::max<std::int64_t>(schedule.header->num_workers,
+                               (tensors.total_q - padding + kPaddingRows - 1) / kPaddingRows);
+    const auto threads =
+        static_cast<std::int32_t>(std::min<std::int64_t>(parts, config.executor->concurrency()));
+    if (threads <= 1) {
+      context.work(0);
+      return;
+    }
+    config.executor->parallel(
+        threads,
+        [](void* opaque, std::int32_t thread) noexcept {
+          static_cast<RunContext*>(opaque)->work(thread);
+        },
+        &context);
+  }
+
+  const Tier& tier_;
+  const schedule::TilePolicy policy_;
+  const ScratchLayout layout_;
+};
+
+/// Everything that follows from a config.
+struct Plan {
+  explicit Plan(const core::AttentionConfig& config)
+      : kernel(choose_kernel(config)),
+        tier(tier_of(kernel)),
+        threads(config.executor->concurrency()),
+        policy(tile_policy(config.shape, threads)),
+        layout(tier, config.shape, policy, threads) {
+    sizes.schedule = schedule::schedule_bytes(config.limits.max_num_seqs, policy.num_workers);
+    sizes.scratch = layout.bytes();
+  }
+
+  const core::KernelRow& kernel;
+  const Tier& tier;
+  std::int32_t threads;
+  schedule::TilePolicy policy;
+  ScratchLayout layout;
+  WorkspaceSizes sizes;
+};
+
+}  // namespace
+
+std::unique_ptr<internal::AttentionBackend> make_attention(const core::AttentionConfig& config) {
+  const Plan plan(config);
+  core::AttentionConfig chosen = config;
+  chosen.kernel = &plan.kernel;
+  return std::make_unique<CpuAttention>(chosen, plan.tier, plan.policy, plan.layout, plan.sizes);
+}
+
+WorkspaceSizes workspace_sizes(const core::AttentionConfig& config) { return Plan(config).sizes; }
+
+}  // namespace quire::cpu

@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file
+/// The values of a batch: lengths, offsets, page ids. Shapes and dtypes were checked before.
+#pragma once
+
+#include <string>
+#include <string_view>
+
+#include "core/problem.hpp"
+#include "quire/attention.hpp"
+
+namespace quire::cpu {
+
+/// Who asks, and where the first offence is noted.
+struct CheckContext {
+  std::string_view operation;     ///< begins the sentence, e.g. "schedule"
+  CheckRecord* record = nullptr;  ///< may be null
+
+  /// @return The failure with its sentence; fills the record.
+  [[nodiscard]] Status refuse(const CheckRecord& found, const std::string& sentence) const;
+};
+
+/// Checks offsets and lengths against one another and against the limits. O(num_seqs).
+Status check_batch(const CheckContext& context, const core::ProblemShape& shape,
+                   const BatchLimits& limits, const core::BatchArrays& batch);
+
+/// Checks what the tensors of a layer must be able to hold: the rows of q, and the ids of exactly
+/// those pages (or the rows of K and V) that will be read. O(pages read).
+Status check_layer(const CheckContext& context, const core::ProblemShape& shape,
+                   const core::BatchArrays& batch, const core::LayerTensors& tensors);
+
+/// Checks the ids of the pages that keys [begin, end) of a request lie in.
+Status check_pages(const CheckContext& context, const core::ProblemShape& shape,
+                   const core::BatchArrays& batch, std::int32_t seq, std::int32_t begin,
+                   std::int32_t end, std::int64_t num_pages);
+
+}  // namespace quire::cpu

@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file
+/// From the states of an item's rows to o and lse.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/tier.hpp"
+
+namespace quire::cpu {
+
+/// Adds a piece's states to those of the pieces before it. To be called in the order of the keys,
+/// beginning with `clear_states`.
+void add_piece(const Tier& tier, const ItemTask& task, const RowStates& piece);
+
+/// States of rows that have seen no key.
+void clear_states(const ItemTask& task);
+
+/// Writes o and lse of the item's rows. Sinks enter here, once for every unit.
+void write_results(const Tier& tier, const ItemTask& task);
+
+/// Writes o = 0 and lse = −inf for rows [first, last) of q.
+void write_nothing(const core::ProblemShape& shape, const core::LayerTensors& tensors,
+                   std::int64_t first, std::int64_t last);
+
+}  // namespace quire::cpu

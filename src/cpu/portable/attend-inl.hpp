@@ -1,0 +1,231 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file
+/// One work item: all its rows against its keys, tile by tile, all kv heads of a tile before the
+/// next tile, so that memory is read page after page. Compiled once per target.
+#if defined(QUIRE_CPU_PORTABLE_ATTEND_INL) == defined(HWY_TARGET_TOGGLE)
+#ifdef QUIRE_CPU_PORTABLE_ATTEND_INL
+#undef QUIRE_CPU_PORTABLE_ATTEND_INL
+#else
+#define QUIRE_CPU_PORTABLE_ATTEND_INL
+#endif
+
+#include <algorithm>
+#include <cstdint>
+#include <utility>
+
+#include "cpu/finish.hpp"
+#include "cpu/portable/few_rows-inl.hpp"
+#include "cpu/portable/many_rows-inl.hpp"
+#include "cpu/portable/softmax-inl.hpp"
+#include "cpu/visibility.hpp"
+
+HWY_BEFORE_NAMESPACE();
+namespace quire::cpu::HWY_NAMESPACE {
+
+/// The parts of a thread's buffers. A null base gives offsets, of which the end is the size.
+struct Buffers {
+  Buffers(std::byte* base, const core::ProblemShape& shape, std::int32_t max_rows) {
+    const std::size_t rows = static_cast<std::size_t>(max_rows);
+    const auto qk = static_cast<std::size_t>(padded(shape.head_dim_qk));
+    const auto vo = static_cast<std::size_t>(padded(shape.head_dim_vo));
+    constexpr std::size_t kTile = kKvTile;
+    std::size_t at = 0;
+    const auto take = [&](std::size_t size) {
+      std::byte* part = base == nullptr ? nullptr : base + at;
+      at += (size + kBufferAlignment - 1) / kBufferAlignment * kBufferAlignment;
+      return part;
+    };
+    q = reinterpret_cast<float*>(take(rows * qk * sizeof(float)));
+    scores = reinterpret_cast<float*>(take(rows * kTile * sizeof(float)));
+    rescale = reinterpret_cast<float*>(take(rows * sizeof(float)));
+    panels.k = reinterpret_cast<float*>(take(kTile * qk * sizeof(float)));
+    panels.v = reinterpret_cast<float*>(take(kTile * vo * sizeof(float)));
+    words = reinterpret_cast<std::uint64_t*>(take(rows * sizeof(std::uint64_t)));
+    bytes = at;
+  }
+
+  float* q = nullptr;        // [rows, padded(head_dim_qk)]
+  float* scores = nullptr;   // [rows, kKvTile]
+  float* rescale = nullptr;  // [rows]
+  Panels panels;
+  std::uint64_t* words = nullptr;  // [queries]
+  std::size_t bytes = 0;
+};
+
+inline std::size_t buffer_bytes(const core::ProblemShape& shape, std::int32_t max_rows) noexcept {
+  return Buffers(nullptr, shape, max_rows).bytes;
+}
+
+/// Widens the item's rows of q to fp32, padded with zeros.
+inline void load_queries(const ItemTask& task, float* to) {
+  const core::ProblemShape& shape = task.shape;
+  const std::int32_t stride = padded(shape.head_dim_qk);
+  with_element_type(shape.q_dtype, [&](auto element) HWY_ATTR {
+    const Floats d;
+    const auto* base = static_cast<decltype(element)>(task.tensors.q.data);
+    const std::int64_t first = task.batch.qo_indptr[task.item.seq] + task.item.q_begin;
+    for (std::int32_t kv_head = task.item.kv_head_begin; kv_head < task.item.kv_head_end;
+         ++kv_head) {
+      for (std::int32_t row = 0; row < task.rows_per_kv_head(); ++row, to += stride) {
+        const std::int64_t head = kv_head * shape.group_size + row % shape.group_size;
+        const auto* from = base + (first + row / shape.group_size) * task.tensors.q.token_stride +
+                           head * task.tensors.q.head_stride;
+        std::int32_t at = 0;
+        for (; at + kLanes <= shape.head_dim_qk; at += kLanes) {
+          hn::Store(load(d, from + at), d, to + at);
+        }
+        if (kHasHalfTail && at < shape.head_dim_qk) {
+          hn::Store(load_half(from + at), d, to + at);
+          at += kLanes;
+        }
+        for (; at < stride; at += kLanes) hn::Store(hn::Zero(d), d, to + at);
+      }
+    }
+  });
+}
+
+/// The item's walk over its keys. `T` is the element type of K and V.
+template <typename T>
+class Walk {
+ public:
+  explicit Walk(const ItemTask& task)
+      : task_(task),
+        buffers_(task.buffers, task.shape, task.rows()),
+        mask_(mask_of_request(task.shape, task.batch, task.item.seq)) {}
+
+  void run() {
+    TileKeys tiles[2];
+    TileKeys* now = &tiles[0];
+    TileKeys* next = &tiles[1];
+    find_keys(task_.item.kv_begin, *now);
+    while (now->count > 0) {
+      find_keys(now->first + now->count, *next);
+      const TileSight sight = look(*now);
+      if (sight.any != 0) {
+        for (std::int32_t head = 0; head < task_.num_kv_heads(); ++head) {
+          attend_tile(head, *now, *next, sight);
+        }
+      }
+      std::swap(now, next);
+    }
+  }
+
+ private:
+  /// Rows of the tile that starts at `key`: up to the next multiple of kKvTile, so that where a
+  /// unit is split does not change its tiles.
+  void find_keys(std::int32_t key, TileKeys& tile) const {
+    tile.first = key;
+    tile.count = 0;
+    const std::int64_t tile_end = (static_cast<std::int64_t>(key) / kKvTile + 1) * kKvTile;
+    const auto end = static_cast<std::int32_t>(std::min<std::int64_t>(tile_end, task_.item.kv_end));
+    while (key < end) {
+      const schedule::KeyRun run =
+          schedule::key_run(task_.shape, task_.batch, task_.item.seq, key, end);
+      const T* k = place(task_.tensors.k, run);
+      const T* v = place(task_.tensors.v, run);
+      for (std::int32_t i = 0; i < run.tokens; ++i, ++tile.count) {
+        tile.k[tile.count] =
+            reinterpret_cast<const std::byte*>(k + i * task_.tensors.k.token_stride);
+        tile.v[tile.count] =
+            reinterpret_cast<const std::byte*>(v + i * task_.tensors.v.token_stride);
+      }
+      key += run.tokens;
+    }
+  }
+
+  const T* place(const core::Pages& pages, const schedule::KeyRun& run) const {
+    return static_cast<const T*>(pages.data) + run.page * pages.page_stride +
+           run.token * pages.token_stride;
+  }
+
+  TileSight look(const TileKeys& tile) const {
+    TileSight sight{buffers_.words, 0, low_bits(tile.count)};
+    for (std::int32_t query = 0; query < task_.num_queries(); ++query) {
+      const std::uint64_t word =
+          visibility(mask_, task_.item.q_begin + query, tile.first, tile.count);
+      buffers_.words[query] = word;
+      sight.any |= word;
+      sight.all &= word;
+    }
+    return sight;
+  }
+
+  HeadKeys<T> keys_of(const TileKeys& tile, std::int32_t head) const {
+    const auto kv_head = static_cast<std::ptrdiff_t>(task_.item.kv_head_begin + head);
+    constexpr auto kSize = static_cast<std::ptrdiff_t>(sizeof(T));
+    return {tile, kv_head * task_.tensors.k.head_stride * kSize,
+            kv_head * task_.tensors.v.head_stride * kSize};
+  }
+
+  HeadRows rows_of(std::int32_t head) const {
+    const core::ProblemShape& shape = task_.shape;
+    const std::int32_t count = task_.rows_per_kv_head();
+    const auto first = static_cast<std::ptrdiff_t>(head) * count;
+    HeadRows rows;
+    rows.count = count;
+    rows.group = shape.group_size;
+    rows.head_dim_qk = shape.head_dim_qk;
+    rows.head_dim_vo = shape.head_dim_vo;
+    rows.q = buffers_.q + first * padded(shape.head_dim_qk);
+    rows.scores = buffers_.scores;
+    rows.rescale = buffers_.rescale;
+    rows.states = {task_.states.o + first * padded(shape.head_dim_vo), task_.states.max + first,
+                   task_.states.sum + first};
+    return rows;
+  }
+
+  LogitRule rule_of(std::int32_t head) const {
+    const core::LayerTensors& tensors = task_.tensors;
+    const std::int32_t kv_head = task_.item.kv_head_begin + head;
+    LogitRule rule;
+    rule.scale = task_.shape.sm_scale;
+    if (tensors.k_scale != nullptr)
+      rule.scale *= tensors.k_scale[kv_head * tensors.scale_head_stride];
+    rule.soft_cap = task_.shape.logits_soft_cap;
+    if (tensors.alibi_slopes != nullptr) {
+      rule.slopes = tensors.alibi_slopes + kv_head * task_.shape.group_size;
+    }
+    rule.first_position = mask_.lengths.position(task_.item.q_begin);
+    return rule;
+  }
+
+  void attend_tile(std::int32_t head, const TileKeys& now, const TileKeys& next,
+                   const TileSight& sight) const {
+    const HeadRows rows = rows_of(head);
+    const HeadKeys<T> keys = keys_of(now, head);
+    const std::uint64_t poisoned = poisoned_keys(keys, sight, rows.head_dim_vo);
+    const std::uint64_t take = sight.any & ~poisoned;
+    if (rows.count <= kFewRows) {
+      const bool last_head = head + 1 == task_.num_kv_heads();
+      const HeadKeys<T> fetched = last_head ? keys_of(next, 0) : keys_of(now, head + 1);
+      score_few(rows, keys);
+      soften(rows, rule_of(head), sight, now.first);
+      accumulate_few(rows, ValuesTask<T>{keys, take, &fetched});
+    } else {
+      pack_keys(keys, rows.head_dim_qk, buffers_.panels.k);
+      score_many(rows, sight, buffers_.panels.k);
+      soften(rows, rule_of(head), sight, now.first);
+      pack_values(keys, take, rows.head_dim_vo, buffers_.panels.v);
+      accumulate_many(rows, sight, buffers_.panels.v);
+    }
+    accumulate_poisoned(rows, keys, sight, poisoned);
+  }
+
+  const ItemTask& task_;
+  Buffers buffers_;
+  MaskOfRequest mask_;
+};
+
+inline void attend(const ItemTask& task) noexcept {
+  clear_states(task);
+  if (task.item.kv_begin >= task.item.kv_end) return;
+  load_queries(task, Buffers(task.buffers, task.shape, task.rows()).q);
+  with_element_type(task.shape.kv_dtype, [&](auto element) HWY_ATTR {
+    Walk<std::remove_const_t<std::remove_pointer_t<decltype(element)>>>(task).run();
+  });
+}
+
+}  // namespace quire::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif

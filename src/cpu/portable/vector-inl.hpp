@@ -1,0 +1,222 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file
+/// Vectors of fp32: loading rows of any dtype, exp2, tanh, transposing. Compiled once per target.
+#if defined(QUIRE_CPU_PORTABLE_VECTOR_INL) == defined(HWY_TARGET_TOGGLE)
+#ifdef QUIRE_CPU_PORTABLE_VECTOR_INL
+#undef QUIRE_CPU_PORTABLE_VECTOR_INL
+#else
+#define QUIRE_CPU_PORTABLE_VECTOR_INL
+#endif
+
+#include <hwy/highway.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "core/float_formats.hpp"
+#include "cpu/portable/elements.hpp"
+#include "cpu/tier.hpp"
+
+HWY_BEFORE_NAMESPACE();
+namespace quire::cpu::HWY_NAMESPACE {
+
+namespace hn = hwy::HWY_NAMESPACE;
+
+using Floats = hn::CappedTag<float, kRowPadding>;
+using Vec = hn::Vec<Floats>;
+inline constexpr std::int32_t kLanes = static_cast<std::int32_t>(hn::MaxLanes(Floats()));
+
+/// A count as the size of an array.
+constexpr std::size_t extent(std::int32_t count) { return static_cast<std::size_t>(count); }
+
+/// Whether half of a vector is a step of head_dim: rows may then end in half a vector.
+inline constexpr bool kHasHalfTail = kLanes > kHeadDimStep;
+
+// x86 before AVX-512 has 16 vector registers, others 32.
+#if HWY_ARCH_X86 && HWY_TARGET > HWY_AVX3
+inline constexpr std::int32_t kRegisterColumns = 2;
+#else
+inline constexpr std::int32_t kRegisterColumns = 4;
+#endif
+
+// Whether the target converts fp16 in hardware, subnormals and infinities included.
+#if HWY_ARCH_X86 && HWY_TARGET > HWY_AVX2 || HWY_TARGET == HWY_SCALAR || HWY_TARGET == HWY_EMU128
+inline constexpr bool kConvertsFloat16 = false;
+#else
+inline constexpr bool kConvertsFloat16 = true;
+#endif
+
+template <class D>
+HWY_INLINE hn::Vec<D> load(D d, const float* from) {
+  return hn::LoadU(d, from);
+}
+
+template <class D>
+HWY_INLINE hn::Vec<D> load(D d, const BFloat16* from) {
+  const hn::Rebind<std::uint16_t, D> d16;
+  const hn::Rebind<std::uint32_t, D> d32;
+  const auto bits = hn::LoadU(d16, reinterpret_cast<const std::uint16_t*>(from));
+  return hn::BitCast(d, hn::ShiftLeft<16>(hn::PromoteTo(d32, bits)));
+}
+
+template <class D>
+HWY_INLINE hn::Vec<D> load(D d, const Float16* from) {
+  if constexpr (kConvertsFloat16) {
+    const hn::Rebind<hwy::float16_t, D> d16;
+    return hn::PromoteTo(d, hn::LoadU(d16, reinterpret_cast<const hwy::float16_t*>(from)));
+  } else {
+    // Exponent and mantissa read as fp32 are 2^112 too small, subnormals included; the codes of
+    // infinity and NaN need the exponent of fp32's.
+    const hn::Rebind<std::uint16_t, D> d16;
+    const hn::Rebind<std::uint32_t, D> d32;
+    constexpr float kRebias = 5.192296858534828e33F;  // 2^112
+    constexpr std::int32_t kInfinity = 0x7c00 << 13;
+    const auto bits =
+        hn::PromoteTo(d32, hn::LoadU(d16, reinterpret_cast<const std::uint16_t*>(from)));
+    const auto magnitude = hn::ShiftLeft<13>(hn::And(bits, hn::Set(d32, 0x7fffU)));
+    const auto sign = hn::ShiftLeft<16>(hn::And(bits, hn::Set(d32, 0x8000U)));
+    const auto value = hn::BitCast(d32, hn::Mul(hn::BitCast(d, magnitude), hn::Set(d, kRebias)));
+    const hn::Rebind<std::int32_t, D> di;  // magnitudes are below 2^31: a signed compare will do
+    const auto finite = hn::Lt(hn::BitCast(di, magnitude), hn::Set(di, kInfinity));
+    const auto exponent = hn::BitCast(d32, hn::IfThenZeroElse(finite, hn::Set(di, 0x7f800000)));
+    return hn::BitCast(d, hn::Or(hn::Or(value, exponent), sign));
+  }
+}
+
+/// The last half vector of a row whose length is not a multiple of the vector, then zeros.
+template <typename T>
+HWY_INLINE Vec load_half(const T* from) {
+#if HWY_TARGET <= HWY_AVX3
+  const hn::Half<Floats> half;
+  return hn::ZeroExtendVector(Floats(), load(half, from));
+#else
+  return load(Floats(), from);  // not reached: kHasHalfTail is false
+#endif
+}
+
+template <class D>
+HWY_INLINE void store(D d, hn::Vec<D> value, float* to) {
+  hn::StoreU(value, d, to);
+}
+
+template <class D>
+HWY_INLINE void store(D, hn::Vec<D> value, BFloat16* to) {
+  const hn::Rebind<std::uint16_t, D> d16;
+  const hn::Rebind<std::uint32_t, D> d32;
+  const auto bits = hn::BitCast(d32, value);
+  const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(d32, 1U));
+  const auto rounded = hn::Add(bits, hn::Add(odd, hn::Set(d32, 0x7fffU)));
+  const auto quiet_nan = hn::Or(bits, hn::Set(d32, 0x00400000U));
+  const auto is_number = hn::RebindMask(d32, hn::Eq(value, value));
+  const auto high = hn::ShiftRight<16>(hn::IfThenElse(is_number, rounded, quiet_nan));
+  hn::StoreU(hn::TruncateTo(d16, high), d16, reinterpret_cast<std::uint16_t*>(to));
+}
+
+template <class D>
+HWY_INLINE void store([[maybe_unused]] D d, hn::Vec<D> value, Float16* to) {
+  if constexpr (kConvertsFloat16) {
+    const hn::Rebind<hwy::float16_t, D> d16;
+    hn::StoreU(hn::DemoteTo(d16, value), d16, reinterpret_cast<hwy::float16_t*>(to));
+  } else {
+    float values[hn::MaxLanes(D())];
+    hn::StoreU(value, d, values);
+    for (float element : values) *to++ = {core::float16_from_float(element)};
+  }
+}
+
+/// 2^x for x in [−∞, 127); 0 below −126. Relative error ≤ 2.1e-7; NaN stays NaN.
+HWY_INLINE Vec exp2(Vec x) {
+  const Floats d;
+  const hn::Rebind<std::int32_t, Floats> di;
+  const auto whole = hn::NearestInt(x);
+  const Vec f = hn::Sub(x, hn::ConvertTo(d, whole));
+  // Minimax of 2^f on [−0.5, 0.5], degree 5.
+  Vec p = hn::Set(d, 0.00132764585F);
+  p = hn::MulAdd(p, f, hn::Set(d, 0.00967554096F));
+  p = hn::MulAdd(p, f, hn::Set(d, 0.0555071346F));
+  p = hn::MulAdd(p, f, hn::Set(d, 0.240221202F));
+  p = hn::MulAdd(p, f, hn::Set(d, 0.693146944F));
+  p = hn::MulAdd(p, f, hn::Set(d, 1.00000012F));
+  constexpr std::int32_t kExponentBias = 127;
+  const auto power = hn::BitCast(d, hn::ShiftLeft<23>(hn::Add(whole, hn::Set(di, kExponentBias))));
+  const auto vanishes = hn::Lt(x, hn::Set(d, -126.0F));
+  return hn::IfThenElse(vanishes, hn::Zero(d), hn::Mul(p, power));
+}
+
+/// tanh x, relative error ≤ 1e-6.
+HWY_INLINE Vec tanh(Vec x) {
+  const Floats d;
+  constexpr float kPolynomialBound = 0.625F;
+  constexpr float kTwoLog2E = 2.88539008F;
+  constexpr float kSaturation = 40.0F;  // 1 − 2 / (2^40 + 1) is 1 in fp32
+  const Vec magnitude = hn::Abs(x);
+  // Odd polynomial, interpolated at the Chebyshev nodes of [0, 0.625²]: e^2x − 1 would cancel here.
+  const Vec z = hn::Mul(x, x);
+  Vec p = hn::Set(d, -0.00565713519F);
+  p = hn::MulAdd(p, z, hn::Set(d, 0.0205881915F));
+  p = hn::MulAdd(p, z, hn::Set(d, -0.0537201077F));
+  p = hn::MulAdd(p, z, hn::Set(d, 0.133311141F));
+  p = hn::MulAdd(p, z, hn::Set(d, -0.333332599F));
+  p = hn::MulAdd(hn::Mul(p, z), x, x);
+  const Vec power =
+      exp2(hn::Min(hn::Set(d, kSaturation), hn::Mul(magnitude, hn::Set(d, kTwoLog2E))));
+  const Vec one = hn::Set(d, 1.0F);
+  const Vec large = hn::Sub(one, hn::Div(hn::Set(d, 2.0F), hn::Add(power, one)));
+  return hn::IfThenElse(hn::Lt(magnitude, hn::Set(d, kPolynomialBound)), p, hn::CopySign(large, x));
+}
+
+/// Every second lane of `low`, then of `high`.
+HWY_INLINE Vec even_lanes(Vec low, Vec high) {
+#if HWY_TARGET == HWY_SCALAR
+  return (void)high, low;  // not reached: one lane has no pairs
+#else
+  return hn::ConcatEven(Floats(), high, low);
+#endif
+}
+HWY_INLINE Vec odd_lanes(Vec low, Vec high) {
+#if HWY_TARGET == HWY_SCALAR
+  return (void)low, high;
+#else
+  return hn::ConcatOdd(Floats(), high, low);
+#endif
+}
+
+/// Sums of neighbours, those of `low` first.
+HWY_INLINE Vec add_pairs(Vec low, Vec high) {
+  return hn::Add(even_lanes(low, high), odd_lanes(low, high));
+}
+
+/// Lane i is the sum of the lanes of v[i].
+template <std::int32_t kCount>
+HWY_INLINE Vec sums_of(const Vec* v) {
+  if constexpr (kCount == 1) {
+    return *v;
+  } else {
+    return add_pairs(sums_of<kCount / 2>(v), sums_of<kCount / 2>(v + kCount / 2));
+  }
+}
+
+/// Transposes kLanes vectors. Each of the log2(kLanes) rounds moves one bit of the lane's number
+/// into the vector's number and one the other way.
+HWY_INLINE void transpose(Vec* v) {
+  constexpr std::int32_t kHalf = kLanes / 2;
+  HWY_UNROLL(4)
+  for (std::int32_t span = 1; span < kLanes; span *= 2) {
+    Vec next[kLanes];
+    HWY_UNROLL(8)
+    for (std::int32_t i = 0; i < kHalf; ++i) {
+      next[i] = even_lanes(v[2 * i], v[2 * i + 1]);
+      next[i + kHalf] = odd_lanes(v[2 * i], v[2 * i + 1]);
+    }
+    HWY_UNROLL(16)
+    for (std::int32_t i = 0; i < kLanes; ++i) v[i] = next[i];
+  }
+}
+
+HWY_INLINE float max_of_lanes(Vec v) { return hn::GetLane(hn::MaxOfLanes(Floats(), v)); }
+HWY_INLINE float sum_of_lanes(Vec v) { return hn::GetLane(hn::SumOfLanes(Floats(), v)); }
+
+}  // namespace quire::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif

@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file
+/// The seam between the CPU backend and its kernels. A tier is a set of kernels for one kind of
+/// core; everything above this header (schedule, split KV, merge, executor) is common to all.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string_view>
+
+#include "core/backend.hpp"
+#include "core/problem.hpp"
+#include "schedule/schedule.hpp"
+
+namespace quire::cpu {
+
+/// Keys per tile: which of them a query sees is one 64-bit word.
+inline constexpr std::int32_t kKvTile = 64;
+inline constexpr std::int32_t kHeadDimStep = 8;
+inline constexpr std::int32_t kMaxHeadDim = 512;
+/// Up to so many rows of a kv head, keys and values are used where they lie; more pay for a copy.
+inline constexpr std::int32_t kFewRows = 12;
+/// Rows of fp32 buffers are padded to so many elements and aligned to as many bytes as they take.
+inline constexpr std::int32_t kRowPadding = 16;
+inline constexpr std::size_t kBufferAlignment = kRowPadding * sizeof(float);
+
+constexpr std::int32_t padded(std::int32_t head_dim) {
+  return (head_dim + kRowPadding - 1) / kRowPadding * kRowPadding;
+}
+
+/// What is known of an item's rows after some of their keys. A row is a query of one head; rows are
+/// ordered by kv head, then query, then head of the group.
+struct RowStates {
+  float* o = nullptr;    // [rows, padded(head_dim_vo)]: Σ 2^(x − max) · v
+  float* max = nullptr;  // [rows]: of the logits x, in units of log 2; −inf: no key seen
+  float* sum = nullptr;  // [rows]: Σ 2^(x − max)
+};
+
+/// One piece of work for `Tier::attend`.
+struct ItemTask {
+  const core::ProblemShape& shape;
+  const core::BatchArrays& batch;
+  const core::LayerTensors& tensors;
+  schedule::WorkItem item;
+  RowStates states;              // written
+  std::byte* buffers = nullptr;  // Tier::buffer_bytes, this thread's own
+
+  [[nodiscard]] std::int32_t num_queries() const { return item.q_end - item.q_begin; }
+  [[nodiscard]] std::int32_t num_kv_heads() const { return item.kv_head_end - item.kv_head_begin; }
+  [[nodiscard]] std::int32_t rows_per_kv_head() const { return num_queries() * shape.group_size; }
+  [[nodiscard]] std::int32_t rows() const { return num_kv_heads() * rows_per_kv_head(); }
+};
+
+/// Kernels for one kind of core. `n` elements of a row, any n ≥ 0.
+struct Tier {
+  std::string_view name;    ///< of the tier's row in the kernel table
+  std::string_view target;  ///< instruction set in use, for `quire info`
+
+  /// Bytes that `attend` needs for items of at most `max_rows` rows.
+  std::size_t (*buffer_bytes)(const core::ProblemShape& shape, std::int32_t max_rows) noexcept;
+  /// Computes the states of all rows over the item's keys.
+  void (*attend)(const ItemTask& task) noexcept;
+
+  /// to[i] = scale · from[i], rounded to nearest even.
+  void (*store_row)(void* to, DType dtype, const float* from, std::int64_t n, float scale) noexcept;
+  /// to[i] += weight · from[i].
+  void (*add_row)(float* to, const void* from, DType dtype, std::int64_t n, float weight) noexcept;
+};
+
+/// @return The portable tier for this machine's instruction set.
+const Tier& portable_tier() noexcept;
+
+/// @return The config's kernel or, if the environment's `QUIRE_CPU_TIER` names a tier (such as
+///   "portable"), that tier's.
+/// @throws Error `kUnsupported` if that tier does not exist or does not serve the spec.
+const core::KernelRow& choose_kernel(const core::AttentionConfig& config);
+
+/// @return The tier of a kernel row of the CPU.
+const Tier& tier_of(const core::KernelRow& kernel) noexcept;
+
+/// How this backend wants a batch cut.
+schedule::TilePolicy tile_policy(const core::ProblemShape& shape, std::int32_t concurrency);
+
+}  // namespace quire::cpu

@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+// How the CPU wants a batch cut. Measured on AVX-512 and AVX2 cores; costs are in the time of one
+// row against one tile of keys.
+#include <algorithm>
+
+#include "cpu/tier.hpp"
+
+namespace quire::cpu {
+namespace {
+
+/// fp32 elements of q and o that an item keeps beside its tile in a core's second-level cache.
+constexpr std::int32_t kItemElements = 49152;
+constexpr std::int32_t kMinTileRows = 48;
+constexpr std::int32_t kMaxTileRows = 256;
+
+/// Ranges per thread: enough for the last ones to even out, few enough for splits to stay rare.
+constexpr std::int32_t kRangesPerThread = 4;
+constexpr std::int32_t kMaxRanges = 256;  // beyond, one per thread
+
+}  // namespace
+
+schedule::TilePolicy tile_policy(const core::ProblemShape& shape, std::int32_t concurrency) {
+  const std::int32_t rows =
+      std::clamp(kItemElements / (padded(shape.head_dim_qk) + padded(shape.head_dim_vo)),
+                 kMinTileRows, kMaxTileRows);
+  schedule::TilePolicy policy;
+  policy.kv_tile = kKvTile;
+  policy.tile_rows = rows;
+  // Few rows use keys where they lie, so all heads of a page are worth reading together.
+  policy.all_heads_rows =
+      std::max(shape.num_qo_heads, std::min(rows, kFewRows * shape.num_kv_heads));
+  policy.num_workers =
+      concurrency == 1
+          ? 1
+          : std::max(concurrency, std::min(concurrency * kRangesPerThread, kMaxRanges));
+  policy.min_split_tiles = 4;
+  policy.cost_of_unit = 8;
+  policy.cost_of_tile = 6;
+  policy.cost_of_row = 1;
+  policy.min_worker_cost = 64;
+  return policy;
+}
+
+}  // namespace quire::cpu

@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file
+/// How the backend's scratch workspace is laid out.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "cpu/tier.hpp"
+
+namespace quire::cpu {
+
+/// Scratch: for each thread the tier's buffers and the states of its item; then the partial results
+/// of split units, two slots per range.
+class ScratchLayout {
+ public:
+  ScratchLayout(const Tier& tier, const core::ProblemShape& shape,
+                const schedule::TilePolicy& policy, std::int32_t num_threads);
+
+  [[nodiscard]] std::size_t bytes() const;
+  [[nodiscard]] std::byte* buffers(std::byte* scratch, std::int32_t thread) const;
+  [[nodiscard]] RowStates thread_states(std::byte* scratch, std::int32_t thread) const;
+  /// @param slot See `schedule::partial_slot`.
+  [[nodiscard]] RowStates slot_states(std::byte* scratch, std::int32_t slot) const;
+
+ private:
+  [[nodiscard]] RowStates states_at(std::byte* base) const;
+
+  std::size_t num_threads_;
+  std::size_t num_slots_;
+  std::size_t max_rows_;
+  std::size_t row_elements_;
+  std::size_t buffer_bytes_;
+  std::size_t states_bytes_;
+};
+
+}  // namespace quire::cpu

@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <chrono>
+#include <cstdlib>
+#include <thread>
+#include <vector>
+
+#include "cpu/thread_pool.hpp"
+#include "quire/error.hpp"
+#include "quire/executor.hpp"
+
+namespace quire {
+namespace {
+
+/// Counts how often each index was called.
+struct Tally {
+  explicit Tally(std::size_t count) : calls(count) {}
+  static void task(void* context, std::int32_t index) noexcept {
+    static_cast<Tally*>(context)->calls[static_cast<std::size_t>(index)].fetch_add(1);
+  }
+  [[nodiscard]] bool each_once() const {
+    for (const std::atomic<int>& count : calls) {
+      if (count.load() != 1) return false;
+    }
+    return true;
+  }
+  std::vector<std::atomic<int>> calls;
+};
+
+TEST(Executor, CallsEachIndexOnceForAnyCount) {
+  const auto pool = make_thread_pool(3);
+  for (const std::int32_t count : {0, 1, 2, 3, 4, 17, 1000}) {
+    Tally tally(static_cast<std::size_t>(count));
+    pool->parallel(count, Tally::task, &tally);
+    EXPECT_TRUE(tally.each_once()) << count;
+  }
+}
+
+TEST(Executor, HasTheConcurrencyItWasAskedFor) {
+  EXPECT_EQ(make_thread_pool(1)->concurrency(), 1);
+  EXPECT_EQ(make_thread_pool(5)->concurrency(), 5);
+  EXPECT_EQ(make_thread_pool(0)->concurrency(), cpu::available_cores());
+}
+
+TEST(Executor, RefusesANegativeNumberOfThreads) {
+  try {
+    (void)make_thread_pool(-2);
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ErrorCode::kInvalidArgument);
+    EXPECT_STREQ(error.what(), "[executor] num_threads: expected a number ≥ 0, got -2");
+  }
+}
+
+TEST(Executor, RunsTasksOnSeveralThreadsAtTheSameTime) {
+  const auto pool = make_thread_pool(2);
+  struct Meeting {
+    std::atomic<int> present{0};
+    static void task(void* context, std::int32_t) noexcept {
+      auto& present = static_cast<Meeting*>(context)->present;
+      present.fetch_add(1);
+      while (present.load() < 2) std::this_thread::yield();  // hangs if one thread does both
+    }
+  } meeting;
+  pool->parallel(2, Meeting::task, &meeting);
+  EXPECT_EQ(meeting.present.load(), 2);
+}
+
+TEST(Executor, ServesSeveralCallersAtOnce) {
+  const auto pool = make_thread_pool(3);
+  std::vector<std::thread> callers;
+  std::atomic<int> good{0};
+  for (int caller = 0; caller < 4; ++caller) {
+    callers.emplace_back([&] {
+      for (int round = 0; round < 200; ++round) {
+        Tally tally(13);
+        pool->parallel(13, Tally::task, &tally);
+        if (tally.each_once()) good.fetch_add(1);
+      }
+    });
+  }
+  for (std::thread& caller : callers) caller.join();
+  EXPECT_EQ(good.load(), 4 * 200);
+}
+
+TEST(Executor, MayBeUsedFromInsideATask) {
+  const auto pool = make_thread_pool(2);
+  struct Outer {
+    Executor& pool;
+    std::atomic<int> inner_calls{0};
+    static void inner(void* context, std::int32_t) noexcept {
+      static_cast<Outer*>(context)->inner_calls.fetch_add(1);
+    }
+    static void outer(void* context, std::int32_t) noexcept {
+      static_cast<Outer*>(context)->pool.parallel(5, inner, context);
+    }
+  } nested{*pool};
+  pool->parallel(7, Outer::outer, &nested);
+  EXPECT_EQ(nested.inner_calls.load(), 7 * 5);
+}
+
+TEST(Executor, WakesUpAfterItsThreadsFellAsleep) {
+  const auto pool = make_thread_pool(3);
+  for (int round = 0; round < 5; ++round) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    Tally tally(64);
+    pool->parallel(64, Tally::task, &tally);
+    EXPECT_TRUE(tally.each_once());
+  }
+}
+
+TEST(Executor, OfTheEnvironmentIsRefusedIfItIsNotANumber) {
+  // The default executor of this process is made at its first use, which is here.
+  setenv("QUIRE_NUM_THREADS", "many", 1);
+  try {
+    (void)default_executor();
+    ADD_FAILURE();
+  } catch (const Error& error) {
+    EXPECT_STREQ(error.what(), "[executor] QUIRE_NUM_THREADS: expected a number ≥ 0, got \"many\"");
+  }
+  setenv("QUIRE_NUM_THREADS", "2", 1);
+  EXPECT_EQ(default_executor().concurrency(), 2);
+  EXPECT_EQ(&default_executor(), &default_executor());
+  unsetenv("QUIRE_NUM_THREADS");
+}
+
+}  // namespace
+}  // namespace quire

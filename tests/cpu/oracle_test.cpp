@@ -1,0 +1,314 @@
+// SPDX-License-Identifier: Apache-2.0
+// The CPU backend against the oracle: random ragged batches, with poison in everything that must
+// not be read. Each test turns on one thing; the last ones turn on everything at random.
+#include <gtest/gtest.h>
+
+#include <string>
+
+#include "support/random_batch.hpp"
+
+namespace quire {
+namespace {
+
+using testing::CacheStorage;
+using testing::Difference;
+using testing::KeySource;
+using testing::RandomBatch;
+using testing::RandomBatchOptions;
+using testing::Request;
+
+/// Bounds on |o − oracle| / max |v| before output rounding, and on |lse − oracle|.
+constexpr double kFloat32Bound = 2e-6;
+constexpr double kHalfBound = 1e-3;
+constexpr double kLseBound = 1e-5;
+
+/// Lengths around the edges of tiles (64), of pages and of few and many rows.
+std::vector<Request> edgy_requests() {
+  return {{1, 1},  {1, 63},  {1, 64},  {1, 65}, {0, 0}, {1, 130}, {5, 5},    {3, 17},
+          {0, 40}, {16, 16}, {7, 200}, {9, 3},  {2, 0}, {70, 70}, {33, 129}, {1, 16}};
+}
+
+RandomBatchOptions small(std::int32_t group, std::int32_t kv_heads, std::int32_t head_dim) {
+  RandomBatchOptions options;
+  options.spec.num_kv_heads = kv_heads;
+  options.spec.num_qo_heads = kv_heads * group;
+  options.spec.head_dim_qk = head_dim;
+  options.spec.q_dtype = options.spec.kv_dtype = DType::kFloat32;
+  options.requests = edgy_requests();
+  options.padding_rows = 3;
+  return options;
+}
+
+/// Runs the batch on two threads and compares.
+void expect_oracle(const RandomBatchOptions& options, const std::string& what = {}) {
+  SCOPED_TRACE(what);
+  RandomBatch batch(options);
+  static const auto pool = make_thread_pool(2);
+  const Attention attention(
+      Device::cpu(),
+      batch.options.spec.page_size == batch.spec.page_size ? batch.options.spec : batch.spec,
+      batch.limits(), {.executor = pool.get(), .kernel = {}});
+  const Status status = testing::run(attention, batch);
+  ASSERT_TRUE(status.ok()) << status.message();
+  const Difference difference =
+      compare(batch, reference_attention(batch.spec, batch.batch, batch.tensors));
+  const bool exact =
+      batch.spec.q_dtype == DType::kFloat32 && batch.spec.kv_dtype == DType::kFloat32;
+  EXPECT_EQ(difference.mismatches, 0);
+  EXPECT_LE(difference.o, exact ? kFloat32Bound : kHalfBound);
+  EXPECT_LE(difference.lse, kLseBound);
+  EXPECT_TRUE(batch.gaps_are_untouched());
+}
+
+TEST(Oracle, AgreesForEveryGroupSize) {
+  for (std::int32_t group = 1; group <= 16; ++group) {
+    expect_oracle(small(group, group <= 4 ? 2 : 1, 16), "group " + std::to_string(group));
+  }
+}
+
+TEST(Oracle, AgreesForEveryPageSizeAndWayToFindPages) {
+  for (const std::int32_t page_size : {1, 2, 3, 8, 16, 17, 64, 100}) {
+    for (const KeySource source : {KeySource::kDense, KeySource::kCsr, KeySource::kCsrWithKvLen}) {
+      RandomBatchOptions options = small(2, 2, 16);
+      options.spec.page_size = page_size;
+      options.source = source;
+      expect_oracle(options, "page size " + std::to_string(page_size) + ", source " +
+                                 std::to_string(static_cast<int>(source)));
+    }
+  }
+}
+
+TEST(Oracle, AgreesForEveryHeadDim) {
+  for (const std::int32_t head_dim : {8, 24, 32, 40, 64, 72, 80, 96, 128, 192, 256, 512}) {
+    RandomBatchOptions options = small(3, 1, head_dim);
+    options.requests = {{1, 70}, {2, 65}, {20, 90}, {40, 40}};
+    expect_oracle(options, "head_dim " + std::to_string(head_dim));
+    options.spec.kv_dtype = DType::kBFloat16;
+    expect_oracle(options, "bf16, head_dim " + std::to_string(head_dim));
+  }
+}
+
+TEST(Oracle, AgreesForValuesOfAnotherHeadDimThanKeys) {
+  for (const auto& [qk, vo] : {std::pair{192, 128}, {16, 40}, {72, 8}, {8, 72}, {512, 256}}) {
+    RandomBatchOptions options = small(2, 2, qk);
+    options.spec.head_dim_vo = vo;
+    options.requests = {{1, 70}, {3, 65}, {30, 90}};
+    for (const CacheStorage storage : {CacheStorage::kApart, CacheStorage::kPackedDims}) {
+      options.storage = storage;
+      expect_oracle(options, std::to_string(qk) + "/" + std::to_string(vo));
+    }
+  }
+}
+
+TEST(Oracle, AgreesForEveryPairOfDtypes) {
+  for (const DType q : {DType::kFloat32, DType::kFloat16, DType::kBFloat16}) {
+    for (const DType kv : {DType::kFloat32, DType::kFloat16, DType::kBFloat16}) {
+      RandomBatchOptions options = small(4, 2, 32);
+      options.spec.q_dtype = q;
+      options.spec.kv_dtype = kv;
+      options.spec.o_dtype = DType::kFloat32;
+      expect_oracle(options, std::string(to_string(q)) + " over " + std::string(to_string(kv)));
+    }
+  }
+}
+
+TEST(Oracle, IsRoundedToTheNearestOfTheOutputDtype) {
+  for (const DType dtype : {DType::kFloat16, DType::kBFloat16}) {
+    RandomBatchOptions options = small(2, 1, 64);
+    options.requests = {{1, 300}, {40, 100}};
+    options.spec.q_dtype = options.spec.kv_dtype = dtype;
+    RandomBatch batch(options);
+    const Attention attention(Device::cpu(), batch.spec, batch.limits());
+    ASSERT_TRUE(testing::run(attention, batch).ok());
+    const ReferenceResult oracle = reference_attention(batch.spec, batch.batch, batch.tensors);
+    std::int64_t equal = 0;
+    std::int64_t total = 0;
+    std::size_t at = 0;
+    for (std::int64_t row = 0; row < batch.total_q(); ++row) {
+      for (std::int64_t head = 0; head < 2; ++head) {
+        for (std::int64_t i = 0; i < 64; ++i, ++at, ++total) {
+          std::byte rounded[sizeof(float)];
+          testing::encode(static_cast<float>(oracle.o[at]), rounded, dtype);
+          equal += testing::decode(rounded, dtype) == batch.o(row, head, i) ? 1 : 0;
+        }
+      }
+    }
+    EXPECT_GE(static_cast<double>(equal), 0.99 * static_cast<double>(total)) << to_string(dtype);
+  }
+}
+
+TEST(Oracle, AgreesForEveryStorageOfTheCache) {
+  for (const KvLayout layout : {KvLayout::kNHD, KvLayout::kHND}) {
+    for (const CacheStorage storage :
+         {CacheStorage::kApart, CacheStorage::kTwoPages, CacheStorage::kPagesTwo,
+          CacheStorage::kPagesLayersTwo, CacheStorage::kPackedDims}) {
+      for (const std::int32_t kv_heads : {1, 3}) {
+        RandomBatchOptions options = small(2, kv_heads, 24);
+        options.spec.kv_layout = layout;
+        options.storage = storage;
+        options.fused_qkv = true;
+        options.strided_output = true;
+        options.shared_pages = 2;
+        expect_oracle(options, "layout " + std::to_string(static_cast<int>(layout)) + ", storage " +
+                                   std::to_string(static_cast<int>(storage)));
+      }
+    }
+  }
+}
+
+TEST(Oracle, AgreesForContiguousKeys) {
+  for (const KvLayout layout : {KvLayout::kNHD, KvLayout::kHND}) {
+    RandomBatchOptions options = small(4, 2, 16);
+    options.source = KeySource::kContiguous;
+    options.spec.kv_layout = layout;
+    expect_oracle(options);
+  }
+}
+
+TEST(Oracle, AgreesForEveryMaskAndWindow) {
+  for (const Mask mask : {Mask::kNone, Mask::kCausal, Mask::kTree, Mask::kFull}) {
+    for (const std::int32_t window : {-1, 0, 1, 15, 63, 64, 100}) {
+      for (const std::int32_t group : {1, 5}) {
+        RandomBatchOptions options = small(group, 1, 16);
+        options.spec.mask = mask;
+        options.spec.window_left = window;
+        expect_oracle(options, "mask " + std::to_string(static_cast<int>(mask)) + ", window " +
+                                   std::to_string(window));
+      }
+    }
+  }
+}
+
+TEST(Oracle, AgreesForSparseAndFullMasks) {
+  for (const double density : {0.0, 0.02, 0.9, 1.0}) {
+    for (const Mask mask : {Mask::kTree, Mask::kFull}) {
+      RandomBatchOptions options = small(2, 1, 16);
+      options.spec.mask = mask;
+      options.mask_density = density;
+      expect_oracle(options, "density " + std::to_string(density));
+    }
+  }
+}
+
+TEST(Oracle, KeepsNaNInMaskedValuesAwayFromQueriesThatDoNotSeeThem) {
+  for (const Mask mask : {Mask::kCausal, Mask::kTree, Mask::kFull}) {
+    for (const std::int32_t group : {1, 3, 7}) {
+      for (const DType dtype : {DType::kFloat32, DType::kFloat16}) {
+        RandomBatchOptions options = small(group, 2, 24);
+        options.spec.mask = mask;
+        options.spec.kv_dtype = dtype;
+        options.mask_density = 0.1;
+        options.poison_masked_values = true;
+        expect_oracle(options, "mask " + std::to_string(static_cast<int>(mask)) + ", group " +
+                                   std::to_string(group));
+      }
+    }
+  }
+}
+
+TEST(Oracle, AgreesForSoftCapSinksAlibiAndScales) {
+  for (const KvScale scale : {KvScale::kNone, KvScale::kPerTensor, KvScale::kPerHead}) {
+    for (const float cap : {0.0F, 0.5F, 30.0F}) {
+      for (const bool sinks : {false, true}) {
+        for (const bool alibi : {false, true}) {
+          RandomBatchOptions options = small(3, 2, 16);
+          options.spec.kv_scale = scale;
+          options.spec.logits_soft_cap = cap;
+          options.spec.sinks = sinks;
+          options.spec.alibi = alibi;
+          options.spec.sm_scale = 0.3F;
+          expect_oracle(options, "cap " + std::to_string(cap) + (sinks ? ", sinks" : "") +
+                                     (alibi ? ", alibi" : ""));
+        }
+      }
+    }
+  }
+}
+
+TEST(Oracle, AgreesForASinkAboveAllLogits) {
+  RandomBatchOptions options = small(2, 1, 16);
+  options.spec.sinks = true;
+  RandomBatch batch(options);
+  batch.sinks = {200.0F, -300.0F};
+  batch.tensors.sinks = TensorView(batch.sinks.data(), DType::kFloat32, {2});
+  const Attention attention(Device::cpu(), batch.spec, batch.limits());
+  ASSERT_TRUE(testing::run(attention, batch).ok());
+  const Difference difference =
+      compare(batch, reference_attention(batch.spec, batch.batch, batch.tensors));
+  EXPECT_EQ(difference.mismatches, 0);
+  EXPECT_LE(difference.o, kFloat32Bound);
+}
+
+TEST(Oracle, AgreesForLogitsFarApart) {
+  RandomBatchOptions options = small(2, 1, 16);
+  options.magnitude = 12.0F;  // logits of some hundreds: most weights vanish
+  RandomBatch batch(options);
+  const Attention attention(Device::cpu(), batch.spec, batch.limits());
+  ASSERT_TRUE(testing::run(attention, batch).ok());
+  const Difference difference =
+      compare(batch, reference_attention(batch.spec, batch.batch, batch.tensors));
+  EXPECT_EQ(difference.mismatches, 0);
+  EXPECT_LE(difference.o, 2e-4);  // fp32 logits of 500 are good to 3e-5
+}
+
+TEST(Oracle, AgreesForLongContexts) {
+  RandomBatchOptions options = small(4, 2, 64);
+  options.requests = {{1, 3000}, {1, 777}, {2, 1025}};
+  expect_oracle(options);
+  options.spec.q_dtype = options.spec.kv_dtype = DType::kBFloat16;
+  options.spec.o_dtype = DType::kFloat32;
+  expect_oracle(options, "bf16");
+}
+
+TEST(Oracle, AgreesForBatchesWithoutRequestsOrRows) {
+  RandomBatchOptions options = small(2, 1, 16);
+  options.requests = {};
+  expect_oracle(options, "padding only");
+  options.padding_rows = 0;
+  expect_oracle(options, "nothing");
+  options.requests = {{0, 0}, {0, 9}};
+  expect_oracle(options, "no queries");
+  options.requests = {{4, 0}, {2, 1}};
+  options.padding_rows = 100;
+  expect_oracle(options, "hardly a key, much padding");
+}
+
+TEST(Oracle, AgreesForRandomMixturesOfEverything) {
+  std::mt19937 random(2026);
+  const auto below = [&](std::uint32_t n) { return static_cast<std::int32_t>(random() % n); };
+  constexpr std::int32_t kPageSizes[] = {1, 2, 3, 8, 16, 17, 64, 100};
+  constexpr DType kDtypes[] = {DType::kFloat32, DType::kFloat16, DType::kBFloat16};
+  for (std::uint32_t round = 0; round < 120; ++round) {
+    RandomBatchOptions options = small(1 + below(16), 1 + below(3), 8 * (1 + below(12)));
+    options.spec.head_dim_vo = below(3) == 0 ? 8 * (1 + below(12)) : 0;
+    options.spec.page_size = kPageSizes[below(8)];
+    options.spec.kv_layout = static_cast<KvLayout>(below(2));
+    options.spec.mask = static_cast<Mask>(below(4));
+    options.spec.window_left = below(2) == 0 ? -1 : below(150);
+    options.spec.logits_soft_cap = below(4) == 0 ? 20.0F : 0.0F;
+    options.spec.sinks = below(3) == 0;
+    options.spec.alibi = below(4) == 0;
+    options.spec.kv_scale = static_cast<KvScale>(below(3));
+    options.spec.q_dtype = kDtypes[below(3)];
+    options.spec.kv_dtype = kDtypes[below(3)];
+    options.spec.o_dtype = DType::kFloat32;
+    options.source = static_cast<KeySource>(below(4));
+    options.storage = static_cast<CacheStorage>(below(5));
+    options.fused_qkv = below(2) == 0;
+    options.strided_output = below(2) == 0;
+    options.shared_pages = below(3);
+    options.stale_pages = below(4);
+    options.padding_rows = below(20);
+    options.seed = round + 1;
+    options.requests.clear();
+    for (std::int32_t count = below(6); count >= 0; --count) {
+      const std::int32_t keys = below(4) == 0 ? below(300) : below(80);
+      const std::int32_t queries = below(2) == 0 ? 1 : below(static_cast<std::uint32_t>(keys) + 3);
+      options.requests.push_back({std::min(queries, 60), keys});
+    }
+    expect_oracle(options, "round " + std::to_string(round));
+  }
+}
+
+}  // namespace
+}  // namespace quire

@@ -1,0 +1,234 @@
+// SPDX-License-Identifier: Apache-2.0
+// How work is shared out must not show: splits, threads, executors and instruction sets.
+#include <gtest/gtest.h>
+#include <hwy/targets.h>
+
+#include <atomic>
+#include <cstring>
+#include <random>
+#include <thread>
+
+#include "cpu/tier.hpp"
+#include "support/random_batch.hpp"
+
+namespace quire {
+namespace {
+
+using testing::Difference;
+using testing::RandomBatch;
+using testing::RandomBatchOptions;
+
+/// Claims `concurrency` threads and runs the tasks one after another, in an order of its own.
+class OneByOne final : public Executor {
+ public:
+  explicit OneByOne(std::int32_t concurrency) : concurrency_(concurrency) {}
+  [[nodiscard]] std::int32_t concurrency() const noexcept override { return concurrency_; }
+  void parallel(std::int32_t count, Task task, void* context) noexcept override {
+    ++calls;
+    for (std::int32_t i = count - 1; i >= 0; --i) task(context, i);
+  }
+  std::int32_t calls = 0;
+
+ private:
+  std::int32_t concurrency_;
+};
+
+/// Claims `concurrency` threads and starts as many for each call.
+class ThreadPerTask final : public Executor {
+ public:
+  explicit ThreadPerTask(std::int32_t concurrency) : concurrency_(concurrency) {}
+  [[nodiscard]] std::int32_t concurrency() const noexcept override { return concurrency_; }
+  void parallel(std::int32_t count, Task task, void* context) noexcept override {
+    std::vector<std::thread> threads;
+    for (std::int32_t i = 0; i < count; ++i) threads.emplace_back(task, context, i);
+    for (std::thread& thread : threads) thread.join();
+  }
+
+ private:
+  std::int32_t concurrency_;
+};
+
+/// Decode, append and prefill, long enough to be split.
+RandomBatchOptions mixed(std::uint32_t seed = 1) {
+  RandomBatchOptions options;
+  options.spec.num_qo_heads = 8;
+  options.spec.num_kv_heads = 2;
+  options.spec.head_dim_qk = 32;
+  options.spec.q_dtype = options.spec.kv_dtype = DType::kFloat32;
+  options.requests = {{1, 3000}, {1, 10}, {5, 1200}, {0, 0}, {90, 700}, {1, 513}};
+  options.padding_rows = 40;
+  options.seed = seed;
+  return options;
+}
+
+Attention make(const RandomBatch& batch, Executor& executor) {
+  return Attention(Device::cpu(), batch.spec, batch.limits(),
+                   {.executor = &executor, .kernel = {}});
+}
+
+std::vector<std::byte> result_bytes(RandomBatch& batch) {
+  std::vector<std::byte> bytes(batch.o_elements.bytes().begin(), batch.o_elements.bytes().end());
+  bytes.insert(bytes.end(), batch.lse_elements.bytes().begin(), batch.lse_elements.bytes().end());
+  return bytes;
+}
+
+void expect_oracle(const RandomBatch& batch) {
+  const Difference difference =
+      compare(batch, reference_attention(batch.spec, batch.batch, batch.tensors));
+  EXPECT_EQ(difference.mismatches, 0);
+  EXPECT_LE(difference.o, 2e-6);
+  EXPECT_LE(difference.lse, 1e-5);
+}
+
+TEST(SplitKv, AgreesWithTheOracleForAnyNumberOfRanges) {
+  for (const std::int32_t concurrency : {1, 2, 3, 8, 64, 300}) {
+    SCOPED_TRACE(concurrency);
+    RandomBatchOptions options = mixed();
+    options.spec.sinks = true;  // must enter once, however many pieces there are
+    RandomBatch batch(options);
+    OneByOne executor(concurrency);
+    ASSERT_TRUE(testing::run(make(batch, executor), batch).ok());
+    expect_oracle(batch);
+    EXPECT_EQ(executor.calls, concurrency > 1 ? 1 : 0);
+  }
+}
+
+TEST(SplitKv, StaysWithinFourUlpOfTheUnsplitResult) {
+  RandomBatch batch(mixed());
+  OneByOne alone(1);
+  ASSERT_TRUE(testing::run(make(batch, alone), batch).ok());
+  std::vector<float> unsplit;
+  for (std::int64_t i = 0; i < batch.o_elements.size(); ++i)
+    unsplit.push_back(batch.o_elements.get(i));
+  OneByOne many(16);
+  ASSERT_TRUE(testing::run(make(batch, many), batch).ok());
+  constexpr double kUlp = 1.2e-7;
+  double largest = 0.0;
+  for (std::int64_t i = 0; i < batch.o_elements.size(); ++i) {
+    const double difference = batch.o_elements.get(i) - unsplit[static_cast<std::size_t>(i)];
+    largest = std::max(largest, std::abs(difference));
+  }
+  EXPECT_GT(largest, 0.0);  // it was split
+  EXPECT_LE(largest, 4 * kUlp * batch.max_abs_v());
+}
+
+TEST(SplitKv, GivesTheSameBitsForAnyThreadsAndInEveryRun) {
+  RandomBatch batch(mixed());
+  OneByOne ordered(6);
+  ASSERT_TRUE(testing::run(make(batch, ordered), batch).ok());
+  const std::vector<std::byte> expected = result_bytes(batch);
+  const auto pool = make_thread_pool(6);
+  ThreadPerTask threads(6);
+  for (int round = 0; round < 20; ++round) {
+    for (Executor* executor : {static_cast<Executor*>(&threads), pool.get()}) {
+      batch.forget_results();
+      ASSERT_TRUE(testing::run(make(batch, *executor), batch).ok());
+      ASSERT_EQ(result_bytes(batch), expected) << round;
+    }
+  }
+}
+
+TEST(Schedule, IsReadyForTheNextRunOfTheSameStep) {
+  RandomBatch batch(mixed());
+  OneByOne executor(12);
+  const Attention attention = make(batch, executor);
+  testing::RubbishWorkspace schedule(attention.workspace_sizes().schedule);
+  testing::RubbishWorkspace scratch(attention.workspace_sizes().scratch);
+  ASSERT_TRUE(attention.schedule(batch.batch, schedule.get()).ok());
+  ASSERT_TRUE(attention.run(batch.batch, batch.tensors, schedule.get(), scratch.get()).ok());
+  const std::vector<std::byte> expected = result_bytes(batch);
+  for (int layer = 0; layer < 3; ++layer) {
+    batch.forget_results();
+    std::memset(scratch.get().data(), 0xff, scratch.get().size());
+    ASSERT_TRUE(attention.run(batch.batch, batch.tensors, schedule.get(), scratch.get()).ok());
+    EXPECT_EQ(result_bytes(batch), expected);
+  }
+}
+
+TEST(Workspace, OfASmallerSizeIsRefused) {
+  RandomBatch batch(mixed());
+  OneByOne executor(4);
+  const Attention attention = make(batch, executor);
+  const WorkspaceSizes sizes = workspace_sizes(Device::cpu(), batch.spec, batch.limits(),
+                                               {.executor = &executor, .kernel = {}});
+  EXPECT_EQ(sizes.schedule, attention.workspace_sizes().schedule);
+  EXPECT_EQ(sizes.scratch, attention.workspace_sizes().scratch);
+  testing::RubbishWorkspace schedule(sizes.schedule);
+  EXPECT_EQ(attention.schedule(batch.batch, schedule.get().first(sizes.schedule - 1)).code(),
+            ErrorCode::kWorkspaceTooSmall);
+}
+
+TEST(Attention, IsUsedFromSeveralThreadsAtOnce) {
+  constexpr std::uint32_t kCallers = 4;
+  const auto pool = make_thread_pool(3);
+  RandomBatch shape_giver(mixed());
+  const Attention attention = make(shape_giver, *pool);
+  std::atomic<std::uint32_t> good{0};
+  std::vector<std::thread> callers;
+  for (std::uint32_t caller = 0; caller < kCallers; ++caller) {
+    callers.emplace_back([&, caller] {
+      RandomBatch batch(mixed(caller + 10));
+      if (!testing::run(attention, batch).ok()) return;
+      const std::vector<std::byte> first = result_bytes(batch);
+      for (int round = 0; round < 5; ++round) {
+        batch.forget_results();
+        if (!testing::run(attention, batch).ok() || result_bytes(batch) != first) return;
+      }
+      const Difference difference =
+          compare(batch, reference_attention(batch.spec, batch.batch, batch.tensors));
+      if (difference.mismatches == 0 && difference.o <= 2e-6) good.fetch_add(1);
+    });
+  }
+  for (std::thread& caller : callers) caller.join();
+  EXPECT_EQ(good.load(), kCallers);
+}
+
+TEST(Targets, OfThisMachineAllAgreeWithTheOracle) {
+  std::int32_t targets = 0;
+  const std::int64_t supported = hwy::SupportedTargets();
+  for (std::int64_t rest = supported; rest != 0; rest &= rest - 1) {
+    const std::int64_t target = rest & -rest;
+    hwy::SetSupportedTargetsForTest(target);
+    const std::string_view name = cpu::portable_tier().target;
+    SCOPED_TRACE(std::string(name));
+    targets += name == hwy::TargetName(target) ? 1 : 0;
+    for (const DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16}) {
+      for (const std::int32_t head_dim : {8, 40, 64}) {
+        RandomBatchOptions options = mixed();
+        options.requests = {{1, 300}, {3, 70}, {40, 100}, {2, 0}};
+        options.spec.num_qo_heads = 6;
+        options.spec.head_dim_qk = head_dim;
+        options.spec.kv_dtype = dtype;
+        options.spec.logits_soft_cap = 3.0F;
+        options.spec.alibi = true;
+        RandomBatch batch(options);
+        OneByOne executor(2);
+        EXPECT_TRUE(testing::run(make(batch, executor), batch).ok());
+        expect_oracle(batch);
+      }
+    }
+  }
+  hwy::SetSupportedTargetsForTest(0);
+  EXPECT_GE(targets, 1);
+}
+
+TEST(Tier, NamedByTheEnvironmentIsTaken) {
+  RandomBatch batch(mixed());
+  OneByOne executor(1);
+  setenv("QUIRE_CPU_TIER", "portable", 1);
+  EXPECT_EQ(make(batch, executor).kernel(), "cpu.portable");
+  setenv("QUIRE_CPU_TIER", "quantum", 1);
+  try {
+    (void)make(batch, executor);
+    ADD_FAILURE();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ErrorCode::kUnsupported);
+    EXPECT_STREQ(error.what(),
+                 "[attention] kernel: expected one of cpu.portable on cpu, got cpu.quantum (forced "
+                 "by QUIRE_CPU_TIER)");
+  }
+  unsetenv("QUIRE_CPU_TIER");
+}
+
+}  // namespace
+}  // namespace quire

@@ -1,0 +1,217 @@
+// SPDX-License-Identifier: Apache-2.0
+// The sentence for every wrong value in a batch, and the record of checked mode.
+#include <gtest/gtest.h>
+
+#include <functional>
+#include <string>
+
+#include "support/random_batch.hpp"
+
+namespace quire {
+namespace {
+
+using testing::KeySource;
+using testing::RandomBatch;
+using testing::RandomBatchOptions;
+
+/// Three requests on pages of 16: 40 keys (3 pages), 16 (1) and 5 (1).
+RandomBatchOptions three_requests(KeySource source, Mask mask = Mask::kCausal) {
+  RandomBatchOptions options;
+  options.spec.num_qo_heads = 2;
+  options.spec.num_kv_heads = 1;
+  options.spec.head_dim_qk = 8;
+  options.spec.q_dtype = options.spec.kv_dtype = DType::kFloat32;
+  options.spec.mask = mask;
+  options.requests = {{2, 40}, {1, 16}, {5, 5}};
+  options.source = source;
+  options.stale_pages = 0;
+  return options;
+}
+
+/// What came of a spoilt call, and what was noted.
+struct Outcome {
+  std::string text;
+  CheckRecord record;
+};
+
+Outcome outcome_of(RandomBatch& batch) {
+  const Attention attention(Device::cpu(), batch.spec,
+                            {.max_num_seqs = 3, .max_total_q = 8, .max_kv_len = 100});
+  testing::RubbishWorkspace schedule(attention.workspace_sizes().schedule);
+  testing::RubbishWorkspace scratch(attention.workspace_sizes().scratch);
+  Outcome outcome;
+  outcome.record.what = -1;
+  const CallOptions call{.stream = nullptr, .check = &outcome.record};
+  Status status = attention.schedule(batch.batch, schedule.get(), call);
+  if (status.ok()) {
+    status = attention.run(batch.batch, batch.tensors, schedule.get(), scratch.get(), call);
+  }
+  EXPECT_EQ(status.code(), status.ok() ? ErrorCode::kOk : ErrorCode::kInvalidArgument);
+  outcome.text = std::string(status.message());
+  return outcome;
+}
+
+Outcome outcome_after(const RandomBatchOptions& options,
+                      const std::function<void(RandomBatch&)>& spoil) {
+  RandomBatch batch(options);
+  spoil(batch);
+  return outcome_of(batch);
+}
+
+std::string text_after(const RandomBatchOptions& options,
+                       const std::function<void(RandomBatch&)>& spoil) {
+  return outcome_after(options, spoil).text;
+}
+
+TEST(BatchValues, ThatAreGoodLeaveNoSentenceAndAnEmptyRecord) {
+  for (const KeySource source :
+       {KeySource::kDense, KeySource::kCsr, KeySource::kCsrWithKvLen, KeySource::kContiguous}) {
+    const Outcome outcome = outcome_after(three_requests(source), [](RandomBatch&) {});
+    EXPECT_EQ(outcome.text, "");
+    EXPECT_EQ(outcome.record.what, 0);
+  }
+}
+
+TEST(BatchValues, OfQoIndptrAreInOrderAndWithinTheLimits) {
+  const RandomBatchOptions options = three_requests(KeySource::kDense);
+  EXPECT_EQ(text_after(options, [](RandomBatch& b) { b.qo_indptr[0] = 1; }),
+            "[schedule] qo_indptr[0]: expected 0…0, got 1");
+  EXPECT_EQ(text_after(options, [](RandomBatch& b) { b.qo_indptr[1] = -4; }),
+            "[schedule] qo_indptr[1]: expected 0…8, got -4");
+  EXPECT_EQ(text_after(options, [](RandomBatch& b) { b.qo_indptr[2] = 1; }),
+            "[schedule] qo_indptr[2]: expected 2…8, got 1");
+  EXPECT_EQ(text_after(options, [](RandomBatch& b) { b.qo_indptr[3] = 9; }),
+            "[schedule] qo_indptr[3]: expected 3…8, got 9");
+}
+
+TEST(BatchValues, OfQoIndptrFitTheRowsOfQ) {
+  EXPECT_EQ(text_after(three_requests(KeySource::kDense),
+                       [](RandomBatch& b) {
+                         b.tensors.q.shape[0] = 7;
+                         b.tensors.o.shape[0] = 7;
+                         b.tensors.lse.shape[0] = 7;
+                       }),
+            "[attention] qo_indptr[3]: expected at most 7 as q has rows, got 8");
+}
+
+TEST(BatchValues, OfKvLenAreWithinTheLimitsAndTheTable) {
+  const RandomBatchOptions dense = three_requests(KeySource::kDense);
+  EXPECT_EQ(text_after(dense, [](RandomBatch& b) { b.kv_len[1] = 101; }),
+            "[schedule] kv_len[1]: expected 0…100, got 101");
+  EXPECT_EQ(text_after(dense, [](RandomBatch& b) { b.kv_len[2] = -1; }),
+            "[schedule] kv_len[2]: expected 0…100, got -1");
+  EXPECT_EQ(text_after(dense, [](RandomBatch& b) { b.kv_len[0] = 49; }),
+            "[schedule] kv_len[0]: expected 0…48 (page_table has 3 pages of 16 tokens for each "
+            "request), got 49");
+  EXPECT_EQ(text_after(three_requests(KeySource::kCsrWithKvLen),
+                       [](RandomBatch& b) { b.kv_len[1] = 17; }),
+            "[schedule] kv_len[1]: expected 0…16 (kv_page_indptr gives it 1 pages of 16 tokens), "
+            "got 17");
+}
+
+TEST(BatchValues, OfCsrTablesAreInOrderAndWithinTheIndices) {
+  const RandomBatchOptions csr = three_requests(KeySource::kCsr);
+  EXPECT_EQ(text_after(csr, [](RandomBatch& b) { b.kv_page_indptr[0] = -1; }),
+            "[schedule] kv_page_indptr[0]: expected 0…5, got -1");
+  EXPECT_EQ(text_after(csr, [](RandomBatch& b) { b.kv_page_indptr[2] = 2; }),
+            "[schedule] kv_page_indptr[2]: expected 3…5, got 2");
+  EXPECT_EQ(text_after(csr, [](RandomBatch& b) { b.kv_page_indptr[3] = 6; }),
+            "[schedule] kv_page_indptr[3]: expected 4…5, got 6");
+  EXPECT_EQ(text_after(csr, [](RandomBatch& b) { b.kv_last_page_len[1] = 0; }),
+            "[schedule] kv_last_page_len[1]: expected 1…16, got 0");
+  EXPECT_EQ(text_after(csr, [](RandomBatch& b) { b.kv_last_page_len[2] = 17; }),
+            "[schedule] kv_last_page_len[2]: expected 1…16, got 17");
+}
+
+TEST(BatchValues, OfLengthsThatFollowFromOffsetsAreWithinTheLimits) {
+  RandomBatchOptions options = three_requests(KeySource::kCsr);
+  options.requests[1] = {1, 101};
+  EXPECT_EQ(text_after(options, [](RandomBatch&) {}),
+            "[schedule] kv_page_indptr[2]: expected a request of at most 100 keys, got 101");
+  options.source = KeySource::kContiguous;
+  EXPECT_EQ(text_after(options, [](RandomBatch&) {}),
+            "[schedule] kv_indptr[2]: expected a request of at most 100 keys, got 101");
+}
+
+TEST(BatchValues, OfKvIndptrAreInOrderAndWithinTheRows) {
+  const RandomBatchOptions options = three_requests(KeySource::kContiguous);
+  EXPECT_EQ(text_after(options, [](RandomBatch& b) { b.kv_indptr[0] = -3; }),
+            "[schedule] kv_indptr[0]: expected 0…2147483647, got -3");
+  EXPECT_EQ(text_after(options, [](RandomBatch& b) { b.kv_indptr[2] = 42; }),
+            "[schedule] kv_indptr[2]: expected 43…2147483647, got 42");
+  EXPECT_EQ(text_after(options, [](RandomBatch& b) { b.kv_indptr[3] += 6; }),
+            "[attention] kv_indptr[3]: expected at most 69 as k has rows, got 70");
+  EXPECT_EQ(text_after(options,
+                       [](RandomBatch& b) {
+                         b.kv_len = {40, 17, 5};
+                         b.batch.kv_len = TensorView(b.kv_len.data(), DType::kInt32, {3});
+                       }),
+            "[schedule] kv_len[1]: expected 0…16 (kv_indptr gives it 16 rows), got 17");
+}
+
+TEST(BatchValues, OfPageIdsAreCheckedBeforeTheyAreFollowed) {
+  const RandomBatchOptions dense = three_requests(KeySource::kDense);
+  EXPECT_EQ(text_after(dense, [](RandomBatch& b) { b.page_table[2] = -1; }),
+            "[attention] page_table[0][2]: expected a page id in [0, 8), got -1");
+  EXPECT_EQ(text_after(dense, [](RandomBatch& b) { b.page_table[2 * 6] = 8; }),
+            "[attention] page_table[2][0]: expected a page id in [0, 8), got 8");
+  EXPECT_EQ(text_after(three_requests(KeySource::kCsr),
+                       [](RandomBatch& b) { b.kv_page_indices[3] = 901; }),
+            "[attention] kv_page_indices[3]: expected a page id in [0, 8), got 901");
+}
+
+TEST(BatchValues, OfPageIdsThatAreNotReadMayBeAnything) {
+  RandomBatchOptions options = three_requests(KeySource::kDense);
+  options.spec.window_left = 4;  // request 0 sees keys from 34 on: its third page alone
+  EXPECT_EQ(text_after(options,
+                       [](RandomBatch& b) {
+                         b.page_table[0] = b.page_table[1] = -7;               // before the window
+                         b.page_table[6 + 1] = b.page_table[6 + 2] = 1 << 30;  // beyond the keys
+                       }),
+            "");
+}
+
+TEST(BatchValues, OfMasksAreWideEnough) {
+  EXPECT_EQ(text_after(three_requests(KeySource::kDense, Mask::kTree),
+                       [](RandomBatch& b) { b.batch.tree_mask.shape[0] = 7; }),
+            "[schedule] tree_mask: expected uint32 [≥8, ≥1] for the 5 new keys of request 2, got "
+            "uint32 [7, 2]");
+  EXPECT_EQ(text_after(three_requests(KeySource::kDense, Mask::kTree),
+                       [](RandomBatch& b) { b.batch.tree_mask.shape[1] = 0; }),
+            "[schedule] tree_mask: expected uint32 [≥2, ≥1] for the 2 new keys of request 0, got "
+            "uint32 [8, 0]");
+  const RandomBatchOptions full = three_requests(KeySource::kDense, Mask::kFull);
+  EXPECT_EQ(text_after(full, [](RandomBatch& b) { b.full_mask_indptr[1] = 9; }),
+            "[schedule] full_mask_indptr[1]: expected 10…16 (request 0 has 2 × 40 bits), got 9");
+  EXPECT_EQ(text_after(full, [](RandomBatch& b) { b.full_mask_indptr[0] = -8; }),
+            "[schedule] full_mask_indptr[0]: expected 0…16, got -8");
+  EXPECT_EQ(text_after(full, [](RandomBatch& b) { b.full_mask_indptr[3] = 17; }),
+            "[schedule] full_mask_indptr[3]: expected 16…16 (request 2 has 5 × 5 bits), got 17");
+}
+
+TEST(CheckedMode, NotesTheFirstOffender) {
+  const Outcome outcome = outcome_after(three_requests(KeySource::kDense), [](RandomBatch& b) {
+    b.page_table[6] = 901;
+    b.page_table[12] = 902;
+  });
+  EXPECT_EQ(outcome.record.what, static_cast<std::int32_t>(CheckedItem::kPageId));
+  EXPECT_EQ(outcome.record.seq, 1);
+  EXPECT_EQ(outcome.record.position, 0);
+  EXPECT_EQ(outcome.record.value, 901);
+  EXPECT_EQ(outcome.record.bound, 8);
+  EXPECT_EQ(check_result(Device::cpu(), &outcome.record).code(), ErrorCode::kInvalidArgument);
+}
+
+TEST(ScheduleWorkspace, OfAnotherBatchIsRefused) {
+  RandomBatch batch(three_requests(KeySource::kDense));
+  const Attention attention(Device::cpu(), batch.spec, batch.limits());
+  testing::RubbishWorkspace schedule(attention.workspace_sizes().schedule);
+  testing::RubbishWorkspace scratch(attention.workspace_sizes().scratch);
+  const Status status = attention.run(batch.batch, batch.tensors, schedule.get(), scratch.get());
+  EXPECT_EQ(status.message(),
+            "[attention] schedule workspace: expected what schedule() leaves for a batch of 3 "
+            "requests, got something else");
+}
+
+}  // namespace
+}  // namespace quire

@@ -1,0 +1,588 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file
+/// Random ragged batches with poison in everything that must not be read: pages that nobody owns,
+/// tokens beyond a request's keys or before its window, table entries beyond or before them, the
+/// gaps of strided tensors. Used by the tests of every backend.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <numeric>
+#include <random>
+#include <span>
+#include <vector>
+
+#include "core/float_formats.hpp"
+#include "quire/attention.hpp"
+#include "quire/reference.hpp"
+
+namespace quire::testing {
+
+/// One request of a batch.
+struct Request {
+  std::int32_t qo_len = 0;
+  std::int32_t kv_len = 0;
+};
+
+/// How a batch tells where keys are.
+enum class KeySource {
+  kDense,         ///< `page_table` and `kv_len`
+  kCsr,           ///< `kv_page_indptr`, `kv_page_indices`, `kv_last_page_len`
+  kCsrWithKvLen,  ///< the same with `kv_len`, and more pages than needed
+  kContiguous,    ///< `kv_indptr`
+};
+
+/// How K and V lie in memory.
+enum class CacheStorage {
+  kApart,           ///< two packed tensors
+  kTwoPages,        ///< [2, pages, …]
+  kPagesTwo,        ///< [pages, 2, …]
+  kPagesLayersTwo,  ///< [pages, layers, 2, …], the second of three layers
+  kPackedDims,      ///< […, D + Dv]
+};
+
+struct RandomBatchOptions {
+  AttentionSpec spec;
+  std::vector<Request> requests;
+  KeySource source = KeySource::kDense;
+  CacheStorage storage = CacheStorage::kApart;
+  bool fused_qkv = false;         ///< q is a slice of [total_q, heads of q, k and v]
+  bool strided_output = false;    ///< gaps between the rows of o and of lse
+  std::int32_t padding_rows = 0;  ///< rows of q beyond the last request
+  std::int32_t stale_pages = 2;  ///< table entries beyond what is needed, where the source has them
+  std::int32_t shared_pages = 0;  ///< pages that the tables of all requests begin with
+  double mask_density = 0.5;      ///< of tree and full masks
+  /// NaN in the values of some keys that only some queries see. Those queries get NaN, no others.
+  bool poison_masked_values = false;
+  float magnitude = 1.0F;  ///< standard deviation of q, k and v
+  std::uint32_t seed = 1;
+};
+
+inline float decode(const std::byte* from, DType dtype) {
+  std::uint16_t half = 0;
+  if (dtype == DType::kFloat32) {
+    float value = 0;
+    std::memcpy(&value, from, sizeof(value));
+    return value;
+  }
+  std::memcpy(&half, from, sizeof(half));
+  return dtype == DType::kBFloat16 ? core::float_from_bfloat16(half)
+                                   : core::float_from_float16(half);
+}
+
+inline void encode(float value, std::byte* to, DType dtype) {
+  if (dtype == DType::kFloat32) {
+    std::memcpy(to, &value, sizeof(value));
+    return;
+  }
+  const std::uint16_t half = dtype == DType::kBFloat16 ? core::bfloat16_from_float(value)
+                                                       : core::float16_from_float(value);
+  std::memcpy(to, &half, sizeof(half));
+}
+
+/// Elements of one dtype, NaN to begin with.
+class ElementBuffer {
+ public:
+  ElementBuffer() = default;
+  ElementBuffer(DType dtype, std::int64_t count)
+      : dtype_(dtype), bytes_(static_cast<std::size_t>(count) * size_of(dtype)) {
+    for (std::int64_t i = 0; i < count; ++i) set(i, std::numeric_limits<float>::quiet_NaN());
+  }
+
+  [[nodiscard]] DType dtype() const { return dtype_; }
+  [[nodiscard]] std::int64_t size() const {
+    return bytes_.empty() ? 0 : static_cast<std::int64_t>(bytes_.size() / size_of(dtype_));
+  }
+  [[nodiscard]] float get(std::int64_t index) const { return decode(at(index), dtype_); }
+  void set(std::int64_t index, float value) { encode(value, at(index), dtype_); }
+  [[nodiscard]] std::byte* at(std::int64_t index) {
+    return bytes_.data() + static_cast<std::size_t>(index) * size_of(dtype_);
+  }
+  [[nodiscard]] const std::byte* at(std::int64_t index) const {
+    return bytes_.data() + static_cast<std::size_t>(index) * size_of(dtype_);
+  }
+  [[nodiscard]] std::span<std::byte> bytes() { return bytes_; }
+
+ private:
+  DType dtype_ = DType::kNone;
+  std::vector<std::byte> bytes_;
+};
+
+/// A view of `elements` from element `offset` on.
+inline MutableTensorView view_of(ElementBuffer& elements, std::int64_t offset,
+                                 std::initializer_list<std::int64_t> shape,
+                                 std::initializer_list<std::int64_t> strides) {
+  return {elements.bytes().empty() ? nullptr : elements.at(offset), elements.dtype(), shape,
+          strides};
+}
+
+/// A batch and all the memory it refers to. Neither copied nor moved: views point into it.
+class RandomBatch {
+ public:
+  /// Page id of table entries that must not be followed.
+  static constexpr std::int32_t kStaleId = std::numeric_limits<std::int32_t>::max() - 7;
+  /// Stride of an axis of size 1.
+  static constexpr std::int64_t kMeaningless = 0x123456789abcdefLL;
+
+  explicit RandomBatch(const RandomBatchOptions& batch_options)
+      : options(batch_options), spec(batch_options.spec), random_(batch_options.seed) {
+    if (spec.head_dim_vo == 0) spec.head_dim_vo = spec.head_dim_qk;
+    if (spec.o_dtype == DType::kNone) spec.o_dtype = spec.q_dtype;
+    if (options.source == KeySource::kContiguous) spec.page_size = kContiguousKv;
+    make_lengths();
+    make_tables();
+    make_cache();
+    make_rows();
+    make_masks();
+    make_scalars();
+    fill_keys();
+    if (options.poison_masked_values) poison_masked_values();
+  }
+  RandomBatch(const RandomBatch&) = delete;
+  RandomBatch& operator=(const RandomBatch&) = delete;
+
+  [[nodiscard]] std::int32_t num_seqs() const {
+    return static_cast<std::int32_t>(options.requests.size());
+  }
+  [[nodiscard]] std::int64_t total_q() const { return qo_indptr.back() + options.padding_rows; }
+
+  /// The smallest limits that the batch fits in.
+  [[nodiscard]] BatchLimits limits() const {
+    BatchLimits limits{num_seqs(), static_cast<std::int32_t>(total_q()), 0};
+    for (const Request& request : options.requests) {
+      limits.max_kv_len = std::max(limits.max_kv_len, request.kv_len);
+    }
+    return limits;
+  }
+
+  /// Element of o as computed.
+  [[nodiscard]] float o(std::int64_t row, std::int64_t head, std::int64_t dim) const {
+    return o_elements.get(row * tensors.o.stride(0) + head * tensors.o.stride(1) + dim);
+  }
+  [[nodiscard]] float lse(std::int64_t row, std::int64_t head) const {
+    return lse_elements.get(row * tensors.lse.stride(0) + head * tensors.lse.stride(1));
+  }
+  /// Largest |v| that any query may see, scales included.
+  [[nodiscard]] double max_abs_v() const { return max_abs_v_; }
+
+  /// Forgets results: o and lse become NaN again.
+  void forget_results() {
+    o_elements = ElementBuffer(o_elements.dtype(), o_elements.size());
+    lse_elements = ElementBuffer(DType::kFloat32, lse_elements.size());
+    bind_outputs();
+  }
+
+  /// @return Whether what lies between the rows of o is as it was.
+  [[nodiscard]] bool gaps_are_untouched() const {
+    if (!options.strided_output) return true;
+    std::vector<bool> owned(static_cast<std::size_t>(o_elements.size()), false);
+    for (std::int64_t row = 0; row < total_q(); ++row) {
+      for (std::int64_t head = 0; head < spec.num_qo_heads; ++head) {
+        const auto first =
+            static_cast<std::ptrdiff_t>(row * tensors.o.stride(0) + head * tensors.o.stride(1));
+        std::fill_n(owned.begin() + first, spec.head_dim_vo, true);
+      }
+    }
+    for (std::int64_t i = 0; i < o_elements.size(); ++i) {
+      if (!owned[static_cast<std::size_t>(i)] && !std::isnan(o_elements.get(i))) return false;
+    }
+    return true;
+  }
+
+  RandomBatchOptions options;
+  AttentionSpec spec;  ///< with head_dim_vo, o_dtype and page_size filled in
+  Batch batch;
+  AttentionTensors tensors;
+
+  // The memory behind the views, to be spoilt by tests of bad input.
+  std::vector<std::int32_t> qo_indptr, kv_len, page_table, kv_page_indptr, kv_page_indices,
+      kv_last_page_len, kv_indptr;
+  std::vector<std::uint32_t> tree_mask;
+  std::vector<std::uint8_t> full_mask;
+  std::vector<std::int64_t> full_mask_indptr;
+  std::vector<float> k_scale, v_scale, sinks, alibi_slopes;
+  ElementBuffer q_elements, k_elements, v_elements, o_elements, lse_elements;
+  std::int64_t num_pages = 1;
+  std::int64_t page_tokens = 0;
+
+ private:
+  [[nodiscard]] bool paged() const { return spec.page_size != kContiguousKv; }
+  [[nodiscard]] std::int32_t pages_of(std::int32_t keys) const {
+    return (keys + spec.page_size - 1) / spec.page_size;
+  }
+  float normal() { return options.magnitude * std::normal_distribution<float>()(random_); }
+
+  void make_lengths() {
+    qo_indptr = {0};
+    for (const Request& request : options.requests) {
+      qo_indptr.push_back(qo_indptr.back() + request.qo_len);
+      kv_len.push_back(request.kv_len);
+    }
+    batch.qo_indptr = TensorView(qo_indptr.data(), DType::kInt32, {num_seqs() + 1});
+  }
+
+  /// First key that a query of the request may see; kv_len if it has no query.
+  [[nodiscard]] std::int32_t first_needed_key(const Request& request) const {
+    if (request.qo_len == 0) return request.kv_len;
+    if (spec.window_left < 0) return 0;
+    return std::max(0, request.kv_len - request.qo_len - spec.window_left);
+  }
+
+  void make_tables() {
+    if (!paged()) {
+      make_contiguous_table();
+      return;
+    }
+    // Half as many pages again as are needed, in random order: what is left over stays NaN.
+    std::int32_t owned = options.shared_pages;
+    for (const Request& request : options.requests) owned += pages_of(request.kv_len);
+    num_pages = owned + owned / 2 + 1;
+    page_tokens = spec.page_size;
+    std::vector<std::int32_t> ids(static_cast<std::size_t>(num_pages));
+    std::iota(ids.begin(), ids.end(), 0);
+    std::shuffle(ids.begin(), ids.end(), random_);
+    auto free = static_cast<std::ptrdiff_t>(options.shared_pages);
+    for (const Request& request : options.requests) {
+      std::vector<std::int32_t> pages;
+      for (std::int32_t page = 0; page < pages_of(request.kv_len); ++page) {
+        const bool shared = page < options.shared_pages;
+        pages.push_back(ids[static_cast<std::size_t>(shared ? page : free++)]);
+      }
+      pages_.push_back(pages);
+    }
+    if (options.source == KeySource::kDense) {
+      make_dense_table();
+    } else {
+      make_csr_table();
+    }
+  }
+
+  /// The entry of a request's table: its page, or poison if no query needs it.
+  [[nodiscard]] std::int32_t entry(std::size_t seq, std::size_t page) const {
+    const Request& request = options.requests[seq];
+    const auto first_needed = static_cast<std::size_t>(first_needed_key(request) / spec.page_size);
+    if (request.qo_len == 0 || page < first_needed || page >= pages_[seq].size()) return kStaleId;
+    return pages_[seq][page];
+  }
+
+  void make_dense_table() {
+    std::size_t width = static_cast<std::size_t>(options.stale_pages);
+    for (const std::vector<std::int32_t>& pages : pages_) {
+      width = std::max(width, pages.size() + static_cast<std::size_t>(options.stale_pages));
+    }
+    const std::size_t stride = width + 3;
+    page_table.assign(pages_.size() * stride, -kStaleId);
+    for (std::size_t seq = 0; seq < pages_.size(); ++seq) {
+      for (std::size_t page = 0; page < width; ++page) {
+        page_table[seq * stride + page] = entry(seq, page);
+      }
+    }
+    batch.page_table =
+        TensorView(page_table.data(), DType::kInt32, {num_seqs(), static_cast<std::int64_t>(width)},
+                   {static_cast<std::int64_t>(stride), 1});
+    batch.kv_len = TensorView(kv_len.data(), DType::kInt32, {num_seqs()});
+  }
+
+  void make_csr_table() {
+    const bool exact = options.source == KeySource::kCsr;
+    const auto stale = static_cast<std::size_t>(exact ? 0 : options.stale_pages);
+    kv_page_indptr = {0};
+    for (std::size_t seq = 0; seq < pages_.size(); ++seq) {
+      for (std::size_t page = 0; page < pages_[seq].size() + stale; ++page) {
+        kv_page_indices.push_back(entry(seq, page));
+      }
+      kv_page_indptr.push_back(static_cast<std::int32_t>(kv_page_indices.size()));
+      const std::int32_t keys = options.requests[seq].kv_len;
+      kv_last_page_len.push_back(keys == 0 ? kStaleId : (keys - 1) % spec.page_size + 1);
+    }
+    batch.kv_page_indptr = TensorView(kv_page_indptr.data(), DType::kInt32, {num_seqs() + 1});
+    batch.kv_page_indices = TensorView(kv_page_indices.data(), DType::kInt32,
+                                       {static_cast<std::int64_t>(kv_page_indices.size())});
+    if (exact) {
+      batch.kv_last_page_len = TensorView(kv_last_page_len.data(), DType::kInt32, {num_seqs()});
+    } else {
+      batch.kv_len = TensorView(kv_len.data(), DType::kInt32, {num_seqs()});
+    }
+  }
+
+  void make_contiguous_table() {
+    kv_indptr = {3};  // rows of other requests come before
+    for (const Request& request : options.requests) {
+      kv_indptr.push_back(kv_indptr.back() + request.kv_len);
+    }
+    page_tokens = kv_indptr.back() + 5;
+    batch.kv_indptr = TensorView(kv_indptr.data(), DType::kInt32, {num_seqs() + 1});
+  }
+
+  void make_cache() {
+    const std::int64_t d = spec.head_dim_qk;
+    const std::int64_t dv = spec.head_dim_vo;
+    const std::int64_t rows = page_tokens * spec.num_kv_heads;
+    std::int64_t page = rows * d;  // elements from page to page
+    std::int64_t row = d;          // elements from row to row
+    std::int64_t k_offset = 0;
+    std::int64_t v_offset = 0;
+    const bool same_dims = d == dv;
+    CacheStorage storage = same_dims ? options.storage : CacheStorage::kApart;
+    if (options.storage == CacheStorage::kPackedDims) storage = CacheStorage::kPackedDims;
+    switch (storage) {
+      case CacheStorage::kApart:
+        break;
+      case CacheStorage::kTwoPages:
+        v_offset = num_pages * page;
+        break;
+      case CacheStorage::kPagesTwo:
+        v_offset = page;
+        page *= 2;
+        break;
+      case CacheStorage::kPagesLayersTwo: {
+        constexpr std::int64_t kLayers = 3;
+        k_offset = 2 * page;
+        v_offset = 3 * page;
+        page *= 2 * kLayers;
+        break;
+      }
+      case CacheStorage::kPackedDims:
+        v_offset = d;
+        row = d + dv;
+        page = rows * row;
+        break;
+    }
+    k_elements = ElementBuffer(spec.kv_dtype, 2 * num_pages * std::max(page, rows * row));
+    tensors.k = cache_view(k_elements, k_offset, page, row, d);
+    if (storage == CacheStorage::kApart) {
+      v_elements = ElementBuffer(spec.kv_dtype, num_pages * rows * dv);
+      tensors.v = cache_view(v_elements, 0, rows * dv, dv, dv);
+    } else {
+      tensors.v = cache_view(k_elements, v_offset, page, row, dv);
+    }
+  }
+
+  MutableTensorView cache_view(ElementBuffer& elements, std::int64_t offset,
+                               std::int64_t page_stride, std::int64_t row_stride,
+                               std::int64_t head_dim) {
+    const bool heads_first = spec.kv_layout == KvLayout::kHND;
+    const std::int64_t heads = spec.num_kv_heads;
+    std::int64_t token = heads_first ? row_stride : heads * row_stride;
+    std::int64_t head = heads_first ? page_tokens * row_stride : row_stride;
+    if (heads == 1) head = kMeaningless;
+    if (page_tokens == 1) token = kMeaningless;
+    if (!paged()) {
+      return heads_first
+                 ? view_of(elements, offset, {heads, page_tokens, head_dim}, {head, token, 1})
+                 : view_of(elements, offset, {page_tokens, heads, head_dim}, {token, head, 1});
+    }
+    return heads_first ? view_of(elements, offset, {num_pages, heads, page_tokens, head_dim},
+                                 {page_stride, head, token, 1})
+                       : view_of(elements, offset, {num_pages, page_tokens, heads, head_dim},
+                                 {page_stride, token, head, 1});
+  }
+
+  void make_rows() {
+    const std::int64_t d = spec.head_dim_qk;
+    const std::int64_t heads = spec.num_qo_heads;
+    const std::int64_t fused_heads = heads + (options.fused_qkv ? 2 * spec.num_kv_heads : 0);
+    q_elements = ElementBuffer(spec.q_dtype, total_q() * fused_heads * d);
+    tensors.q = view_of(q_elements, 0, {total_q(), heads, d}, {fused_heads * d, d, 1});
+    for (std::int64_t row = 0; row < qo_indptr.back(); ++row) {  // padding stays NaN
+      for (std::int64_t i = 0; i < heads * d; ++i) {
+        q_elements.set(row * fused_heads * d + i, normal());
+      }
+    }
+    const std::int64_t gap = options.strided_output ? 8 : 0;
+    o_elements = ElementBuffer(spec.o_dtype, total_q() * (heads * (spec.head_dim_vo + gap) + gap));
+    lse_elements = ElementBuffer(DType::kFloat32, total_q() * heads * (gap + 1));
+    bind_outputs();
+  }
+
+  void bind_outputs() {
+    const std::int64_t heads = spec.num_qo_heads;
+    const std::int64_t gap = options.strided_output ? 8 : 0;
+    const std::int64_t head_stride = spec.head_dim_vo + gap;
+    tensors.o = view_of(o_elements, 0, {total_q(), heads, spec.head_dim_vo},
+                        {heads * head_stride + gap, head_stride, 1});
+    tensors.lse = options.strided_output
+                      ? view_of(lse_elements, 0, {total_q(), heads}, {1, total_q()})
+                      : view_of(lse_elements, 0, {total_q(), heads}, {heads, 1});
+  }
+
+  void make_masks() {
+    std::bernoulli_distribution seen(options.mask_density);
+    if (spec.mask == Mask::kTree) {
+      constexpr std::int32_t kWordBits = 32;
+      std::int32_t longest = 0;
+      for (const Request& request : options.requests) longest = std::max(longest, request.qo_len);
+      const auto words = static_cast<std::size_t>((longest + kWordBits - 1) / kWordBits + 1);
+      tree_mask.resize(static_cast<std::size_t>(total_q()) * words);
+      for (std::uint32_t& word : tree_mask) {
+        for (std::uint32_t bit = 0; bit < kWordBits; ++bit)
+          word |= std::uint32_t{seen(random_)} << bit;
+      }
+      batch.tree_mask = TensorView(tree_mask.data(), DType::kUInt32,
+                                   {total_q(), static_cast<std::int64_t>(words)});
+    }
+    if (spec.mask == Mask::kFull) {
+      full_mask_indptr = {0};
+      for (const Request& request : options.requests) {
+        const std::int64_t bits = static_cast<std::int64_t>(request.qo_len) * request.kv_len;
+        full_mask_indptr.push_back(full_mask_indptr.back() + (bits + 7) / 8);
+      }
+      full_mask.resize(static_cast<std::size_t>(full_mask_indptr.back()));
+      for (std::uint8_t& byte : full_mask) {
+        for (int bit = 0; bit < 8; ++bit)
+          byte = static_cast<std::uint8_t>(byte << 1 | seen(random_));
+      }
+      batch.full_mask = TensorView(full_mask.data(), DType::kUInt8,
+                                   {static_cast<std::int64_t>(full_mask.size())});
+      batch.full_mask_indptr = TensorView(full_mask_indptr.data(), DType::kInt64, {num_seqs() + 1});
+    }
+  }
+
+  void make_scalars() {
+    std::uniform_real_distribution<float> around_one(0.5F, 2.0F);
+    const auto make = [&](std::vector<float>& values, std::int64_t count) {
+      for (std::int64_t i = 0; i < count; ++i) values.push_back(around_one(random_));
+      return TensorView(values.data(), DType::kFloat32, {count});
+    };
+    if (spec.kv_scale != KvScale::kNone) {
+      const std::int64_t count = spec.kv_scale == KvScale::kPerHead ? spec.num_kv_heads : 1;
+      tensors.k_scale = make(k_scale, count);
+      tensors.v_scale = make(v_scale, count);
+    }
+    if (spec.sinks) tensors.sinks = make(sinks, spec.num_qo_heads);
+    if (spec.alibi) {
+      tensors.alibi_slopes = make(alibi_slopes, spec.num_qo_heads);
+      for (float& slope : alibi_slopes) slope *= 0.125F;
+    }
+  }
+
+  /// Offset of a key's row in a cache view.
+  [[nodiscard]] std::int64_t row_offset(const TensorView& cache, std::size_t seq, std::int64_t key,
+                                        std::int64_t head) const {
+    const bool heads_first = spec.kv_layout == KvLayout::kHND;
+    const int axes = paged() ? 1 : 0;
+    const std::int64_t token_stride = cache.stride(axes + (heads_first ? 1 : 0));
+    const std::int64_t head_stride = cache.stride(axes + (heads_first ? 0 : 1));
+    if (!paged()) return (kv_indptr[seq] + key) * token_stride + head * head_stride;
+    const std::int64_t page = pages_[seq][static_cast<std::size_t>(key / spec.page_size)];
+    return page * cache.stride(0) + key % spec.page_size * token_stride + head * head_stride;
+  }
+
+  /// Writes one row of a cache. Tensors of the batch are views of memory that this owns.
+  void set_row(const TensorView& cache, std::int64_t offset, std::int64_t head_dim, bool poison) {
+    auto* row = static_cast<std::byte*>(const_cast<void*>(cache.data)) +
+                offset * static_cast<std::int64_t>(size_of(cache.dtype));
+    for (std::int64_t i = 0; i < head_dim; ++i) {
+      encode(poison ? std::numeric_limits<float>::quiet_NaN() : normal(),
+             row + i * static_cast<std::int64_t>(size_of(cache.dtype)), cache.dtype);
+    }
+  }
+
+  [[nodiscard]] float scale_of_v(std::int64_t head) const {
+    if (v_scale.empty()) return 1.0F;
+    return v_scale[v_scale.size() == 1 ? 0 : static_cast<std::size_t>(head)];
+  }
+
+  void fill_keys() {
+    for (std::size_t seq = 0; seq < options.requests.size(); ++seq) {
+      const Request& request = options.requests[seq];
+      for (std::int32_t key = first_needed_key(request); key < request.kv_len; ++key) {
+        for (std::int32_t head = 0; head < spec.num_kv_heads; ++head) {
+          set_row(tensors.k, row_offset(tensors.k, seq, key, head), spec.head_dim_qk, false);
+          const std::int64_t v = row_offset(tensors.v, seq, key, head);
+          set_row(tensors.v, v, spec.head_dim_vo, false);
+          const auto* row = static_cast<const std::byte*>(tensors.v.data) +
+                            v * static_cast<std::int64_t>(size_of(tensors.v.dtype));
+          for (std::int32_t i = 0; i < spec.head_dim_vo; ++i) {
+            const auto at = static_cast<std::size_t>(i) * size_of(tensors.v.dtype);
+            max_abs_v_ = std::max<double>(
+                max_abs_v_, std::abs(decode(row + at, tensors.v.dtype)) * scale_of_v(head));
+          }
+        }
+      }
+    }
+  }
+
+  /// Every third of the new keys: earlier queries do not see them (or, with a mask, some do not).
+  void poison_masked_values() {
+    for (std::size_t seq = 0; seq < options.requests.size(); ++seq) {
+      const Request& request = options.requests[seq];
+      const std::int32_t first_new = std::max(0, request.kv_len - request.qo_len);
+      for (std::int32_t key = first_new; key < request.kv_len; key += 3) {
+        for (std::int32_t head = 0; head < spec.num_kv_heads; ++head) {
+          set_row(tensors.v, row_offset(tensors.v, seq, key, head), spec.head_dim_vo, true);
+        }
+      }
+    }
+  }
+
+  std::mt19937 random_;
+  std::vector<std::vector<std::int32_t>> pages_;  // of each request
+  double max_abs_v_ = 0.0;
+};
+
+/// How far results are from the oracle's.
+struct Difference {
+  double o = 0.0;               ///< largest |o − oracle|, over max |v|
+  double lse = 0.0;             ///< largest |lse − oracle|
+  std::int64_t mismatches = 0;  ///< elements that are NaN, 0 or −inf on one side only
+};
+
+inline Difference compare(const RandomBatch& batch, const ReferenceResult& oracle) {
+  Difference difference;
+  const double scale = batch.max_abs_v() > 0.0 ? batch.max_abs_v() : 1.0;
+  std::size_t at = 0;
+  std::size_t at_lse = 0;
+  for (std::int64_t row = 0; row < batch.total_q(); ++row) {
+    for (std::int64_t head = 0; head < batch.spec.num_qo_heads; ++head, ++at_lse) {
+      const double expected_lse = oracle.lse[at_lse];
+      const double lse = batch.lse(row, head);
+      if (std::isfinite(expected_lse) && std::isfinite(lse)) {
+        difference.lse = std::max(difference.lse, std::abs(lse - expected_lse));
+      } else if (expected_lse != lse) {
+        ++difference.mismatches;
+      }
+      for (std::int64_t i = 0; i < batch.spec.head_dim_vo; ++i, ++at) {
+        const double expected = oracle.o[at];
+        const double got = batch.o(row, head, i);
+        if (std::isnan(expected) != std::isnan(got) || (std::isinf(expected_lse) && got != 0.0)) {
+          ++difference.mismatches;
+        } else if (!std::isnan(expected)) {
+          difference.o = std::max(difference.o, std::abs(got - expected) / scale);
+        }
+      }
+    }
+  }
+  return difference;
+}
+
+/// Bytes aligned as workspaces must be, full of rubbish.
+class RubbishWorkspace {
+ public:
+  explicit RubbishWorkspace(std::size_t size)
+      : bytes_(size + kWorkspaceAlignment, std::byte{0xa5}), size_(size) {}
+  [[nodiscard]] Workspace get() {
+    const auto address = reinterpret_cast<std::uintptr_t>(bytes_.data());
+    const std::size_t skip = kWorkspaceAlignment - address % kWorkspaceAlignment;
+    return {bytes_.data() + skip, size_};
+  }
+
+ private:
+  std::vector<std::byte> bytes_;
+  std::size_t size_;
+};
+
+/// Schedules and runs a batch in workspaces full of rubbish.
+inline Status run(const Attention& attention, RandomBatch& batch) {
+  RubbishWorkspace schedule(attention.workspace_sizes().schedule);
+  RubbishWorkspace scratch(attention.workspace_sizes().scratch);
+  Status status = attention.schedule(batch.batch, schedule.get());
+  if (!status.ok()) return status;
+  return attention.run(batch.batch, batch.tensors, schedule.get(), scratch.get());
+}
+
+}  // namespace quire::testing
