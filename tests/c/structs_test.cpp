@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+// Structs of other sizes than today's, field by field.
+#include <gtest/gtest.h>
+
+#include <cstring>
+
+#include "c/client.hpp"
+#include "quire/attention.hpp"
+#include "quire/page_table.hpp"
+
+namespace quire::c_test {
+namespace {
+
+/// What an `…_init` function is expected to write: the initialiser's bytes.
+template <typename Struct>
+void expect_init(quire_status (*init)(Struct*, std::size_t) noexcept, const Struct& expected) {
+  Struct got;
+  std::memset(&got, 0xa5, sizeof(got));
+  ASSERT_EQ(init(&got, sizeof(got)), QUIRE_OK) << quire_last_error();
+  EXPECT_EQ(std::memcmp(&got, &expected, sizeof(got)), 0);
+  EXPECT_EQ(init(nullptr, sizeof(got)), QUIRE_INVALID_ARGUMENT);
+  EXPECT_EQ(init(&got, 3), QUIRE_INVALID_ARGUMENT);
+
+  struct {
+    Struct known;
+    std::uint64_t future;
+  } longer;
+  std::memset(&longer, 0xa5, sizeof(longer));
+  ASSERT_EQ(init(&longer.known, sizeof(longer)), QUIRE_OK) << quire_last_error();
+  EXPECT_EQ(longer.known.struct_size, sizeof(longer));
+  EXPECT_EQ(longer.future, 0U);
+
+  constexpr std::size_t kShorter = 2 * sizeof(std::size_t);
+  std::memset(&got, 0xa5, sizeof(got));
+  ASSERT_EQ(init(&got, kShorter), QUIRE_OK) << quire_last_error();
+  const auto* bytes = reinterpret_cast<const unsigned char*>(&got);
+  for (std::size_t i = kShorter; i < sizeof(got); ++i) ASSERT_EQ(bytes[i], 0xa5);
+}
+
+TEST(CStructs, InitFunctionsWriteTheInitialisersUpToTheSizeTheyAreGiven) {
+  expect_init<quire_executor_callbacks>(quire_executor_callbacks_init,
+                                        QUIRE_EXECUTOR_CALLBACKS_INIT);
+  expect_init<quire_attention_spec>(quire_attention_spec_init, QUIRE_ATTENTION_SPEC_INIT);
+  expect_init<quire_batch_limits>(quire_batch_limits_init, QUIRE_BATCH_LIMITS_INIT);
+  expect_init<quire_attention_options>(quire_attention_options_init, QUIRE_ATTENTION_OPTIONS_INIT);
+  expect_init<quire_batch>(quire_batch_init, QUIRE_BATCH_INIT);
+  expect_init<quire_attention_tensors>(quire_attention_tensors_init, QUIRE_ATTENTION_TENSORS_INIT);
+  expect_init<quire_call_options>(quire_call_options_init, QUIRE_CALL_OPTIONS_INIT);
+  expect_init<quire_append_tensors>(quire_append_tensors_init, QUIRE_APPEND_TENSORS_INIT);
+  expect_init<quire_merge_tensors>(quire_merge_tensors_init, QUIRE_MERGE_TENSORS_INIT);
+  expect_init<quire_page_pool_spec>(quire_page_pool_spec_init, QUIRE_PAGE_POOL_SPEC_INIT);
+  expect_init<quire_page_table_spec>(quire_page_table_spec_init, QUIRE_PAGE_TABLE_SPEC_INIT);
+  expect_init<quire_kernel_info>(quire_kernel_info_init, QUIRE_KERNEL_INFO_INIT);
+  expect_init<quire_device_info>(quire_device_info_init, QUIRE_DEVICE_INFO_INIT);
+}
+
+TEST(CStructs, DefaultsAreThoseOfCpp) {
+  const AttentionSpec spec;
+  const quire_attention_spec c_spec = QUIRE_ATTENTION_SPEC_INIT;
+  EXPECT_EQ(c_spec.q_dtype, static_cast<std::int32_t>(spec.q_dtype));
+  EXPECT_EQ(c_spec.kv_dtype, static_cast<std::int32_t>(spec.kv_dtype));
+  EXPECT_EQ(c_spec.o_dtype, static_cast<std::int32_t>(spec.o_dtype));
+  EXPECT_EQ(c_spec.kv_layout, static_cast<std::int32_t>(spec.kv_layout));
+  EXPECT_EQ(c_spec.page_size, spec.page_size);
+  EXPECT_EQ(c_spec.mask, static_cast<std::int32_t>(spec.mask));
+  EXPECT_EQ(c_spec.window_left, spec.window_left);
+  EXPECT_EQ(c_spec.sm_scale, spec.sm_scale);
+  EXPECT_EQ(c_spec.kv_scale, static_cast<std::int32_t>(spec.kv_scale));
+  const BatchLimits limits;
+  const quire_batch_limits c_limits = QUIRE_BATCH_LIMITS_INIT;
+  EXPECT_EQ(c_limits.max_num_seqs, limits.max_num_seqs);
+  EXPECT_EQ(c_limits.max_total_q, limits.max_total_q);
+  EXPECT_EQ(c_limits.max_kv_len, limits.max_kv_len);
+  const PagePoolSpec pool;
+  const quire_page_pool_spec c_pool = QUIRE_PAGE_POOL_SPEC_INIT;
+  EXPECT_EQ(c_pool.num_pages, pool.num_pages);
+  EXPECT_EQ(c_pool.page_size, pool.page_size);
+  const PageTableSpec table;
+  const quire_page_table_spec c_table = QUIRE_PAGE_TABLE_SPEC_INIT;
+  EXPECT_EQ(c_table.max_seqs, table.max_seqs);
+  EXPECT_EQ(c_table.max_tokens_per_seq, table.max_tokens_per_seq);
+}
+
+TEST(CStructs, ASizeThatCannotBeRightIsRefused) {
+  Client client;
+  for (const std::size_t size :
+       {std::size_t{0}, std::size_t{7}, std::size_t{70}, std::size_t{1} << 40, ~std::size_t{0}}) {
+    client.spec.struct_size = size;
+    EXPECT_EQ(quire_supports(kCpu, &client.spec, nullptr), QUIRE_INVALID_ARGUMENT) << size;
+    EXPECT_EQ(
+        std::string(quire_last_error()),
+        "[quire_supports] spec.struct_size: expected sizeof(quire_attention_spec), 72 in this "
+        "version, got " +
+            std::to_string(size) + "; begin with QUIRE_ATTENTION_SPEC_INIT");
+  }
+}
+
+TEST(CStructs, AShorterBatchTakesItsMissingTensorsAsNotGiven) {
+  Client client;
+  client.create();
+  client.batch.tree_mask.dtype = 12345;  // beyond the end that the client states
+  client.batch.struct_size = offsetof(quire_batch, tree_mask);
+  EXPECT_EQ(client.schedule(), QUIRE_OK) << quire_last_error();
+  client.batch.struct_size = sizeof(quire_batch);
+  EXPECT_EQ(client.schedule(), QUIRE_INVALID_ARGUMENT);
+}
+
+TEST(CStructs, AStructOfNothingButItsSizeIsAllDefaults) {
+  Client client;
+  client.spec.struct_size = sizeof(std::size_t);
+  EXPECT_EQ(quire_supports(kCpu, &client.spec, nullptr), QUIRE_UNSUPPORTED);
+  EXPECT_STREQ(quire_last_error(), "[attention] num_qo_heads: expected at least 1, got 0");
+}
+
+}  // namespace
+}  // namespace quire::c_test
