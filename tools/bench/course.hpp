@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "common/shape.hpp"
+#include "quire/attention.hpp"
+
+namespace quire::tool {
+
+enum class Operation { kAttention, kAppend };
+
+/// Requests [first, last_exclusive) begin with the same tokens, in the same pages.
+struct SharedPrefix {
+  std::int32_t first = 0;
+  std::int32_t last_exclusive = 0;
+  std::int32_t tokens = 0;
+};
+
+/// One batch of the course.
+struct Workload {
+  std::string name;
+  Operation operation = Operation::kAttention;
+  bool first_course = false;  ///< Run when nothing is asked for in particular.
+  Heads heads;
+  std::int32_t head_dim = 0;
+  std::int32_t page_size = 0;
+  bool causal = true;
+  std::int32_t window_left = -1;
+  std::vector<std::int32_t> qo_len;
+  std::vector<std::int32_t> kv_len;
+  std::vector<SharedPrefix> shared;  ///< From the longest group to the most special one.
+
+  /// @return Pairs of a query and a key that it sees, of one head.
+  [[nodiscard]] std::int64_t visible_pairs() const;
+  /// @return Operations: two for each multiply-add of both products.
+  [[nodiscard]] double flop() const;
+  /// @return Bytes that must move at least once: q, o, and each distinct key and value that a query
+  ///   sees; of an append, what is read and what is written.
+  [[nodiscard]] double bytes(DType dtype, DType kv_dtype) const;
+};
+
+/// The batches that kernels are measured with.
+struct Course {
+  std::int32_t cpu_scale = 1;  ///< What a CPU divides lengths by.
+  std::vector<Workload> workloads;
+};
+
+/// @throws CommandError (usage) with what was expected where.
+Course parse_course(std::string_view json);
+
+/// @return The workload with lengths divided by `factor`: those of at least `kShortest` tokens, so
+///   that a decode stays a decode. Shared prefixes stay whole pages.
+Workload scaled(Workload workload, std::int32_t factor);
+inline constexpr std::int32_t kShortest = 64;
+
+}  // namespace quire::tool

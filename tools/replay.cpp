@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: Apache-2.0
+// quire replay: serves a request trace with real attention on real pages.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <limits>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "command.hpp"
+#include "common/format.hpp"
+#include "common/numbers.hpp"
+#include "common/options.hpp"
+#include "common/terminal.hpp"
+#include "replay/engine.hpp"
+#include "replay/options.hpp"
+#include "replay/report.hpp"
+#include "trace/preset.hpp"
+#include "trace/reader.hpp"
+
+namespace quire::tool {
+namespace {
+
+constexpr std::int32_t kDefaultPresetRequests = 500;
+
+struct ReplayCommand {
+  ReplayOptions replay;
+  std::string trace;
+  std::string preset;
+  std::int32_t requests = 0;
+  std::string arrivals = "asap";
+  bool no_attention = false;
+  bool json = false;
+};
+
+struct Source {
+  std::vector<TraceRequest> requests;
+  std::string words;
+};
+
+Source source_of(const ReplayCommand& command) {
+  if (command.preset.empty()) {
+    TraceReading trace = load_trace(command.trace, static_cast<std::size_t>(command.requests));
+    std::string words = fmt::format("{} ({}, {} requests)", command.trace, trace.format,
+                                    human_count(static_cast<std::int64_t>(trace.requests.size())));
+    return {std::move(trace.requests), std::move(words)};
+  }
+  const Preset* preset = find_preset(command.preset);
+  if (preset == nullptr) {
+    std::string known;
+    for (const Preset& each : presets()) {
+      known += (known.empty() ? "" : ", ") + std::string(each.name);
+    }
+    throw CommandError(ExitCode::kUsage, fmt::format("--preset: expected one of {}, got {}", known,
+                                                     in_quotes(command.preset)));
+  }
+  // With a duration alone, requests do not run out before the time does.
+  const std::int32_t unnamed = command.replay.duration_s > 0
+                                   ? std::numeric_limits<std::int16_t>::max()
+                                   : kDefaultPresetRequests;
+  const std::int32_t count = command.requests > 0 ? command.requests : unnamed;
+  return {
+      draw_requests(*preset, static_cast<std::size_t>(count), command.replay.seed),
+      fmt::format("preset {}, seed {}: {}", preset->name, command.replay.seed, preset->summary)};
+}
+
+void check_options(const ReplayCommand& command) {
+  const auto refuse = [](const std::string& text) { throw CommandError(ExitCode::kUsage, text); };
+  if (command.trace.empty() == command.preset.empty()) {
+    refuse("expected a TRACE file or --preset NAME\nTry quire replay --help");
+  }
+  if (!is_float(command.replay.shape.dtype)) refuse("--dtype: expected fp32, fp16 or bf16");
+  if (!is_float(command.replay.shape.cache_dtype())) {
+    refuse("--kv-dtype: expected fp32, fp16 or bf16");
+  }
+}
+
+void run_replay(ReplayCommand command, Session& session) {
+  check_options(command);
+  const Source source = source_of(command);
+  command.replay.attention = !command.no_attention;
+  command.replay.arrivals = command.arrivals == "trace" ? Arrivals::kTrace : Arrivals::kAsap;
+  constexpr std::int64_t kSteps = 1000;
+  Progress progress("replay", kSteps);
+  const ReplayReport report =
+      replay(command.replay, source.requests, [&](double part, const BatcherStats& stats) {
+        progress.update(static_cast<std::int64_t>(part * kSteps),
+                        fmt::format("{} served, {} running, {} pages", stats.finished,
+                                    stats.running, stats.used_pages));
+      });
+  progress.wipe();
+  if (command.json) {
+    fmt::print("{}\n", report_json(command.replay, report, source.words).dump());
+  } else {
+    fmt::print("{}", report_text(command.replay, report, source.words));
+  }
+  if (!report.passed()) session.exit_code = ExitCode::kFailed;
+}
+
+void add_source_options(CLI::App& app, ReplayCommand& command) {
+  constexpr double kLongest = 1e9;
+  app.add_option("TRACE", command.trace, "Azure LLM inference CSV or Mooncake JSONL, .gz or not")
+      ->type_name("FILE");
+  std::string names;
+  for (const Preset& preset : presets())
+    names += (names.empty() ? "" : ", ") + std::string(preset.name);
+  app.add_option("--preset", command.preset, "Requests drawn as in a trace: " + names)
+      ->type_name("NAME");
+  add_whole(app, "--requests", command.requests, 0, TraceReading::kMostRequests,
+            "At most so many; 0 is all (500 of a preset)");
+  add_real(app, "--duration", command.replay.duration_s, 0, kLongest,
+           "Take no request in after so many seconds; 0 takes all");
+  app.add_option("--arrivals", command.arrivals,
+                 "asap: all at once; trace: at the trace's times, skipping idleness")
+      ->check(CLI::IsMember({"asap", "trace"}))
+      ->capture_default_str();
+}
+
+void add_engine_options(CLI::App& app, ReplayOptions& options) {
+  constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max();
+  constexpr std::int64_t kMostLayers = 1000;
+  add_shape(app, options.shape);
+  add_whole(app, "--layers", options.layers, 1, kMostLayers, "Attention layers");
+  add_whole(app, "--pages", options.pages, 1, kMost, "Pages of the cache of each layer");
+  add_whole(app, "--max-tokens-per-step", options.max_tokens_per_step, 1, kMost,
+            "New tokens of a step");
+  add_whole(app, "--max-seqs", options.max_seqs, 1, kMost, "Requests running at the same time");
+  add_whole(app, "--check-every", options.check_every, 0, kMost,
+            "Steps between spot checks against the oracle; 0 is never");
+  add_whole(app, "--threads", options.threads, 0, kMostThreads, "0 is the default (quire info)");
+  add_seed(app, options.seed);
+}
+
+}  // namespace
+
+void add_replay(CLI::App& app, Session& session) {
+  const auto command = std::make_shared<ReplayCommand>();
+  CLI::App* sub = app.add_subcommand(
+      "replay", "Serve a request trace with real attention on real pages, and check it");
+  add_source_options(*sub, *command);
+  add_engine_options(*sub, command->replay);
+  sub->add_flag("--no-attention", command->no_attention, "Pages and batching only");
+  add_json(*sub, command->json, "Print one JSON object");
+  sub->callback([command, &session] { run_replay(*command, session); });
+}
+
+}  // namespace quire::tool

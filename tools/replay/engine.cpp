@@ -1,0 +1,211 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "replay/engine.hpp"
+
+#include <algorithm>
+#include <cstddef>
+#include <optional>
+
+#include "quire/batch_builder.hpp"
+#include "quire/page_pool.hpp"
+#include "quire/page_table.hpp"
+
+namespace quire::tool {
+namespace {
+
+/// Requests that wait in the batcher when there are more: enough for a step to admit as many as it
+/// can, few enough that a replay ends soon after its duration.
+constexpr std::int32_t kQueueAhead = 16;
+
+/// A trace may say that nothing was generated; the batcher samples at least once.
+std::int32_t new_tokens(const TraceRequest& request) { return std::max(request.output_tokens, 1); }
+
+/// Tokens in cache at a request's end: the last token is sampled but never cached.
+std::int32_t cached_tokens(const TraceRequest& request) {
+  return request.input_tokens + new_tokens(request) - 1;
+}
+
+std::int32_t longest(std::span<const TraceRequest> requests, std::int32_t pool_tokens) {
+  std::int32_t length = 1;
+  for (const TraceRequest& request : requests) {
+    const std::int32_t cached = cached_tokens(request);
+    if (cached <= pool_tokens) length = std::max(length, cached);
+  }
+  return length;
+}
+
+std::int32_t tokens_of_pool(const ReplayOptions& options) {
+  constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max();
+  return static_cast<std::int32_t>(
+      std::min(kMost, std::int64_t{options.pages} * options.shape.page_size));
+}
+
+class Engine {
+ public:
+  Engine(const ReplayOptions& options, std::span<const TraceRequest> requests)
+      : options_(options),
+        requests_(requests),
+        max_kv_len_(longest(requests, tokens_of_pool(options))),
+        pool_({options.pages, options.shape.page_size}),
+        table_(pool_, {options.max_seqs, max_kv_len_}),
+        batcher_(table_),
+        builder_(table_) {
+    if (!options.attention) return;
+    layers_.emplace(options, max_kv_len_);
+    checker_.emplace(layers_->spec(), layers_->last_layer(), layers_->q_noise(),
+                     layers_->kv_noise(), options.seed);
+  }
+
+  ReplayReport run(const ReplayProgress& progress) {
+    while (step()) {
+      const double served = requests_.empty() ? 1
+                                              : static_cast<double>(batcher_.stats().finished) /
+                                                    static_cast<double>(requests_.size());
+      const double passed =
+          options_.duration_s > 0 ? std::min(1.0, elapsed() / options_.duration_s) : 0;
+      progress(std::max(served, passed), batcher_.stats());
+    }
+    finish();
+    return std::move(report_);
+  }
+
+ private:
+  [[nodiscard]] double elapsed() {
+    report_.wall_s += wall_.lap();
+    return report_.wall_s;
+  }
+
+  /// Hands requests to the batcher. @return False if no more will come.
+  bool take_in() {
+    const bool over = options_.duration_s > 0 && elapsed() >= options_.duration_s;
+    while (!over && next_ < requests_.size() && batcher_.stats().waiting < kQueueAhead) {
+      const TraceRequest& request = requests_[next_];
+      const bool timed = options_.arrivals == Arrivals::kTrace;
+      if (timed && batcher_.idle()) {
+        report_.virtual_s = std::max(report_.virtual_s, request.arrival_s);
+      }
+      if (timed && request.arrival_s > report_.virtual_s) break;
+      submit(request, timed ? request.arrival_s : 0);
+      ++next_;
+    }
+    return !over && next_ < requests_.size();
+  }
+
+  void submit(const TraceRequest& request, double arrival) {
+    const Status status =
+        batcher_.submit({next_, request.input_tokens, new_tokens(request), arrival});
+    if (status.ok()) {
+      ++report_.requests;
+      return;
+    }
+    if (status.code() != ErrorCode::kTooLong) status.throw_if_error();
+    if (++report_.refused == 1) report_.first_refusal = status.message();
+  }
+
+  /// @return False when everything is served.
+  bool step() {
+    const bool more = take_in();
+    Stopwatch watch;
+    StepTimes times;
+    batcher_.plan({options_.max_tokens_per_step, options_.max_seqs}, plan_).throw_if_error();
+    if (plan_.items.empty()) return more;
+    copies_.clear();
+    batcher_.commit(plan_, copies_).throw_if_error();
+    const StagedBatch batch = build();
+    times.planning += watch.lap();
+    count_positions(batch);
+    if (layers_) {
+      layers_->copy_pages(copies_);
+      layers_->run(plan_, batch, times);
+      watch.lap();
+      spot_check();
+      report_.checking_s += watch.lap();
+    }
+    ended_.clear();
+    batcher_.finish(plan_, {}, ended_).throw_if_error();
+    times.planning += watch.lap();
+    add(times);
+    return true;
+  }
+
+  StagedBatch build() {
+    const BatchShape shape = builder_.tight_shape(plan_.batch).value();
+    const std::size_t bytes = BatchBuilder::staging_size(shape);
+    if (staging_.size() < bytes) staging_ = Buffer(2 * bytes);
+    return builder_.build(plan_.batch, shape, staging_.bytes()).value();
+  }
+
+  void spot_check() {
+    const auto every = static_cast<std::uint64_t>(options_.check_every);
+    if (every != 0 && plan_.step % every == 0) checker_->check(plan_, layers_->output(0));
+  }
+
+  void count_positions(const StagedBatch& batch) {
+    const std::int32_t page_size = options_.shape.page_size;
+    Positions now;
+    for (const std::int32_t length : batch.kv_len) {
+      now.used += length;
+      now.paged += (length + page_size - 1) / page_size * page_size;
+    }
+    now.padded = static_cast<double>(batch.max_kv_len) * batch.num_seqs;
+    report_.mean.used += now.used;  // sums, until `finish`
+    report_.mean.paged += now.paged;
+    report_.mean.padded += now.padded;
+    if (now.used > report_.peak.used) report_.peak = now;
+  }
+
+  void add(const StepTimes& times) {
+    report_.step_seconds.push_back(times.total());
+    report_.virtual_s += times.total();
+    report_.times.planning += times.planning;
+    report_.times.generating += times.generating;
+    report_.times.appending += times.appending;
+    report_.times.attention += times.attention;
+  }
+
+  void finish() {
+    const auto steps = static_cast<double>(std::max<std::size_t>(1, report_.step_seconds.size()));
+    report_.mean.used /= steps;
+    report_.mean.paged /= steps;
+    report_.mean.padded /= steps;
+    report_.left_out = static_cast<std::int64_t>(requests_.size() - next_);
+    report_.batcher = batcher_.stats();
+    report_.lost_pages = pool_.num_used();
+    report_.broken_invariant = table_.check().message();
+    if (layers_) {
+      report_.kernel = layers_->kernel();
+      report_.checks = checker_->result();
+    }
+    constexpr std::uint64_t kKeyAndValue = 2;
+    report_.position_bytes = kKeyAndValue * static_cast<std::uint64_t>(options_.layers) *
+                             static_cast<std::uint64_t>(options_.shape.heads.kv) *
+                             static_cast<std::uint64_t>(options_.shape.head_dim) *
+                             size_of(options_.shape.cache_dtype());
+    static_cast<void>(elapsed());
+  }
+
+  ReplayOptions options_;
+  std::span<const TraceRequest> requests_;
+  std::size_t next_ = 0;  // request to take in
+  std::int32_t max_kv_len_;
+  PagePool pool_;
+  PageTable table_;
+  Batcher batcher_;
+  BatchBuilder builder_;
+  std::optional<Layers> layers_;
+  std::optional<SpotChecker> checker_;
+  StepPlan plan_;
+  std::vector<CopyOp> copies_;
+  std::vector<std::uint64_t> ended_;
+  Buffer staging_;
+  Stopwatch wall_;
+  ReplayReport report_;
+};
+
+}  // namespace
+
+ReplayReport replay(const ReplayOptions& options, std::span<const TraceRequest> requests,
+                    const ReplayProgress& progress) {
+  return Engine(options, requests).run(progress);
+}
+
+}  // namespace quire::tool

@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "common/buffer.hpp"
+#include "common/noise.hpp"
+#include "quire/attention.hpp"
+#include "quire/batcher.hpp"
+#include "quire/executor.hpp"
+#include "quire/page_table.hpp"
+#include "replay/options.hpp"
+
+namespace quire::tool {
+
+/// Seconds that the parts of a step took.
+struct StepTimes {
+  double planning = 0;    ///< Batcher and batch builder.
+  double generating = 0;  ///< Random q, k and v, in place of the rest of a model.
+  double appending = 0;   ///< K and V into their pages.
+  double attention = 0;   ///< schedule and run.
+
+  [[nodiscard]] double total() const { return planning + generating + appending + attention; }
+};
+
+/// The attention layers of a model: their caches, and the tensors of a step. What a model would
+/// compute as q, k and v is noise that depends on request, layer and position alone.
+class Layers {
+ public:
+  /// @param max_kv_len  Longest request.
+  Layers(const ReplayOptions& options, std::int32_t max_kv_len);
+
+  /// Executes copies of pages, in K and V of each layer.
+  void copy_pages(std::span<const CopyOp> copies);
+  /// Computes a step: append, then attention, layer after layer.
+  void run(const StepPlan& plan, const StagedBatch& batch, StepTimes& times);
+
+  /// @return Defaults filled in.
+  [[nodiscard]] const AttentionSpec& spec() const { return attention_.spec(); }
+  [[nodiscard]] std::string_view kernel() const { return attention_.kernel(); }
+  [[nodiscard]] const Noise& q_noise() const { return q_noise_; }
+  [[nodiscard]] const Noise& kv_noise() const { return kv_noise_; }
+  [[nodiscard]] std::size_t cache_bytes() const { return 2 * caches_.size() * cache_bytes_each_; }
+  /// @return Row of the last layer's output: o_dtype [num_qo_heads, head_dim].
+  [[nodiscard]] const std::byte* output(std::int64_t row) const;
+  [[nodiscard]] std::int32_t last_layer() const {
+    return static_cast<std::int32_t>(caches_.size()) - 1;
+  }
+
+ private:
+  struct Cache {
+    Buffer k;
+    Buffer v;
+  };
+  void generate(const StepPlan& plan, std::int32_t layer);
+  [[nodiscard]] MutableTensorView pages(const Buffer& buffer) const;
+  [[nodiscard]] AttentionTensors tensors(const Cache& cache, std::int64_t rows) const;
+
+  ReplayOptions options_;
+  std::unique_ptr<Executor> threads_;
+  AttentionOptions call_options_;
+  Attention attention_;
+  Noise q_noise_;
+  Noise kv_noise_;
+  std::size_t q_row_bytes_;
+  std::size_t kv_row_bytes_;
+  std::size_t cache_bytes_each_;
+  std::vector<Cache> caches_;
+  Buffer q_, k_, v_, o_;
+  Buffer schedule_, scratch_;
+};
+
+/// Seconds since it was made or last asked.
+class Stopwatch {
+ public:
+  Stopwatch();
+  double lap();
+
+ private:
+  std::int64_t last_;
+};
+
+}  // namespace quire::tool

@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+
+#include "common/shape.hpp"
+
+namespace quire::tool {
+
+/// When requests come to the batcher.
+enum class Arrivals {
+  kAsap,   ///< All are there from the start, in the trace's order.
+  kTrace,  ///< At the trace's times, on a clock that counts the work done and jumps over idleness.
+};
+
+struct ReplayOptions {
+  Shape shape;
+  std::int32_t layers = 1;
+  std::int32_t pages = 8192;
+  std::int32_t max_tokens_per_step = 2048;
+  std::int32_t max_seqs = 256;
+  std::int32_t check_every = 50;  ///< Steps between spot checks; 0 checks nothing.
+  double duration_s = 0;          ///< No request is taken in after that; 0 takes all.
+  Arrivals arrivals = Arrivals::kAsap;
+  bool attention = true;
+  std::uint64_t seed = 1;
+  std::int32_t threads = 0;
+};
+
+}  // namespace quire::tool

@@ -1,0 +1,195 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "replay/report.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+#include "common/format.hpp"
+#include "common/statistics.hpp"
+#include "common/table.hpp"
+#include "common/terminal.hpp"
+
+namespace quire::tool {
+namespace {
+
+constexpr double kPercent = 100;
+constexpr double kMilliseconds = 1e3;
+
+double share(double part, double whole) { return whole > 0 ? part / whole : 0; }
+double percent(double part, double whole) { return kPercent * share(part, whole); }
+
+double step_ms(const ReplayReport& report, double fraction) {
+  return kMilliseconds * quantile(report.step_seconds, fraction);
+}
+
+std::string_view arrivals_name(Arrivals arrivals) {
+  return arrivals == Arrivals::kAsap ? "asap" : "trace";
+}
+
+std::string shape_text(const ReplayOptions& options) {
+  const Shape& shape = options.shape;
+  std::string text = fmt::format("{} layer{}, {}/{} heads, head dim {}, {}", options.layers,
+                                 options.layers == 1 ? "" : "s", shape.heads.qo, shape.heads.kv,
+                                 shape.head_dim, to_string(shape.dtype));
+  if (shape.cache_dtype() != shape.dtype) {
+    text += fmt::format(" over {}", to_string(shape.cache_dtype()));
+  }
+  return text;
+}
+
+std::string arrivals_text(Arrivals arrivals) {
+  return arrivals == Arrivals::kAsap ? "all at once, in the trace's order (time follows the work)"
+                                     : "at the trace's times, on a clock that counts the work";
+}
+
+std::string requests_text(const ReplayReport& report) {
+  std::string text = fmt::format("{} served", human_count(report.batcher.finished));
+  if (report.refused > 0) text += fmt::format(", {} refused", human_count(report.refused));
+  if (report.left_out > 0) {
+    text += fmt::format(", {} left out when the time was over", human_count(report.left_out));
+  }
+  return text;
+}
+
+void add_speed(Table& table, const ReplayReport& report) {
+  const double total = report.times.total();
+  const auto rate = [total](std::int64_t tokens) {
+    return human_count(static_cast<std::int64_t>(share(static_cast<double>(tokens), total)));
+  };
+  const BatcherStats& stats = report.batcher;
+  table.add(
+      {"tokens", fmt::format("{} = {} prefill + {} decode", human_count(report.tokens()),
+                             human_count(stats.prefill_tokens), human_count(stats.decode_tokens))});
+  table.add({"speed", fmt::format("{} tokens/s, {} of them decoded", rate(report.tokens()),
+                                  rate(stats.decode_tokens))});
+  table.add({"steps", fmt::format("{}: p50 {:.1f} ms, p95 {:.1f} ms, max {:.1f} ms",
+                                  human_count(stats.steps), step_ms(report, 0.5),
+                                  step_ms(report, 0.95), step_ms(report, 1))});
+  const StepTimes& times = report.times;
+  table.add({"time of steps",
+             fmt::format("attention {:.1f} %, append {:.1f} %, batching {:.1f} %, random q, k, v "
+                         "in place of a model {:.1f} %",
+                         percent(times.attention, total), percent(times.appending, total),
+                         percent(times.planning, total), percent(times.generating, total))});
+}
+
+void add_memory(Table& table, const ReplayOptions& options, const ReplayReport& report) {
+  const auto positions = [&](const Positions& at) {
+    const auto bytes = [&](double count) {
+      return human_bytes(static_cast<std::uint64_t>(count) * report.position_bytes);
+    };
+    return fmt::format("tokens {}, pages {}, padded {}: pages save {:.1f} %", bytes(at.used),
+                       bytes(at.paged), bytes(at.padded),
+                       at.padded > 0 ? percent(at.padded - at.paged, at.padded) : 0.0);
+  };
+  const BatcherStats& stats = report.batcher;
+  table.add({"pages",
+             fmt::format("peak {} of {} ({:.1f} %) of {} tokens",
+                         human_count(stats.peak_used_pages), human_count(options.pages),
+                         percent(stats.peak_used_pages, options.pages), options.shape.page_size)});
+  table.add({"memory, mean step", positions(report.mean)});
+  table.add({"memory, fullest", positions(report.peak)});
+  table.add(
+      {"preemptions", fmt::format("{} ({} tokens computed again)", human_count(stats.preemptions),
+                                  human_count(stats.recomputed_tokens))});
+}
+
+std::string verdict(bool good) {
+  return good ? painted("PASS", Paint::kGood) : painted("FAIL", Paint::kBad);
+}
+
+void add_checks(Table& table, const ReplayOptions& options, const ReplayReport& report) {
+  const SpotCheckResult& checks = report.checks;
+  std::string spot = "none: no attention";
+  if (options.attention && checks.rows == 0) spot = "none: --check-every 0";
+  if (checks.rows > 0) {
+    spot = fmt::format("{} ({} of {} rows match the oracle, max error {:.1e})",
+                       verdict(checks.failed == 0), human_count(checks.rows - checks.failed),
+                       human_count(checks.rows), checks.max_error);
+  }
+  if (checks.failed > 0) spot += "; first: " + checks.first_failure;
+  table.add({"spot checks", spot});
+  std::string back = verdict(report.lost_pages == 0 && report.broken_invariant.empty()) + " (";
+  back += report.lost_pages == 0 ? fmt::format("all {} are back", human_count(options.pages))
+                                 : fmt::format("{} are lost", human_count(report.lost_pages));
+  if (!report.broken_invariant.empty()) back += "; " + report.broken_invariant;
+  table.add({"pages at the end", back + ")"});
+}
+
+}  // namespace
+
+std::string report_text(const ReplayOptions& options, const ReplayReport& report,
+                        const std::string& source) {
+  Table table({"requests", requests_text(report)});
+  if (report.refused > 0) table.add({"first refusal", report.first_refusal});
+  table.add({"source", source});
+  table.add({"arrivals", arrivals_text(options.arrivals)});
+  table.add({"model", shape_text(options)});
+  table.add({"kernel", report.kernel.empty() ? "none: bookkeeping only" : report.kernel});
+  table.add({"wall time", fmt::format("{:.1f} s, of which spot checks {:.1f} s", report.wall_s,
+                                      report.checking_s)});
+  add_speed(table, report);
+  add_memory(table, options, report);
+  add_checks(table, options, report);
+  return table.text();
+}
+
+nlohmann::ordered_json report_json(const ReplayOptions& options, const ReplayReport& report,
+                                   const std::string& source) {
+  const BatcherStats& stats = report.batcher;
+  const StepTimes& times = report.times;
+  const auto positions = [](const Positions& at) {
+    return nlohmann::ordered_json{{"used", at.used}, {"paged", at.paged}, {"padded", at.padded}};
+  };
+  return {{"schema", 1},
+          {"command", "replay"},
+          {"source", source},
+          {"seed", options.seed},
+          {"arrivals", arrivals_name(options.arrivals)},
+          {"layers", options.layers},
+          {"num_qo_heads", options.shape.heads.qo},
+          {"num_kv_heads", options.shape.heads.kv},
+          {"head_dim", options.shape.head_dim},
+          {"dtype", to_string(options.shape.dtype)},
+          {"kv_dtype", to_string(options.shape.cache_dtype())},
+          {"page_size", options.shape.page_size},
+          {"pages", options.pages},
+          {"max_tokens_per_step", options.max_tokens_per_step},
+          {"max_seqs", options.max_seqs},
+          {"attention", options.attention},
+          {"kernel", report.kernel},
+          {"requests_served", stats.finished},
+          {"requests_refused", report.refused},
+          {"requests_left_out", report.left_out},
+          {"prefill_tokens", stats.prefill_tokens},
+          {"decode_tokens", stats.decode_tokens},
+          {"recomputed_tokens", stats.recomputed_tokens},
+          {"preemptions", stats.preemptions},
+          {"steps", stats.steps},
+          {"wall_s", report.wall_s},
+          {"virtual_s", report.virtual_s},
+          {"tokens_per_s", share(static_cast<double>(report.tokens()), times.total())},
+          {"decode_tokens_per_s", share(static_cast<double>(stats.decode_tokens), times.total())},
+          {"step_ms_p50", step_ms(report, 0.5)},
+          {"step_ms_p95", step_ms(report, 0.95)},
+          {"step_ms_max", step_ms(report, 1)},
+          {"seconds_attention", times.attention},
+          {"seconds_append", times.appending},
+          {"seconds_batching", times.planning},
+          {"seconds_generating", times.generating},
+          {"seconds_checking", report.checking_s},
+          {"attention_share", share(times.attention, times.total())},
+          {"peak_pages", stats.peak_used_pages},
+          {"bytes_per_position", report.position_bytes},
+          {"mean_positions", positions(report.mean)},
+          {"peak_positions", positions(report.peak)},
+          {"spot_checks", report.checks.rows},
+          {"spot_checks_failed", report.checks.failed},
+          {"max_error", report.checks.max_error},
+          {"lost_pages", report.lost_pages},
+          {"passed", report.passed()}};
+}
+
+}  // namespace quire::tool

@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "replay/spot_check.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+
+#include "common/accuracy.hpp"
+#include "quire/reference.hpp"
+
+namespace quire::tool {
+namespace {
+
+constexpr int kRowsPerCheck = 4;
+constexpr int kHeadsPerRow = 4;
+
+/// Elements of a token's row over all heads.
+std::size_t elements(std::int32_t heads, std::int32_t head_dim) {
+  return static_cast<std::size_t>(heads) * static_cast<std::size_t>(head_dim);
+}
+
+}  // namespace
+
+SpotChecker::SpotChecker(const AttentionSpec& spec, std::int32_t layer, const Noise& q_noise,
+                         const Noise& kv_noise, std::uint64_t seed)
+    : spec_(spec), layer_(layer), q_noise_(q_noise), kv_noise_(kv_noise), random_(seed) {
+  spec_.page_size = kContiguousKv;
+}
+
+void SpotChecker::check(const StepPlan& plan, const std::byte* output) {
+  const std::size_t row_bytes =
+      elements(spec_.num_qo_heads, spec_.head_dim_vo) * size_of(spec_.o_dtype);
+  for (int i = 0; i < kRowsPerCheck; ++i) {
+    const std::int32_t chosen = random_.between(0, plan.num_tokens - 1);
+    std::int32_t first_row = 0;
+    for (const StepItem& item : plan.items) {
+      if (chosen < first_row + item.num_new_tokens) {
+        check_row(item, chosen - first_row, output + static_cast<std::size_t>(chosen) * row_bytes);
+        break;
+      }
+      first_row += item.num_new_tokens;
+    }
+  }
+}
+
+void SpotChecker::recompute(std::uint64_t request, std::int64_t num_keys) {
+  const std::size_t q_elements = elements(spec_.num_qo_heads, spec_.head_dim_qk);
+  const std::size_t kv_elements = elements(spec_.num_kv_heads, spec_.head_dim_qk);
+  const std::size_t kv_bytes = kv_elements * size_of(spec_.kv_dtype);
+  q_.resize(q_elements * size_of(spec_.q_dtype));
+  k_.resize(static_cast<std::size_t>(num_keys) * kv_bytes);
+  v_.resize(k_.size());
+  q_noise_.fill(q_.data(), q_elements, noise_key(request, layer_, NoiseTensor::kQ, num_keys - 1));
+  for (std::int64_t t = 0; t < num_keys; ++t) {
+    const std::size_t at = static_cast<std::size_t>(t) * kv_bytes;
+    kv_noise_.fill(k_.data() + at, kv_elements, noise_key(request, layer_, NoiseTensor::kK, t));
+    kv_noise_.fill(v_.data() + at, kv_elements, noise_key(request, layer_, NoiseTensor::kV, t));
+  }
+}
+
+void SpotChecker::check_row(const StepItem& item, std::int32_t query, const std::byte* row) {
+  const std::int32_t num_keys = item.position + query + 1;
+  recompute(item.request, num_keys);
+  const std::array<std::int32_t, 2> qo_indptr = {0, 1};
+  const std::array<std::int32_t, 2> kv_indptr = {0, num_keys};
+  Batch batch;
+  batch.qo_indptr = {qo_indptr.data(), DType::kInt32, {2}};
+  batch.kv_indptr = {kv_indptr.data(), DType::kInt32, {2}};
+  AttentionTensors tensors;
+  tensors.q = {q_.data(), spec_.q_dtype, {1, spec_.num_qo_heads, spec_.head_dim_qk}};
+  tensors.k = {k_.data(), spec_.kv_dtype, {num_keys, spec_.num_kv_heads, spec_.head_dim_qk}};
+  tensors.v = {v_.data(), spec_.kv_dtype, {num_keys, spec_.num_kv_heads, spec_.head_dim_vo}};
+
+  const std::size_t head_bytes =
+      static_cast<std::size_t>(spec_.head_dim_vo) * size_of(spec_.o_dtype);
+  for (int i = 0; i < kHeadsPerRow; ++i) {
+    const std::int32_t head = random_.between(0, spec_.num_qo_heads - 1);
+    const ReferenceRow expected = reference_attention_row(spec_, batch, tensors, 0, 0, head);
+    const RowComparison compared = compare_row(
+        spec_, expected.o, row + static_cast<std::size_t>(head) * head_bytes, kv_noise_.largest());
+    ++result_.rows;
+    result_.max_error = std::max(result_.max_error, compared.max_error);
+    if (compared.complaint.empty()) continue;
+    if (++result_.failed == 1) {
+      result_.first_failure = fmt::format("request {}, position {}, head {}: {}", item.request,
+                                          num_keys - 1, head, compared.complaint);
+    }
+  }
+}
+
+}  // namespace quire::tool

@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "common/noise.hpp"
+#include "common/random.hpp"
+#include "quire/attention.hpp"
+#include "quire/batcher.hpp"
+
+namespace quire::tool {
+
+/// What the spot checks found so far.
+struct SpotCheckResult {
+  std::int64_t rows = 0;  ///< Rows of one head that were compared.
+  std::int64_t failed = 0;
+  double max_error = 0;
+  std::string first_failure;
+};
+
+/// Compares rows of a step's output with the oracle. The oracle's keys and values are made anew
+/// from the noise and never saw a page, so that a token in the wrong slot or page shows.
+class SpotChecker {
+ public:
+  /// @param spec   Of the layer, defaults filled in.
+  /// @param layer  Whose output is compared.
+  SpotChecker(const AttentionSpec& spec, std::int32_t layer, const Noise& q_noise,
+              const Noise& kv_noise, std::uint64_t seed);
+
+  /// Checks a few rows and heads of a step, chosen at random.
+  /// @param output  o_dtype [plan.num_tokens, num_qo_heads, head_dim].
+  void check(const StepPlan& plan, const std::byte* output);
+  [[nodiscard]] const SpotCheckResult& result() const { return result_; }
+
+ private:
+  void check_row(const StepItem& item, std::int32_t query, const std::byte* row);
+  void recompute(std::uint64_t request, std::int64_t num_keys);
+
+  AttentionSpec spec_;
+  std::int32_t layer_;
+  const Noise& q_noise_;
+  const Noise& kv_noise_;
+  Random random_;
+  std::vector<std::byte> q_, k_, v_;
+  SpotCheckResult result_;
+};
+
+}  // namespace quire::tool
