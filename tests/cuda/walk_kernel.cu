@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cuda/walk_kernel.hpp"
+
+namespace quire::testing {
+namespace {
+
+constexpr int kThreads = 128;
+
+struct Arguments {
+  schedule::TilePolicy policy;
+  core::ProblemShape shape;
+  core::BatchArrays batch;
+  schedule::ScheduleView schedule;
+  Walk walk;
+};
+
+__global__ void walk_kernel(const __grid_constant__ Arguments arguments) {
+  const auto worker = static_cast<std::int32_t>(blockIdx.x * blockDim.x + threadIdx.x);
+  if (worker >= arguments.policy.num_workers) return;
+  const Walk& walk = arguments.walk;
+  const std::int32_t room = walk.item_begin[worker + 1] - walk.item_begin[worker];
+  schedule::WorkCursor cursor(arguments.policy, arguments.shape, arguments.batch,
+                              arguments.schedule, worker);
+  schedule::WorkItem item;
+  std::int32_t found = 0;
+  for (; cursor.next(item); ++found) {
+    if (found < room) walk.items[walk.item_begin[worker] + found] = item;
+  }
+  walk.num_items[worker] = found;
+}
+
+}  // namespace
+
+cudaError_t launch_walk(const schedule::TilePolicy& policy, const core::ProblemShape& shape,
+                        const core::BatchArrays& batch, schedule::ScheduleView schedule,
+                        const Walk& walk) noexcept {
+  const int blocks = (policy.num_workers + kThreads - 1) / kThreads;
+  walk_kernel<<<blocks, kThreads>>>(Arguments{policy, shape, batch, schedule, walk});
+  return cudaGetLastError();
+}
+
+}  // namespace quire::testing
