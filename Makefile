@@ -10,15 +10,18 @@ install := scripts/install_dependencies.sh
 # The same build twice costs seconds where there is ccache.
 launchers := $(if $(shell command -v ccache),-DCMAKE_C_COMPILER_LAUNCHER=ccache \
   -DCMAKE_CXX_COMPILER_LAUNCHER=ccache -DCMAKE_CUDA_COMPILER_LAUNCHER=ccache)
-configure = cmake --preset $(1) $(launchers) --log-level=WARNING
+# Warnings are errors in CI, on its compiler; a newer compiler with new ones must not stop a user.
+strictness := -DQUIRE_WERROR=$(if $(CI),ON,OFF)
+configure = cmake --preset $(1) $(launchers) $(strictness) --log-level=WARNING
 build = cmake --build --preset $(1) --parallel $(JOBS)
 
 .DEFAULT_GOAL := tool
+.NOTPARALLEL:  # each target uses all cores itself
 
 .PHONY: tool
 tool: ## Build the library and the tool, build/bin/quire (CPU)
 	@$(install) build
-	$(call configure,release)
+	$(call configure,release) -DQUIRE_TESTS=OFF
 	$(call build,release) --target quire_command
 
 .PHONY: cuda
@@ -68,7 +71,7 @@ test-gpu: cuda ## The tests of the CUDA backend (needs a GPU; not part of `make 
 .PHONY: all-cpu
 all-cpu:
 	@$(install) build test
-	$(call configure,release)
+	$(call configure,release) -DQUIRE_TESTS=ON
 	$(call build,release)
 
 .PHONY: all-sanitized
@@ -78,7 +81,7 @@ all-sanitized:
 	$(call build,dev)
 
 .PHONY: lint
-lint: ## Formatting, include rule, shell scripts (nothing is built)
+lint: ## Formatting, include rule, documented symbols, shell scripts (nothing is compiled)
 	@$(install) lint
 	scripts/lint.sh
 
@@ -86,6 +89,12 @@ lint: ## Formatting, include rule, shell scripts (nothing is built)
 tidy: all-cpu ## clang-tidy over the sources (slow)
 	@$(install) lint
 	run-clang-tidy-19 -quiet -p build '$(CURDIR)/(src|tools)/.*\.cpp$$'
+
+.PHONY: docs
+docs: ## API documentation, build/docs/html (Doxygen)
+	@$(install) lint
+	@mkdir -p build/docs
+	doxygen docs/Doxyfile
 
 .PHONY: format
 format: ## Format all sources

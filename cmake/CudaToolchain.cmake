@@ -1,22 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # Finds a CUDA 13 compiler and enables the language. Looks at, in this order: CMAKE_CUDA_COMPILER,
-# the variable CUDACXX, nvcc on PATH and in /usr/local/cuda/bin, and the compiler from
-# requirements-cuda.txt in the project's .venv or in the Python on PATH. Downloads nothing.
+# the variable CUDACXX, nvcc on PATH and in /usr/local/cuda/bin, and the compiler that
+# scripts/install_dependencies.sh puts into the project's .venv. Downloads nothing.
 set(QUIRE_MIN_CUDA 13.0)
-
-# quire_python_folders(VARIABLE): the site-packages that pinned packages may be in.
-function(quire_python_folders variable)
-  file(GLOB folders ${PROJECT_SOURCE_DIR}/.venv/lib/python3*/site-packages)
-  find_program(QUIRE_PYTHON NAMES python3 DOC "Python whose packages are searched")
-  mark_as_advanced(QUIRE_PYTHON)
-  if(QUIRE_PYTHON)
-    execute_process(
-      COMMAND ${QUIRE_PYTHON} -c "import site; print(';'.join(site.getsitepackages()))"
-      OUTPUT_VARIABLE active OUTPUT_STRIP_TRAILING_WHITESPACE)
-    list(APPEND folders ${active})
-  endif()
-  set(${variable} ${folders} PARENT_SCOPE)
-endfunction()
 
 # quire_cuda_version(VARIABLE NVCC): its release, or 0.
 function(quire_cuda_version variable nvcc)
@@ -30,10 +16,9 @@ endfunction()
 
 # quire_find_nvcc(VARIABLE): the first one that is new enough.
 function(quire_find_nvcc variable)
-  quire_python_folders(python_folders)
-  list(TRANSFORM python_folders APPEND /nvidia/cu13/bin)
   string(REPLACE ":" ";" folders "$ENV{PATH}")
-  foreach(folder IN LISTS folders ITEMS /usr/local/cuda/bin LISTS python_folders)
+  file(GLOB venv ${PROJECT_SOURCE_DIR}/.venv/lib/python3*/site-packages/nvidia/cu13/bin)
+  foreach(folder IN LISTS folders ITEMS /usr/local/cuda/bin ${venv})
     if(EXISTS ${folder}/nvcc)
       quire_cuda_version(version ${folder}/nvcc)
       if(version VERSION_GREATER_EQUAL QUIRE_MIN_CUDA)

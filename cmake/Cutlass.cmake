@@ -4,6 +4,20 @@
 # or in the Python on PATH. Downloads nothing.
 include_guard()
 
+# quire_python_folders(VARIABLE): the site-packages that the package may be in.
+function(quire_python_folders variable)
+  file(GLOB folders ${PROJECT_SOURCE_DIR}/.venv/lib/python3*/site-packages)
+  find_program(QUIRE_PYTHON NAMES python3 DOC "Python whose packages are searched")
+  mark_as_advanced(QUIRE_PYTHON)
+  if(QUIRE_PYTHON)
+    execute_process(
+      COMMAND ${QUIRE_PYTHON} -c "import site; print(';'.join(site.getsitepackages()))"
+      OUTPUT_VARIABLE active OUTPUT_STRIP_TRAILING_WHITESPACE)
+    list(APPEND folders ${active})
+  endif()
+  set(${variable} ${folders} PARENT_SCOPE)
+endfunction()
+
 if(NOT CUTLASS_INCLUDE_DIR)
   find_package(NvidiaCutlass QUIET)
   if(TARGET nvidia::cutlass::cutlass)

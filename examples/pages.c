@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A sequence of 6 tokens is forked; the first write to the fork copies the shared, half-full page. */
+/* A sequence of 6 tokens is forked; the first write to the fork copies the shared, half-full page.
+ */
 #include <stdio.h>
 
 #include "quire/quire.h"
@@ -12,9 +13,8 @@ int main(void) {
   quire_copy_plan* copies;
   quire_seq_id seq, forked;
   if (quire_page_pool_create(&pool_spec, &pool) ||
-      quire_page_table_create(pool, &table_spec, &table) ||
-      quire_copy_plan_create(&copies) || quire_page_table_create_seq(table, &seq) ||
-      quire_page_table_append(table, seq, 6, copies) ||
+      quire_page_table_create(pool, &table_spec, &table) || quire_copy_plan_create(&copies) ||
+      quire_page_table_create_seq(table, &seq) || quire_page_table_append(table, seq, 6, copies) ||
       quire_page_table_fork_seq(table, seq, 6, &forked) ||
       quire_page_table_append(table, forked, 1, copies)) {
     return fprintf(stderr, "%s\n", quire_last_error()), 1;

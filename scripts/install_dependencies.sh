@@ -17,7 +17,7 @@ build_packages=(g++ cmake ninja-build libfmt-dev libhwy-dev libcli11-dev nlohman
 test_packages=(libgtest-dev libgmock-dev librapidcheck-dev clang-19 libclang-rt-19-dev
                abigail-tools pkg-config python3 binutils)
 cuda_packages=(python3-venv)
-lint_packages=(clang-format-19 shellcheck python3)
+lint_packages=(clang-format-19 doxygen shellcheck python3)
 
 usage() {
   sed -n '3,11s/^# \{0,1\}//p' "$0" >&2
@@ -59,9 +59,15 @@ install_cuda() {
   local wanted=.venv/requirements-installed.txt
   cmp --silent "$wanted" <(needed_requirements) && return 0
   echo "Installing the CUDA packages of requirements-cuda.txt into .venv"
-  [ -x .venv/bin/pip ] || /usr/bin/python3 -m venv .venv
+  [ -x .venv/bin/python3 ] || /usr/bin/python3 -m venv .venv
   needed_requirements >.venv/requirements.txt
-  .venv/bin/pip install --quiet --no-deps --require-hashes --requirement .venv/requirements.txt
+  .venv/bin/python3 -m pip install --quiet --no-deps --require-hashes --requirement .venv/requirements.txt
+  local toolkit
+  for toolkit in .venv/lib/python3*/site-packages/nvidia/cu13; do
+    [ -d "$toolkit" ] || continue
+    ln -sfn lib "$toolkit/lib64"                         # where nvcc looks
+    ln -sfn libcudart.so.13 "$toolkit/lib/libcudart.so"  # what CMake looks for
+  done
   mv .venv/requirements.txt "$wanted"
 }
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Formatting, the include rule, licence lines and shell scripts; --fix formats in place.
+# Formatting, the include rule, licence lines, documented symbols and shell scripts; --fix formats.
 # shellcheck disable=SC2317  # the checks are called by name
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -49,8 +49,15 @@ shell_is_clean() {
   files '*.sh' .ci/run | xargs -0r shellcheck
 }
 
+# Doxygen fails on any warning (WARN_AS_ERROR) and makes no more than one folder itself.
+symbols_are_documented() {
+  mkdir -p build/docs
+  doxygen docs/Doxyfile
+}
+
 check "formatting (make format)" is_formatted
 check "include rule" scripts/check_includes.py
 check "licence lines" has_licence_lines
+check "public symbols are documented" symbols_are_documented
 check "shell scripts" shell_is_clean
 exit $failed

@@ -45,7 +45,7 @@ for copy in "${copies[@]}"; do
   cp -r "$copy" "$root$(dirname "$copy")/"
 done
 mount -t proc proc "$root/proc"
-mount --bind /dev "$root/dev"
+mount --rbind /dev "$root/dev"
 
 rm -rf "$root/root/quire"
 git clone --quiet --depth 1 "file://$PWD" "$root/root/quire"

@@ -181,9 +181,7 @@ void add_check(CLI::App& app, Session& session) {
   add_mask(*sub, command->mask);
   add_whole(*sub, "--random", command->random, 0, kMostBatches, "Random batches after the first");
   add_seed(*sub, command->seed);
-  sub->add_option("--device", command->device, "cpu or cuda")
-      ->check(CLI::IsMember({"cpu", "cuda"}))
-      ->capture_default_str();
+  add_choice(*sub, "--device", command->device, {"cpu", "cuda"}, "Where to compute");
   add_whole(*sub, "--threads", command->threads, 0, kMostThreads, "0 is the default (quire info)");
   add_json(*sub, command->json, "Print one JSON object");
   sub->callback([command, &session] { run_all(*command, session); });

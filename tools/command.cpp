@@ -7,7 +7,9 @@
 #include <exception>
 #include <new>
 #include <string>
+#include <vector>
 
+#include "common/format.hpp"
 #include "quire/error.hpp"
 #include "quire/version.h"
 
@@ -19,7 +21,6 @@ void add_subcommands(CLI::App& app, Session& session) {
   app.set_help_flag("-h,--help", "Print this help and exit");
   app.set_version_flag("--version", "quire " QUIRE_VERSION_STRING, "Print the version and exit");
   app.get_formatter()->column_width(34);
-  app.require_subcommand(1);
   add_info(app, session);
   add_check(app, session);
   add_memory(app, session);
@@ -64,6 +65,19 @@ ExitCode report_parsing(const CLI::App& app, const CLI::ParseError& error) {
   return report(ExitCode::kUsage, fmt::format("{}\nTry {} --help", error.what(), name));
 }
 
+/// The first argument has to be a subcommand, if it is not an option.
+void require_subcommand(const CLI::App& app, int argc, const char* const* argv) {
+  if (argc > 1 && argv[1][0] == '-') return;
+  std::vector<std::string> names;
+  for (const CLI::App* command : app.get_subcommands(nullptr)) {
+    if (argc > 1 && command->get_name() == argv[1]) return;
+    names.push_back(command->get_name());
+  }
+  throw CommandError(ExitCode::kUsage, fmt::format("expected one of {}, got {}\nTry quire --help",
+                                                   fmt::join(names, ", "),
+                                                   argc > 1 ? in_quotes(argv[1]) : "nothing"));
+}
+
 }  // namespace
 
 int run_command(int argc, const char* const* argv) {
@@ -71,6 +85,7 @@ int run_command(int argc, const char* const* argv) {
   CLI::App app("Attention over paged KV caches for ragged batches.");
   add_subcommands(app, session);
   try {
+    require_subcommand(app, argc, argv);
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
     session.exit_code = report_parsing(app, error);

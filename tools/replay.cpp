@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <limits>
 #include <memory>
+#include <nlohmann/json.hpp>
 #include <string>
 #include <utility>
 #include <vector>
@@ -112,10 +113,8 @@ void add_source_options(CLI::App& app, ReplayCommand& command) {
             "At most so many; 0 is all (500 of a preset)");
   add_real(app, "--duration", command.replay.duration_s, 0, kLongest,
            "Take no request in after so many seconds; 0 takes all");
-  app.add_option("--arrivals", command.arrivals,
-                 "asap: all at once; trace: at the trace's times, skipping idleness")
-      ->check(CLI::IsMember({"asap", "trace"}))
-      ->capture_default_str();
+  add_choice(app, "--arrivals", command.arrivals, {"asap", "trace"},
+             "asap: all at once; trace: at the trace's times, skipping idleness");
 }
 
 void add_engine_options(CLI::App& app, ReplayOptions& options) {

@@ -9,10 +9,10 @@
 ///
 /// For query row i of a request and key position t,
 ///
-///     s(i,t) = sm_scale · k_scale · q(i)·k(t),  capped to  c · tanh(s / c)  if logits_soft_cap =
-///     c,
-///              then, with ALiBi, minus slope · |position(i) − t|;   position(i) = kv_len − qo_len
-///              + i
+///     s(i,t) = sm_scale · k_scale · q(i)·k(t)
+///              with logits_soft_cap c:  s ← c · tanh(s / c)
+///              then, with ALiBi:        s ← s − slope · |position(i) − t|
+///     where    position(i) = kv_len − qo_len + i
 ///     o(i)   = v_scale · Σ_t exp(s(i,t) − lse(i)) · v(t)            over the visible keys t
 ///     lse(i) = log( Σ_t exp(s(i,t)) + exp(sink) )                   natural logarithm
 ///
@@ -62,33 +62,35 @@ inline constexpr std::int32_t kContiguousKv = 0;
 
 /// What a kind of layer fixes. Kernels are chosen from this, once.
 struct AttentionSpec {
-  std::int32_t num_qo_heads = 0;
-  std::int32_t num_kv_heads = 0;  ///< Divides num_qo_heads; their quotient is the group size.
-  std::int32_t head_dim_qk = 0;
-  std::int32_t head_dim_vo = 0;  ///< 0 takes head_dim_qk.
-  DType q_dtype = DType::kBFloat16;
-  DType kv_dtype = DType::kBFloat16;
-  DType o_dtype = DType::kNone;  ///< q_dtype or float32; kNone takes q_dtype.
-  KvLayout kv_layout = KvLayout::kNHD;
-  std::int32_t page_size = 16;  ///< Tokens per page, ≥ 1, or `kContiguousKv`.
-  Mask mask = Mask::kCausal;
+  std::int32_t num_qo_heads = 0;        ///< Heads of q and o, ≥ 1.
+  std::int32_t num_kv_heads = 0;        ///< Divides num_qo_heads; their quotient is the group size.
+  std::int32_t head_dim_qk = 0;         ///< Components of a query and of a key.
+  std::int32_t head_dim_vo = 0;         ///< 0 takes head_dim_qk.
+  DType q_dtype = DType::kBFloat16;     ///< Of q.
+  DType kv_dtype = DType::kBFloat16;    ///< Of K and V.
+  DType o_dtype = DType::kNone;         ///< q_dtype or float32; kNone takes q_dtype.
+  KvLayout kv_layout = KvLayout::kNHD;  ///< Of K and V.
+  std::int32_t page_size = 16;          ///< Tokens per page, ≥ 1, or `kContiguousKv`.
+  Mask mask = Mask::kCausal;            ///< Before the window.
   std::int32_t window_left = -1;  ///< w ≥ 0: keys t ≥ position − w (w + 1 with its own). −1 is off.
   float sm_scale = 0.0F;          ///< 0 takes 1/√head_dim_qk.
   float logits_soft_cap = 0.0F;   ///< 0 is off.
   bool sinks = false;             ///< `AttentionTensors::sinks` enters the denominator.
   bool alibi = false;             ///< `AttentionTensors::alibi_slopes` is applied.
-  KvScale kv_scale = KvScale::kNone;
+  KvScale kv_scale = KvScale::kNone;  ///< Shape of `AttentionTensors::k_scale` and `v_scale`.
 
+  /// Equal in every field.
   friend bool operator==(const AttentionSpec&, const AttentionSpec&) = default;
 };
 
 /// The largest batch that will be scheduled. Workspaces and, on a GPU, grids depend on these
 /// alone, so that a captured graph stays valid for every batch within them.
 struct BatchLimits {
-  std::int32_t max_num_seqs = 256;
+  std::int32_t max_num_seqs = 256;   ///< Requests of one step.
   std::int32_t max_total_q = 8192;   ///< Rows of q, padding included.
   std::int32_t max_kv_len = 131072;  ///< Keys of one request.
 
+  /// Equal in every field.
   friend bool operator==(const BatchLimits&, const BatchLimits&) = default;
 };
 
@@ -99,8 +101,7 @@ struct BatchLimits {
 /// | --- | --- | --- |
 /// | a dense table | `page_table` | `kv_len` |
 /// | a CSR table | `kv_page_indptr`, `kv_page_indices` | `kv_len`, or `kv_last_page_len` |
-/// | contiguous K/V (`page_size == kContiguousKv`) | `kv_indptr` | difference of `kv_indptr`, or
-/// `kv_len` ≤ it |
+/// | contiguous K/V | `kv_indptr` | difference of `kv_indptr`, or `kv_len` ≤ it |
 ///
 /// Tables may hold more pages than the lengths need; what lies beyond, and what lies wholly before
 /// the window, is never read. A request may have no queries, no keys, or fewer keys than queries.
@@ -171,9 +172,9 @@ struct AttentionOptions {
 
 /// Whether a device serves a spec, and by which kernel; if not, why not and what comes nearest.
 struct Support {
-  bool supported = false;
-  std::string kernel;  ///< Name of the kernel that would serve it.
-  std::string reason;  ///< A sentence, empty if supported.
+  bool supported = false;  ///< Whether a kernel serves the spec.
+  std::string kernel;      ///< Name of the kernel that would serve it.
+  std::string reason;      ///< A sentence, empty if supported.
 };
 
 /// Looks the spec up in the kernel table. Does not touch a device and does not throw for anything a
@@ -200,16 +201,19 @@ class QUIRE_API Attention {
   ///   kernel; the text names the nearest supported choice), `kDeviceError` (no such device).
   Attention(Device device, const AttentionSpec& spec, const BatchLimits& limits,
             const AttentionOptions& options = {});
-  Attention(Attention&&) noexcept;
-  Attention& operator=(Attention&&) noexcept;
-  ~Attention();
+  Attention(Attention&&) noexcept;  ///< A moved-from one may only be destroyed or assigned to.
+  Attention& operator=(Attention&&) noexcept;  ///< Likewise.
+  ~Attention();                                ///< No call may be running, on any thread or stream.
 
   /// @return The spec with its defaults filled in (head_dim_vo, o_dtype, sm_scale).
   [[nodiscard]] const AttentionSpec& spec() const noexcept;
+  /// @return The limits that it was made with.
   [[nodiscard]] const BatchLimits& limits() const noexcept;
+  /// @return Where it runs.
   [[nodiscard]] Device device() const noexcept;
   /// @return Name of the kernel that serves it, as in `quire info`.
   [[nodiscard]] std::string_view kernel() const noexcept;
+  /// @return Bytes that `schedule()` and `run()` need.
   [[nodiscard]] WorkspaceSizes workspace_sizes() const noexcept;
 
   /// Cuts the batch into equal work. Once per step; every layer of the spec reuses the result.
@@ -248,12 +252,12 @@ struct AppendTensors {
   TensorView v;  ///< [total_q, num_kv_heads, Dv], same dtype.
   MutableTensorView
       k_cache;  ///< `NHD` or `HND` pages; converted to this dtype, rounding to nearest.
-  MutableTensorView v_cache;
+  MutableTensorView v_cache;  ///< As many pages of the same layout, page size and dtype.
   /// int64 [total_q]: page · page_size + offset; negative skips the row. Not given: slots are
   /// derived from the batch: row i of a request goes to position kv_len − qo_len + i.
   TensorView slot_mapping;
   TensorView k_scale;  ///< float32 [1] or [num_kv_heads]: stored value · scale = k. Not given: 1.
-  TensorView v_scale;
+  TensorView v_scale;  ///< Likewise for v.
 };
 
 /// Writes new keys and values into their pages. Rows beyond `qo_indptr[num_seqs]` and rows before
@@ -286,15 +290,15 @@ QUIRE_API Status merge_states(Device device, const MergeTensors& tensors,
 
 /// What a `CheckRecord` can point at. The values are part of the C ABI.
 enum class CheckedItem : std::int32_t {
-  kNothing = 0,
-  kQoIndptr = 1,
-  kKvLen = 2,
-  kPageId = 3,
-  kKvPageIndptr = 4,
-  kKvLastPageLen = 5,
-  kKvIndptr = 6,
-  kSlot = 7,
-  kFullMaskIndptr = 8,
+  kNothing = 0,         ///< No offence was found.
+  kQoIndptr = 1,        ///< An offset of `Batch::qo_indptr`.
+  kKvLen = 2,           ///< A length of `Batch::kv_len`.
+  kPageId = 3,          ///< A page of `Batch::page_table` or `Batch::kv_page_indices`.
+  kKvPageIndptr = 4,    ///< An offset of `Batch::kv_page_indptr`.
+  kKvLastPageLen = 5,   ///< A length of `Batch::kv_last_page_len`.
+  kKvIndptr = 6,        ///< An offset of `Batch::kv_indptr`.
+  kSlot = 7,            ///< A slot of `AppendTensors::slot_mapping`.
+  kFullMaskIndptr = 8,  ///< An offset of `Batch::full_mask_indptr`.
 };
 
 /// Reads the record of checked mode and turns it into its sentence. Synchronises with

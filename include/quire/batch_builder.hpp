@@ -20,9 +20,10 @@ inline namespace v0 {
 
 /// One request of a step: a sequence whose last `new_tokens` tokens are computed in it.
 struct BatchEntry {
-  SeqId seq;
+  SeqId seq;                    ///< A live sequence of the builder's table.
   std::int32_t new_tokens = 0;  ///< 0…length(seq); `append` has made room for them.
 
+  /// Equal in every field.
   friend bool operator==(const BatchEntry&, const BatchEntry&) = default;
 };
 
@@ -37,6 +38,7 @@ struct BatchShape {
   std::int32_t pages_per_seq = 0;  ///< Columns of the dense table, or `kOmitted`.
   std::int32_t total_pages = 0;    ///< Entries of `kv_page_indices`, or `kOmitted`.
 
+  /// Equal in every field.
   friend bool operator==(const BatchShape&, const BatchShape&) = default;
 };
 
@@ -45,7 +47,7 @@ inline constexpr std::size_t kStagingAlignment =
 
 /// A batch in its block. The spans point into the block and live as long as it.
 struct StagedBatch {
-  BatchShape shape;
+  BatchShape shape;             ///< Sizes of the arrays below, padding included.
   std::int32_t num_seqs = 0;    ///< Entries; `shape.num_seqs` counts the padding too.
   std::int32_t num_tokens = 0;  ///< New tokens; `shape.total_q` counts the padding too.
   std::int32_t max_q_len = 0;   ///< Most new tokens of an entry.
@@ -63,11 +65,12 @@ struct StagedBatch {
   std::span<const PageId>
       page_table;  ///< [shape.num_seqs, shape.pages_per_seq], padded with kNoPage
 
-  /// The batch as `Attention` takes it, with the dense table or with the CSR table.
+  /// The batch as `Attention` takes it, with the dense table. O(1).
   /// @param base    Where `bytes` was copied to; null takes the block itself.
   /// @param device  Where `base` is.
   [[nodiscard]] QUIRE_API Batch dense(const void* base = nullptr,
                                       Device device = Device::cpu()) const noexcept;
+  /// Likewise, with the CSR table.
   [[nodiscard]] QUIRE_API Batch csr(const void* base = nullptr,
                                     Device device = Device::cpu()) const noexcept;
   /// `slot_mapping` as `AppendTensors` takes it.
@@ -81,8 +84,9 @@ class QUIRE_API BatchBuilder {
  public:
   /// A builder for `table`, whose state it keeps alive. @throws Error `kOutOfMemory`.
   explicit BatchBuilder(const PageTable& table);
+  /// A moved-from one may only be destroyed or assigned to.
   BatchBuilder(BatchBuilder&&) noexcept;
-  BatchBuilder& operator=(BatchBuilder&&) noexcept;
+  BatchBuilder& operator=(BatchBuilder&&) noexcept;  ///< Likewise.
   ~BatchBuilder();
 
   /// @return Bytes of a block for `shape`, and enough for every shape that is nowhere larger; 0 if
@@ -94,15 +98,15 @@ class QUIRE_API BatchBuilder {
   ///   O(entries + pages of new tokens).
   [[nodiscard]] Result<BatchShape> tight_shape(std::span<const BatchEntry> entries) noexcept;
 
-  /// Writes the entries' arrays into `staging` with the tight shape, or with a given one to which
-  /// the batch is padded. Every byte of `StagedBatch::bytes` is written. O(entries + tokens +
-  /// entries of the tables).
+  /// Writes the entries' arrays into `staging`, with the tight shape. Every byte of
+  /// `StagedBatch::bytes` is written. O(entries + tokens + entries of the tables).
   /// @param staging  At least `staging_size(shape)` bytes, aligned to `kStagingAlignment`.
   /// @return `kBadHandle`; `kInvalidArgument` (a sequence twice, new tokens outside 0…length or in
   ///   a page that the sequence shares), `kTooLong` (does not fit the shape, or int32),
   ///   `kWorkspaceTooSmall` (size or alignment). `staging` is untouched then.
   [[nodiscard]] Result<StagedBatch> build(std::span<const BatchEntry> entries,
                                           std::span<std::byte> staging) noexcept;
+  /// Likewise, padded to a given shape.
   [[nodiscard]] Result<StagedBatch> build(std::span<const BatchEntry> entries,
                                           const BatchShape& shape,
                                           std::span<std::byte> staging) noexcept;

@@ -42,6 +42,7 @@ struct StepItem {
   bool samples = false;             ///< Its last row yields the request's next token.
   bool admitted = false;            ///< Starts, or restarts, in this step.
 
+  /// Equal in every field.
   friend bool operator==(const StepItem&, const StepItem&) = default;
 };
 
@@ -57,9 +58,9 @@ struct StepPlan {
 
 /// Counters since construction, and the present state.
 struct BatcherStats {
-  std::int64_t steps = 0;     ///< Committed.
-  std::int64_t finished = 0;  ///< Requests.
-  std::int64_t preemptions = 0;
+  std::int64_t steps = 0;              ///< Committed.
+  std::int64_t finished = 0;           ///< Requests.
+  std::int64_t preemptions = 0;        ///< Times that a request lost its pages.
   std::int64_t prefill_tokens = 0;     ///< Computed in prefill, recomputed ones included.
   std::int64_t decode_tokens = 0;      ///< Computed in decode.
   std::int64_t recomputed_tokens = 0;  ///< Cached tokens that preemptions threw away.
@@ -82,15 +83,15 @@ struct BatcherState;
 ///
 ///     plan(budget, plan) → commit(plan, copies) → execute copies, build, run → finish(plan, …)
 ///
-/// Each running request takes part in every step: with one token if all but its last token are
-/// cached (decode), else with a chunk of what is missing (prefill). Decodes are served first out of
-/// the token budget, but the oldest request always gets at least one token. Requests are admitted
-/// in order, when the pages for all of their tokens are free beyond what the running prefills still
-/// need. If pages run out, the newest request is preempted: it loses its pages, keeps its place in
+/// A running request takes part with one token if all but its last token are cached (decode), else
+/// with a chunk of what is missing (prefill). Prefills leave one token of the budget to each decode
+/// behind them, except that the oldest request always gets one; beyond that the order of arrival
+/// decides. Requests are admitted in that order, when the pages for all of their known tokens are
+/// free. If pages run out, the newest request is preempted: it loses its pages, keeps its place in
 /// the queue and computes its tokens again later.
 ///
 /// Every request that `submit` accepts is finished after a bounded number of steps, provided that
-/// no one else keeps pages of the pool; the proof stands beside `plan` in `batcher.cpp`.
+/// no one else keeps pages of the pool; the proof stands in `src/batching/planner.hpp`.
 ///
 /// Deterministic. Allocates at construction and in the caller's vectors. One owner: calls must not
 /// overlap in time, nor with the table's. Sequences of the batcher may be read and forked through
@@ -101,9 +102,9 @@ class QUIRE_API Batcher {
   /// A batcher without requests, whose sequences live in `table`. It keeps the table's state alive.
   /// @throws Error `kInvalidArgument` (the spec is out of range), `kOutOfMemory`.
   explicit Batcher(PageTable& table, const BatcherSpec& spec = {});
-  Batcher(Batcher&&) noexcept;
-  Batcher& operator=(Batcher&&) noexcept;
-  ~Batcher();  ///< Destroys the sequences of its requests.
+  Batcher(Batcher&&) noexcept;  ///< A moved-from one may only be destroyed or assigned to.
+  Batcher& operator=(Batcher&&) noexcept;  ///< Likewise; ends what it held as the destructor does.
+  ~Batcher();                              ///< Destroys the sequences of its requests.
 
   /// Queues a request. O(1) if it arrived last. Allowed at any time, also during a step.
   /// @return `kInvalidArgument` (a count below 1, an arrival that is not a number, an id in use),
@@ -142,6 +143,7 @@ class QUIRE_API Batcher {
 
   /// @return True if nothing waits and nothing runs. O(1).
   [[nodiscard]] bool idle() const noexcept;
+  /// @return Counters since construction, and the present state. O(1).
   [[nodiscard]] BatcherStats stats() const noexcept;
 
   /// Recomputes what must always hold, the table's and the pool's invariants included. Allocates.

@@ -19,7 +19,7 @@ inline namespace v0 {
 
 /// What went wrong. The values are part of the C ABI and never change.
 enum class ErrorCode : std::int32_t {
-  kOk = 0,
+  kOk = 0,                 ///< No error.
   kInvalidArgument = 1,    ///< A shape, dtype, stride, length, index or flag is wrong.
   kUnsupported = 2,        ///< No kernel serves this; the text names the nearest that is served.
   kOutOfPages = 3,         ///< Not enough free pages. An ordinary outcome; nothing was changed.
@@ -39,9 +39,10 @@ QUIRE_API std::string_view to_string(ErrorCode code) noexcept;
 /// sentence: what was expected, what came, and the nearest supported choice.
 class QUIRE_API Error : public std::runtime_error {
  public:
+  /// @param message  What `what()` returns.
   Error(ErrorCode code, const std::string& message);
-  Error(const Error&) noexcept = default;
-  Error& operator=(const Error&) noexcept = default;
+  Error(const Error&) noexcept = default;             ///< Shares the text; does not allocate.
+  Error& operator=(const Error&) noexcept = default;  ///< Likewise.
   ~Error() override;
 
   /// @return The kind of error.
@@ -78,22 +79,30 @@ class [[nodiscard]] QUIRE_API Status {
 template <typename T>
 class [[nodiscard]] Result {
  public:
-  Result(T value) : value_(std::move(value)) {}                   // NOLINT: implicit by design
+  /// A value.
+  Result(T value) : value_(std::move(value)) {}  // NOLINT: implicit by design
+  /// A failure: `status` must not be ok.
   Result(Status status) noexcept : status_(std::move(status)) {}  // NOLINT: implicit by design
 
   /// @return True if there is a value.
   [[nodiscard]] bool ok() const noexcept { return value_.has_value(); }
+  /// @return `ok()`.
   explicit operator bool() const noexcept { return ok(); }
   /// @return Why there is no value; ok if there is one.
   [[nodiscard]] const Status& status() const noexcept { return status_; }
   /// @return The value. @throws Error with the status' text if there is none.
   [[nodiscard]] T& value() & { return require(), *value_; }
+  /// Likewise, read-only.
   [[nodiscard]] const T& value() const& { return require(), *value_; }
+  /// Likewise, to be moved from.
   [[nodiscard]] T&& value() && { return require(), std::move(*value_); }
   /// @return The value, unchecked: only after `ok()`.
   [[nodiscard]] T& operator*() noexcept { return *value_; }
+  /// Likewise, read-only.
   [[nodiscard]] const T& operator*() const noexcept { return *value_; }
+  /// @return A member of the value, unchecked: only after `ok()`.
   T* operator->() noexcept { return &*value_; }
+  /// Likewise, read-only.
   const T* operator->() const noexcept { return &*value_; }
 
  private:

@@ -15,6 +15,7 @@ inline namespace v0 {
 /// quire starts no thread of its own unless asked for one of the pools below.
 class QUIRE_API Executor {
  public:
+  /// A unit of work: gets the context given to `parallel` and its own index.
   using Task = void (*)(void* context, std::int32_t index) noexcept;
 
   Executor() = default;

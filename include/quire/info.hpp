@@ -15,21 +15,21 @@ inline namespace v0 {
 
 /// A kernel and all that it serves, in words, from the table that dispatches.
 struct KernelInfo {
-  std::string name;  ///< e.g. "cpu.portable"
-  DeviceType device = DeviceType::kCpu;
-  std::string summary;   ///< one line
-  std::string q_dtypes;  ///< e.g. "float32, float16, bfloat16"
-  std::string kv_dtypes;
-  std::string head_dims;  ///< e.g. "multiples of 8 up to 512, qk ≠ vo allowed"
-  std::string masks;      ///< e.g. "none, causal, tree, full"
-  std::string options;    ///< e.g. "window, soft cap, sinks, ALiBi, contiguous K/V"
-  std::string kv_scales;  ///< e.g. "none, per tensor, per head"
+  std::string name;                      ///< e.g. "cpu.portable"
+  DeviceType device = DeviceType::kCpu;  ///< Where it runs.
+  std::string summary;                   ///< one line
+  std::string q_dtypes;                  ///< e.g. "float32, float16, bfloat16"
+  std::string kv_dtypes;                 ///< e.g. "float32, float16, bfloat16"
+  std::string head_dims;                 ///< e.g. "multiples of 8 up to 512, qk ≠ vo allowed"
+  std::string masks;                     ///< e.g. "none, causal, tree, full"
+  std::string options;                   ///< e.g. "window, soft cap, sinks, ALiBi, contiguous K/V"
+  std::string kv_scales;                 ///< e.g. "none, per tensor, per head"
 };
 
 /// A device that this process can use.
 struct DeviceInfo {
-  Device device;
-  std::string name;
+  Device device;                                           ///< As the other calls take it.
+  std::string name;                                        ///< As its maker calls it.
   std::vector<std::pair<std::string, std::string>> facts;  ///< e.g. {"memory", "139 GiB"}
 };
 

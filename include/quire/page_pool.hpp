@@ -23,6 +23,7 @@ struct PagePoolSpec {
   std::int32_t num_pages = 0;   ///< Pages of the cache, ≥ 1.
   std::int32_t page_size = 16;  ///< Tokens per page, ≥ 1.
 
+  /// Equal in every field.
   friend bool operator==(const PagePoolSpec&, const PagePoolSpec&) = default;
 };
 
@@ -40,12 +41,13 @@ class QUIRE_API PagePool {
   /// A pool whose pages are all free. O(num_pages).
   /// @throws Error `kInvalidArgument` (the spec is out of range), `kOutOfMemory`.
   explicit PagePool(const PagePoolSpec& spec);
-  PagePool(PagePool&&) noexcept;
-  PagePool& operator=(PagePool&&) noexcept;
+  PagePool(PagePool&&) noexcept;  ///< A moved-from one may only be destroyed or assigned to.
+  PagePool& operator=(PagePool&&) noexcept;  ///< Likewise.
   PagePool(const PagePool&) = delete;
   PagePool& operator=(const PagePool&) = delete;
   ~PagePool();
 
+  /// @return The spec that it was made with. O(1).
   [[nodiscard]] const PagePoolSpec& spec() const noexcept;
   /// @return Pages that nothing refers to. O(1).
   [[nodiscard]] std::int32_t num_free() const noexcept;
@@ -62,6 +64,7 @@ class QUIRE_API PagePool {
   /// Adds a reference of the caller to each page in use, once per occurrence. O(pages).
   /// @return `kBadHandle` if a page is free or unknown; nothing was changed then.
   Status retain(std::span<const PageId> pages) noexcept;
+  /// Likewise, of one page.
   Status retain(PageId page) noexcept { return retain(std::span<const PageId>(&page, 1)); }
 
   /// Takes back a reference of the caller from each page, once per occurrence; a page without
@@ -69,6 +72,7 @@ class QUIRE_API PagePool {
   /// @return `kBadHandle` if the caller does not hold that many references to a page (a second
   ///   release, say) or the id is unknown; nothing was changed then.
   Status release(std::span<const PageId> pages) noexcept;
+  /// Likewise, of one page.
   Status release(PageId page) noexcept { return release(std::span<const PageId>(&page, 1)); }
 
   /// Recomputes what must always hold: each page is either free, and on the free list once, or has

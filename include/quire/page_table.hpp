@@ -24,6 +24,7 @@ struct SeqId {
   std::uint32_t slot = 0;        ///< 0…max_seqs − 1, unique among the live sequences.
   std::uint32_t generation = 0;  ///< Tells the successive users of a slot apart; 0 is nobody.
 
+  /// Equal in every field.
   friend bool operator==(const SeqId&, const SeqId&) = default;
 };
 
@@ -32,10 +33,11 @@ struct SeqId {
 /// they were made for. The ops of successive `append`s, with no other mutation in between, do not
 /// depend on one another and may run at the same time.
 struct CopyOp {
-  PageId src = kNoPage;
-  PageId dst = kNoPage;
-  std::int32_t tokens = 0;
+  PageId src = kNoPage;     ///< Read.
+  PageId dst = kNoPage;     ///< Written; another page than `src`.
+  std::int32_t tokens = 0;  ///< At most page_size.
 
+  /// Equal in every field.
   friend bool operator==(const CopyOp&, const CopyOp&) = default;
 };
 
@@ -44,6 +46,7 @@ struct PageTableSpec {
   std::int32_t max_seqs = 256;               ///< ≥ 1.
   std::int32_t max_tokens_per_seq = 131072;  ///< ≥ 1.
 
+  /// Equal in every field.
   friend bool operator==(const PageTableSpec&, const PageTableSpec&) = default;
 };
 
@@ -65,13 +68,15 @@ class QUIRE_API PageTable {
   /// or destroyed before it. Several tables may use one pool.
   /// @throws Error `kInvalidArgument` (the spec is out of range), `kOutOfMemory`.
   PageTable(PagePool& pool, const PageTableSpec& spec);
-  PageTable(PageTable&&) noexcept;
-  PageTable& operator=(PageTable&&) noexcept;
+  PageTable(PageTable&&) noexcept;  ///< A moved-from one may only be destroyed or assigned to.
+  PageTable& operator=(PageTable&&) noexcept;  ///< Likewise.
   PageTable(const PageTable&) = delete;
   PageTable& operator=(const PageTable&) = delete;
   ~PageTable();  ///< Gives the pages of all sequences back.
 
+  /// @return The spec that it was made with. O(1).
   [[nodiscard]] const PageTableSpec& spec() const noexcept;
+  /// @return The spec of its pool. O(1).
   [[nodiscard]] const PagePoolSpec& pool_spec() const noexcept;
   /// @return Live sequences. O(1).
   [[nodiscard]] std::int32_t num_seqs() const noexcept;

@@ -6,7 +6,8 @@
  *  **Rules that hold for every function**
  *  - *Errors.* Functions return a `quire_status`, `QUIRE_OK` or what went wrong, equal to
  *    `quire::ErrorCode`; `quire_last_error()` then holds one sentence: what was expected, what
- * came, what comes nearest. No exception crosses, nothing prints, aborts or exits.
+ *    came, what comes nearest. No exception crosses, nothing prints, aborts or exits. The few
+ *    functions that return a number or a string instead say what stands for an error.
  *  - *NULL.* A NULL where a handle, a struct or a result is expected is `QUIRE_INVALID_ARGUMENT`;
  *    parameters that may be NULL say so. `quire_…_destroy(NULL)` does nothing and is no error. A
  *    handle of another kind is `QUIRE_BAD_HANDLE`. Using a handle after its destroy is undefined.
@@ -16,10 +17,10 @@
  *    than the library's (an older client) takes the defaults for what it lacks; a longer one (a
  *    newer client) is accepted while the part that the library does not know is zero.
  *    Structs without `struct_size` never change.
- *  - *Memory.* The caller owns every tensor and workspace and keeps it until the work that uses it
- *    has run. Handles are made by `…_create` and released by `…_destroy`; a handle may be destroyed
- *    before the handles made from it. Strings that are returned are NUL-terminated and live
- * forever, except `quire_last_error()`.
+ *  - *Memory.* The caller owns every tensor and workspace and keeps it until the work that uses
+ *    it has run. Handles are made by `…_create` and released by `…_destroy`; a handle may be
+ *    destroyed before the handles made from it. Strings that are returned end in NUL and live
+ *    forever, except `quire_last_error()`.
  *  - *Threads.* Attention and executor handles are used from many threads at once. A page pool and
  *    its page tables together have one owner at a time. `quire_last_error()` is each thread's own.
  *  - *The step path* (`quire_attention_schedule`, `quire_attention_run`, `quire_append`,
@@ -31,12 +32,13 @@
  *  `NHD` = [page, page_size, num_kv_heads, head_dim] or `HND` = [page, num_kv_heads, page_size,
  *  head_dim]. Strides are 64-bit and count elements; the head_dim axis is dense.
  *
- *  For query row i of a request and key position t,
+ *  For query row i of a request, at position(i) = kv_len - qo_len + i, and key position t,
  *
- *      s(i,t) = sm_scale * k_scale * q(i).k(t),  capped to  c * tanh(s / c)  if logits_soft_cap =
- * c, then, with ALiBi, minus slope * |position(i) - t|;  position(i) = kv_len - qo_len + i o(i)   =
- * v_scale * sum_t exp(s(i,t) - lse(i)) * v(t)            over the visible keys t lse(i) = log(
- * sum_t exp(s(i,t)) + exp(sink) )                   natural logarithm
+ *      s(i,t) = sm_scale * k_scale * q(i).k(t)            then, with logits_soft_cap = c,
+ *               c * tanh(s / c)                           then, with ALiBi,
+ *               s - slope * |position(i) - t|
+ *      o(i)   = v_scale * sum_t exp(s(i,t) - lse(i)) * v(t)       over the visible keys t
+ *      lse(i) = log( sum_t exp(s(i,t)) + exp(sink) )              natural logarithm
  *
  *  A row that sees no key has o = 0 and lse = -inf (sinks or not). */
 #ifndef QUIRE_QUIRE_H_
@@ -52,18 +54,18 @@
 #define QUIRE_NOEXCEPT noexcept
 extern "C" {
 #else
+/** Follows every function: `noexcept` in C++, nothing in C. */
 #define QUIRE_NOEXCEPT
 #endif
 
-/* ---------------------------------------------------------------- Errors and version -----------
- */
+/* ---------------------------------------- Errors and version -------------------------------- */
 
 /** Outcome of a call: a `quire_status_code`. */
 typedef int32_t quire_status;
 
 /** What went wrong. Equal to `quire::ErrorCode`; the values never change. */
 enum quire_status_code {
-  QUIRE_OK = 0,
+  QUIRE_OK = 0,               /**< No error. */
   QUIRE_INVALID_ARGUMENT = 1, /**< A shape, dtype, stride, length, index, flag or NULL is wrong. */
   QUIRE_UNSUPPORTED = 2,      /**< No kernel serves this; the text names the nearest one. */
   QUIRE_OUT_OF_PAGES = 3,     /**< Not enough free pages: an ordinary outcome, nothing changed. */
@@ -77,34 +79,33 @@ enum quire_status_code {
 };
 
 /** @return The sentence of the last call that failed in this thread, "" if none has. Successful
- *  calls leave it. Valid until the next failure in this thread; longer texts are cut at 1023 bytes.
- */
+ *  calls leave it. Valid until the next failure in this thread; longer texts are cut. */
 QUIRE_API const char* quire_last_error(void) QUIRE_NOEXCEPT;
 
-/** @return The code in words, e.g. "invalid argument"; "unknown" for anything else. */
+/** @return The code in words, e.g. "invalid argument"; "unknown error" for anything else. */
 QUIRE_API const char* quire_status_name(quire_status status) QUIRE_NOEXCEPT;
 
 /** @return Version of the linked library, e.g. "0.1.0"; that of the headers is
  *  `QUIRE_VERSION_STRING`. */
 QUIRE_API const char* quire_version(void) QUIRE_NOEXCEPT;
 
-/* ---------------------------------------------------------------- Tensors ----------------------
- */
+/* ---------------------------------------- Tensors ------------------------------------------- */
 
 /** Element types; a `quire_dtype` holds one. The values never change. */
 enum quire_dtype_code {
   QUIRE_DTYPE_NONE = 0, /**< Marks a tensor that is not given. */
-  QUIRE_FLOAT32 = 1,
-  QUIRE_FLOAT16 = 2,
-  QUIRE_BFLOAT16 = 3,
+  QUIRE_FLOAT32 = 1,    /**< IEEE 754 binary32. */
+  QUIRE_FLOAT16 = 2,    /**< IEEE 754 binary16. */
+  QUIRE_BFLOAT16 = 3,   /**< 1-8-7: the upper half of a float32. */
   QUIRE_INT8 = 4,
   QUIRE_FLOAT8_E4M3 = 5, /**< 1-4-3 with NaN and without infinity (OCP E4M3, "fn"). */
-  QUIRE_FLOAT8_E5M2 = 6,
+  QUIRE_FLOAT8_E5M2 = 6, /**< 1-5-2 with NaN and infinity (OCP E5M2). */
   QUIRE_INT32 = 7,
   QUIRE_INT64 = 8,
   QUIRE_UINT8 = 9,
   QUIRE_UINT32 = 10
 };
+/** An element type: an enumerator of `quire_dtype_code`. */
 typedef int32_t quire_dtype;
 
 /** @return Bytes per element, 0 for `QUIRE_DTYPE_NONE` and for unknown values. */
@@ -114,7 +115,10 @@ QUIRE_API size_t quire_dtype_size(quire_dtype dtype) QUIRE_NOEXCEPT;
 QUIRE_API const char* quire_dtype_name(quire_dtype dtype) QUIRE_NOEXCEPT;
 
 /** Kinds of devices. The values never change. */
-enum quire_device_type { QUIRE_DEVICE_CPU = 0, QUIRE_DEVICE_CUDA = 1 };
+enum quire_device_type {
+  QUIRE_DEVICE_CPU = 0, /**< The host. */
+  QUIRE_DEVICE_CUDA = 1 /**< An NVIDIA GPU. */
+};
 
 /** Where memory lives and where work runs. */
 typedef struct quire_device {
@@ -127,10 +131,10 @@ typedef struct quire_device {
 
 /** A view of the caller's memory. One that is all zero is "not given". */
 typedef struct quire_tensor {
-  void* data;        /**< On `device`. quire writes only where a parameter says so. */
-  quire_dtype dtype; /**< `QUIRE_DTYPE_NONE` if not given. */
-  int32_t rank;      /**< 0 to 4. */
-  quire_device device;
+  void* data;                      /**< On `device`. quire writes only where a parameter says so. */
+  quire_dtype dtype;               /**< `QUIRE_DTYPE_NONE` if not given. */
+  int32_t rank;                    /**< 0 to 4. */
+  quire_device device;             /**< Where `data` lies. */
   int64_t shape[QUIRE_MAX_RANK];   /**< Entries beyond `rank` are ignored. */
   int64_t strides[QUIRE_MAX_RANK]; /**< In elements; anything where the dimension is 0 or 1. */
 } quire_tensor;
@@ -154,8 +158,7 @@ QUIRE_API quire_tensor quire_tensor_packed(const void* data, quire_dtype dtype, 
   }
 #endif
 
-/* ---------------------------------------------------------------- Executors --------------------
- */
+/* ---------------------------------------- Executors ----------------------------------------- */
 
 /** Where the CPU backend's threads come from. Used from many threads at once. */
 typedef struct quire_executor quire_executor;
@@ -165,7 +168,7 @@ typedef void (*quire_task)(void* context, int32_t index);
 
 /** An executor made of an engine's own threads. */
 typedef struct quire_executor_callbacks {
-  size_t struct_size;
+  size_t struct_size; /**< sizeof this struct as the caller knows it. */
   /** Calls `task(context, i)` exactly once for each i in [0, count), in any order and on any
    * threads (the caller's included), and returns when all have returned. Is called from several
    * threads at once, does not require that tasks run concurrently, does not throw or jump. */
@@ -175,11 +178,11 @@ typedef struct quire_executor_callbacks {
   int32_t reserved;    /**< 0. */
 } quire_executor_callbacks;
 
+/** Static initialiser: all defaults. */
 #define QUIRE_EXECUTOR_CALLBACKS_INIT {sizeof(quire_executor_callbacks), NULL, NULL, 1, 0}
 
 /** Writes `QUIRE_EXECUTOR_CALLBACKS_INIT`. @param struct_size  `sizeof(*callbacks)` as the caller
- *  knows it: no byte beyond is written. The other `…_init` functions do the same for their structs.
- */
+ *  knows it: no byte beyond is written. The other `…_init` functions do likewise for theirs. */
 QUIRE_API quire_status quire_executor_callbacks_init(quire_executor_callbacks* callbacks,
                                                      size_t struct_size) QUIRE_NOEXCEPT;
 
@@ -198,8 +201,7 @@ QUIRE_API quire_status quire_thread_pool_create(int32_t num_threads,
  *  while a call that names it runs. */
 QUIRE_API void quire_executor_destroy(quire_executor* executor) QUIRE_NOEXCEPT;
 
-/* ---------------------------------------------------------------- Attention: what is fixed -----
- */
+/* ---------------------------------------- Attention: what is fixed -------------------------- */
 
 /** Order of the axes of a page. The values never change. */
 enum quire_kv_layout {
@@ -229,7 +231,7 @@ enum quire_kv_scale {
 
 /** What a kind of layer fixes. Kernels are chosen from this, once. */
 typedef struct quire_attention_spec {
-  size_t struct_size;
+  size_t struct_size;   /**< sizeof this struct as the caller knows it. */
   int32_t num_qo_heads; /**< Set it: no default. */
   int32_t num_kv_heads; /**< Set it: divides num_qo_heads; their quotient is the group size. */
   int32_t head_dim_qk;  /**< Set it: no default. */
@@ -249,6 +251,7 @@ typedef struct quire_attention_spec {
   int32_t kv_scale; /**< A `quire_kv_scale`; default none. */
 } quire_attention_spec;
 
+/** Static initialiser: all defaults. */
 #define QUIRE_ATTENTION_SPEC_INIT \
   {sizeof(quire_attention_spec),  \
    0,                             \
@@ -275,13 +278,14 @@ QUIRE_API quire_status quire_attention_spec_init(quire_attention_spec* spec,
 /** The largest batch that will be scheduled. Workspaces and, on a GPU, grids depend on these alone,
  *  so that a captured graph stays valid for every batch within them. */
 typedef struct quire_batch_limits {
-  size_t struct_size;
+  size_t struct_size;   /**< sizeof this struct as the caller knows it. */
   int32_t max_num_seqs; /**< Default 256. */
   int32_t max_total_q;  /**< Rows of q, padding included; default 8192. */
   int32_t max_kv_len;   /**< Keys of one request; default 131072. */
   int32_t reserved;     /**< 0. */
 } quire_batch_limits;
 
+/** Static initialiser: all defaults. */
 #define QUIRE_BATCH_LIMITS_INIT {sizeof(quire_batch_limits), 256, 8192, 131072, 0}
 
 /** Writes `QUIRE_BATCH_LIMITS_INIT`. */
@@ -290,19 +294,19 @@ QUIRE_API quire_status quire_batch_limits_init(quire_batch_limits* limits,
 
 /** How an attention is made, or how a call that needs no attention runs. */
 typedef struct quire_attention_options {
-  size_t struct_size;
+  size_t struct_size;       /**< sizeof this struct as the caller knows it. */
   quire_executor* executor; /**< CPU threads; NULL takes the pool shared by the process. */
   const char* kernel;       /**< Forces the kernel of this name; NULL lets quire choose. */
 } quire_attention_options;
 
+/** Static initialiser: all defaults. */
 #define QUIRE_ATTENTION_OPTIONS_INIT {sizeof(quire_attention_options), NULL, NULL}
 
 /** Writes `QUIRE_ATTENTION_OPTIONS_INIT`. */
 QUIRE_API quire_status quire_attention_options_init(quire_attention_options* options,
                                                     size_t struct_size) QUIRE_NOEXCEPT;
 
-/* ---------------------------------------------------------------- Attention: what a call takes -
- */
+/* ---------------------------------------- Attention: what a call takes ---------------------- */
 
 /** The requests of one step. Every tensor lives on the attention's device and is read when the work
  *  runs. Exactly one of the three ways to find keys is given:
@@ -314,10 +318,9 @@ QUIRE_API quire_status quire_attention_options_init(quire_attention_options* opt
  *  | contiguous K/V (`page_size` 0) | `kv_indptr` | difference of `kv_indptr`, or `kv_len` <= it |
  *
  *  Tables may hold more pages than the lengths need; what lies beyond, and what lies wholly before
- *  the window, is never read. A request may have no queries, no keys, or fewer keys than queries.
- */
+ *  the window, is never read. A request may have no queries, no keys, fewer keys than queries. */
 typedef struct quire_batch {
-  size_t struct_size;
+  size_t struct_size;     /**< sizeof this struct as the caller knows it. */
   quire_tensor qo_indptr; /**< int32 [num_seqs + 1]: offsets of the requests' rows in q. */
   quire_tensor kv_len;    /**< int32 [num_seqs]: keys in cache, the new ones included. */
   quire_tensor
@@ -336,6 +339,7 @@ typedef struct quire_batch {
       full_mask_indptr; /**< int64 [num_seqs + 1]: byte offsets of requests in full_mask. */
 } quire_batch;
 
+/** Static initialiser: all defaults. */
 #define QUIRE_BATCH_INIT                                                         \
   {sizeof(quire_batch), QUIRE_TENSOR_NONE, QUIRE_TENSOR_NONE, QUIRE_TENSOR_NONE, \
    QUIRE_TENSOR_NONE,   QUIRE_TENSOR_NONE, QUIRE_TENSOR_NONE, QUIRE_TENSOR_NONE, \
@@ -346,7 +350,7 @@ QUIRE_API quire_status quire_batch_init(quire_batch* batch, size_t struct_size) 
 
 /** The tensors of one layer. All live on the attention's device. */
 typedef struct quire_attention_tensors {
-  size_t struct_size;
+  size_t struct_size; /**< sizeof this struct as the caller knows it. */
   quire_tensor q;   /**< q_dtype [total_q, num_qo_heads, D]; token and head axes may be strided. */
   quire_tensor k;   /**< kv_dtype, `NHD` or `HND` with D (paged), or rows (contiguous). */
   quire_tensor v;   /**< kv_dtype, the same with Dv; strides independent of K's. */
@@ -358,6 +362,7 @@ typedef struct quire_attention_tensors {
   quire_tensor alibi_slopes; /**< float32 [num_qo_heads]. */
 } quire_attention_tensors;
 
+/** Static initialiser: all defaults. */
 #define QUIRE_ATTENTION_TENSORS_INIT \
   {sizeof(quire_attention_tensors),  \
    QUIRE_TENSOR_NONE,                \
@@ -385,11 +390,12 @@ typedef struct quire_check_record {
 
 /** How a call is made. */
 typedef struct quire_call_options {
-  size_t struct_size;
+  size_t struct_size;        /**< sizeof this struct as the caller knows it. */
   void* stream;              /**< cudaStream_t. Ignored on the CPU, where calls are synchronous. */
   quire_check_record* check; /**< On the device, zeroed by the caller: turns checked mode on. */
 } quire_call_options;
 
+/** Static initialiser: all defaults. */
 #define QUIRE_CALL_OPTIONS_INIT {sizeof(quire_call_options), NULL, NULL}
 
 /** Writes `QUIRE_CALL_OPTIONS_INIT`. */
@@ -401,8 +407,7 @@ QUIRE_API quire_status quire_call_options_init(quire_call_options* call,
 QUIRE_API quire_status quire_check_result(quire_device device, const quire_check_record* record,
                                           const quire_call_options* call) QUIRE_NOEXCEPT;
 
-/* ---------------------------------------------------------------- Attention --------------------
- */
+/* ---------------------------------------- Attention ----------------------------------------- */
 
 /** Bytes that workspaces are aligned to. */
 #define QUIRE_WORKSPACE_ALIGNMENT 256
@@ -477,8 +482,7 @@ QUIRE_API quire_status quire_attention_schedule(const quire_attention* attention
  *  @param schedule  As `quire_attention_schedule` left it; ready for the next run afterwards.
  *  @param scratch   Workspace of at least the scratch size; any content.
  *  @param call      May be NULL.
- *  @return As `quire_attention_schedule`; on the CPU page ids are checked before they are followed.
- */
+ *  @return As `quire_attention_schedule`; on the CPU page ids are checked too. */
 QUIRE_API quire_status quire_attention_run(const quire_attention* attention,
                                            const quire_batch* batch,
                                            const quire_attention_tensors* tensors, void* schedule,
@@ -487,20 +491,18 @@ QUIRE_API quire_status quire_attention_run(const quire_attention* attention,
                                            const quire_call_options* call) QUIRE_NOEXCEPT;
 
 /** Makes an attention, schedules and runs one batch with workspaces of its own: for those who call
- *  once. Allocates. @param call, options  May be NULL. @return What create, schedule or run would.
- */
+ *  once. Allocates. @param call, options  May be NULL. @return What create, schedule, run do. */
 QUIRE_API quire_status quire_attention_once(quire_device device, const quire_attention_spec* spec,
                                             const quire_batch* batch,
                                             const quire_attention_tensors* tensors,
                                             const quire_call_options* call,
                                             const quire_attention_options* options) QUIRE_NOEXCEPT;
 
-/* ---------------------------------------------------------------- Append and merge -------------
- */
+/* ---------------------------------------- Append and merge ---------------------------------- */
 
 /** New keys and values on their way into the cache. */
 typedef struct quire_append_tensors {
-  size_t struct_size;
+  size_t struct_size; /**< sizeof this struct as the caller knows it. */
   quire_tensor k; /**< [total_q, num_kv_heads, D]: float32, float16 or bfloat16; strided as q. */
   quire_tensor v; /**< [total_q, num_kv_heads, Dv], same dtype. */
   quire_tensor k_cache; /**< Written: `NHD` or `HND` pages; converted to this dtype, to nearest. */
@@ -512,6 +514,7 @@ typedef struct quire_append_tensors {
   quire_tensor v_scale; /**< Likewise. */
 } quire_append_tensors;
 
+/** Static initialiser: all defaults. */
 #define QUIRE_APPEND_TENSORS_INIT \
   {sizeof(quire_append_tensors),  \
    QUIRE_TENSOR_NONE,             \
@@ -528,8 +531,7 @@ QUIRE_API quire_status quire_append_tensors_init(quire_append_tensors* tensors,
 
 /** Writes new keys and values into their pages. Rows beyond `qo_indptr[num_seqs]` and rows before
  *  position 0 are skipped. O(rows * heads * head_dim).
- *  @param kv_layout  A `quire_kv_layout`, of k_cache and v_cache, whose page_size is in their
- * shape.
+ *  @param kv_layout  A `quire_kv_layout`, of the caches, whose page_size is in their shape.
  *  @param batch      Read only if `slot_mapping` is not given (else may be NULL): `qo_indptr` and a
  *    page table with lengths.
  *  @param call       May be NULL.
@@ -543,7 +545,7 @@ QUIRE_API quire_status quire_append(quire_device device, int32_t kv_layout,
 
 /** Partial results of the same queries over disjoint sets of keys. */
 typedef struct quire_merge_tensors {
-  size_t struct_size;
+  size_t struct_size;   /**< sizeof this struct as the caller knows it. */
   quire_tensor o_parts; /**< float32, float16 or bfloat16 [num_parts, total_q, num_heads, Dv]. */
   quire_tensor
       lse_parts;    /**< float32 [num_parts, total_q, num_heads]; -inf: a part without keys. */
@@ -551,6 +553,7 @@ typedef struct quire_merge_tensors {
   quire_tensor lse; /**< Written: float32 [total_q, num_heads]; or not given. */
 } quire_merge_tensors;
 
+/** Static initialiser: all defaults. */
 #define QUIRE_MERGE_TENSORS_INIT                                                         \
   {sizeof(quire_merge_tensors), QUIRE_TENSOR_NONE, QUIRE_TENSOR_NONE, QUIRE_TENSOR_NONE, \
    QUIRE_TENSOR_NONE}
@@ -567,24 +570,24 @@ QUIRE_API quire_status quire_merge_states(quire_device device, const quire_merge
                                           const quire_call_options* call,
                                           const quire_attention_options* options) QUIRE_NOEXCEPT;
 
-/* ---------------------------------------------------------------- Pages ------------------------
- */
+/* ---------------------------------------- Pages --------------------------------------------- */
 
 /** A physical page is an index into the first axis of the cache; this is none, and pads dense page
  *  tables. */
 #define QUIRE_NO_PAGE (-1)
 
 /** Which pages of a KV cache are free, and how many references hold each of the others. It knows
- * page ids only; the cache itself is the caller's tensor. */
+ *  page ids only; the cache itself is the caller's tensor. */
 typedef struct quire_page_pool quire_page_pool;
 
 /** How large a pool is. */
 typedef struct quire_page_pool_spec {
-  size_t struct_size;
-  int32_t num_pages; /**< Pages of the cache, at least 1: no default. */
-  int32_t page_size; /**< Tokens per page, at least 1; default 16. */
+  size_t struct_size; /**< sizeof this struct as the caller knows it. */
+  int32_t num_pages;  /**< Pages of the cache, at least 1: no default. */
+  int32_t page_size;  /**< Tokens per page, at least 1; default 16. */
 } quire_page_pool_spec;
 
+/** Static initialiser: all defaults. */
 #define QUIRE_PAGE_POOL_SPEC_INIT {sizeof(quire_page_pool_spec), 0, 16}
 
 /** Writes `QUIRE_PAGE_POOL_SPEC_INIT`. */
@@ -606,7 +609,7 @@ QUIRE_API int32_t quire_page_pool_num_free(const quire_page_pool* pool) QUIRE_NO
 QUIRE_API int32_t quire_page_pool_num_used(const quire_page_pool* pool) QUIRE_NOEXCEPT;
 
 /** @return References to a page, the page tables' included; 0 for a free page and for an id that
- * the pool does not have; -1 (and an error) if `pool` is not a pool. O(1). */
+ *  the pool does not have; -1 (and an error) if `pool` is not a pool. O(1). */
 QUIRE_API int32_t quire_page_pool_ref_count(const quire_page_pool* pool,
                                             int32_t page) QUIRE_NOEXCEPT;
 
@@ -632,9 +635,9 @@ QUIRE_API quire_status quire_page_pool_check(const quire_page_pool* pool) QUIRE_
 
 /** "Copy the first `tokens` tokens of page `src` to page `dst`", in K and in V of every layer. */
 typedef struct quire_copy_op {
-  int32_t src;
-  int32_t dst;
-  int32_t tokens;
+  int32_t src;    /**< Page to read. */
+  int32_t dst;    /**< Page to write. */
+  int32_t tokens; /**< From the page's first on. */
 } quire_copy_op;
 
 /** A growing list of copies, in the order in which they are executed. Plans are executed after the
@@ -669,9 +672,9 @@ QUIRE_API quire_status quire_execute_copies(const quire_copy_op* ops, size_t cou
                                             int32_t kv_layout) QUIRE_NOEXCEPT;
 
 /** Sequences over the pages of a pool, with sharing and copy-on-write. A sequence of `length`
- * tokens has exactly ceil(length / page_size) pages; token t is in slot pages[t / page_size] *
- * page_size + t % page_size. Forks share pages, the partial one included; whoever first writes to a
- * shared page gets a copy. Every call that changes a table is all-or-nothing. */
+ *  tokens has exactly ceil(length / page_size) pages; token t is in slot pages[t / page_size] *
+ *  page_size + t % page_size. Forks share pages, the partial one included; whoever first writes
+ *  to a shared page gets a copy. Every call that changes a table is all-or-nothing. */
 typedef struct quire_page_table quire_page_table;
 
 /** A sequence of a page table. Once it is destroyed it is never valid again, though its slot is
@@ -683,11 +686,12 @@ typedef struct quire_seq_id {
 
 /** How many sequences a table holds, and how long they may be. */
 typedef struct quire_page_table_spec {
-  size_t struct_size;
+  size_t struct_size;         /**< sizeof this struct as the caller knows it. */
   int32_t max_seqs;           /**< At least 1; default 256. */
   int32_t max_tokens_per_seq; /**< At least 1; default 131072. */
 } quire_page_table_spec;
 
+/** Static initialiser: all defaults. */
 #define QUIRE_PAGE_TABLE_SPEC_INIT {sizeof(quire_page_table_spec), 256, 131072}
 
 /** Writes `QUIRE_PAGE_TABLE_SPEC_INIT`. */
@@ -709,7 +713,7 @@ QUIRE_API quire_status quire_page_table_create_seq(quire_page_table* table,
                                                    quire_seq_id* seq) QUIRE_NOEXCEPT;
 
 /** Makes a sequence of the first `length` tokens of `seq`, sharing all their pages. Nothing is
- * copied until one of the two writes to the page that they share in part. O(pages).
+ *  copied until one of the two writes to the page that they share in part. O(pages).
  *  @param length  0 to the length of `seq`; these tokens have been written, or will be before any
  *    copy of a later append is executed.
  *  @return `QUIRE_BAD_HANDLE`, `QUIRE_INVALID_ARGUMENT` (length), `QUIRE_QUEUE_FULL`. */
@@ -725,7 +729,7 @@ QUIRE_API quire_status quire_page_table_append(quire_page_table* table, quire_se
                                                quire_copy_plan* copies) QUIRE_NOEXCEPT;
 
 /** Forgets the tokens from `length` on and gives back the pages that held nothing else. O(pages
- * given back). Costs no page and no copy, even inside a shared page.
+ *  given back). Costs no page and no copy, even inside a shared page.
  *  @param length  0 to the length of `seq`.
  *  @return `QUIRE_BAD_HANDLE`, `QUIRE_INVALID_ARGUMENT` (length). */
 QUIRE_API quire_status quire_page_table_truncate(quire_page_table* table, quire_seq_id seq,
@@ -761,7 +765,7 @@ QUIRE_API int32_t quire_page_table_pages_needed(const quire_page_table* table, q
                                                 int32_t n) QUIRE_NOEXCEPT;
 
 /** @return Pages that destroying the sequence would give back; -1 if there is no such table, 0 if
- * no such sequence. O(pages). */
+ *  no such sequence. O(pages). */
 QUIRE_API int32_t quire_page_table_reclaimable_pages(const quire_page_table* table,
                                                      quire_seq_id seq) QUIRE_NOEXCEPT;
 
@@ -769,12 +773,11 @@ QUIRE_API int32_t quire_page_table_reclaimable_pages(const quire_page_table* tab
  *  Allocates. @return `QUIRE_INTERNAL` with the first violation. */
 QUIRE_API quire_status quire_page_table_check(const quire_page_table* table) QUIRE_NOEXCEPT;
 
-/* ---------------------------------------------------------------- What there is ----------------
- */
+/* ---------------------------------------- What there is ------------------------------------- */
 
 /** A kernel and all that it serves, in words, from the table that dispatches. */
 typedef struct quire_kernel_info {
-  size_t struct_size;
+  size_t struct_size;    /**< sizeof this struct as the caller knows it. */
   const char* name;      /**< e.g. "cpu.portable" */
   const char* summary;   /**< One line. */
   const char* q_dtypes;  /**< e.g. "float32, float16, bfloat16" */
@@ -787,6 +790,7 @@ typedef struct quire_kernel_info {
   int32_t reserved;      /**< 0. */
 } quire_kernel_info;
 
+/** Static initialiser: all defaults. */
 #define QUIRE_KERNEL_INFO_INIT \
   {sizeof(quire_kernel_info), NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, QUIRE_DEVICE_CPU, 0}
 
@@ -804,12 +808,13 @@ QUIRE_API quire_status quire_kernel_get(size_t index, quire_kernel_info* info) Q
 
 /** A device that this process can use. */
 typedef struct quire_device_info {
-  size_t struct_size;
-  quire_device device;
-  const char* name;
-  const char* facts; /**< Lines `key: value`, e.g. "memory: 139 GiB\n". */
+  size_t struct_size;  /**< sizeof this struct as the caller knows it. */
+  quire_device device; /**< As the other calls take it. */
+  const char* name;    /**< As its maker calls it. */
+  const char* facts;   /**< Lines `key: value`, e.g. "memory: 139 GiB\n". */
 } quire_device_info;
 
+/** Static initialiser: all defaults. */
 #define QUIRE_DEVICE_INFO_INIT {sizeof(quire_device_info), {QUIRE_DEVICE_CPU, 0}, NULL, NULL}
 
 /** Writes `QUIRE_DEVICE_INFO_INIT`. */

@@ -17,13 +17,13 @@ inline namespace v0 {
 
 /// Element types. The values are part of the C ABI and never change.
 enum class DType : std::int32_t {
-  kNone = 0,
-  kFloat32 = 1,
-  kFloat16 = 2,
-  kBFloat16 = 3,
+  kNone = 0,      ///< Marks a view that is not given.
+  kFloat32 = 1,   ///< IEEE 754 binary32.
+  kFloat16 = 2,   ///< IEEE 754 binary16.
+  kBFloat16 = 3,  ///< 1-8-7: the upper half of a float32.
   kInt8 = 4,
   kFloat8E4M3 = 5,  ///< 1-4-3 with NaN and without infinity (OCP E4M3, "fn").
-  kFloat8E5M2 = 6,
+  kFloat8E5M2 = 6,  ///< 1-5-2 with NaN and infinity (OCP E5M2).
   kInt32 = 7,
   kInt64 = 8,
   kUInt8 = 9,
@@ -36,17 +36,23 @@ QUIRE_API std::size_t size_of(DType dtype) noexcept;
 QUIRE_API std::string_view to_string(DType dtype) noexcept;
 
 /// Where memory lives and where work runs. The values are part of the C ABI and never change.
-enum class DeviceType : std::int32_t { kCpu = 0, kCuda = 1 };
+enum class DeviceType : std::int32_t {
+  kCpu = 0,   ///< The host.
+  kCuda = 1,  ///< An NVIDIA GPU.
+};
 
 /// One device of a kind.
 struct Device {
-  DeviceType type = DeviceType::kCpu;
-  std::int32_t index = 0;  ///< CUDA ordinal; 0 for the CPU.
+  DeviceType type = DeviceType::kCpu;  ///< Its kind.
+  std::int32_t index = 0;              ///< CUDA ordinal; 0 for the CPU.
 
+  /// @return The CPU.
   [[nodiscard]] static constexpr Device cpu() noexcept { return {}; }
+  /// @return The CUDA device of this ordinal.
   [[nodiscard]] static constexpr Device cuda(std::int32_t index = 0) noexcept {
     return {DeviceType::kCuda, index};
   }
+  /// Equal in every field.
   friend constexpr bool operator==(const Device&, const Device&) = default;
 };
 
@@ -55,15 +61,16 @@ struct Device {
 /// @tparam Void `void` or `const void`.
 template <typename Void>
 struct BasicTensorView {
-  static constexpr std::int32_t kMaxRank = 4;
+  static constexpr std::int32_t kMaxRank = 4;  ///< Dimensions at most.
 
-  Void* data = nullptr;
-  DType dtype = DType::kNone;
-  std::int32_t rank = 0;
-  Device device;
-  std::array<std::int64_t, kMaxRank> shape{};
-  std::array<std::int64_t, kMaxRank> strides{};
+  Void* data = nullptr;                          ///< First element, on `device`.
+  DType dtype = DType::kNone;                    ///< Of an element; `kNone` if not given.
+  std::int32_t rank = 0;                         ///< Dimensions, 0…kMaxRank.
+  Device device;                                 ///< Where `data` lies.
+  std::array<std::int64_t, kMaxRank> shape{};    ///< Entries beyond `rank` are ignored.
+  std::array<std::int64_t, kMaxRank> strides{};  ///< In elements; likewise.
 
+  /// A view that is not given.
   constexpr BasicTensorView() noexcept = default;
 
   /// A view with explicit strides. `extents` and `steps` have the same length, at most 4.
@@ -106,9 +113,11 @@ struct BasicTensorView {
 
   /// @return False for a default-constructed view. An empty tensor (a dimension of 0) is given.
   [[nodiscard]] constexpr bool given() const noexcept { return dtype != DType::kNone; }
+  /// @return Size of a dimension, in elements. `axis` is in [0, kMaxRank); unchecked.
   [[nodiscard]] constexpr std::int64_t size(std::int32_t axis) const noexcept {
     return shape[static_cast<std::size_t>(axis)];
   }
+  /// @return Distance of neighbours along a dimension, in elements. `axis` likewise.
   [[nodiscard]] constexpr std::int64_t stride(std::int32_t axis) const noexcept {
     return strides[static_cast<std::size_t>(axis)];
   }

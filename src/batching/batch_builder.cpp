@@ -17,6 +17,7 @@ namespace {
 using cache::failure;
 
 constexpr std::int64_t kMaxInt32 = std::numeric_limits<std::int32_t>::max();
+constexpr std::size_t kMaxTable = std::numeric_limits<std::size_t>::max() / 16;  // entries
 
 // One array of the block, in bytes.
 struct Section {
@@ -50,7 +51,6 @@ std::optional<Layout> layout_of(const BatchShape& shape) noexcept {
   const auto tokens = static_cast<std::size_t>(shape.total_q);
   const auto columns = static_cast<std::size_t>(std::max(shape.pages_per_seq, 0));
   const auto pages = static_cast<std::size_t>(std::max(shape.total_pages, 0));
-  constexpr std::size_t kMaxTable = std::numeric_limits<std::size_t>::max() / 16;
   if (columns > 0 && seqs > kMaxTable / columns) return std::nullopt;
 
   Layout layout;

@@ -29,37 +29,31 @@ Status Planner::run() {
 // The oldest first, so that only requests not served yet are preempted.
 void Planner::serve_running() {
   decodes_to_come_ = count_decodes();
-  for (std::int32_t rank = 0; rank < num_kept_; ++rank) {
+  for (std::int32_t rank = 0; rank < std::min(num_kept_, max_seqs_); ++rank) {
     const std::int32_t index = state_.running[static_cast<std::size_t>(rank)];
     const BatcherState::Place& place = state_.at(index);
-    std::int32_t n = 0;
-    if (rank < max_seqs_) {
-      if (place.decodes()) --decodes_to_come_;
-      const std::int32_t kept_back = place.decodes() ? 0 : decodes_to_come_;
-      const std::int32_t least = rank == 0 ? 1 : 0;  // the oldest always moves on
-      n = std::min(place.missing(), std::max(tokens_left_ - kept_back, least));
-      if (n > 0) n = std::min(n, make_room(rank));
-    }
+    if (place.decodes()) --decodes_to_come_;
+    const std::int32_t kept_back = place.decodes() ? 0 : decodes_to_come_;
+    const std::int32_t least = rank == 0 ? 1 : 0;  // the oldest always moves on
+    std::int32_t n = std::min(place.missing(), std::max(tokens_left_ - kept_back, least));
+    if (n > 0) n = std::min(n, make_room(rank));
     if (n > 0) add(index, n);
-    promised_pages_ += state_.pages_for(place.known()) - state_.pages_for(place.cached + n);
   }
 }
 
 // In order, and nobody before the head of the queue. Whoever is admitted finds the pages for all
-// that is known of it, so that it is not preempted at once.
+// that is known of it, so that it is not preempted at once. (No running prefill still counts on
+// them: one that is not complete has used up the tokens or the pages.)
 void Planner::admit_waiting() {
   std::int32_t num_running = num_kept_;
   std::int32_t num_seqs = state_.table.num_seqs();
   for (std::int32_t index = state_.oldest_waiting; index != BatcherState::kNobody;
        index = state_.at(index).next) {
     const BatcherState::Place& place = state_.at(index);
-    const std::int32_t pages = state_.pages_for(place.known());
     if (tokens_left_ == 0 || num_running >= max_seqs_) return;
     if (num_seqs == state_.table.spec().max_seqs) return;
-    if (pages > free_pages_ - promised_pages_) return;
-    const std::int32_t n = std::min(place.known(), tokens_left_);
-    promised_pages_ += pages - state_.pages_for(n);
-    add(index, n);
+    if (state_.pages_for(place.known()) > free_pages_) return;
+    add(index, std::min(place.known(), tokens_left_));
     ++num_running;
     ++num_seqs;
   }
@@ -70,19 +64,16 @@ void Planner::admit_waiting() {
 std::int32_t Planner::make_room(std::int32_t rank) noexcept {
   const SeqId seq = state_.at(state_.running[static_cast<std::size_t>(rank)]).seq;
   std::int32_t kept = num_kept_;
-  std::int32_t decodes_to_come = decodes_to_come_;
   std::int64_t free_pages = free_pages_;
   std::int32_t room = state_.table.room(seq, free_pages);
   while (room == 0 && kept > rank + 1) {
     const auto& victim = state_.at(state_.running[static_cast<std::size_t>(--kept)]);
-    if (victim.decodes() && kept < max_seqs_) --decodes_to_come;
     free_pages += state_.table.reclaimable_pages(victim.seq);
     room = state_.table.room(seq, free_pages);
   }
   if (room > 0 && kept < num_kept_) {
     num_kept_ = kept;
     free_pages_ = free_pages;
-    decodes_to_come_ = decodes_to_come;
   }
   return room;
 }

@@ -53,10 +53,10 @@ class Planner {
   StepPlan& plan_;
   std::int32_t max_seqs_;
   std::int32_t tokens_left_;
-  std::int64_t free_pages_;           // once the preempted have given theirs back
-  std::int32_t num_kept_;             // running requests that stay: the preempted are the newest
-  std::int32_t decodes_to_come_ = 0;  // of the requests that have not been served yet
-  std::int64_t promised_pages_ = 0;   // that those who run still need for what is known of them
+  std::int64_t free_pages_;  // once the preempted have given theirs back
+  std::int32_t num_kept_;    // running requests that stay: the preempted are the newest
+  std::int32_t decodes_to_come_ =
+      0;  // behind the one being served; the preempted may be among them
 };
 
 }  // namespace quire::batching

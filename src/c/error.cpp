@@ -37,6 +37,11 @@ Status null_argument(const Argument& argument) {
                       argument.type)};
 }
 
+Status other_kind_of_handle(const Argument& argument) {
+  return {ErrorCode::kBadHandle, fmt::format("[{}] {}: expected {}, got another kind of handle",
+                                             argument.function, argument.name, argument.type)};
+}
+
 quire_status finish(const Status& status) noexcept {
   return status.ok() ? QUIRE_OK : finish(status.code(), status.message());
 }

@@ -22,6 +22,8 @@ struct Argument {
 
 /// `[function] name: expected a type, got NULL`.
 Status null_argument(const Argument& argument);
+/// `[function] name: expected a type, got another kind of handle`.
+Status other_kind_of_handle(const Argument& argument);
 
 /// Keeps the sentence of a failure for this thread. @return The status' code. Does not allocate.
 quire_status finish(const Status& status) noexcept;

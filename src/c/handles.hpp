@@ -4,8 +4,6 @@
 /// easily passed from languages that see only pointers, is told apart.
 #pragma once
 
-#include <fmt/format.h>
-
 #include <cstdint>
 #include <cstring>
 #include <memory>
@@ -34,14 +32,14 @@ constexpr std::uint64_t kind_of(std::string_view name) {
 }  // namespace quire::c
 
 struct quire_executor {
-  static constexpr std::string_view kName = "quire_executor";
+  static constexpr std::string_view kDescription = "a quire_executor";
   static constexpr std::uint64_t kKind = quire::c::kind_of("executor");
   std::uint64_t kind = kKind;
   std::shared_ptr<quire::Executor> executor;
 };
 
 struct quire_attention {
-  static constexpr std::string_view kName = "quire_attention";
+  static constexpr std::string_view kDescription = "a quire_attention";
   static constexpr std::uint64_t kKind = quire::c::kind_of("attention");
   std::uint64_t kind = kKind;
   std::shared_ptr<quire::Executor> executor;  ///< kept alive for `attention`; null for the default
@@ -49,21 +47,21 @@ struct quire_attention {
 };
 
 struct quire_page_pool {
-  static constexpr std::string_view kName = "quire_page_pool";
+  static constexpr std::string_view kDescription = "a quire_page_pool";
   static constexpr std::uint64_t kKind = quire::c::kind_of("page_pool");
   std::uint64_t kind = kKind;
   quire::PagePool pool;
 };
 
 struct quire_page_table {
-  static constexpr std::string_view kName = "quire_page_table";
+  static constexpr std::string_view kDescription = "a quire_page_table";
   static constexpr std::uint64_t kKind = quire::c::kind_of("page_table");
   std::uint64_t kind = kKind;
   quire::PageTable table;
 };
 
 struct quire_copy_plan {
-  static constexpr std::string_view kName = "quire_copy_plan";
+  static constexpr std::string_view kDescription = "a quire_copy_plan";
   static constexpr std::uint64_t kKind = quire::c::kind_of("copy_plan");
   std::uint64_t kind = kKind;
   std::vector<quire::CopyOp> ops;
@@ -74,12 +72,11 @@ namespace quire::c {
 /// @return `kInvalidArgument` for NULL, `kBadHandle` for a handle of another kind.
 template <typename Handle>
 Status check_handle(std::string_view function, std::string_view name, const Handle* handle) {
-  if (handle == nullptr) return null_argument({function, name, fmt::format("a {}", Handle::kName)});
+  const Argument argument{function, name, Handle::kDescription};
+  if (handle == nullptr) return null_argument(argument);
   std::uint64_t kind = 0;
   std::memcpy(&kind, static_cast<const void*>(handle), sizeof(kind));
-  if (kind == Handle::kKind) return {};
-  return {ErrorCode::kBadHandle, fmt::format("[{}] {}: expected a {}, got another kind of handle",
-                                             function, name, Handle::kName)};
+  return kind == Handle::kKind ? Status() : other_kind_of_handle(argument);
 }
 
 /// The body of `quire_…_destroy`. A handle of another kind is left alone.

@@ -19,7 +19,7 @@ inline constexpr std::int32_t kKvTile = 64;
 inline constexpr std::int32_t kHeadDimStep = 8;
 inline constexpr std::int32_t kMaxHeadDim = 512;
 /// Up to so many rows of a kv head, keys and values are used where they lie; more pay for a copy.
-inline constexpr std::int32_t kFewRows = 12;
+inline constexpr std::int32_t kFewRows = 8;
 /// Rows of fp32 buffers are padded to so many elements and aligned to as many bytes as they take.
 inline constexpr std::int32_t kRowPadding = 16;
 inline constexpr std::size_t kBufferAlignment = kRowPadding * sizeof(float);

@@ -197,14 +197,20 @@ TEST_F(Batchers, NoMoreRequestsRunThanTheBudgetOrTheTableAllow) {
   EXPECT_EQ(plan({.max_tokens = 100, .max_seqs = 5}).size(), 4U) << "the table holds 4 sequences";
 }
 
-TEST_F(Batchers, AdmissionLeavesThePagesThatARunningPrefillStillNeeds) {
-  submit(1, 24, 1);  // 6 pages, of which the first chunk takes 1
-  submit(2, 12, 1);  // 3 pages
-  submit(3, 4, 1);
-  const StepBudget budget{.max_tokens = 4, .max_seqs = 4};
-  step(budget);
-  EXPECT_THAT(plan({.max_tokens = 30, .max_seqs = 4}),
-              ElementsAre(Share{1, 4, 20, kPrefill, kSamples}));
+TEST_F(Batchers, ARequestIsAdmittedOnlyIfItsWholePromptFindsPages) {
+  submit(1, 16, 8);
+  submit(2, 17, 1);
+  step();
+  EXPECT_THAT(plan({.max_tokens = 5, .max_seqs = 4}),
+              ElementsAre(Share{1, 16, 1, kDecode, kSamples}))
+      << "a first chunk of 2 would fit, but not the rest";
+}
+
+TEST_F(Batchers, WhenTheBudgetIsShortTheOlderDecodesGoFirst) {
+  for (std::uint64_t id = 1; id <= 4; ++id) submit(id, 1, 9);
+  step();
+  EXPECT_THAT(plan({.max_tokens = 2, .max_seqs = 4}),
+              ElementsAre(Share{1, 1, 1, kDecode, kSamples}, Share{2, 1, 1, kDecode, kSamples}));
 }
 
 TEST_F(Batchers, TheNewestIsPreemptedWhenPagesRunOutAndKeepsWhatItHasSampled) {
@@ -507,35 +513,55 @@ TEST_F(Batchers, NobodyIsPreemptedInVain) {
   EXPECT_THAT(plan_.preempted, ElementsAre(2U));
 }
 
-TEST_F(Batchers, EveryFailedAllocationLeavesEverythingAsItWas) {
-  submit(1, 12, 4);
-  step();
-  ASSERT_TRUE(table_.fork(plan_.items[0].seq, 11).ok());
-  submit(2, 4, 4);
+/// A step that needs memory everywhere: one request writes to a page that a fork shares, another is
+/// admitted, a third ends. The allocation after the next `allowed` fails.
+/// @return False if the step needed no more than `allowed`.
+bool step_fails_cleanly(int allowed, FailingNew::Which which) {
+  PagePool pool({.num_pages = 8, .page_size = 4});
+  PageTable table(pool, {.max_seqs = 4, .max_tokens_per_seq = 32});
+  Batcher batcher(table, {.max_requests = 5});
+  StepPlan plan;
+  std::vector<CopyOp> copies;
+  std::vector<std::uint64_t> ended;
+  batcher.submit({1, 11, 4, 0.0}).throw_if_error();
+  batcher.submit({2, 2, 2, 0.0}).throw_if_error();
+  batcher.plan({}, plan).throw_if_error();
+  batcher.commit(plan, copies).throw_if_error();
+  batcher.finish(plan, {}, ended).throw_if_error();
+  EXPECT_TRUE(table.fork(plan.items[0].seq, 10).ok());
+  batcher.submit({3, 4, 4, 0.0}).throw_if_error();
+
+  plan = {};
+  int done = 0;
+  const auto next_call = [&] {
+    return done == 0   ? batcher.plan({}, plan)
+           : done == 1 ? batcher.commit(plan, copies)
+                       : batcher.finish(plan, {}, ended);
+  };
+  bool fired = false;
+  {
+    const FailingNew failing(allowed, which);
+    while (done < 3 && next_call().ok()) ++done;
+    fired = failing.fired();
+  }
+  EXPECT_EQ(fired, done < 3);
+  EXPECT_TRUE(batcher.check().ok()) << batcher.check().message();
+  EXPECT_EQ(batcher.stats().steps, done < 2 ? 1 : 2);
+  EXPECT_EQ(pool.num_used(), done < 2 ? 4 : done == 2 ? 6 : 5);
+  done = done == 2 ? 2 : 0;
+  while (done < 3 && next_call().ok()) ++done;
+  EXPECT_EQ(done, 3) << "the step goes on where it failed";
+  EXPECT_EQ(copies.size(), 1U);
+  EXPECT_THAT(ended, ElementsAre(2U));
+  EXPECT_TRUE(batcher.check().ok());
+  return fired;
+}
+
+TEST(Batcher, EveryFailedAllocationOfAStepLeavesEverythingAsItWas) {
   for (const auto which : {FailingNew::Which::kOne, FailingNew::Which::kAllFromThere}) {
-    for (int allowed = 0; allowed < 6; ++allowed) {
-      StepPlan fresh;
-      std::vector<CopyOp> copies;
-      std::vector<std::uint64_t> ended;
-      const BatcherStats before = batcher_.stats();
-      {
-        const FailingNew failing(allowed, which);
-        Status status = batcher_.plan({}, fresh);
-        EXPECT_EQ(status.ok() ? ErrorCode::kOk : ErrorCode::kOutOfMemory, status.code());
-        if (status.ok()) status = batcher_.commit(fresh, copies);
-        EXPECT_EQ(status.ok() ? ErrorCode::kOk : ErrorCode::kOutOfMemory, status.code());
-        if (status.ok()) status = batcher_.finish(fresh, {}, ended);
-        EXPECT_EQ(status.ok() ? ErrorCode::kOk : ErrorCode::kOutOfMemory, status.code());
-        EXPECT_EQ(status.ok(), !failing.fired());
-      }
-      expect_sound();
-      if (batcher_.stats().steps > before.steps) {
-        static_cast<void>(batcher_.finish(fresh, {}, ended));
-        continue;
-      }
-      EXPECT_EQ(batcher_.stats().used_pages, before.used_pages);
-      EXPECT_EQ(batcher_.stats().waiting, before.waiting);
-    }
+    int allowed = 0;
+    while (step_fails_cleanly(allowed, which)) ++allowed;
+    EXPECT_GE(allowed, 4) << "plan, commit and finish allocate the first time";
   }
 }
 

@@ -143,8 +143,8 @@ TEST(ErrorTexts, OfTheShapesOfABatch) {
 TEST(ErrorTexts, OfTheTensorsOfALayer) {
   EXPECT_EQ(text_after([](Call& c) { c.tensors.q.dtype = DType::kFloat16; }),
             "[attention] q: expected float32 [≥0, 4, 8], got float16 [5, 4, 8]");
-  EXPECT_EQ(text_after([](Call& c) { c.limits.max_total_q = 4; }),
-            "[attention] total_q: expected at most 4 as BatchLimits says, got 5");
+  EXPECT_EQ(text_after([](Call& c) { c.tensors.q.shape[0] = kRows + 1; }),
+            "[attention] total_q: expected at most 5 as BatchLimits says, got 6");
   EXPECT_EQ(text_after([](Call& c) { c.spec.kv_layout = KvLayout::kHND; }),
             "[attention] k: expected float32 [≥0, 2, 16, 8], got float32 [4, 16, 2, 8]");
   EXPECT_EQ(text_after([](Call& c) { c.tensors.v.shape[0] = 3; }),

@@ -6,7 +6,10 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
+#include <source_location>
 #include <span>
 
 namespace quire::fuzz {
@@ -51,8 +54,12 @@ class Bytes {
 };
 
 /// Ends the program where the fuzzer sees it if a promise does not hold.
-inline void require(bool holds) {
-  if (!holds) __builtin_trap();
+inline void require(bool holds,
+                    const std::source_location& where = std::source_location::current()) {
+  if (holds) return;
+  std::fprintf(stderr, "%s:%u: a promise does not hold\n", where.file_name(),
+               static_cast<unsigned>(where.line()));
+  std::abort();
 }
 
 }  // namespace quire::fuzz

@@ -63,6 +63,10 @@ TEST(Format, NumbersReadWell) {
   EXPECT_EQ(human_bytes(std::uint64_t{3} << 29), "1.50 GiB");
   EXPECT_EQ(human_seconds(34.2), "35 s");
   EXPECT_EQ(human_seconds(125), "02:05");
+  EXPECT_EQ(human_duration(0.0000123), "12.3 µs");
+  EXPECT_EQ(human_duration(0.2), "200 ms");
+  EXPECT_EQ(human_duration(1.6817), "1.68 s");
+  EXPECT_EQ(human_duration(1681.7), "1682 s");
 }
 
 TEST(Format, QuotesHideNothingUnprintableAndAreShort) {

@@ -175,22 +175,24 @@ class Arrays {
   Buffer q_, new_, k_, v_, o_;
 };
 
-/// Repeats `body`, with cold caches, until there is enough to judge. @return Seconds of each.
+/// Repeats `body`, with cold caches, until there is enough to judge: a slow workload is repeated
+/// less often than a fast one. @return Seconds of each, at least one.
 template <typename Body>
 std::vector<double> repeat(double min_seconds, Stream& stream, Body body) {
   constexpr std::size_t kFewest = 5;
   constexpr std::size_t kMost = 200;
-  constexpr double kLongestExtra = 10;  // a slow workload is repeated less often than `kFewest`
+  constexpr double kMostTimesLonger = 10;
   std::vector<double> samples;
   double spent = 0;
-  body();  // the first run touches memory for the first time
-  while (samples.size() < kMost && (spent < min_seconds || (samples.size() < kFewest &&
-                                                            spent < min_seconds * kLongestExtra))) {
+  body();  // touches memory for the first time
+  for (bool enough = false; !enough;) {
     stream.read();
     const auto start = std::chrono::steady_clock::now();
     body();
     samples.push_back(seconds_of(std::chrono::steady_clock::now() - start));
     spent += samples.back();
+    enough = (spent >= min_seconds && samples.size() >= kFewest) ||
+             spent >= kMostTimesLonger * min_seconds || samples.size() >= kMost;
   }
   return samples;
 }

@@ -42,6 +42,19 @@ std::string human_seconds(double seconds) {
   return fmt::format("{:02}:{:02}", whole / kMinute, whole % kMinute);
 }
 
+std::string human_duration(double seconds) {
+  constexpr double kStep = 1000;
+  constexpr std::array<const char*, 3> kUnits = {"µs", "ms", "s"};
+  double value = seconds * kStep * kStep;
+  std::size_t unit = 0;
+  while (value >= kStep && unit + 1 < kUnits.size()) {
+    value /= kStep;
+    ++unit;
+  }
+  const int decimals = value < 10 ? 2 : value < 100 ? 1 : 0;
+  return fmt::format("{:.{}f} {}", value, decimals, kUnits[unit]);
+}
+
 std::string in_quotes(std::string_view text) {
   constexpr std::size_t kLongest = 60;
   constexpr char kFirstPrintable = 0x20;

@@ -3,6 +3,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <array>
 #include <charconv>
 #include <limits>
@@ -153,6 +154,17 @@ CLI::Option* add_real(CLI::App& app, const std::string& name, double& value, dou
                       double high, const std::string& help) {
   return add_parsed(app, name, value, help, "X", fmt::format("{:g}", value),
                     [low, high](const std::string& text) { return parse_real(text, low, high); });
+}
+
+CLI::Option* add_choice(CLI::App& app, const std::string& name, std::string& value,
+                        const std::vector<std::string>& choices, const std::string& help) {
+  return add_parsed(app, name, value, help, fmt::format("{}", fmt::join(choices, "|")), value,
+                    [choices](const std::string& text) {
+                      if (std::find(choices.begin(), choices.end(), text) == choices.end()) {
+                        refuse(fmt::format("one of {}", fmt::join(choices, ", ")), text);
+                      }
+                      return text;
+                    });
 }
 
 CLI::Option* add_json(CLI::App& app, bool& value, const std::string& help) {

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "common/shape.hpp"
 #include "quire/attention.hpp"
@@ -32,6 +33,9 @@ CLI::Option* add_whole(CLI::App& app, const std::string& name, std::int32_t& val
 CLI::Option* add_seed(CLI::App& app, std::uint64_t& value);
 CLI::Option* add_real(CLI::App& app, const std::string& name, double& value, double low,
                       double high, const std::string& help);
+/// A word out of a few.
+CLI::Option* add_choice(CLI::App& app, const std::string& name, std::string& value,
+                        const std::vector<std::string>& choices, const std::string& help);
 CLI::Option* add_json(CLI::App& app, bool& value, const std::string& help);
 
 /// Bounds of options that are not obvious.

@@ -16,6 +16,7 @@ namespace {
 
 constexpr double kPercent = 100;
 constexpr double kMilliseconds = 1e3;
+constexpr double kHigh = 0.95;
 
 double share(double part, double whole) { return whole > 0 ? part / whole : 0; }
 double percent(double part, double whole) { return kPercent * share(part, whole); }
@@ -64,9 +65,12 @@ void add_speed(Table& table, const ReplayReport& report) {
                              human_count(stats.prefill_tokens), human_count(stats.decode_tokens))});
   table.add({"speed", fmt::format("{} tokens/s, {} of them decoded", rate(report.tokens()),
                                   rate(stats.decode_tokens))});
-  table.add({"steps", fmt::format("{}: p50 {:.1f} ms, p95 {:.1f} ms, max {:.1f} ms",
-                                  human_count(stats.steps), step_ms(report, 0.5),
-                                  step_ms(report, 0.95), step_ms(report, 1))});
+  const auto step_time = [&](double fraction) {
+    return human_duration(quantile(report.step_seconds, fraction));
+  };
+  table.add({"steps", fmt::format("{}: p50 {}, p95 {}, max {}", human_count(stats.steps),
+                                  step_time(0.5), step_time(kHigh), step_time(1))});
+  if (report.kernel.empty()) return;
   const StepTimes& times = report.times;
   table.add({"time of steps",
              fmt::format("attention {:.1f} %, append {:.1f} %, batching {:.1f} %, random q, k, v "
@@ -128,8 +132,8 @@ std::string report_text(const ReplayOptions& options, const ReplayReport& report
   table.add({"arrivals", arrivals_text(options.arrivals)});
   table.add({"model", shape_text(options)});
   table.add({"kernel", report.kernel.empty() ? "none: bookkeeping only" : report.kernel});
-  table.add({"wall time", fmt::format("{:.1f} s, of which spot checks {:.1f} s", report.wall_s,
-                                      report.checking_s)});
+  table.add({"wall time", fmt::format("{}, of which spot checks {}", human_duration(report.wall_s),
+                                      human_duration(report.checking_s))});
   add_speed(table, report);
   add_memory(table, options, report);
   add_checks(table, options, report);
@@ -173,7 +177,7 @@ nlohmann::ordered_json report_json(const ReplayOptions& options, const ReplayRep
           {"tokens_per_s", share(static_cast<double>(report.tokens()), times.total())},
           {"decode_tokens_per_s", share(static_cast<double>(stats.decode_tokens), times.total())},
           {"step_ms_p50", step_ms(report, 0.5)},
-          {"step_ms_p95", step_ms(report, 0.95)},
+          {"step_ms_p95", step_ms(report, kHigh)},
           {"step_ms_max", step_ms(report, 1)},
           {"seconds_attention", times.attention},
           {"seconds_append", times.appending},

@@ -195,18 +195,20 @@ class Walk {
     const HeadKeys<T> keys = keys_of(now, head);
     const std::uint64_t poisoned = poisoned_keys(keys, sight, rows.head_dim_vo);
     const std::uint64_t take = sight.any & ~poisoned;
+    const bool last_head = head + 1 == task_.num_kv_heads();
+    const HeadKeys<T> ahead = last_head ? keys_of(next, 0) : keys_of(now, head + 1);
+    const LogitRule rule = rule_of(head);
+    const Softmax softmax(rows, rule, sight, now.first);
     if (rows.count <= kFewRows) {
-      const bool last_head = head + 1 == task_.num_kv_heads();
-      const HeadKeys<T> fetched = last_head ? keys_of(next, 0) : keys_of(now, head + 1);
-      score_few(rows, keys);
-      soften(rows, rule_of(head), sight, now.first);
-      accumulate_few(rows, ValuesTask<T>{keys, take, &fetched});
+      score_few(rows, keys, ahead.k_ahead(rows.head_dim_qk));
+      softmax.run();
+      accumulate_few(rows, ValuesTask<T>{keys, take, ahead.v_ahead(rows.head_dim_vo)});
     } else {
       pack_keys(keys, rows.head_dim_qk, buffers_.panels.k);
-      score_many(rows, sight, buffers_.panels.k);
-      soften(rows, rule_of(head), sight, now.first);
+      score_many(rows, sight, buffers_.panels.k, keys.v_ahead(rows.head_dim_vo));
+      softmax.run();
       pack_values(keys, take, rows.head_dim_vo, buffers_.panels.v);
-      accumulate_many(rows, sight, buffers_.panels.v);
+      accumulate_many(rows, sight, buffers_.panels.v, ahead.k_ahead(rows.head_dim_qk));
     }
     accumulate_poisoned(rows, keys, sight, poisoned);
   }

@@ -1,16 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 /// @file
 /// A tile against few rows (decode): keys and values are used where they lie, each loaded once for
-/// up to four rows. While keys are read the values are fetched, and while values are read the next
-/// keys are, line by line, so that memory always has something to do. Compiled once per target.
+/// up to four rows. Meanwhile the next tile or head is fetched, row by row, so that memory always
+/// has something to do: into the second-level cache, since rows of one head lie at powers of two
+/// apart and would push one another out of the first. Compiled once per target.
 #if defined(QUIRE_CPU_PORTABLE_FEW_ROWS_INL) == defined(HWY_TARGET_TOGGLE)
 #ifdef QUIRE_CPU_PORTABLE_FEW_ROWS_INL
 #undef QUIRE_CPU_PORTABLE_FEW_ROWS_INL
 #else
 #define QUIRE_CPU_PORTABLE_FEW_ROWS_INL
 #endif
-
-#include <hwy/cache_control.h>
 
 #include <algorithm>
 #include <bit>
@@ -26,13 +25,6 @@ namespace quire::cpu::HWY_NAMESPACE {
 
 /// Rows of a block: so that block × keys of a group fill one vector of sums.
 inline constexpr std::int32_t kFewRowsBlock = kLanes < 4 ? kLanes : 4;
-
-template <typename T>
-HWY_INLINE void prefetch_row(const T* row, std::int32_t n) {
-  constexpr std::int32_t kCacheLine = 64;
-  constexpr std::int32_t kStep = kCacheLine / static_cast<std::int32_t>(sizeof(T));
-  for (std::int32_t i = 0; i < n; i += kStep) hwy::Prefetch(row + i);
-}
 
 /// acc[row · kKeys + key] += q[row] · k[key] at one place of the head.
 template <std::int32_t kRows, std::int32_t kKeys>
@@ -78,7 +70,8 @@ HWY_INLINE Vec dot_products(const float* const* q, const T* const* k, std::int32
 
 /// Scores of rows [first, first + kRows); rows beyond the last repeat it.
 template <typename T, std::int32_t kRows>
-void score_block(const HeadRows& rows, std::int32_t first, const HeadKeys<T>& keys) {
+void score_block(const HeadRows& rows, std::int32_t first, const HeadKeys<T>& keys,
+                 const RowsAhead& ahead) {
   constexpr std::int32_t kKeys = kLanes / kRows;
   const Floats d;
   const float* q[extent(kRows)];
@@ -91,7 +84,7 @@ void score_block(const HeadRows& rows, std::int32_t first, const HeadKeys<T>& ke
     HWY_UNROLL(16)
     for (std::int32_t i = 0; i < kKeys; ++i) {
       k[i] = keys.k(std::min(key + i, last));
-      if (first == 0) prefetch_row(keys.v(std::min(key + i, last)), rows.head_dim_vo);
+      if (first == 0) ahead.fetch_to_second_level(key + i);
     }
     alignas(kBufferAlignment) float sums[extent(kLanes)];
     hn::Store(dot_products<T, kRows>(q, k, rows.head_dim_qk), d, sums);
@@ -123,17 +116,17 @@ HWY_INLINE void for_each_block(std::int32_t count, const F& block) {
 }
 
 template <typename T>
-void score_few(const HeadRows& rows, const HeadKeys<T>& keys) {
+void score_few(const HeadRows& rows, const HeadKeys<T>& keys, const RowsAhead& ahead) {
   for_each_block(rows.count, [&](auto block, std::int32_t first)
-                                 HWY_ATTR { score_block<T, block()>(rows, first, keys); });
+                                 HWY_ATTR { score_block<T, block()>(rows, first, keys, ahead); });
 }
 
-/// Keys whose values are to be added, and what to fetch meanwhile.
+/// Keys whose values are to be added.
 template <typename T>
 struct ValuesTask {
   const HeadKeys<T>& keys;
   std::uint64_t take = 0;
-  const HeadKeys<T>* next = nullptr;  // keys to fetch, or null
+  RowsAhead ahead;  // fetched meanwhile
 };
 
 /// o[row][column …] = o · rescale + Σ p · v for `kRows` rows and `kColumns` vectors.
@@ -155,9 +148,9 @@ void accumulate_block(const HeadRows& rows, std::int32_t first, std::int32_t col
       acc[row * kColumns + c] = hn::Mul(hn::Load(d, o[row] + c * kLanes), rescale);
     }
   }
-  const bool fetches = task.next != nullptr && first == 0 && column == 0;
+  const bool fetches = first == 0 && column == 0;
   for (std::int32_t key = 0; key < task.keys.keys.count; ++key) {
-    if (fetches && key < task.next->keys.count) prefetch_row(task.next->k(key), rows.head_dim_qk);
+    if (fetches) task.ahead.fetch_to_second_level(key);
     if (((task.take >> key) & 1U) == 0) continue;
     const T* v = task.keys.v(key) + column;
     Vec v_part[extent(kColumns)];

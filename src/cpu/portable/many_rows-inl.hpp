@@ -159,11 +159,15 @@ struct RowBlock {
   std::int32_t keys = 0;  // up to the last key that one of the rows sees; 0: none sees any
 };
 
-/// Calls `f(block)` for blocks of nearly equal size.
+/// Calls `f(block)` for blocks of nearly equal size, and fetches some of the rows ahead with each.
 template <typename F>
-HWY_INLINE void for_each_row_block(const HeadRows& rows, const TileSight& sight, const F& f) {
+HWY_INLINE void for_each_row_block(const HeadRows& rows, const TileSight& sight,
+                                   const RowsAhead& ahead, const F& f) {
   const std::int32_t blocks = (rows.count + kManyRowsBlock - 1) / kManyRowsBlock;
   for (std::int32_t i = 0; i < blocks; ++i) {
+    for (std::int32_t key = kKvTile * i / blocks; key < kKvTile * (i + 1) / blocks; ++key) {
+      ahead.fetch_to_first_level(key);
+    }
     RowBlock block;
     block.first = rows.count * i / blocks;
     block.count = rows.count * (i + 1) / blocks - block.first;
@@ -177,9 +181,12 @@ HWY_INLINE void for_each_row_block(const HeadRows& rows, const TileSight& sight,
   }
 }
 
-inline void score_many(const HeadRows& rows, const TileSight& sight, const float* k_panel) {
+/// Scores of all rows.
+/// @param ahead  Fetched meanwhile.
+inline void score_many(const HeadRows& rows, const TileSight& sight, const float* k_panel,
+                       const RowsAhead& ahead) {
   for (std::int32_t column = 0; column < kKvTile; column += kRegisterColumns * kLanes) {
-    for_each_row_block(rows, sight, [&](const RowBlock& block) HWY_ATTR {
+    const auto multiply_rows = [&](const RowBlock& block) HWY_ATTR {
       const std::int32_t columns = std::min(block.keys - column, kRegisterColumns * kLanes);
       if (columns <= 0) return;
       Product product;
@@ -191,14 +198,18 @@ inline void score_many(const HeadRows& rows, const TileSight& sight, const float
       product.c_stride = kKvTile;
       product.depth = rows.head_dim_qk;
       multiply(block.count, (columns + kLanes - 1) / kLanes, product);
-    });
+    };
+    for_each_row_block(rows, sight, column == 0 ? ahead : RowsAhead(), multiply_rows);
   }
 }
 
-inline void accumulate_many(const HeadRows& rows, const TileSight& sight, const float* v_panel) {
+/// o = o · rescale + p · v for all rows.
+/// @param ahead  Fetched meanwhile.
+inline void accumulate_many(const HeadRows& rows, const TileSight& sight, const float* v_panel,
+                            const RowsAhead& ahead) {
   const std::int32_t stride = padded(rows.head_dim_vo);
   for (std::int32_t column = 0; column < stride; column += kRegisterColumns * kLanes) {
-    for_each_row_block(rows, sight, [&](const RowBlock& block) HWY_ATTR {
+    const auto multiply_rows = [&](const RowBlock& block) HWY_ATTR {
       Product product;
       product.a = rows.score_row(block.first);
       product.a_stride = kKvTile;
@@ -209,7 +220,8 @@ inline void accumulate_many(const HeadRows& rows, const TileSight& sight, const 
       product.depth = block.keys;
       product.rescale = rows.rescale + block.first;
       multiply(block.count, std::min(stride - column, kRegisterColumns * kLanes) / kLanes, product);
-    });
+    };
+    for_each_row_block(rows, sight, column == 0 ? ahead : RowsAhead(), multiply_rows);
   }
 }
 

@@ -8,8 +8,8 @@
 #define QUIRE_CPU_PORTABLE_SOFTMAX_INL
 #endif
 
+#include <algorithm>
 #include <cstdint>
-#include <cstdlib>
 #include <limits>
 
 #include "cpu/portable/tile.hpp"
@@ -42,77 +42,124 @@ inline void bend(float* row, const LogitRule& rule, float slope, std::int32_t di
   }
 }
 
-/// Softmax state of one row.
-struct RowState {
-  float& max;
-  float& sum;
-  float& rescale;
-};
-
-/// Turns logits · 1/scale into 2^(logit − max), 0 where the bit of `seen` is not set.
+/// Largest of a row's logits · 1/scale whose bit in `seen` is set, times `scale`.
 template <bool kMasked>
-HWY_INLINE void soften_row(float* row, float scale_log2, std::uint64_t seen, RowState state) {
+HWY_INLINE float max_of_row(const float* row, float scale, std::uint64_t seen) {
   const Floats d;
-  const Vec scale = hn::Set(d, scale_log2);
   const Vec nothing = hn::Set(d, -std::numeric_limits<float>::infinity());
   Vec maximum = nothing;
   HWY_UNROLL(4)
   for (std::int32_t i = 0; i < kKvTile; i += kLanes) {
-    Vec x = hn::Mul(hn::Load(d, row + i), scale);
+    Vec x = hn::Mul(hn::Load(d, row + i), hn::Set(d, scale));
     if constexpr (kMasked) x = hn::IfThenElse(mask_of(seen, i), x, nothing);
     maximum = hn::Max(maximum, x);
-    hn::Store(x, d, row + i);
   }
-  const float old_max = state.max;
-  const float new_max = std::max(old_max, max_of_lanes(maximum));
-  const Vec shift = hn::Set(d, new_max);
+  return max_of_lanes(maximum);
+}
+
+/// Turns logits · 1/scale into 2^(logit − max), 0 where the bit of `seen` is not set.
+/// @return Their sum.
+template <bool kMasked>
+HWY_INLINE float raise_row(float* row, float scale, float max, std::uint64_t seen) {
+  const Floats d;
   Vec total = hn::Zero(d);
   HWY_UNROLL(4)
   for (std::int32_t i = 0; i < kKvTile; i += kLanes) {
-    Vec p = exp2(hn::Sub(hn::Load(d, row + i), shift));
+    const Vec x = hn::MulSub(hn::Load(d, row + i), hn::Set(d, scale), hn::Set(d, max));
+    Vec p = exp2(x);
     if constexpr (kMasked) p = hn::IfThenElseZero(mask_of(seen, i), p);
     total = hn::Add(total, p);
     hn::Store(p, d, row + i);
   }
-  state.rescale = old_max == new_max ? 1.0F : hn::GetLane(exp2(hn::Set(d, old_max - new_max)));
-  state.sum = state.sum * state.rescale + sum_of_lanes(total);
-  state.max = new_max;
-}
-
-inline void hide_row(float* row) {
-  const Floats d;
-  for (std::int32_t i = 0; i < kKvTile; i += kLanes) hn::Store(hn::Zero(d), d, row + i);
+  return sum_of_lanes(total);
 }
 
 /// Dot products of a tile → powers of 2, and the rows' new max, sum and rescale.
-inline void soften(const HeadRows& rows, const LogitRule& rule, const TileSight& sight,
-                   std::int32_t first_key) {
-  const bool bent = rule.soft_cap > 0.0F || rule.slopes != nullptr;
-  const float scale_log2 = bent ? kLog2E : rule.scale * kLog2E;
-  const std::int32_t queries = rows.count / rows.group;
-  for (std::int32_t query = 0; query < queries; ++query) {
-    const std::uint64_t seen = sight.words[query];
-    for (std::int32_t head = 0; head < rows.group; ++head) {
-      const std::int32_t row = query * rows.group + head;
-      const RowState state{rows.states.max[row], rows.states.sum[row], rows.rescale[row]};
-      float* scores = rows.score_row(row);
-      if (seen == 0) {
-        hide_row(scores);
-        state.rescale = 1.0F;
-        continue;
-      }
-      if (bent) {
-        const float slope = rule.slopes != nullptr ? rule.slopes[head] : 0.0F;
-        bend(scores, rule, slope, rule.first_position + query - first_key);
-      }
-      if (~seen == 0) {
-        soften_row<false>(scores, scale_log2, seen, state);
-      } else {
-        soften_row<true>(scores, scale_log2, seen, state);
-      }
+class Softmax {
+ public:
+  Softmax(const HeadRows& rows, const LogitRule& rule, const TileSight& sight,
+          std::int32_t first_key)
+      : rows_(rows), rule_(rule), sight_(sight), first_key_(first_key) {}
+
+  void run() const {
+    find_maxima();
+    rescale_sums();
+    raise();
+  }
+
+ private:
+  [[nodiscard]] bool bent() const { return rule_.soft_cap > 0.0F || rule_.slopes != nullptr; }
+  [[nodiscard]] float scale() const { return bent() ? kLog2E : rule_.scale * kLog2E; }
+
+  /// Calls `f(row, bits)` for every row.
+  template <typename F>
+  HWY_INLINE void for_each_row(const F& f) const {
+    for (std::int32_t row = 0, query = 0; row < rows_.count; ++query) {
+      const std::uint64_t seen = sight_.words[query];
+      for (std::int32_t head = 0; head < rows_.group; ++head, ++row) f(row, seen);
     }
   }
-}
+
+  /// New maxima, into rescale for the moment.
+  void find_maxima() const {
+    const float scale = this->scale();
+    for_each_row([&](std::int32_t row, std::uint64_t seen) HWY_ATTR {
+      float* scores = rows_.score_row(row);
+      if (bent() && seen != 0) {
+        const std::int32_t query = row / rows_.group;
+        const float slope = rule_.slopes != nullptr ? rule_.slopes[row % rows_.group] : 0.0F;
+        bend(scores, rule_, slope, rule_.first_position + query - first_key_);
+      }
+      const float max = ~seen == 0 ? max_of_row<false>(scores, scale, seen)
+                                   : max_of_row<true>(scores, scale, seen);
+      rows_.rescale[row] = std::max(rows_.states.max[row], max);
+    });
+  }
+
+  /// Moves the new maxima to the states; rescale becomes what it is called.
+  void rescale_sums() const {
+    std::int32_t row = 0;
+    for (; row + kLanes <= rows_.count; row += kLanes) {
+      rescale_sums(rows_.states.max + row, rows_.states.sum + row, rows_.rescale + row);
+    }
+    if (row == rows_.count) return;
+    // What follows the last row are the states of another head.
+    const std::int32_t rest = rows_.count - row;
+    alignas(kBufferAlignment) float max[extent(kLanes)] = {};
+    alignas(kBufferAlignment) float sum[extent(kLanes)] = {};
+    std::copy_n(rows_.states.max + row, rest, max);
+    std::copy_n(rows_.states.sum + row, rest, sum);
+    rescale_sums(max, sum, rows_.rescale + row);
+    std::copy_n(max, rest, rows_.states.max + row);
+    std::copy_n(sum, rest, rows_.states.sum + row);
+  }
+
+  static HWY_INLINE void rescale_sums(float* max, float* sum, float* new_max_then_rescale) {
+    const Floats d;
+    const Vec old_max = hn::LoadU(d, max);
+    const Vec new_max = hn::Load(d, new_max_then_rescale);
+    const Vec rescale =
+        hn::IfThenElse(hn::Eq(old_max, new_max), hn::Set(d, 1.0F), exp2(hn::Sub(old_max, new_max)));
+    hn::StoreU(hn::Mul(hn::LoadU(d, sum), rescale), d, sum);
+    hn::StoreU(new_max, d, max);
+    hn::Store(rescale, d, new_max_then_rescale);
+  }
+
+  void raise() const {
+    const float scale = this->scale();
+    for_each_row([&](std::int32_t row, std::uint64_t seen) HWY_ATTR {
+      float* scores = rows_.score_row(row);
+      const float max = rows_.states.max[row];
+      rows_.states.sum[row] += ~seen == 0 ? raise_row<false>(scores, scale, max, seen)
+                                          : raise_row<true>(scores, scale, max, seen);
+    });
+  }
+
+  const HeadRows& rows_;
+  const LogitRule& rule_;
+  const TileSight& sight_;
+  std::int32_t first_key_;
+};
 
 }  // namespace quire::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();

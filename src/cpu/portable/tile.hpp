@@ -3,6 +3,8 @@
 /// What the kernels of a tile are given.
 #pragma once
 
+#include <hwy/base.h>
+
 #include <cstddef>
 #include <cstdint>
 
@@ -25,6 +27,31 @@ struct TileSight {
   std::uint64_t all = 0;                 // seen by every query
 };
 
+/// Rows that will be read soon.
+struct RowsAhead {
+  const std::byte* const* rows = nullptr;
+  std::int32_t count = 0;
+  std::int32_t bytes = 0;     // of a row
+  std::ptrdiff_t offset = 0;  // to be added to each of `rows`
+
+  // Both begin to read row `index`, if there is one. They are forced inline since compilers take a
+  // function that does nothing but prefetch for one that does nothing.
+  HWY_INLINE void fetch_to_first_level(std::int32_t index) const {
+    if (index >= count) return;
+    for (std::int32_t at = 0; at < bytes; at += kCacheLine) {
+      __builtin_prefetch(rows[index] + offset + at, 0, 3);
+    }
+  }
+  HWY_INLINE void fetch_to_second_level(std::int32_t index) const {
+    if (index >= count) return;
+    for (std::int32_t at = 0; at < bytes; at += kCacheLine) {
+      __builtin_prefetch(rows[index] + offset + at, 0, 2);
+    }
+  }
+
+  static constexpr std::int32_t kCacheLine = 64;
+};
+
 /// A tile of keys for one kv head.
 template <typename T>
 struct HeadKeys {
@@ -37,6 +64,12 @@ struct HeadKeys {
   }
   [[nodiscard]] const T* v(std::int32_t key) const {
     return reinterpret_cast<const T*>(keys.v[key] + v_offset);
+  }
+  [[nodiscard]] RowsAhead k_ahead(std::int32_t head_dim) const {
+    return {keys.k, keys.count, head_dim * static_cast<std::int32_t>(sizeof(T)), k_offset};
+  }
+  [[nodiscard]] RowsAhead v_ahead(std::int32_t head_dim) const {
+    return {keys.v, keys.count, head_dim * static_cast<std::int32_t>(sizeof(T)), v_offset};
   }
 };
 
