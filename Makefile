@@ -31,7 +31,7 @@ cuda: ## Build both with the CUDA backend, build/cuda/bin/quire (no GPU needed t
 	$(call build,cuda) --target quire_command cuda_tests
 
 .PHONY: demo
-demo: tool ## Check kernels against the reference, then serve a one-minute trace (CPU)
+demo: tool ## Check kernels against the oracle, then serve requests for a minute (CPU)
 	build/bin/quire check
 	build/bin/quire replay --preset azure-conv --duration 60
 	@printf '\nNext: build/bin/quire --help, README.md, docs/architecture.md, examples/\n'

@@ -31,7 +31,7 @@ for name in "$@"; do
   seeds=$root/tests/fuzz/corpus/$name
   [ -d "$seeds" ] || seeds=
   echo "== $name, $seconds s"
-  nice "./$name" -max_total_time="$seconds" -timeout=25 -print_final_stats=1 -verbosity=0 \
+  nice "./$name" -max_total_time="$seconds" -timeout=25 -verbosity=0 \
     "$name.found" ${seeds:+"$seeds"} || {
     echo "$name failed; run it again with build/dev/fuzz/$name build/dev/fuzz/FILE" >&2
     exit 1

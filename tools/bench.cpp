@@ -102,7 +102,8 @@ nlohmann::ordered_json row_of(const BenchCommand& command, const Run& run, const
 void add_row(Table& table, const Run& run, const Workload& workload, const Measurement& measured) {
   table.add({workload.name, fmt::format("{}", workload.page_size),
              fmt::format("{:.1f}", measured.us_median), fmt::format("{:.1f}", measured.us_p5),
-             fmt::format("{:.1f}", measured.us_p95), fmt::format("{:.1f}", measured.us_schedule),
+             fmt::format("{:.1f}", measured.us_p95),
+             measured.us_schedule > 0 ? fmt::format("{:.1f}", measured.us_schedule) : "–",
              fmt::format("{:.1f}", measured.gb_per_s()),
              fmt::format("{:.1f}", measured.gflop_per_s()),
              fmt::format("{:.1f}", measured.percent_of(run.ceilings)),

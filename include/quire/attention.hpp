@@ -83,8 +83,9 @@ struct AttentionSpec {
   friend bool operator==(const AttentionSpec&, const AttentionSpec&) = default;
 };
 
-/// The largest batch that will be scheduled. Workspaces and, on a GPU, grids depend on these
-/// alone, so that a captured graph stays valid for every batch within them.
+/// The largest batch that will be scheduled. Workspaces and, on a GPU, grids depend on spec, limits
+/// and device (the executor's concurrency on the CPU), never on the batch, so that a captured graph
+/// stays valid for every batch within them.
 struct BatchLimits {
   std::int32_t max_num_seqs = 256;   ///< Requests of one step.
   std::int32_t max_total_q = 8192;   ///< Rows of q, padding included.
@@ -106,7 +107,8 @@ struct BatchLimits {
 /// Tables may hold more pages than the lengths need; what lies beyond, and what lies wholly before
 /// the window, is never read. A request may have no queries, no keys, or fewer keys than queries.
 struct Batch {
-  TensorView qo_indptr;        ///< int32 [num_seqs + 1]: offsets of the requests' rows in q.
+  /// int32 [num_seqs + 1]: offsets of the requests' rows in q, from 0 on, not decreasing.
+  TensorView qo_indptr;
   TensorView kv_len;           ///< int32 [num_seqs]: keys in cache, the new ones included.
   TensorView page_table;       ///< int32 [num_seqs, ≥ ⌈kv_len / page_size⌉], rows may be strided.
   TensorView kv_page_indptr;   ///< int32 [num_seqs + 1].
@@ -145,7 +147,7 @@ inline constexpr std::size_t kWorkspaceAlignment = 256;  ///< Bytes.
 
 /// Bytes that an `Attention` needs.
 struct WorkspaceSizes {
-  std::size_t schedule = 0;  ///< Per spec and step: filled by `schedule()`, read by every `run()`.
+  std::size_t schedule = 0;  ///< Per spec and step: filled by `schedule()`, used by every `run()`.
   std::size_t scratch = 0;  ///< Per stream: shared by everything that runs on it one after another.
 };
 
@@ -155,7 +157,7 @@ struct CheckRecord {
   std::int32_t seq = 0;       ///< The request.
   std::int64_t position = 0;  ///< Index within the request or tensor.
   std::int64_t value = 0;     ///< What was found there.
-  std::int64_t bound = 0;     ///< What it had to stay below, or at or above.
+  std::int64_t bound = 0;     ///< What it had to be at least or at most; page ids and slots: below.
 };
 
 /// How a call is made on a device.
@@ -230,7 +232,8 @@ class QUIRE_API Attention {
   /// Every row of o and lse is written: rows beyond `qo_indptr[num_seqs]` get o = 0, lse = −inf.
   /// @param batch     The batch that `schedule` was made for.
   /// @param tensors   See `AttentionTensors`.
-  /// @param schedule  As `schedule()` left it; ready for the next `run()` afterwards.
+  /// @param schedule  As `schedule()` left it. Written while the call runs (runs that overlap in time
+  ///   need schedules of their own); ready for the next `run()` afterwards.
   /// @param scratch   At least `workspace_sizes().scratch` bytes; any content.
   /// @return As `schedule()`; on the CPU page ids are checked before they are followed.
   Status run(const Batch& batch, const AttentionTensors& tensors, Workspace schedule,
@@ -254,7 +257,8 @@ struct AppendTensors {
       k_cache;  ///< `NHD` or `HND` pages; converted to this dtype, rounding to nearest.
   MutableTensorView v_cache;  ///< As many pages of the same layout, page size and dtype.
   /// int64 [total_q]: page · page_size + offset; negative skips the row. Not given: slots are
-  /// derived from the batch: row i of a request goes to position kv_len − qo_len + i.
+  /// derived from the batch: row i of a request goes to position kv_len − qo_len + i. Slots are
+  /// distinct; which of two rows for one slot wins is unspecified.
   TensorView slot_mapping;
   TensorView k_scale;  ///< float32 [1] or [num_kv_heads]: stored value · scale = k. Not given: 1.
   TensorView v_scale;  ///< Likewise for v.
@@ -281,7 +285,8 @@ struct MergeTensors {
 };
 
 /// Joins partial results into the result over all keys: o = Σ exp(lse_p − lse) · o_p with
-/// lse = log Σ exp(lse_p), in the order of the parts. A sink belongs into one part only.
+/// lse = log Σ exp(lse_p), in the order of the parts. A sink counts where its part sees a key:
+/// give it to one part only, one in which every row sees a key.
 /// Does not allocate; on CUDA does not synchronise and may be captured. O(size of o_parts).
 /// @return `kInvalidArgument` for a wrong shape or dtype.
 QUIRE_API Status merge_states(Device device, const MergeTensors& tensors,

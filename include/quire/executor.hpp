@@ -12,7 +12,7 @@ namespace quire {
 inline namespace v0 {
 
 /// Runs the CPU backend's tasks. Implement it to use an engine's own threads (OpenMP, oneTBB, …);
-/// quire starts no thread of its own unless asked for one of the pools below.
+/// without one, quire uses `default_executor()`.
 class QUIRE_API Executor {
  public:
   /// A unit of work: gets the context given to `parallel` and its own index.

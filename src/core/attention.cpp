@@ -44,9 +44,9 @@ BatchLimits limits_of(const AttentionSpec& spec, const Batch& batch,
   if (spec.page_size == kContiguousKv) {
     max_kv_len = tensors.k.size(spec.kv_layout == KvLayout::kHND ? 1 : 0);
   } else if (batch.page_table.given()) {
-    max_kv_len = batch.page_table.size(1) * spec.page_size;
+    max_kv_len = std::int64_t{to_int32(batch.page_table.size(1))} * spec.page_size;
   } else if (batch.kv_page_indices.given()) {
-    max_kv_len = batch.kv_page_indices.size(0) * spec.page_size;
+    max_kv_len = std::int64_t{to_int32(batch.kv_page_indices.size(0))} * spec.page_size;
   }
   BatchLimits limits;
   limits.max_num_seqs = to_int32(batch.qo_indptr.size(0) - 1);

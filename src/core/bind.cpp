@@ -3,6 +3,7 @@
 
 #include <fmt/format.h>
 
+#include <limits>
 #include <new>
 
 #include "core/expect.hpp"
@@ -60,9 +61,13 @@ class Checks {
   Status status_;
 };
 
+/// Stands for the data of empty tensors, so that null always means "not given". Never read.
+constexpr std::int64_t kNoElements = 0;
+
 template <typename T>
 const T* data_of(const TensorView& tensor) {
-  return tensor.given() ? static_cast<const T*>(tensor.data) : nullptr;
+  if (!tensor.given()) return nullptr;
+  return static_cast<const T*>(tensor.data != nullptr ? tensor.data : &kNoElements);
 }
 
 template <typename Void>
@@ -271,6 +276,14 @@ Status check_layer(const AttentionConfig& config, const AttentionTensors& tensor
   return checks.status();
 }
 
+/// Sizes that kernels count in 32 bits.
+void expect_int32(Checks& checks, std::string_view name, std::int64_t size) {
+  constexpr std::int64_t kLargest = std::numeric_limits<std::int32_t>::max();
+  if (checks.ok() && size > kLargest) {
+    checks.refuse(name, fmt::format("expected no axis above {}, got {}", kLargest, size));
+  }
+}
+
 void expect_append_scale(Checks& checks, std::string_view name, const TensorView& scale,
                          std::int64_t num_kv_heads) {
   if (!scale.given()) return;
@@ -304,6 +317,10 @@ Status check_append(Device device, KvLayout layout, const Batch& batch,
                tensors.k.size(2));
   if (!checks.ok()) return checks.status();
   const std::int64_t page_size = tensors.k_cache.size(heads_first ? 2 : 1);
+  expect_int32(checks, "k_cache", page_size);
+  expect_int32(checks, "k", heads);
+  expect_int32(checks, "k", tensors.k.size(2));
+  expect_int32(checks, "v", tensors.v.rank == 3 ? tensors.v.size(2) : 0);
   expect_pages("v_cache", tensors.v_cache, only(tensors.k_cache.dtype),
                exactly(tensors.k_cache.size(0)), exactly(page_size), tensors.v.size(2));
   expect_append_scale(checks, "k_scale", tensors.k_scale, heads);
@@ -342,6 +359,16 @@ Status check_append(Device device, KvLayout layout, const Batch& batch,
   return {};
 }
 
+/// True if each element of o lies where the same element of part 0 does.
+bool in_place(const MergeTensors& tensors) {
+  bool same = tensors.o.dtype == tensors.o_parts.dtype;
+  for (std::int32_t axis = 0; axis < 3; ++axis) {
+    same = same && (tensors.o.size(axis) <= 1 ||
+                    tensors.o.stride(axis) == tensors.o_parts.stride(axis + 1));
+  }
+  return same;
+}
+
 Status check_merge(Device device, const MergeTensors& tensors, MergeArrays& out) {
   Checks checks("merge_states", device);
   checks.expect("o_parts", tensors.o_parts, kFloats,
@@ -354,6 +381,11 @@ Status check_merge(Device device, const MergeTensors& tensors, MergeArrays& out)
   checks.expect_lse_parts(tensors.lse_parts, {parts, rows, heads});
   checks.expect_writable("o", tensors.o, kFloats, {rows, heads, dim});
   checks.expect_lse(tensors.lse, {rows, heads});
+  expect_int32(checks, "o_parts", heads.value);
+  expect_int32(checks, "o_parts", dim.value);
+  if (checks.ok() && tensors.o.data == tensors.o_parts.data && !in_place(tensors)) {
+    checks.refuse("o", "expected the dtype and strides of part 0, whose memory it shares");
+  }
   if (!checks.ok()) return checks.status();
 
   out = {};

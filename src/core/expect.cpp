@@ -116,7 +116,8 @@ Status check(const TensorView& tensor, const Expected& expected) {
 }  // namespace
 
 std::string describe(Device device) {
-  if (device.type == DeviceType::kCpu) return "cpu";
+  if (device == Device::cpu()) return "cpu";
+  if (device.type == DeviceType::kCpu) return fmt::format("cpu:{}", device.index);
   return fmt::format("cuda:{}", device.index);
 }
 

@@ -3,6 +3,8 @@
 #include <fmt/format.h>
 
 #include <array>
+#include <new>
+#include <string>
 
 #include "core/backend.hpp"
 #include "core/bind.hpp"
@@ -15,28 +17,32 @@ namespace {
 struct CheckedText {
   CheckedItem item;
   std::string_view name;
-  std::string_view expected;  ///< `{}` is the bound
+  bool exclusive;  ///< the value had to stay below the bound
 };
 
 constexpr std::array kCheckedTexts = {
-    CheckedText{CheckedItem::kQoIndptr, "qo_indptr", "a value in order and at most {}"},
-    CheckedText{CheckedItem::kKvLen, "kv_len", "a length of at most {}"},
-    CheckedText{CheckedItem::kPageId, "page id", "a value in [0, {})"},
-    CheckedText{CheckedItem::kKvPageIndptr, "kv_page_indptr", "a value in order and at most {}"},
-    CheckedText{CheckedItem::kKvLastPageLen, "kv_last_page_len", "a value in [1, {}]"},
-    CheckedText{CheckedItem::kKvIndptr, "kv_indptr", "a value in order and at most {}"},
-    CheckedText{CheckedItem::kSlot, "slot_mapping", "a slot below {}"},
-    CheckedText{CheckedItem::kFullMaskIndptr, "full_mask_indptr",
-                "a value in order and at most {}"},
+    CheckedText{CheckedItem::kQoIndptr, "qo_indptr", false},
+    CheckedText{CheckedItem::kKvLen, "kv_len", false},
+    CheckedText{CheckedItem::kPageId, "page id", true},
+    CheckedText{CheckedItem::kKvPageIndptr, "kv_page_indptr", false},
+    CheckedText{CheckedItem::kKvLastPageLen, "kv_last_page_len", false},
+    CheckedText{CheckedItem::kKvIndptr, "kv_indptr", false},
+    CheckedText{CheckedItem::kSlot, "slot_mapping", true},
+    CheckedText{CheckedItem::kFullMaskIndptr, "full_mask_indptr", false},
 };
+
+std::string expected(const CheckedText& text, const CheckRecord& record) {
+  if (text.exclusive) return fmt::format("a value in [0, {})", record.bound);
+  return fmt::format("a value of at {} {}", record.value < record.bound ? "least" : "most",
+                     record.bound);
+}
 
 Status sentence(const CheckRecord& record) {
   for (const CheckedText& text : kCheckedTexts) {
     if (static_cast<std::int32_t>(text.item) != record.what) continue;
     return {ErrorCode::kInvalidArgument,
             fmt::format("[check] {} of request {}, position {}: expected {}, got {}", text.name,
-                        record.seq, record.position,
-                        fmt::format(fmt::runtime(text.expected), record.bound), record.value)};
+                        record.seq, record.position, expected(text, record), record.value)};
   }
   return {ErrorCode::kInternal, fmt::format("[check] unknown item {}", record.what)};
 }
@@ -85,6 +91,9 @@ Status merge_states(Device device, const MergeTensors& tensors, const CallOption
 Status check_result(Device device, const CheckRecord* record, const CallOptions& call) noexcept {
   return guarded([&]() -> Status {
     CheckRecord copy;
+    if (record == nullptr) {
+      return {ErrorCode::kInvalidArgument, "[check] record: expected a place in memory, got null"};
+    }
     if (device.type == DeviceType::kCuda) {
       Status status = cuda::read_check_record(device, record, call, copy);
       if (!status.ok()) return status;

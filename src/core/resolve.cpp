@@ -37,7 +37,12 @@ void require_limits(const BatchLimits& limits) {
 }
 
 void require_heads(const AttentionSpec& spec) {
+  constexpr std::int32_t kMostHeads = 65536;
   require_at_least("num_qo_heads", spec.num_qo_heads, 1);
+  if (spec.num_qo_heads > kMostHeads) {
+    refuse(ErrorCode::kInvalidArgument, "num_qo_heads: expected at most {}, got {}", kMostHeads,
+           spec.num_qo_heads);
+  }
   require_at_least("num_kv_heads", spec.num_kv_heads, 1);
   if (spec.num_qo_heads % spec.num_kv_heads != 0) {
     refuse(ErrorCode::kInvalidArgument,
@@ -118,6 +123,12 @@ AttentionConfig resolve(Device device, const AttentionSpec& spec, const BatchLim
   config.shape = shape_of(config.spec);
   if (device.type == DeviceType::kCpu) {
     config.executor = options.executor != nullptr ? options.executor : &default_executor();
+    constexpr std::int32_t kMostThreads = 65536;
+    const std::int32_t threads = config.executor->concurrency();
+    if (threads < 1 || threads > kMostThreads) {
+      refuse(ErrorCode::kInvalidArgument, "executor: expected a concurrency in [1, {}], got {}",
+             kMostThreads, threads);
+    }
   }
   return config;
 }

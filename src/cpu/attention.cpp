@@ -152,7 +152,7 @@ class CpuAttention final : public internal::AttentionBackend {
         std::max<std::int64_t>(schedule.header->num_workers,
                                (tensors.total_q - padding + kPaddingRows - 1) / kPaddingRows);
     const auto threads =
-        static_cast<std::int32_t>(std::min<std::int64_t>(parts, config.executor->concurrency()));
+        static_cast<std::int32_t>(std::min<std::int64_t>(parts, layout_.num_threads()));
     if (threads <= 1) {
       context.work(0);
       return;

@@ -22,7 +22,7 @@ class BatchChecks {
   Status run() {
     bool good = queries();
     for (std::int32_t seq = 0; good && seq < batch_.num_seqs; ++seq) {
-      good = keys(seq) && tree_mask(seq) && full_mask(seq);
+      good = keys(seq) && tree_mask(seq) && full_mask(seq) && work(seq);
     }
     return status_;
   }
@@ -118,6 +118,7 @@ class BatchChecks {
     if (!within(entry(seq + 1), indptr[seq], kMaxRows)) return false;
     const std::int64_t rows = static_cast<std::int64_t>(indptr[seq + 1]) - indptr[seq];
     if (batch_.kv_len == nullptr) return length(entry(seq + 1), rows);
+    if (batch_.kv_len[seq] <= rows) return true;
     return within(kv_len_of(seq), 0, rows, fmt::format("kv_indptr gives it {} rows", rows));
   }
 
@@ -137,7 +138,7 @@ class BatchChecks {
   }
 
   bool tree_mask(std::int32_t seq) {
-    if (batch_.tree_mask == nullptr || qo_len(seq) == 0) return true;
+    if (shape_.mask != Mask::kTree || qo_len(seq) == 0) return true;
     constexpr std::int64_t kWordBits = 32;
     const std::int64_t words = (qo_len(seq) + kWordBits - 1) / kWordBits;
     const std::int32_t rows = batch_.qo_indptr[seq + 1];
@@ -167,14 +168,29 @@ class BatchChecks {
     };
     if (seq == 0 && !within(entry(0), 0, batch_.full_mask_bytes)) return false;
     const std::int64_t end = indptr[seq] + bytes;
+    if (indptr[seq + 1] >= end && indptr[seq + 1] <= batch_.full_mask_bytes) return true;
     return within(entry(seq + 1), end, batch_.full_mask_bytes,
                   fmt::format("request {} has {} × {} bits", seq, qo_len(seq), keys));
+  }
+
+  /// Sums of costs stay far from overflow.
+  bool work(std::int32_t seq) {
+    constexpr double kMostProducts = 1LL << 50;  // years of work
+    const double keys = schedule::lengths_of(shape_, batch_, seq).kv_len;
+    products_ += static_cast<double>(qo_len(seq)) * (keys + 1) * shape_.num_qo_heads;
+    if (products_ <= kMostProducts) return true;
+    status_ = {
+        ErrorCode::kTooLong,
+        fmt::format("[{}] batch: expected at most {} products of a query and a key, got more",
+                    context_.operation, kMostProducts)};
+    return false;
   }
 
   const CheckContext& context_;
   const core::ProblemShape& shape_;
   const BatchLimits& limits_;
   const core::BatchArrays& batch_;
+  double products_ = 0;  // so far
   Status status_;
 };
 

@@ -17,6 +17,8 @@ class ScratchLayout {
   ScratchLayout(const Tier& tier, const core::ProblemShape& shape,
                 const schedule::TilePolicy& policy, std::int32_t num_threads);
 
+  /// Threads that there is room for.
+  [[nodiscard]] std::int64_t num_threads() const { return static_cast<std::int64_t>(num_threads_); }
   [[nodiscard]] std::size_t bytes() const;
   [[nodiscard]] std::byte* buffers(std::byte* scratch, std::int32_t thread) const;
   [[nodiscard]] RowStates thread_states(std::byte* scratch, std::int32_t thread) const;

@@ -77,7 +77,7 @@ __global__ void __launch_bounds__(kThreads)
   if (thread == 0) {
     schedule.cost_before[0] = 0;
     *schedule.header = {num_seqs, schedule::workers_for(arguments.policy, arguments.shape, cost),
-                        cost};
+                        cost, 0};
   }
   __syncthreads();  // header and running costs are read by all
   for (std::int32_t worker = thread; worker < arguments.policy.num_workers; worker += kThreads) {

@@ -43,6 +43,7 @@ struct Header {
   std::int32_t num_seqs = 0;
   std::int32_t num_workers = 0;  ///< ranges in use, 0 for a batch without queries
   std::int64_t total_cost = 0;
+  std::uint64_t digest = 0;  ///< of lengths and policy, see `describes`; 0 where a device made it
 };
 
 /// A place on the line: before tile `kv_tile` of a unit.
@@ -134,8 +135,8 @@ QUIRE_HOST_DEVICE inline Range range_of(const TilePolicy& policy, const core::Pr
 inline void build(const TilePolicy& policy, const core::ProblemShape& shape,
                   const core::BatchArrays& batch, ScheduleView schedule);
 
-/// @return False if the workspace does not hold the schedule of this batch, e.g. since its lengths
-/// were changed after `build`. O(num_seqs).
+/// @return False if the workspace does not hold the schedule that `build` makes of this batch, e.g.
+/// since its lengths were changed. O(num_seqs).
 inline bool describes(ScheduleView schedule, const TilePolicy& policy,
                       const core::ProblemShape& shape, const core::BatchArrays& batch);
 

@@ -77,7 +77,7 @@ class UnitLine {
   QUIRE_HOST_DEVICE std::int32_t kv_tiles(std::int32_t q_tile) const {
     const KeyRange range = keys(q_tile);
     if (range.begin >= range.end) return 0;
-    return (range.end + policy_.kv_tile - 1) / policy_.kv_tile - range.begin / policy_.kv_tile;
+    return (range.end - 1) / policy_.kv_tile + 1 - range.begin / policy_.kv_tile;
   }
 
   QUIRE_HOST_DEVICE std::int64_t cost_of_kv_tile(std::int32_t q_tile) const {
@@ -167,7 +167,9 @@ QUIRE_HOST_DEVICE inline std::int32_t seq_at(ScheduleView schedule, std::int64_t
 
 /// Start of worker `worker`'s range on the line, before snapping to tiles.
 QUIRE_HOST_DEVICE inline std::int64_t raw_cut(ScheduleView schedule, std::int32_t worker) {
-  return schedule.header->total_cost * worker / schedule.header->num_workers;
+  const std::int64_t total = schedule.header->total_cost;
+  const std::int64_t workers = schedule.header->num_workers;
+  return total / workers * worker + total % workers * worker / workers;  // no product overflows
 }
 
 /// The first place after a unit; a request without queries may follow.
@@ -321,6 +323,36 @@ QUIRE_HOST_DEVICE inline Range range_of(const TilePolicy& policy, const core::Pr
   return {begin.cut, end.cut, begin.split, end.split};
 }
 
+namespace detail {
+
+/// A hash of all that a schedule depends on, one number after another (FNV-1a over words).
+inline std::uint64_t digest_of(const TilePolicy& policy, const core::ProblemShape& shape,
+                               const core::BatchArrays& batch) {
+  std::uint64_t digest = 0xcbf2'9ce4'8422'2325U;
+  const auto add = [&](std::int64_t value) {
+    constexpr std::uint64_t kPrime = 0x100'0000'01b3U;
+    digest = (digest ^ static_cast<std::uint64_t>(value)) * kPrime;
+    digest ^= digest >> 32;
+  };
+  for (const std::int64_t value :
+       {std::int64_t{policy.kv_tile}, std::int64_t{policy.tile_rows},
+        std::int64_t{policy.all_heads_rows}, std::int64_t{policy.num_workers},
+        std::int64_t{policy.min_split_tiles}, std::int64_t{policy.cost_of_unit},
+        std::int64_t{policy.cost_of_tile}, std::int64_t{policy.cost_of_row}, policy.min_worker_cost,
+        std::int64_t{shape.num_kv_heads}, std::int64_t{shape.group_size},
+        static_cast<std::int64_t>(shape.mask), std::int64_t{shape.window_left}}) {
+    add(value);
+  }
+  for (std::int32_t seq = 0; seq < batch.num_seqs; ++seq) {
+    const Lengths lengths = lengths_of(shape, batch, seq);
+    add(lengths.qo_len);
+    add(lengths.kv_len);
+  }
+  return digest;
+}
+
+}  // namespace detail
+
 inline void build(const TilePolicy& policy, const core::ProblemShape& shape,
                   const core::BatchArrays& batch, ScheduleView schedule) {
   std::int64_t cost = 0;
@@ -329,7 +361,8 @@ inline void build(const TilePolicy& policy, const core::ProblemShape& shape,
     cost += cost_of(policy, shape, units_of(policy, shape, lengths_of(shape, batch, seq)));
   }
   schedule.cost_before[batch.num_seqs] = cost;
-  *schedule.header = {batch.num_seqs, workers_for(policy, shape, cost), cost};
+  *schedule.header = {batch.num_seqs, workers_for(policy, shape, cost), cost,
+                      detail::digest_of(policy, shape, batch)};
   for (std::int32_t worker = 0; worker < policy.num_workers; ++worker) {
     schedule.ranges[worker] = range_of(policy, shape, batch, schedule, worker);
     schedule.arrivals[worker] = 0;
@@ -338,14 +371,8 @@ inline void build(const TilePolicy& policy, const core::ProblemShape& shape,
 
 inline bool describes(ScheduleView schedule, const TilePolicy& policy,
                       const core::ProblemShape& shape, const core::BatchArrays& batch) {
-  const Header& header = *schedule.header;
-  if (header.num_seqs != batch.num_seqs) return false;
-  std::int64_t cost = 0;
-  for (std::int32_t seq = 0; seq < batch.num_seqs; ++seq) {
-    if (schedule.cost_before[seq] != cost) return false;
-    cost += cost_of(policy, shape, units_of(policy, shape, lengths_of(shape, batch, seq)));
-  }
-  return header.total_cost == cost && header.num_workers == workers_for(policy, shape, cost);
+  return schedule.header->num_seqs == batch.num_seqs &&
+         schedule.header->digest == detail::digest_of(policy, shape, batch);
 }
 
 QUIRE_HOST_DEVICE inline WorkCursor::WorkCursor(const TilePolicy& policy,

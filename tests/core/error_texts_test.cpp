@@ -94,6 +94,15 @@ TEST(ErrorTexts, ThereIsNoneForACorrectCall) {
   EXPECT_EQ(call.text(), "");
 }
 
+TEST(ErrorTexts, ThereIsNoneForAnEmptyTableWithoutMemory) {
+  EXPECT_EQ(text_after([](Call& c) {
+              c.kv_len = {0, 0};
+              c.batch.kv_len = {c.kv_len.data(), DType::kInt32, {2}};
+              c.batch.page_table = {nullptr, DType::kInt32, {2, 0}};
+            }),
+            "");
+}
+
 TEST(ErrorTexts, OfTheSpec) {
   EXPECT_EQ(text_after([](Call& c) { c.spec.num_kv_heads = 3; }),
             "[attention] num_qo_heads: expected a multiple of num_kv_heads (3), got 4; nearest: 6");
@@ -138,6 +147,15 @@ TEST(ErrorTexts, OfTheShapesOfABatch) {
             "[schedule] tree_mask: expected uint32 [≥0, ≥0], got nothing");
   EXPECT_EQ(text_after([](Call& c) { c.batch.full_mask = {c.extra.data(), DType::kUInt8, {8}}; }),
             "[schedule] full_mask: expected nothing, since the spec does not use it");
+}
+
+TEST(ErrorTexts, OfAnEmptyTreeMask) {
+  EXPECT_EQ(text_after([](Call& c) {
+              c.spec.mask = Mask::kTree;
+              c.batch.tree_mask = {nullptr, DType::kUInt32, {0, 0}};
+            }),
+            "[schedule] tree_mask: expected uint32 [≥2, ≥1] for the 2 new keys of request 0, got "
+            "uint32 [0, 0]");
 }
 
 TEST(ErrorTexts, OfTheTensorsOfALayer) {
@@ -215,6 +233,12 @@ TEST(ErrorTexts, OfAppend) {
   EXPECT_EQ(append_text_after([](AppendCall& c) { c.tensors.k_cache.shape[2] = 1; }),
             "[append] k_cache: expected float32 or float16 or bfloat16 [≥0, ≥1, 2, 8], got float32 "
             "[4, 16, 1, 8]");
+  EXPECT_EQ(append_text_after([](AppendCall& c) {
+              constexpr std::int64_t kTooLarge = std::int64_t{1} << 32;
+              c.tensors.k_cache = {nullptr, DType::kFloat32, {0, kTooLarge, kKvHeads, kHeadDim}};
+              c.tensors.v_cache = c.tensors.k_cache;
+            }),
+            "[append] k_cache: expected no axis above 2147483647, got 4294967296");
   EXPECT_EQ(append_text_after([](AppendCall& c) { c.tensors.slot_mapping = {}; }),
             "[append] qo_indptr: expected int32 [≥1], got nothing");
 }
@@ -227,6 +251,10 @@ TEST(ErrorTexts, OfMergeStates) {
   tensors.o = {data.data() + 8, DType::kFloat32, {1, 1, 4}};
   EXPECT_EQ(merge_states(Device::cpu(), tensors).message(),
             "[merge_states] lse_parts: expected float32 [2, 1, 1], got float32 [2, 1, 2]");
+  tensors.lse_parts = {data.data(), DType::kFloat32, {2, 1, 1}};
+  tensors.o = {data.data(), DType::kBFloat16, {1, 1, 4}};
+  EXPECT_EQ(merge_states(Device::cpu(), tensors).message(),
+            "[merge_states] o: expected the dtype and strides of part 0, whose memory it shares");
 }
 
 TEST(ErrorTexts, OfADeviceThatIsNotBuilt) {

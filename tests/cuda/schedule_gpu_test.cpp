@@ -147,6 +147,7 @@ struct Made {
   std::int32_t num_workers = 0;
   std::int64_t total_cost = 0;
   std::vector<std::int64_t> cost_before;
+  std::vector<std::byte> ranges;  // int32 members only, so no padding
   std::vector<std::uint32_t> arrivals;
 };
 
@@ -158,8 +159,12 @@ std::size_t bytes_of(const Case& test) {
 Made read(const Case& test, schedule::ScheduleView view) {
   const std::size_t num_seqs = test.lengths.qo_indptr.size() - 1;
   const auto num_workers = static_cast<std::size_t>(test.policy.num_workers);
-  return {view.header->num_seqs, view.header->num_workers, view.header->total_cost,
+  const auto* const ranges = reinterpret_cast<const std::byte*>(view.ranges);
+  return {view.header->num_seqs,
+          view.header->num_workers,
+          view.header->total_cost,
           std::vector<std::int64_t>(view.cost_before, view.cost_before + num_seqs + 1),
+          std::vector<std::byte>(ranges, ranges + num_workers * sizeof(schedule::Range)),
           std::vector<std::uint32_t>(view.arrivals, view.arrivals + num_workers)};
 }
 
@@ -246,6 +251,7 @@ void expect_same_schedule(const Case& test) {
   EXPECT_EQ(made.num_workers, host.made.num_workers);
   EXPECT_EQ(made.total_cost, host.made.total_cost);
   EXPECT_EQ(made.cost_before, host.made.cost_before);
+  EXPECT_EQ(made.ranges, host.made.ranges);
   EXPECT_EQ(made.arrivals, host.made.arrivals);
   EXPECT_THAT(made.arrivals, ::testing::Each(0U));
   expect_same_work(test, host, batch, view);

@@ -300,6 +300,17 @@ TEST(Schedule, GivesRowsThatSeeNothingAnItemOfTheirOwn) {
   EXPECT_GE(items[0].kv_begin, items[0].kv_end);
 }
 
+TEST(Schedule, DescribesNoOtherBatchOfTheSameCost) {
+  core::ProblemShape shape;
+  shape.num_kv_heads = shape.group_size = shape.num_qo_heads = 1;
+  TilePolicy policy;
+  policy.all_heads_rows = 64;
+  const Scheduled one(policy, shape, {{1, 128000}});
+  const Scheduled other(policy, shape, {{8, 64000}});
+  ASSERT_EQ(one.view.header->total_cost, other.view.header->total_cost);
+  EXPECT_FALSE(describes(one.view, one.policy, one.shape, other.batch));
+}
+
 TEST(Schedule, DescribesItsOwnBatchAndNoOther) {
   core::ProblemShape shape;
   shape.num_kv_heads = shape.group_size = shape.num_qo_heads = 1;

@@ -46,8 +46,10 @@ float MultiplyAdd(std::size_t rounds, float start) {
   const FloatTag tag;
   const auto a = hn::Set(tag, 0.999F);
   const auto b = hn::Set(tag, start);
-  auto s0 = b, s1 = b, s2 = b, s3 = b, s4 = b, s5 = b;
-  auto s6 = b, s7 = b, s8 = b, s9 = b, s10 = b, s11 = b;
+  // All different: equal ones would be computed once.
+  auto s0 = hn::Iota(tag, 0.0F), s1 = hn::Add(s0, a), s2 = hn::Add(s1, a), s3 = hn::Add(s2, a);
+  auto s4 = hn::Add(s3, a), s5 = hn::Add(s4, a), s6 = hn::Add(s5, a), s7 = hn::Add(s6, a);
+  auto s8 = hn::Add(s7, a), s9 = hn::Add(s8, a), s10 = hn::Add(s9, a), s11 = hn::Add(s10, a);
   for (std::size_t i = 0; i < rounds; ++i) {
     s0 = hn::MulAdd(s0, a, b), s1 = hn::MulAdd(s1, a, b), s2 = hn::MulAdd(s2, a, b);
     s3 = hn::MulAdd(s3, a, b), s4 = hn::MulAdd(s4, a, b), s5 = hn::MulAdd(s5, a, b);
@@ -75,8 +77,8 @@ HWY_EXPORT(FloatLanes);
 
 constexpr std::size_t kStreamBytes = std::size_t{256} << 20;  // several times the largest caches
 constexpr std::size_t kAccumulators = 12;
-constexpr int kReadPasses = 8;
-constexpr int kFmaPasses = 5;
+constexpr int kReadPasses = 16;
+constexpr int kFmaPasses = 20;
 constexpr std::size_t kFmaRounds = std::size_t{1} << 21;
 constexpr double kGiga = 1e9;
 

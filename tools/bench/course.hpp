@@ -6,19 +6,13 @@
 #include <string_view>
 #include <vector>
 
+#include "common/page_layout.hpp"
 #include "common/shape.hpp"
 #include "quire/attention.hpp"
 
 namespace quire::tool {
 
 enum class Operation { kAttention, kAppend };
-
-/// Requests [first, last_exclusive) begin with the same tokens, in the same pages.
-struct SharedPrefix {
-  std::int32_t first = 0;
-  std::int32_t last_exclusive = 0;
-  std::int32_t tokens = 0;
-};
 
 /// One batch of the course.
 struct Workload {

@@ -3,14 +3,11 @@
 
 #include <algorithm>
 #include <chrono>
-#include <numeric>
-#include <optional>
-#include <utility>
 #include <vector>
 
 #include "common/buffer.hpp"
 #include "common/noise.hpp"
-#include "common/random.hpp"
+#include "common/page_layout.hpp"
 #include "common/statistics.hpp"
 
 namespace quire::tool {
@@ -22,8 +19,6 @@ constexpr double kGiga = 1e9;
 double seconds_of(const std::chrono::steady_clock::duration duration) {
   return std::chrono::duration<double>(duration).count();
 }
-
-std::int32_t divide_up(std::int32_t a, std::int32_t b) { return (a + b - 1) / b; }
 
 AttentionSpec spec_of(const Workload& workload, const MeasureOptions& options) {
   Shape shape;
@@ -38,81 +33,12 @@ AttentionSpec spec_of(const Workload& workload, const MeasureOptions& options) {
   return spec;
 }
 
-/// Page ids of all requests, shuffled; shared prefixes are the same pages.
-class Tables {
- public:
-  Tables(const Workload& workload, std::uint64_t seed) : page_size_(workload.page_size) {
-    for (std::size_t i = 0; i < workload.kv_len.size(); ++i) {
-      qo_indptr_.push_back(qo_indptr_.back() + workload.qo_len[i]);
-      width_ = std::max(width_, divide_up(workload.kv_len[i], page_size_));
-    }
-    kv_len_ = workload.kv_len;
-    table_.assign(kv_len_.size() * static_cast<std::size_t>(width_), kUnset);
-    for (const SharedPrefix& group : workload.shared) share(group);
-    for (std::size_t seq = 0; seq < kv_len_.size(); ++seq) {
-      for (std::int32_t i = 0; i < divide_up(kv_len_[seq], page_size_); ++i) {
-        if (entry(seq, i) == kUnset) entry(seq, i) = num_pages_++;
-      }
-    }
-    shuffle(seed);
-  }
-
-  [[nodiscard]] std::int32_t num_pages() const { return num_pages_; }
-  [[nodiscard]] std::int32_t num_seqs() const { return static_cast<std::int32_t>(kv_len_.size()); }
-  [[nodiscard]] std::int32_t total_q() const { return qo_indptr_.back(); }
-  [[nodiscard]] Batch batch() const {
-    Batch batch;
-    batch.qo_indptr = {qo_indptr_.data(), DType::kInt32, {num_seqs() + 1}};
-    batch.kv_len = {kv_len_.data(), DType::kInt32, {num_seqs()}};
-    batch.page_table = {table_.data(), DType::kInt32, {num_seqs(), width_}};
-    return batch;
-  }
-
- private:
-  static constexpr std::int32_t kUnset = -1;
-
-  std::int32_t& entry(std::size_t seq, std::int32_t index) {
-    return table_[seq * static_cast<std::size_t>(width_) + static_cast<std::size_t>(index)];
-  }
-
-  void share(const SharedPrefix& group) {
-    for (std::int32_t i = 0; i < group.tokens / page_size_; ++i) {
-      std::int32_t& page = entry(static_cast<std::size_t>(group.first), i);
-      // A prefix within a longer group's: what that one shares stays.
-      if (page == kUnset) page = num_pages_++;
-      for (std::int32_t seq = group.first; seq < group.last_exclusive; ++seq) {
-        entry(static_cast<std::size_t>(seq), i) = page;
-      }
-    }
-  }
-
-  void shuffle(std::uint64_t seed) {
-    std::vector<std::int32_t> ids(static_cast<std::size_t>(num_pages_));
-    std::iota(ids.begin(), ids.end(), 0);
-    Random random(seed);
-    for (std::size_t i = ids.size(); i > 1; --i) {
-      std::swap(ids[i - 1],
-                ids[static_cast<std::size_t>(random.between(0, static_cast<std::int32_t>(i) - 1))]);
-    }
-    for (std::int32_t& page : table_) {
-      if (page != kUnset) page = ids[static_cast<std::size_t>(page)];
-    }
-  }
-
-  std::int32_t page_size_;
-  std::int32_t width_ = 1;
-  std::int32_t num_pages_ = 0;
-  std::vector<std::int32_t> qo_indptr_ = {0};
-  std::vector<std::int32_t> kv_len_;
-  std::vector<std::int32_t> table_;
-};
-
 /// The tensors of a workload.
 class Arrays {
  public:
-  Arrays(const Workload& workload, const AttentionSpec& spec, const Tables& tables,
+  Arrays(const Workload& workload, const AttentionSpec& spec, const PageLayout& layout,
          const MeasureOptions& options)
-      : spec_(spec), total_q_(tables.total_q()), num_pages_(tables.num_pages()) {
+      : spec_(spec), total_q_(layout.total_q()), num_pages_(layout.num_pages()) {
     const Noise q_noise(spec.q_dtype, options.seed);
     const Noise kv_noise(spec.kv_dtype, ~options.seed);
     scale_ = kv_noise.scale();
@@ -124,9 +50,10 @@ class Arrays {
                                     static_cast<std::size_t>(workload.page_size) *
                                     static_cast<std::size_t>(workload.heads.kv) * dim;
     q_ = filled(q_noise, q_count, 0);
-    new_ = filled(q_noise, new_count, 1);
-    k_ = filled(kv_noise, cache_count, 2);
-    v_ = filled(kv_noise, cache_count, 3);
+    new_k_ = filled(q_noise, new_count, 1);
+    new_v_ = filled(q_noise, new_count, 2);
+    k_ = filled(kv_noise, cache_count, 3);
+    v_ = filled(kv_noise, cache_count, 4);
     o_ = Buffer(q_count * size_of(spec.o_dtype));
   }
 
@@ -145,8 +72,8 @@ class Arrays {
 
   [[nodiscard]] AppendTensors append() const {
     AppendTensors tensors;
-    tensors.k = {new_.data(), spec_.q_dtype, {total_q_, spec_.num_kv_heads, spec_.head_dim_qk}};
-    tensors.v = tensors.k;
+    tensors.k = {new_k_.data(), spec_.q_dtype, {total_q_, spec_.num_kv_heads, spec_.head_dim_qk}};
+    tensors.v = {new_v_.data(), spec_.q_dtype, {total_q_, spec_.num_kv_heads, spec_.head_dim_vo}};
     tensors.k_cache = cache(k_);
     tensors.v_cache = cache(v_);
     if (spec_.kv_scale != KvScale::kNone) {
@@ -172,7 +99,7 @@ class Arrays {
   std::int32_t total_q_;
   std::int32_t num_pages_;
   float scale_ = 1;
-  Buffer q_, new_, k_, v_, o_;
+  Buffer q_, new_k_, new_v_, k_, v_, o_;
 };
 
 /// Repeats `body`, with cold caches, until there is enough to judge: a slow workload is repeated
@@ -195,14 +122,6 @@ std::vector<double> repeat(double min_seconds, Stream& stream, Body body) {
              spent >= kMostTimesLonger * min_seconds || samples.size() >= kMost;
   }
   return samples;
-}
-
-BatchLimits limits_of(const Workload& workload, const Tables& tables) {
-  BatchLimits limits;
-  limits.max_num_seqs = tables.num_seqs();
-  limits.max_total_q = tables.total_q();
-  limits.max_kv_len = *std::max_element(workload.kv_len.begin(), workload.kv_len.end());
-  return limits;
 }
 
 void take_times(Measurement& measurement, const std::vector<double>& samples) {
@@ -232,9 +151,10 @@ double Measurement::percent_of(const Ceilings& ceilings) const {
 Measurement measure(const Workload& workload, const MeasureOptions& options, Executor& executor,
                     Stream& stream) {
   const AttentionSpec spec = spec_of(workload, options);
-  const Tables tables(workload, options.seed);
-  const Arrays arrays(workload, spec, tables, options);
-  const Batch batch = tables.batch();
+  const PageLayout layout(workload.qo_len, workload.kv_len, workload.page_size, options.seed,
+                          workload.shared);
+  const Arrays arrays(workload, spec, layout, options);
+  const Batch batch = layout.batch();
   Measurement measurement;
   measurement.bytes = workload.bytes(options.dtype, options.kv_dtype);
   measurement.flop = workload.flop();
@@ -247,7 +167,7 @@ Measurement measure(const Workload& workload, const MeasureOptions& options, Exe
     return measurement;
   }
 
-  const Attention attention(Device::cpu(), spec, limits_of(workload, tables), {&executor, {}});
+  const Attention attention(Device::cpu(), spec, layout.limits(), {&executor, {}});
   const WorkspaceSizes sizes = attention.workspace_sizes();
   const Buffer schedule(sizes.schedule);
   const Buffer scratch(sizes.scratch);

@@ -7,23 +7,19 @@
 #include <cmath>
 #include <cstddef>
 #include <cstring>
-#include <numeric>
-#include <optional>
-#include <utility>
 
 #include "common/accuracy.hpp"
 #include "common/buffer.hpp"
 #include "common/noise.hpp"
 #include "common/numbers.hpp"
+#include "common/page_layout.hpp"
 #include "quire/reference.hpp"
 
 namespace quire::tool {
 namespace {
 
-constexpr int kPoison = 0xff;                 // NaN in every format that has one
-constexpr std::int32_t kStalePage = 1 << 30;  // an id that no cache has
-constexpr std::int32_t kPaddingRows = 3;
-constexpr std::int32_t kStaleColumns = 2;
+constexpr int kPoison = 0xff;  // NaN in every format that has one
+constexpr LayoutExtras kExtras = {.padding_rows = 3, .stale_columns = 2, .unused_pages = true};
 constexpr std::int32_t kBitsPerWord = 32;
 constexpr std::int32_t kBitsPerByte = 8;
 
@@ -76,42 +72,44 @@ class Pages {
   Buffer buffer_;
 };
 
+PageLayout layout_of(const CheckBatch& batch) {
+  std::vector<std::int32_t> queries;
+  std::vector<std::int32_t> keys;
+  for (const RequestLengths& request : batch.requests) {
+    queries.push_back(request.queries);
+    keys.push_back(request.keys);
+  }
+  return {queries, keys, batch.spec.page_size, batch.seed, {}, kExtras};
+}
+
 /// All tensors of a batch.
 class Workbench {
  public:
   explicit Workbench(const CheckBatch& batch)
       : spec_(batch.spec),
         requests_(batch.requests),
-        random_(batch.seed),
+        layout_(layout_of(batch)),
         q_noise_(spec_.q_dtype, batch.seed),
         kv_noise_(spec_.kv_dtype, ~batch.seed),
-        scale_(kv_noise_.scale()) {
-    lay_out_pages();
-    k_.emplace(spec_, num_pages_, spec_.head_dim_qk);
-    v_.emplace(spec_, num_pages_, spec_.head_dim_vo);
+        scale_(kv_noise_.scale()),
+        k_(spec_, layout_.num_pages(), spec_.head_dim_qk),
+        v_(spec_, layout_.num_pages(), spec_.head_dim_vo) {
     fill();
-    draw_masks();
+    draw_masks(batch.seed);
   }
 
-  [[nodiscard]] std::int32_t num_seqs() const {
-    return static_cast<std::int32_t>(requests_.size());
-  }
-  [[nodiscard]] std::int32_t total_q() const { return qo_indptr_.back() + kPaddingRows; }
-  [[nodiscard]] std::int32_t first_row(std::size_t seq) const { return qo_indptr_[seq]; }
+  [[nodiscard]] const PageLayout& layout() const { return layout_; }
   [[nodiscard]] double largest_v() const { return kv_noise_.largest(); }
 
   [[nodiscard]] Batch batch() const {
-    Batch batch;
-    batch.qo_indptr = {qo_indptr_.data(), DType::kInt32, {num_seqs() + 1}};
-    batch.kv_len = {kv_len_.data(), DType::kInt32, {num_seqs()}};
-    batch.page_table = {page_table_.data(), DType::kInt32, {num_seqs(), table_width_}};
+    Batch batch = layout_.batch();
     if (spec_.mask == Mask::kTree) {
       batch.tree_mask = {tree_mask_.data(), DType::kUInt32, {total_q(), tree_words_}};
     }
     if (spec_.mask == Mask::kFull) {
       batch.full_mask = {
           full_mask_.data(), DType::kUInt8, {static_cast<std::int64_t>(full_mask_.size())}};
-      batch.full_mask_indptr = {full_mask_indptr_.data(), DType::kInt64, {num_seqs() + 1}};
+      batch.full_mask_indptr = {full_mask_indptr_.data(), DType::kInt64, {layout_.num_seqs() + 1}};
     }
     return batch;
   }
@@ -119,8 +117,8 @@ class Workbench {
   [[nodiscard]] AttentionTensors tensors() const {
     AttentionTensors tensors;
     tensors.q = {q_.data(), spec_.q_dtype, {total_q(), spec_.num_qo_heads, spec_.head_dim_qk}};
-    tensors.k = k_->view();
-    tensors.v = v_->view();
+    tensors.k = k_.view();
+    tensors.v = v_.view();
     tensors.o = {o_.data(), spec_.o_dtype, {total_q(), spec_.num_qo_heads, spec_.head_dim_vo}};
     tensors.lse = {lse_.data(), DType::kFloat32, {total_q(), spec_.num_qo_heads}};
     if (spec_.kv_scale != KvScale::kNone) {
@@ -145,37 +143,7 @@ class Workbench {
   }
 
  private:
-  void lay_out_pages() {
-    constexpr std::int32_t kUsedOfFour = 3;  // a quarter of the cache belongs to nobody
-    std::int32_t used = 0;
-    for (const RequestLengths& request : requests_) {
-      const std::int32_t pages = divide_up(request.keys, spec_.page_size);
-      qo_indptr_.push_back(qo_indptr_.back() + request.queries);
-      kv_len_.push_back(request.keys);
-      used += pages;
-      table_width_ = std::max(table_width_, pages + kStaleColumns);
-    }
-    num_pages_ = used * 4 / kUsedOfFour + 1;
-    std::vector<std::int32_t> ids(static_cast<std::size_t>(num_pages_));
-    std::iota(ids.begin(), ids.end(), 0);
-    for (std::size_t i = ids.size() - 1; i > 0; --i) {
-      std::swap(ids[i],
-                ids[static_cast<std::size_t>(random_.between(0, static_cast<std::int32_t>(i)))]);
-    }
-    page_table_.assign(requests_.size() * static_cast<std::size_t>(table_width_), kStalePage);
-    auto next = ids.begin();
-    for (std::size_t seq = 0; seq < requests_.size(); ++seq) {
-      const std::int32_t pages = divide_up(requests_[seq].keys, spec_.page_size);
-      std::copy_n(next, pages,
-                  page_table_.begin() + static_cast<std::ptrdiff_t>(seq) * table_width_);
-      next += pages;
-    }
-  }
-
-  [[nodiscard]] std::int32_t page_of(std::size_t seq, std::int32_t position) const {
-    return page_table_[seq * static_cast<std::size_t>(table_width_) +
-                       static_cast<std::size_t>(position / spec_.page_size)];
-  }
+  [[nodiscard]] std::int32_t total_q() const { return layout_.total_q(); }
 
   /// Position of a request's first new token; below 0 if it has more queries than keys.
   [[nodiscard]] std::int32_t first_new(std::size_t seq) const {
@@ -198,48 +166,44 @@ class Workbench {
     q_ = poisoned(rows * q_row * size_of(spec_.q_dtype));
     o_ = poisoned(rows * o_row * size_of(spec_.o_dtype));
     lse_ = poisoned(rows * static_cast<std::size_t>(spec_.num_qo_heads) * sizeof(float));
-    q_noise_.fill(q_.data(), static_cast<std::size_t>(qo_indptr_.back()) * q_row, 0);
+    q_noise_.fill(q_.data(), static_cast<std::size_t>(total_q() - kExtras.padding_rows) * q_row, 0);
     for (std::size_t seq = 0; seq < requests_.size(); ++seq) {
       // An 8-bit cache is filled here; another gets its new tokens from `append`.
       const std::int32_t end = is_float(spec_.kv_dtype) ? first_new(seq) : requests_[seq].keys;
       for (std::int32_t t = 0; t < end; ++t) {
         for (std::int32_t head = 0; head < spec_.num_kv_heads; ++head) {
           const std::int32_t offset = t % spec_.page_size;
-          make_token(NoiseTensor::kK, seq, t, head, k_->at(page_of(seq, t), offset, head));
-          make_token(NoiseTensor::kV, seq, t, head, v_->at(page_of(seq, t), offset, head));
+          make_token(NoiseTensor::kK, seq, t, head, k_.at(layout_.page_of(seq, t), offset, head));
+          make_token(NoiseTensor::kV, seq, t, head, v_.at(layout_.page_of(seq, t), offset, head));
         }
       }
     }
   }
 
-  void draw_masks();
+  void draw_masks(std::uint64_t seed);
 
   AttentionSpec spec_;
   std::vector<RequestLengths> requests_;
-  Random random_;
+  PageLayout layout_;
   Noise q_noise_;
   Noise kv_noise_;
   float scale_;
-  std::int32_t num_pages_ = 0;
-  std::int32_t table_width_ = kStaleColumns;
-  std::vector<std::int32_t> qo_indptr_ = {0};
-  std::vector<std::int32_t> kv_len_;
-  std::vector<std::int32_t> page_table_;
+  Pages k_, v_;
   std::int32_t tree_words_ = 1;
   std::vector<std::uint32_t> tree_mask_;
   std::vector<std::uint8_t> full_mask_;
   std::vector<std::int64_t> full_mask_indptr_ = {0};
-  std::optional<Pages> k_, v_;
   Buffer q_, o_, lse_;
 };
 
-void Workbench::draw_masks() {
+void Workbench::draw_masks(std::uint64_t seed) {
+  Random random(seed);
   if (spec_.mask == Mask::kTree) {
     for (const RequestLengths& request : requests_) {
       tree_words_ = std::max(tree_words_, divide_up(request.queries, kBitsPerWord));
     }
     tree_mask_.resize(static_cast<std::size_t>(total_q()) * static_cast<std::size_t>(tree_words_));
-    for (std::uint32_t& word : tree_mask_) word = static_cast<std::uint32_t>(random_.bits());
+    for (std::uint32_t& word : tree_mask_) word = static_cast<std::uint32_t>(random.bits());
   }
   if (spec_.mask == Mask::kFull) {
     for (const RequestLengths& request : requests_) {
@@ -248,7 +212,7 @@ void Workbench::draw_masks() {
                                   (bits + kBitsPerByte - 1) / kBitsPerByte);
     }
     full_mask_.resize(static_cast<std::size_t>(full_mask_indptr_.back()));
-    for (std::uint8_t& byte : full_mask_) byte = static_cast<std::uint8_t>(random_.bits());
+    for (std::uint8_t& byte : full_mask_) byte = static_cast<std::uint8_t>(random.bits());
   }
 }
 
@@ -256,17 +220,17 @@ std::string Workbench::append_new_tokens(Device device, Executor* executor) {
   if (!is_float(spec_.kv_dtype)) return {};
   const auto rows = static_cast<std::size_t>(total_q());
   const auto kv_heads = static_cast<std::size_t>(spec_.num_kv_heads);
-  const Buffer k_new = poisoned(rows * kv_heads * k_->head_bytes());
-  const Buffer v_new = poisoned(rows * kv_heads * v_->head_bytes());
+  const Buffer k_new = poisoned(rows * kv_heads * k_.head_bytes());
+  const Buffer v_new = poisoned(rows * kv_heads * v_.head_bytes());
   // Visits each head of each new token that has a place in the cache.
   const auto visit = [&](auto body) {
     for (std::size_t seq = 0; seq < requests_.size(); ++seq) {
       for (std::int32_t i = std::max(0, -first_new(seq)); i < requests_[seq].queries; ++i) {
         for (std::int32_t head = 0; head < spec_.num_kv_heads; ++head) {
-          const auto row = static_cast<std::size_t>(qo_indptr_[seq] + i) * kv_heads +
+          const auto row = static_cast<std::size_t>(layout_.first_row(seq) + i) * kv_heads +
                            static_cast<std::size_t>(head);
-          body(seq, first_new(seq) + i, head, k_new.data() + row * k_->head_bytes(),
-               v_new.data() + row * v_->head_bytes());
+          body(seq, first_new(seq) + i, head, k_new.data() + row * k_.head_bytes(),
+               v_new.data() + row * v_.head_bytes());
         }
       }
     }
@@ -278,16 +242,16 @@ std::string Workbench::append_new_tokens(Device device, Executor* executor) {
   AppendTensors added;
   added.k = {k_new.data(), spec_.kv_dtype, {total_q(), spec_.num_kv_heads, spec_.head_dim_qk}};
   added.v = {v_new.data(), spec_.kv_dtype, {total_q(), spec_.num_kv_heads, spec_.head_dim_vo}};
-  added.k_cache = k_->view();
-  added.v_cache = v_->view();
+  added.k_cache = k_.view();
+  added.v_cache = v_.view();
   append(device, spec_.kv_layout, batch(), added, {}, {executor, {}}).throw_if_error();
 
   std::string complaint;
   visit([&](std::size_t seq, std::int32_t t, std::int32_t head, std::byte* k, std::byte* v) {
-    const std::int32_t page = page_of(seq, t);
+    const std::int32_t page = layout_.page_of(seq, t);
     const std::int32_t offset = t % spec_.page_size;
-    if (std::memcmp(k, k_->at(page, offset, head), k_->head_bytes()) != 0 ||
-        std::memcmp(v, v_->at(page, offset, head), v_->head_bytes()) != 0) {
+    if (std::memcmp(k, k_.at(page, offset, head), k_.head_bytes()) != 0 ||
+        std::memcmp(v, v_.at(page, offset, head), v_.head_bytes()) != 0) {
       complaint =
           fmt::format("append: request {}, position {}, head {} is not in its page", seq, t, head);
     }
@@ -301,7 +265,7 @@ RequestVerdict judge(const AttentionSpec& spec, const Workbench& bench, std::siz
   const Batch batch = bench.batch();
   const AttentionTensors tensors = bench.tensors();
   for (std::int32_t query = 0; query < lengths.queries; ++query) {
-    const std::int64_t row = bench.first_row(seq) + query;
+    const std::int64_t row = bench.layout().first_row(seq) + query;
     for (std::int32_t head = 0; head < spec.num_qo_heads; ++head) {
       const ReferenceRow expected = reference_attention_row(
           spec, batch, tensors, static_cast<std::int32_t>(seq), query, head);
@@ -323,7 +287,8 @@ RequestVerdict judge(const AttentionSpec& spec, const Workbench& bench, std::siz
 
 /// Rows that belong to no request: o = 0, LSE = −inf.
 std::string judge_padding(const AttentionSpec& spec, const Workbench& bench) {
-  for (std::int64_t row = bench.total_q() - kPaddingRows; row < bench.total_q(); ++row) {
+  for (std::int64_t row = bench.layout().total_q() - kExtras.padding_rows;
+       row < bench.layout().total_q(); ++row) {
     for (std::int32_t head = 0; head < spec.num_qo_heads; ++head) {
       for (std::int32_t i = 0; i < spec.head_dim_vo; ++i) {
         const std::byte* element =
@@ -335,17 +300,6 @@ std::string judge_padding(const AttentionSpec& spec, const Workbench& bench) {
     }
   }
   return {};
-}
-
-BatchLimits limits_of(const CheckBatch& batch, const Workbench& bench) {
-  BatchLimits limits;
-  limits.max_num_seqs = std::max(1, bench.num_seqs());
-  limits.max_total_q = bench.total_q();
-  limits.max_kv_len = 1;
-  for (const RequestLengths& request : batch.requests) {
-    limits.max_kv_len = std::max(limits.max_kv_len, request.keys);
-  }
-  return limits;
 }
 
 }  // namespace
@@ -393,7 +347,7 @@ std::vector<RequestLengths> random_requests(Random& random, std::int32_t page_si
 
 std::vector<RequestVerdict> run_check(const CheckBatch& batch, Device device, Executor* executor) {
   Workbench bench(batch);
-  const Attention attention(device, batch.spec, limits_of(batch, bench), {executor, {}});
+  const Attention attention(device, batch.spec, bench.layout().limits(), {executor, {}});
   const WorkspaceSizes sizes = attention.workspace_sizes();
   const Buffer schedule = poisoned(sizes.schedule);
   const Buffer scratch = poisoned(sizes.scratch);
@@ -402,6 +356,7 @@ std::vector<RequestVerdict> run_check(const CheckBatch& batch, Device device, Ex
   attention.run(bench.batch(), bench.tensors(), schedule.bytes(), scratch.bytes()).throw_if_error();
 
   std::vector<RequestVerdict> verdicts;
+  verdicts.reserve(batch.requests.size());
   for (std::size_t seq = 0; seq < batch.requests.size(); ++seq) {
     verdicts.push_back(judge(attention.spec(), bench, seq, batch.requests[seq]));
   }

@@ -14,7 +14,7 @@ namespace quire::tool {
 namespace {
 
 constexpr std::chrono::milliseconds kRedrawEvery{100};
-constexpr std::string_view kWipe = "\r\033[K";
+constexpr const char* kWipe = "\r\033[K";
 
 bool is_terminal(int descriptor) {
   const char* term = std::getenv("TERM");
@@ -77,7 +77,7 @@ void Progress::update(std::int64_t done, std::string_view note) {
 
 void Progress::wipe() {
   if (!drawn_) return;
-  std::fputs(kWipe.data(), stderr);
+  std::fputs(kWipe, stderr);
   drawn_ = false;
 }
 

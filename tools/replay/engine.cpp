@@ -4,7 +4,8 @@
 #include <algorithm>
 #include <cstddef>
 #include <limits>
-#include <optional>
+#include <memory>
+#include <utility>
 
 #include "quire/batch_builder.hpp"
 #include "quire/page_pool.hpp"
@@ -25,45 +26,62 @@ std::int32_t cached_tokens(const TraceRequest& request) {
   return request.input_tokens + new_tokens(request) - 1;
 }
 
-std::int32_t longest(std::span<const TraceRequest> requests, std::int32_t pool_tokens) {
-  std::int32_t length = 1;
-  for (const TraceRequest& request : requests) {
-    const std::int32_t cached = cached_tokens(request);
-    if (cached <= pool_tokens) length = std::max(length, cached);
-  }
-  return length;
-}
-
 std::int32_t tokens_of_pool(const ReplayOptions& options) {
   constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max();
   return static_cast<std::int32_t>(
       std::min(kMost, std::int64_t{options.pages} * options.shape.page_size));
 }
 
+/// What the requests come to that the pool can hold.
+struct Work {
+  std::int32_t longest = 1;  ///< Tokens in cache.
+  std::int64_t tokens = 0;
+};
+
+Work work_of(std::span<const TraceRequest> requests, std::int32_t pool_tokens) {
+  Work work;
+  for (const TraceRequest& request : requests) {
+    const std::int32_t cached = cached_tokens(request);
+    if (cached > pool_tokens) continue;
+    work.longest = std::max(work.longest, cached);
+    work.tokens += cached;
+  }
+  return work;
+}
+
+/// What computes and what checks.
+struct Model {
+  Model(const ReplayOptions& options, std::int32_t max_kv_len)
+      : layers(options, max_kv_len),
+        checker(layers.spec(), layers.last_layer(), layers.q_noise(), layers.kv_noise(),
+                options.seed) {}
+  Layers layers;
+  SpotChecker checker;
+};
+
 class Engine {
  public:
   Engine(const ReplayOptions& options, std::span<const TraceRequest> requests)
       : options_(options),
         requests_(requests),
-        max_kv_len_(longest(requests, tokens_of_pool(options))),
+        work_(work_of(requests, tokens_of_pool(options))),
         pool_({options.pages, options.shape.page_size}),
-        table_(pool_, {options.max_seqs, max_kv_len_}),
+        table_(pool_, {options.max_seqs, work_.longest}),
         batcher_(table_),
         builder_(table_) {
     if (!options.attention) return;
-    layers_.emplace(options, max_kv_len_);
-    checker_.emplace(layers_->spec(), layers_->last_layer(), layers_->q_noise(),
-                     layers_->kv_noise(), options.seed);
+    model_ = std::make_unique<Model>(options, work_.longest);
   }
 
   ReplayReport run(const ReplayProgress& progress) {
     while (step()) {
-      const double served = requests_.empty() ? 1
-                                              : static_cast<double>(batcher_.stats().finished) /
-                                                    static_cast<double>(requests_.size());
+      const BatcherStats stats = batcher_.stats();
+      const auto tokens =
+          static_cast<double>(stats.prefill_tokens + stats.decode_tokens - stats.recomputed_tokens);
+      const double served = tokens / static_cast<double>(std::max<std::int64_t>(1, work_.tokens));
       const double passed =
           options_.duration_s > 0 ? std::min(1.0, elapsed() / options_.duration_s) : 0;
-      progress(std::max(served, passed), batcher_.stats());
+      progress(std::max(served, passed), stats);
     }
     finish();
     return std::move(report_);
@@ -114,13 +132,8 @@ class Engine {
     const StagedBatch batch = build();
     times.planning += watch.lap();
     count_positions(batch);
-    if (layers_) {
-      layers_->copy_pages(copies_);
-      layers_->run(plan_, batch, times);
-      watch.lap();
-      spot_check();
-      report_.checking_s += watch.lap();
-    }
+    if (model_ != nullptr) compute(*model_, batch, times);
+    watch.lap();
     ended_.clear();
     batcher_.finish(plan_, {}, ended_).throw_if_error();
     times.planning += watch.lap();
@@ -135,9 +148,14 @@ class Engine {
     return builder_.build(plan_.batch, shape, staging_.bytes()).value();
   }
 
-  void spot_check() {
+  void compute(Model& model, const StagedBatch& batch, StepTimes& times) {
+    model.layers.copy_pages(copies_);
+    model.layers.run(plan_, batch, times);
     const auto every = static_cast<std::uint64_t>(options_.check_every);
-    if (every != 0 && plan_.step % every == 0) checker_->check(plan_, layers_->output(0));
+    if (every == 0 || plan_.step % every != 0) return;
+    Stopwatch watch;
+    model.checker.check(plan_, model.layers.output(0));
+    report_.checking_s += watch.lap();
   }
 
   void count_positions(const StagedBatch& batch) {
@@ -145,7 +163,8 @@ class Engine {
     Positions now;
     for (const std::int32_t length : batch.kv_len) {
       now.used += length;
-      now.paged += (length + page_size - 1) / page_size * page_size;
+      const std::int32_t pages = (length + page_size - 1) / page_size;
+      now.paged += static_cast<double>(pages) * page_size;
     }
     now.padded = static_cast<double>(batch.max_kv_len) * batch.num_seqs;
     report_.mean.used += now.used;  // sums, until `finish`
@@ -172,9 +191,9 @@ class Engine {
     report_.batcher = batcher_.stats();
     report_.lost_pages = pool_.num_used();
     report_.broken_invariant = table_.check().message();
-    if (layers_) {
-      report_.kernel = layers_->kernel();
-      report_.checks = checker_->result();
+    if (model_ != nullptr) {
+      report_.kernel = model_->layers.kernel();
+      report_.checks = model_->checker.result();
     }
     constexpr std::uint64_t kKeyAndValue = 2;
     report_.position_bytes = kKeyAndValue * static_cast<std::uint64_t>(options_.layers) *
@@ -187,13 +206,12 @@ class Engine {
   ReplayOptions options_;
   std::span<const TraceRequest> requests_;
   std::size_t next_ = 0;  // request to take in
-  std::int32_t max_kv_len_;
+  Work work_;
   PagePool pool_;
   PageTable table_;
   Batcher batcher_;
   BatchBuilder builder_;
-  std::optional<Layers> layers_;
-  std::optional<SpotChecker> checker_;
+  std::unique_ptr<Model> model_;  // null without attention
   StepPlan plan_;
   std::vector<CopyOp> copies_;
   std::vector<std::uint64_t> ended_;
