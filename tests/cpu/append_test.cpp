@@ -189,7 +189,7 @@ TEST(Append, DerivesSlotsFromCsrTables) {
 TEST(Append, WritesLargeBatchesInParallel) {
   AppendCase c;
   c.qo_indptr = {0, 1000, 1000, 1900, 1901};
-  c.kv_len = {1001, 0, 950, 30};
+  c.kv_len = {1001, 0, 950, 0};
   c.page_size = 400;
   AppendBatch batch(c);
   const auto pool = make_thread_pool(3);

@@ -36,10 +36,7 @@ namespace quire::cpu {
 
 HWY_EXPORT(tier);
 
-const Tier& portable_tier() noexcept {
-  hwy::GetChosenTarget().Update(hwy::SupportedTargets());
-  return HWY_DYNAMIC_DISPATCH(tier)();
-}
+const Tier& portable_tier() noexcept { return HWY_DYNAMIC_DISPATCH(tier)(); }
 
 }  // namespace quire::cpu
 #endif
