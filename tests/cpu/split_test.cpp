@@ -128,13 +128,14 @@ TEST(SplitKv, GivesTheSameBitsForAnyThreadsAndInEveryRun) {
   }
 }
 
-TEST(Schedule, IsReadyForTheNextRunOfTheSameStep) {
+TEST(Schedule, IsLeftAsItWasForTheNextRunOfTheSameStep) {
   RandomBatch batch(mixed());
   OneByOne executor(12);
   const Attention attention = make(batch, executor);
   testing::RubbishWorkspace schedule(attention.workspace_sizes().schedule);
   testing::RubbishWorkspace scratch(attention.workspace_sizes().scratch);
   ASSERT_TRUE(attention.schedule(batch.batch, schedule.get()).ok());
+  const std::vector<std::byte> scheduled(schedule.get().begin(), schedule.get().end());
   ASSERT_TRUE(attention.run(batch.batch, batch.tensors, schedule.get(), scratch.get()).ok());
   const std::vector<std::byte> expected = result_bytes(batch);
   for (int layer = 0; layer < 3; ++layer) {
@@ -142,6 +143,8 @@ TEST(Schedule, IsReadyForTheNextRunOfTheSameStep) {
     std::memset(scratch.get().data(), 0xff, scratch.get().size());
     ASSERT_TRUE(attention.run(batch.batch, batch.tensors, schedule.get(), scratch.get()).ok());
     EXPECT_EQ(result_bytes(batch), expected);
+    const Workspace now = schedule.get();
+    EXPECT_TRUE(std::equal(now.begin(), now.end(), scheduled.begin(), scheduled.end()));
   }
 }
 
