@@ -34,6 +34,7 @@ function(quire_compile_options target)
       $<$<COMPILE_LANGUAGE:CUDA>:-Werror=all-warnings>)
   endif()
   if(QUIRE_SANITIZE)
+    target_compile_definitions(${target} PRIVATE QUIRE_SANITIZED)  # long tests run shorter
     target_compile_options(${target} PRIVATE
       $<$<COMPILE_LANGUAGE:C,CXX>:-fsanitize=${QUIRE_SANITIZE} -fno-omit-frame-pointer
                                   -fno-sanitize-recover=all>)

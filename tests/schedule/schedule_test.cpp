@@ -16,7 +16,7 @@
 namespace quire::schedule {
 namespace {
 
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(QUIRE_SANITIZED)
 constexpr int kRandomBatches = 50'000;
 #else
 constexpr int kRandomBatches = 1'000'000;
