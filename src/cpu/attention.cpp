@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The CPU backend: one call of the executor, in which every thread draws ranges of the schedule and
 // hands their items to the tier. Split units are merged by whoever finishes last, in the order of
-// the keys, so that the result is the same bits for any number of threads.
+// the keys, so that the result does not depend on who does what.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -21,7 +21,7 @@ namespace {
 /// Rows of padding that are written at a time.
 constexpr std::int64_t kPaddingRows = 16;
 
-/// One call of `run`, shared by its threads.
+/// One call of `run`, shared by its tasks.
 struct RunContext {
   const Tier& tier;
   const ScratchLayout& layout;
@@ -34,13 +34,13 @@ struct RunContext {
   std::atomic<std::int32_t> next_range{0};
   std::atomic<std::int64_t> next_padding{0};
 
-  void work(std::int32_t thread) noexcept {
-    const std::int32_t ranges = schedule.header->num_workers;
+  void work(std::int32_t task_index) noexcept {
+    const std::int32_t ranges = schedule.header->num_ranges;
     for (std::int32_t range = next_range.fetch_add(1, std::memory_order_relaxed); range < ranges;
          range = next_range.fetch_add(1, std::memory_order_relaxed)) {
       schedule::WorkItem item;
       schedule::WorkCursor cursor(policy, shape, batch, schedule, range);
-      while (cursor.next(item)) do_item(item, thread);
+      while (cursor.next(item)) do_item(item, task_index);
     }
     for (std::int64_t first = next_padding.fetch_add(kPaddingRows, std::memory_order_relaxed);
          first < tensors.total_q;
@@ -49,13 +49,13 @@ struct RunContext {
     }
   }
 
-  void do_item(const schedule::WorkItem& item, std::int32_t thread) const noexcept {
+  void do_item(const schedule::WorkItem& item, std::int32_t task_index) const noexcept {
     ItemTask task{shape,
                   batch,
                   tensors,
                   item,
-                  layout.thread_states(scratch, thread),
-                  layout.buffers(scratch, thread)};
+                  layout.task_states(scratch, task_index),
+                  layout.buffers(scratch, task_index)};
     if (item.num_pieces == 1) {
       tier.attend(task);
       write_results(tier, task);
@@ -74,12 +74,12 @@ struct RunContext {
   }
 
   [[nodiscard]] RowStates slot_of(const schedule::WorkItem& item, std::int32_t piece) const {
-    return layout.slot_states(scratch, schedule::partial_slot(item.first_worker, piece));
+    return layout.slot_states(scratch, schedule::partial_slot(item.first_range, piece));
   }
 
   /// Counts a finished piece. The last one sees the others' states and leaves the counter at 0.
   [[nodiscard]] bool is_last(const schedule::WorkItem& item) const {
-    std::atomic_ref<std::uint32_t> arrivals(schedule.arrivals[item.first_worker]);
+    std::atomic_ref<std::uint32_t> arrivals(schedule.arrivals[item.first_range]);
     const auto pieces = static_cast<std::uint32_t>(item.num_pieces);
     if (arrivals.fetch_add(1, std::memory_order_acq_rel) + 1 < pieces) return false;
     arrivals.store(0, std::memory_order_relaxed);
@@ -131,7 +131,7 @@ class CpuAttention final : public internal::AttentionBackend {
   }
 
   [[nodiscard]] schedule::ScheduleView view_of(Workspace workspace) const {
-    return schedule::view_of(workspace.data(), config.limits.max_num_seqs, policy_.num_workers);
+    return schedule::view_of(workspace.data(), config.limits.max_num_seqs, policy_.num_ranges);
   }
 
   /// A workspace that `schedule()` did not fill for this batch must not be followed.
@@ -148,19 +148,18 @@ class CpuAttention final : public internal::AttentionBackend {
     RunContext context{tier_, layout_, policy_, config.shape, batch, tensors, schedule, scratch};
     const std::int64_t padding = batch.qo_indptr[batch.num_seqs];
     context.next_padding.store(padding, std::memory_order_relaxed);
-    const std::int64_t parts =
-        std::max<std::int64_t>(schedule.header->num_workers,
-                               (tensors.total_q - padding + kPaddingRows - 1) / kPaddingRows);
-    const auto threads =
-        static_cast<std::int32_t>(std::min<std::int64_t>(parts, layout_.num_threads()));
-    if (threads <= 1) {
+    const std::int64_t parts = std::max<std::int64_t>(
+        schedule.header->num_ranges, (tensors.total_q - padding + kPaddingRows - 1) / kPaddingRows);
+    const auto tasks =
+        static_cast<std::int32_t>(std::min<std::int64_t>(parts, layout_.num_tasks()));
+    if (tasks <= 1) {
       context.work(0);
       return;
     }
     config.executor->parallel(
-        threads,
-        [](void* opaque, std::int32_t thread) noexcept {
-          static_cast<RunContext*>(opaque)->work(thread);
+        tasks,
+        [](void* opaque, std::int32_t task_index) noexcept {
+          static_cast<RunContext*>(opaque)->work(task_index);
         },
         &context);
   }
@@ -178,7 +177,7 @@ struct Plan {
         threads(config.executor->concurrency()),
         policy(tile_policy(config.shape, threads)),
         layout(tier, config.shape, policy, threads) {
-    sizes.schedule = schedule::schedule_bytes(config.limits.max_num_seqs, policy.num_workers);
+    sizes.schedule = schedule::schedule_bytes(config.limits.max_num_seqs, policy.num_ranges);
     sizes.scratch = layout.bytes();
   }
 

@@ -24,12 +24,12 @@ schedule::TilePolicy tile_policy(const core::ProblemShape& shape, std::int32_t c
       std::clamp(kItemElements / (padded(shape.head_dim_qk) + padded(shape.head_dim_vo)),
                  kMinTileRows, kMaxTileRows);
   schedule::TilePolicy policy;
-  policy.kv_tile = kKvTile;
+  policy.keys_per_tile = kKvTile;
   policy.tile_rows = rows;
   // Few rows use keys where they lie, so all heads of a page are worth reading together.
   policy.all_heads_rows =
       std::max(shape.num_qo_heads, std::min(rows, kFewRows * shape.num_kv_heads));
-  policy.num_workers =
+  policy.num_ranges =
       concurrency == 1
           ? 1
           : std::max(concurrency, std::min(concurrency * kRangesPerThread, kMaxRanges));
@@ -37,7 +37,7 @@ schedule::TilePolicy tile_policy(const core::ProblemShape& shape, std::int32_t c
   policy.cost_of_unit = 8;
   policy.cost_of_tile = 6;
   policy.cost_of_row = 1;
-  policy.min_worker_cost = 64;
+  policy.min_range_cost = 64;
   return policy;
 }
 

@@ -10,25 +10,25 @@
 
 namespace quire::cpu {
 
-/// Scratch: for each thread the tier's buffers and the states of its item; then the partial results
+/// Scratch: for each task the tier's buffers and the states of its item; then the partial results
 /// of split units, two slots per range.
 class ScratchLayout {
  public:
   ScratchLayout(const Tier& tier, const core::ProblemShape& shape,
-                const schedule::TilePolicy& policy, std::int32_t num_threads);
+                const schedule::TilePolicy& policy, std::int32_t num_tasks);
 
-  /// Threads that there is room for.
-  [[nodiscard]] std::int64_t num_threads() const { return static_cast<std::int64_t>(num_threads_); }
+  /// Tasks that there is room for.
+  [[nodiscard]] std::int64_t num_tasks() const { return static_cast<std::int64_t>(num_tasks_); }
   [[nodiscard]] std::size_t bytes() const;
-  [[nodiscard]] std::byte* buffers(std::byte* scratch, std::int32_t thread) const;
-  [[nodiscard]] RowStates thread_states(std::byte* scratch, std::int32_t thread) const;
+  [[nodiscard]] std::byte* buffers(std::byte* scratch, std::int32_t task_index) const;
+  [[nodiscard]] RowStates task_states(std::byte* scratch, std::int32_t task_index) const;
   /// @param slot See `schedule::partial_slot`.
   [[nodiscard]] RowStates slot_states(std::byte* scratch, std::int32_t slot) const;
 
  private:
   [[nodiscard]] RowStates states_at(std::byte* base) const;
 
-  std::size_t num_threads_;
+  std::size_t num_tasks_;
   std::size_t num_slots_;
   std::size_t max_rows_;
   std::size_t row_elements_;

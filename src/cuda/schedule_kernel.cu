@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // schedule::build for lengths that only the device knows: a running sum over the requests, then
-// every worker's range on its own.
+// every range's range on its own.
 //
-//   lengths [num_seqs]  ->  cost_before [num_seqs + 1], header  ->  ranges, arrivals [num_workers]
+//   lengths [num_seqs]  ->  cost_before [num_seqs + 1], header  ->  ranges, arrivals [num_ranges]
 //
 // One block walks the requests kThreads at a time, so that a batch of up to 1,024 is one pass.
 #include "cuda/schedule_kernel.hpp"
@@ -76,14 +76,14 @@ __global__ void __launch_bounds__(kThreads)
   }
   if (thread == 0) {
     schedule.cost_before[0] = 0;
-    *schedule.header = {num_seqs, schedule::workers_for(arguments.policy, arguments.shape, cost),
+    *schedule.header = {num_seqs, schedule::ranges_for(arguments.policy, arguments.shape, cost),
                         cost, 0};
   }
   __syncthreads();  // header and running costs are read by all
-  for (std::int32_t worker = thread; worker < arguments.policy.num_workers; worker += kThreads) {
-    schedule.ranges[worker] =
-        schedule::range_of(arguments.policy, arguments.shape, arguments.batch, schedule, worker);
-    schedule.arrivals[worker] = 0;
+  for (std::int32_t range = thread; range < arguments.policy.num_ranges; range += kThreads) {
+    schedule.ranges[range] =
+        schedule::range_of(arguments.policy, arguments.shape, arguments.batch, schedule, range);
+    schedule.arrivals[range] = 0;
   }
 }
 

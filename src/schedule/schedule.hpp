@@ -3,15 +3,15 @@
 /// How a ragged batch is cut into equal work.
 ///
 /// A **unit** is a tile of a request's queries for one kv head (or, for requests with few rows, for
-/// all of them) against all keys that the tile can see, in tiles of `kv_tile` keys. All units of
-/// the batch, one after another, form a line whose length is their cost. The line is cut into
-/// `num_workers` ranges of equal cost; a cut inside a unit splits its keys (**split KV**) and its
-/// pieces are merged by whichever worker finishes last, always in the order of the keys.
+/// all of them) against all keys that the tile can see, in tiles of `keys_per_tile` keys. All
+/// units of the batch, one after another, form a line whose length is their cost. The line is cut into
+/// `num_ranges` ranges of equal cost; a cut inside a unit splits its keys (**split KV**) and its
+/// pieces are merged by whoever finishes last, always in the order of the keys.
 ///
-/// The schedule is the running cost of the requests and one `Range` per worker. Where a cut lies,
+/// The schedule is the running cost of the requests and the ranges. Where a cut lies,
 /// into how many pieces a unit falls and where a piece leaves its partial result all follow from
 /// the running cost by arithmetic, so that ranges are found independently of each other, by one
-/// thread or by a thousand, and workers walk theirs without asking anybody: the same functions run
+/// thread or by a thousand, and walked without asking anybody: the same functions run
 /// in CPU threads and in kernels. After the stream-K decomposition (Osama et al., 2023).
 #pragma once
 
@@ -26,22 +26,22 @@ namespace quire::schedule {
 
 /// How a kernel wants its work cut, and what it costs. Costs have one free unit.
 struct TilePolicy {
-  std::int32_t kv_tile = 64;     ///< keys per tile
+  std::int32_t keys_per_tile = 64;
   std::int32_t tile_rows = 128;  ///< rows (token × head of the group) of a one-head unit
   std::int32_t all_heads_rows =
-      0;                         ///< requests with ≤ so many rows over all heads: one unit; 0: none
-  std::int32_t num_workers = 1;  ///< ranges at most
+      0;                        ///< requests with ≤ so many rows over all heads: one unit; 0: none
+  std::int32_t num_ranges = 1;  ///< ranges at most
   std::int32_t min_split_tiles = 2;  ///< no piece of a split unit is shorter
   std::int32_t cost_of_unit = 8;     ///< start and end of a unit, ≥ 1
   std::int32_t cost_of_tile = 6;     ///< reading one kv head's tile
   std::int32_t cost_of_row = 1;      ///< one row against one tile
-  std::int64_t min_worker_cost = 1;  ///< below it, fewer workers
+  std::int64_t min_range_cost = 1;   ///< below it, fewer ranges
 };
 
 /// What `schedule()` writes and everything else reads.
 struct Header {
   std::int32_t num_seqs = 0;
-  std::int32_t num_workers = 0;  ///< ranges in use, 0 for a batch without queries
+  std::int32_t num_ranges = 0;  ///< ranges in use, 0 for a batch without queries
   std::int64_t total_cost = 0;
   std::uint64_t digest = 0;  ///< of lengths and policy, see `describes`; 0 where a device made it
 };
@@ -54,13 +54,13 @@ struct Cut {
   std::int32_t kv_tile = 0;  ///< counted from the unit's first tile
 };
 
-/// A unit whose keys are split among several workers.
+/// A unit whose keys are split among several ranges.
 struct SplitUnit {
-  std::int32_t first_worker = 0;  ///< who begins it; names its arrival counter
+  std::int32_t first_range = 0;  ///< the one that begins it; names its arrival counter
   std::int32_t num_pieces = 1;
 };
 
-/// The work of one worker: from `begin` to `end`. Only the units at its two ends can be split.
+/// An equal part of the line: from `begin` to `end`. Only the units at its two ends can be split.
 struct Range {
   Cut begin;
   Cut end;
@@ -72,17 +72,17 @@ struct Range {
 struct ScheduleView {
   Header* header = nullptr;
   std::int64_t* cost_before = nullptr;  // [max_num_seqs + 1]: running cost of the requests
-  Range* ranges = nullptr;              // [policy.num_workers]; those not in use are empty
+  Range* ranges = nullptr;              // [policy.num_ranges]; those not in use are empty
   std::uint32_t* arrivals =
-      nullptr;  // [policy.num_workers]: pieces done of a split unit; 0 between runs
+      nullptr;  // [policy.num_ranges]: pieces done of a split unit; 0 between runs
 };
 
 /// Bytes that a `ScheduleView` needs.
 QUIRE_HOST_DEVICE inline std::size_t schedule_bytes(std::int32_t max_num_seqs,
-                                                    std::int32_t num_workers);
+                                                    std::int32_t num_ranges);
 /// Lays a `ScheduleView` out in a workspace of `schedule_bytes`.
 QUIRE_HOST_DEVICE inline ScheduleView view_of(void* workspace, std::int32_t max_num_seqs,
-                                              std::int32_t num_workers);
+                                              std::int32_t num_ranges);
 
 /// A request's units: `head_units` × `q_tiles`.
 struct SequenceUnits {
@@ -101,16 +101,16 @@ struct WorkItem {
   std::int32_t q_end = 0;
   std::int32_t kv_begin = 0;  ///< within the request; kv_begin ≥ kv_end: no key is visible
   std::int32_t kv_end = 0;
-  std::int32_t piece = 0;         ///< of the split unit, in the order of the keys
-  std::int32_t num_pieces = 1;    ///< 1: not split, the result is final
-  std::int32_t first_worker = 0;  ///< of the split unit; names its arrival counter
+  std::int32_t piece = 0;        ///< of the split unit, in the order of the keys
+  std::int32_t num_pieces = 1;   ///< 1: not split, the result is final
+  std::int32_t first_range = 0;  ///< of the split unit; names its arrival counter
 };
 
-/// Where piece `piece` of a unit that `first_worker` begins leaves its partial result: one of
-/// 2 · num_workers slots.
-QUIRE_HOST_DEVICE constexpr std::int32_t partial_slot(std::int32_t first_worker,
+/// Where piece `piece` of a unit that `first_range` begins leaves its partial result: one of
+/// 2 · num_ranges slots.
+QUIRE_HOST_DEVICE constexpr std::int32_t partial_slot(std::int32_t first_range,
                                                       std::int32_t piece) {
-  return piece == 0 ? 2 * first_worker + 1 : 2 * (first_worker + piece);
+  return piece == 0 ? 2 * first_range + 1 : 2 * (first_range + piece);
 }
 
 /// Rows (token × qo head) that a partial result can have at most.
@@ -126,10 +126,10 @@ QUIRE_HOST_DEVICE inline std::int64_t cost_of(const TilePolicy& policy,
                                               const core::ProblemShape& shape,
                                               const SequenceUnits& units);
 
-/// The range of a worker. Needs `header` and `cost_before`; O(log num_seqs).
+/// Places a range. Needs `header` and `cost_before`; O(log num_seqs).
 QUIRE_HOST_DEVICE inline Range range_of(const TilePolicy& policy, const core::ProblemShape& shape,
                                         const core::BatchArrays& batch, ScheduleView schedule,
-                                        std::int32_t worker);
+                                        std::int32_t index);
 
 /// Fills the schedule on the host. O(num_seqs).
 inline void build(const TilePolicy& policy, const core::ProblemShape& shape,
@@ -140,13 +140,13 @@ inline void build(const TilePolicy& policy, const core::ProblemShape& shape,
 inline bool describes(ScheduleView schedule, const TilePolicy& policy,
                       const core::ProblemShape& shape, const core::BatchArrays& batch);
 
-/// The work of one worker, piece by piece.
+/// Walks a range, piece by piece.
 class WorkCursor {
  public:
   QUIRE_HOST_DEVICE WorkCursor(const TilePolicy& policy, const core::ProblemShape& shape,
                                const core::BatchArrays& batch, ScheduleView schedule,
-                               std::int32_t worker);
-  /// @return False when the worker's range is done.
+                               std::int32_t index);
+  /// @return False when the range is done.
   QUIRE_HOST_DEVICE bool next(WorkItem& item);
 
  private:
@@ -155,7 +155,7 @@ class WorkCursor {
   const TilePolicy& policy_;
   const core::ProblemShape& shape_;
   const core::BatchArrays& batch_;
-  std::int32_t worker_;
+  std::int32_t index_;
   Range range_;  // begin moves
   SequenceUnits units_;
 };

@@ -70,14 +70,14 @@ class UnitLine {
   }
 
   QUIRE_HOST_DEVICE std::int32_t first_kv_tile(std::int32_t q_tile) const {
-    return keys(q_tile).begin / policy_.kv_tile;
+    return keys(q_tile).begin / policy_.keys_per_tile;
   }
 
   /// Key tiles of a unit; 0 if its queries see nothing.
   QUIRE_HOST_DEVICE std::int32_t kv_tiles(std::int32_t q_tile) const {
     const KeyRange range = keys(q_tile);
     if (range.begin >= range.end) return 0;
-    return (range.end - 1) / policy_.kv_tile + 1 - range.begin / policy_.kv_tile;
+    return (range.end - 1) / policy_.keys_per_tile + 1 - range.begin / policy_.keys_per_tile;
   }
 
   QUIRE_HOST_DEVICE std::int64_t cost_of_kv_tile(std::int32_t q_tile) const {
@@ -132,7 +132,7 @@ class UnitLine {
  private:
   QUIRE_HOST_DEVICE std::int64_t full_kv_tiles_before(std::int32_t q_tile) const {
     const std::int64_t step = units_.tokens_per_tile;
-    const std::int64_t tile = policy_.kv_tile;
+    const std::int64_t tile = policy_.keys_per_tile;
     const std::int64_t base = units_.lengths.position(0);
     std::int64_t ends = q_tile * ceil_div(units_.lengths.kv_len, tile);
     if (shape_.mask == Mask::kCausal) {
@@ -165,11 +165,11 @@ QUIRE_HOST_DEVICE inline std::int32_t seq_at(ScheduleView schedule, std::int64_t
   return low;
 }
 
-/// Start of worker `worker`'s range on the line, before snapping to tiles.
-QUIRE_HOST_DEVICE inline std::int64_t raw_cut(ScheduleView schedule, std::int32_t worker) {
+/// Start of range `index` on the line, before snapping to tiles.
+QUIRE_HOST_DEVICE inline std::int64_t raw_cut(ScheduleView schedule, std::int32_t index) {
   const std::int64_t total = schedule.header->total_cost;
-  const std::int64_t workers = schedule.header->num_workers;
-  return total / workers * worker + total % workers * worker / workers;  // no product overflows
+  const std::int64_t ranges = schedule.header->num_ranges;
+  return total / ranges * index + total % ranges * index / ranges;  // no product overflows
 }
 
 /// The first place after a unit; a request without queries may follow.
@@ -183,27 +183,27 @@ QUIRE_HOST_DEVICE inline Cut after_unit(const SequenceUnits& units, Cut cut) {
   return cut;
 }
 
-/// The workers whose ranges start inside a unit, past its first tile, as a split unit.
+/// The ranges that start inside a unit, past its first tile, as a split unit.
 QUIRE_HOST_DEVICE inline SplitUnit split_unit(ScheduleView schedule, const UnitLine& line,
                                               std::int32_t q_tile, std::int64_t unit_begin) {
   const std::int64_t total = schedule.header->total_cost;
-  const std::int64_t workers = schedule.header->num_workers;
+  const std::int64_t ranges = schedule.header->num_ranges;
   const std::int64_t unit_end = unit_begin + line.cost_of_unit(q_tile);
   const std::int32_t tiles = line.kv_tiles(q_tile);
-  const auto is_inner = [&](std::int32_t worker) {
-    const std::int64_t cost = raw_cut(schedule, worker);
+  const auto is_inner = [&](std::int32_t index) {
+    const std::int64_t cost = raw_cut(schedule, index);
     if (cost >= unit_end) return false;
     const std::int32_t at = line.snap(q_tile, cost - unit_begin);
     return at > 0 && at < tiles;
   };
-  auto first = static_cast<std::int32_t>(ceil_div(unit_begin * workers, total));
-  auto last = static_cast<std::int32_t>(min_of(ceil_div(unit_end * workers, total), workers - 1));
+  auto first = static_cast<std::int32_t>(ceil_div(unit_begin * ranges, total));
+  auto last = static_cast<std::int32_t>(min_of(ceil_div(unit_end * ranges, total), ranges - 1));
   while (last >= first && !is_inner(last)) --last;
   while (first <= last && !is_inner(first)) ++first;
   return {first - 1, last - first + 2};
 }
 
-/// A worker's start, and the unit it falls into if it splits one.
+/// A range's start, and the unit it falls into if it splits one.
 struct PlacedCut {
   Cut cut;
   SplitUnit split;
@@ -212,16 +212,16 @@ struct PlacedCut {
 QUIRE_HOST_DEVICE inline PlacedCut place_cut(const TilePolicy& policy,
                                              const core::ProblemShape& shape,
                                              const core::BatchArrays& batch, ScheduleView schedule,
-                                             std::int32_t worker) {
+                                             std::int32_t index) {
   PlacedCut placed;
   Cut& cut = placed.cut;
-  if (worker >= schedule.header->num_workers) {
+  if (index >= schedule.header->num_ranges) {
     // After the last request with queries: nobody walks over the empty ones behind it.
     const std::int64_t total = schedule.header->total_cost;
     cut.seq = total == 0 ? 0 : seq_at(schedule, total - 1) + 1;
     return placed;
   }
-  std::int64_t cost = raw_cut(schedule, worker);
+  std::int64_t cost = raw_cut(schedule, index);
   cut.seq = seq_at(schedule, cost);
   std::int64_t begin = schedule.cost_before[cut.seq];
   const SequenceUnits units = units_of(policy, shape, lengths_of(shape, batch, cut.seq));
@@ -250,18 +250,18 @@ QUIRE_HOST_DEVICE inline PlacedCut place_cut(const TilePolicy& policy,
 }  // namespace detail
 
 QUIRE_HOST_DEVICE inline std::size_t schedule_bytes(std::int32_t max_num_seqs,
-                                                    std::int32_t num_workers) {
+                                                    std::int32_t num_ranges) {
   return sizeof(Header) + (static_cast<std::size_t>(max_num_seqs) + 1) * sizeof(std::int64_t) +
-         static_cast<std::size_t>(num_workers) * (sizeof(Range) + sizeof(std::uint32_t));
+         static_cast<std::size_t>(num_ranges) * (sizeof(Range) + sizeof(std::uint32_t));
 }
 
 QUIRE_HOST_DEVICE inline ScheduleView view_of(void* workspace, std::int32_t max_num_seqs,
-                                              std::int32_t num_workers) {
+                                              std::int32_t num_ranges) {
   ScheduleView view;
   view.header = static_cast<Header*>(workspace);
   view.cost_before = reinterpret_cast<std::int64_t*>(view.header + 1);
   view.ranges = reinterpret_cast<Range*>(view.cost_before + max_num_seqs + 1);
-  view.arrivals = reinterpret_cast<std::uint32_t*>(view.ranges + num_workers);
+  view.arrivals = reinterpret_cast<std::uint32_t*>(view.ranges + num_ranges);
   return view;
 }
 
@@ -305,21 +305,21 @@ QUIRE_HOST_DEVICE inline std::int64_t cost_of(const TilePolicy& policy,
 
 /// Ranges in use for a batch of `total_cost`: as many as pay, and never so many that two cuts could
 /// fall into one tile.
-QUIRE_HOST_DEVICE inline std::int32_t workers_for(const TilePolicy& policy,
-                                                  const core::ProblemShape& shape,
-                                                  std::int64_t total_cost) {
+QUIRE_HOST_DEVICE inline std::int32_t ranges_for(const TilePolicy& policy,
+                                                 const core::ProblemShape& shape,
+                                                 std::int64_t total_cost) {
   if (total_cost == 0) return 0;
   const std::int64_t share =
-      detail::max_of(policy.min_worker_cost, 2 * max_cost_of_kv_tile(policy, shape));
+      detail::max_of(policy.min_range_cost, 2 * max_cost_of_kv_tile(policy, shape));
   return static_cast<std::int32_t>(detail::max_of<std::int64_t>(
-      1, detail::min_of<std::int64_t>(policy.num_workers, total_cost / share)));
+      1, detail::min_of<std::int64_t>(policy.num_ranges, total_cost / share)));
 }
 
 QUIRE_HOST_DEVICE inline Range range_of(const TilePolicy& policy, const core::ProblemShape& shape,
                                         const core::BatchArrays& batch, ScheduleView schedule,
-                                        std::int32_t worker) {
-  const detail::PlacedCut begin = detail::place_cut(policy, shape, batch, schedule, worker);
-  const detail::PlacedCut end = detail::place_cut(policy, shape, batch, schedule, worker + 1);
+                                        std::int32_t index) {
+  const detail::PlacedCut begin = detail::place_cut(policy, shape, batch, schedule, index);
+  const detail::PlacedCut end = detail::place_cut(policy, shape, batch, schedule, index + 1);
   return {begin.cut, end.cut, begin.split, end.split};
 }
 
@@ -335,10 +335,10 @@ inline std::uint64_t digest_of(const TilePolicy& policy, const core::ProblemShap
     digest ^= digest >> 32;
   };
   for (const std::int64_t value :
-       {std::int64_t{policy.kv_tile}, std::int64_t{policy.tile_rows},
-        std::int64_t{policy.all_heads_rows}, std::int64_t{policy.num_workers},
+       {std::int64_t{policy.keys_per_tile}, std::int64_t{policy.tile_rows},
+        std::int64_t{policy.all_heads_rows}, std::int64_t{policy.num_ranges},
         std::int64_t{policy.min_split_tiles}, std::int64_t{policy.cost_of_unit},
-        std::int64_t{policy.cost_of_tile}, std::int64_t{policy.cost_of_row}, policy.min_worker_cost,
+        std::int64_t{policy.cost_of_tile}, std::int64_t{policy.cost_of_row}, policy.min_range_cost,
         std::int64_t{shape.num_kv_heads}, std::int64_t{shape.group_size},
         static_cast<std::int64_t>(shape.mask), std::int64_t{shape.window_left}}) {
     add(value);
@@ -361,11 +361,11 @@ inline void build(const TilePolicy& policy, const core::ProblemShape& shape,
     cost += cost_of(policy, shape, units_of(policy, shape, lengths_of(shape, batch, seq)));
   }
   schedule.cost_before[batch.num_seqs] = cost;
-  *schedule.header = {batch.num_seqs, workers_for(policy, shape, cost), cost,
+  *schedule.header = {batch.num_seqs, ranges_for(policy, shape, cost), cost,
                       detail::digest_of(policy, shape, batch)};
-  for (std::int32_t worker = 0; worker < policy.num_workers; ++worker) {
-    schedule.ranges[worker] = range_of(policy, shape, batch, schedule, worker);
-    schedule.arrivals[worker] = 0;
+  for (std::int32_t index = 0; index < policy.num_ranges; ++index) {
+    schedule.ranges[index] = range_of(policy, shape, batch, schedule, index);
+    schedule.arrivals[index] = 0;
   }
 }
 
@@ -378,12 +378,8 @@ inline bool describes(ScheduleView schedule, const TilePolicy& policy,
 QUIRE_HOST_DEVICE inline WorkCursor::WorkCursor(const TilePolicy& policy,
                                                 const core::ProblemShape& shape,
                                                 const core::BatchArrays& batch,
-                                                ScheduleView schedule, std::int32_t worker)
-    : policy_(policy),
-      shape_(shape),
-      batch_(batch),
-      worker_(worker),
-      range_(schedule.ranges[worker]) {
+                                                ScheduleView schedule, std::int32_t index)
+    : policy_(policy), shape_(shape), batch_(batch), index_(index), range_(schedule.ranges[index]) {
   if (range_.begin.seq < range_.end.seq || range_.end.kv_tile + range_.end.q_tile > 0 ||
       range_.end.head_unit > 0) {
     units_ = units_of(policy, shape, lengths_of(shape, batch, range_.begin.seq));
@@ -413,9 +409,9 @@ QUIRE_HOST_DEVICE inline bool WorkCursor::next(WorkItem& item) {
 
   const detail::UnitLine line(policy_, shape_, units_);
   const KeyRange keys = line.keys(at.q_tile);
-  const std::int32_t first_tile = keys.begin / policy_.kv_tile;
+  const std::int32_t first_tile = keys.begin / policy_.keys_per_tile;
   const auto key_at = [&](std::int32_t tile) {
-    return static_cast<std::int64_t>(first_tile + tile) * policy_.kv_tile;
+    return static_cast<std::int64_t>(first_tile + tile) * policy_.keys_per_tile;
   };
   const bool all_heads = units_.head_units == 1;
   item.seq = at.seq;
@@ -427,10 +423,10 @@ QUIRE_HOST_DEVICE inline bool WorkCursor::next(WorkItem& item) {
   item.kv_end = in_last_unit ? static_cast<std::int32_t>(key_at(end.kv_tile)) : keys.end;
   const SplitUnit split = at.kv_tile > 0 ? range_.at_begin
                           : in_last_unit ? range_.at_end
-                                         : SplitUnit{worker_, 1};
-  item.piece = worker_ - split.first_worker;
+                                         : SplitUnit{index_, 1};
+  item.piece = index_ - split.first_range;
   item.num_pieces = split.num_pieces;
-  item.first_worker = split.first_worker;
+  item.first_range = split.first_range;
 
   if (in_last_unit) {
     range_.begin = end;

@@ -128,23 +128,23 @@ Case random_case(unsigned seed) {
   shape.mask = random.one_of({Mask::kNone, Mask::kCausal, Mask::kTree, Mask::kFull});
   shape.window_left = random.one_of({-1, -1, 0, 100, 4000});
   schedule::TilePolicy& policy = result.policy;
-  policy.kv_tile = random.one_of({1, 16, 64, 100});
+  policy.keys_per_tile = random.one_of({1, 16, 64, 100});
   policy.tile_rows = random.one_of({1, 16, 64, 128});
   policy.all_heads_rows = random.one_of({0, 16, 64});
-  policy.num_workers = random.one_of({1, 2, 13, 132, 264, 2000});
+  policy.num_ranges = random.one_of({1, 2, 13, 132, 264, 2000});
   policy.min_split_tiles = random.in(1, 4);
   policy.cost_of_unit = random.in(1, 40);
   policy.cost_of_tile = random.in(0, 40);
   policy.cost_of_row = random.in(1, 3);
-  policy.min_worker_cost = random.one_of({1, 1000, 100000});
+  policy.min_range_cost = random.one_of({1, 1000, 100000});
   result.lengths = random_lengths(random, shape.page_size);
   return result;
 }
 
-/// What a schedule holds once made, and the work that its workers find.
+/// What a schedule holds once made, and the work that its ranges find.
 struct Made {
   std::int32_t num_seqs = 0;
-  std::int32_t num_workers = 0;
+  std::int32_t num_ranges = 0;
   std::int64_t total_cost = 0;
   std::vector<std::int64_t> cost_before;
   std::vector<std::byte> ranges;  // int32 members only, so no padding
@@ -153,19 +153,19 @@ struct Made {
 
 std::size_t bytes_of(const Case& test) {
   return schedule::schedule_bytes(static_cast<std::int32_t>(test.lengths.qo_indptr.size() - 1),
-                                  test.policy.num_workers);
+                                  test.policy.num_ranges);
 }
 
 Made read(const Case& test, schedule::ScheduleView view) {
   const std::size_t num_seqs = test.lengths.qo_indptr.size() - 1;
-  const auto num_workers = static_cast<std::size_t>(test.policy.num_workers);
+  const auto num_ranges = static_cast<std::size_t>(test.policy.num_ranges);
   const auto* const ranges = reinterpret_cast<const std::byte*>(view.ranges);
   return {view.header->num_seqs,
-          view.header->num_workers,
+          view.header->num_ranges,
           view.header->total_cost,
           std::vector<std::int64_t>(view.cost_before, view.cost_before + num_seqs + 1),
-          std::vector<std::byte>(ranges, ranges + num_workers * sizeof(schedule::Range)),
-          std::vector<std::uint32_t>(view.arrivals, view.arrivals + num_workers)};
+          std::vector<std::byte>(ranges, ranges + num_ranges * sizeof(schedule::Range)),
+          std::vector<std::uint32_t>(view.arrivals, view.arrivals + num_ranges)};
 }
 
 /// `Batch` over arrays that lie wherever `address_of` says.
@@ -185,7 +185,7 @@ core::BatchArrays arrays_of(const Lengths& lengths, AddressOf address_of) {
   return batch;
 }
 
-/// The host's schedule and all work items, by worker.
+/// The host's schedule and all work items, by range.
 struct HostWork {
   std::vector<std::byte> workspace;
   Made made;
@@ -199,11 +199,11 @@ HostWork host_work(const Case& test) {
       test.lengths, [](const std::vector<std::int32_t>& values) { return values.data(); });
   work.workspace.resize(bytes_of(test), kPoison);
   const schedule::ScheduleView view =
-      schedule::view_of(work.workspace.data(), batch.num_seqs, test.policy.num_workers);
+      schedule::view_of(work.workspace.data(), batch.num_seqs, test.policy.num_ranges);
   schedule::build(test.policy, test.shape, batch, view);
   work.made = read(test, view);
-  for (std::int32_t worker = 0; worker < test.policy.num_workers; ++worker) {
-    schedule::WorkCursor cursor(test.policy, test.shape, batch, view, worker);
+  for (std::int32_t range = 0; range < test.policy.num_ranges; ++range) {
+    schedule::WorkCursor cursor(test.policy, test.shape, batch, view, range);
     schedule::WorkItem item;
     while (cursor.next(item)) work.items.push_back(item);
     work.item_begin.push_back(static_cast<std::int32_t>(work.items.size()));
@@ -219,13 +219,13 @@ void expect_same_work(const Case& test, const HostWork& host, const core::BatchA
                       schedule::ScheduleView view) {
   const DeviceArray<std::int32_t> item_begin(host.item_begin);
   const DeviceArray<schedule::WorkItem> items(host.items.size());
-  const DeviceArray<std::int32_t> num_items(static_cast<std::size_t>(test.policy.num_workers));
+  const DeviceArray<std::int32_t> num_items(static_cast<std::size_t>(test.policy.num_ranges));
   require(testing::launch_walk(test.policy, test.shape, batch, view,
                                {item_begin.data(), items.data(), num_items.data()}));
   const std::vector<std::int32_t> found = num_items.to_host();
-  for (std::size_t worker = 0; worker < found.size(); ++worker) {
-    ASSERT_EQ(found[worker], host.item_begin[worker + 1] - host.item_begin[worker])
-        << "worker " << worker;
+  for (std::size_t range = 0; range < found.size(); ++range) {
+    ASSERT_EQ(found[range], host.item_begin[range + 1] - host.item_begin[range])
+        << "range " << range;
   }
   EXPECT_TRUE(std::ranges::equal(items.to_host(), host.items, same));
 }
@@ -241,14 +241,14 @@ void expect_same_schedule(const Case& test) {
       });
   const DeviceArray<std::byte> workspace(bytes_of(test));
   const schedule::ScheduleView view =
-      schedule::view_of(workspace.data(), batch.num_seqs, test.policy.num_workers);
+      schedule::view_of(workspace.data(), batch.num_seqs, test.policy.num_ranges);
   require(cuda::launch_schedule(test.policy, test.shape, batch, view, nullptr));
 
   std::vector<std::byte> copy = workspace.to_host();
   const Made made =
-      read(test, schedule::view_of(copy.data(), batch.num_seqs, test.policy.num_workers));
+      read(test, schedule::view_of(copy.data(), batch.num_seqs, test.policy.num_ranges));
   EXPECT_EQ(made.num_seqs, host.made.num_seqs);
-  EXPECT_EQ(made.num_workers, host.made.num_workers);
+  EXPECT_EQ(made.num_ranges, host.made.num_ranges);
   EXPECT_EQ(made.total_cost, host.made.total_cost);
   EXPECT_EQ(made.cost_before, host.made.cost_before);
   EXPECT_EQ(made.ranges, host.made.ranges);
@@ -273,8 +273,8 @@ TEST(ScheduleOnTheDevice, CountsCostsBeyond32Bits) {
     test.lengths.qo_indptr.push_back(test.lengths.qo_indptr.back() + 10'000);
     test.lengths.kv_len.push_back(1'000'000);
   }
-  test.policy.kv_tile = 1;
-  test.policy.num_workers = 132;
+  test.policy.keys_per_tile = 1;
+  test.policy.num_ranges = 132;
   test.policy.tile_rows = 64;
   EXPECT_GT(host_work(test).made.total_cost, std::int64_t{1} << 32);
   expect_same_schedule(test);
@@ -305,7 +305,7 @@ TEST(ScheduleOnTheDevice, MayBeCapturedAndReplayedForOtherLengths) {
   batch.kv_len = kv_len.data();
   const DeviceArray<std::byte> workspace(bytes_of(test));
   const schedule::ScheduleView view =
-      schedule::view_of(workspace.data(), batch.num_seqs, test.policy.num_workers);
+      schedule::view_of(workspace.data(), batch.num_seqs, test.policy.num_ranges);
 
   cudaStream_t stream = nullptr;
   require(cudaStreamCreate(&stream));
@@ -322,7 +322,7 @@ TEST(ScheduleOnTheDevice, MayBeCapturedAndReplayedForOtherLengths) {
   require(cudaGraphLaunch(executable, stream));
   require(cudaStreamSynchronize(stream));
   std::vector<std::byte> copy = workspace.to_host();
-  EXPECT_EQ(read(test, schedule::view_of(copy.data(), 3, test.policy.num_workers)).cost_before,
+  EXPECT_EQ(read(test, schedule::view_of(copy.data(), 3, test.policy.num_ranges)).cost_before,
             host_work(test).made.cost_before);
   require(cudaGraphExecDestroy(executable));
   require(cudaGraphDestroy(graph));

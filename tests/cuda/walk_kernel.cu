@@ -15,18 +15,18 @@ struct Arguments {
 };
 
 __global__ void walk_kernel(const __grid_constant__ Arguments arguments) {
-  const auto worker = static_cast<std::int32_t>(blockIdx.x * blockDim.x + threadIdx.x);
-  if (worker >= arguments.policy.num_workers) return;
+  const auto range = static_cast<std::int32_t>(blockIdx.x * blockDim.x + threadIdx.x);
+  if (range >= arguments.policy.num_ranges) return;
   const Walk& walk = arguments.walk;
-  const std::int32_t room = walk.item_begin[worker + 1] - walk.item_begin[worker];
+  const std::int32_t room = walk.item_begin[range + 1] - walk.item_begin[range];
   schedule::WorkCursor cursor(arguments.policy, arguments.shape, arguments.batch,
-                              arguments.schedule, worker);
+                              arguments.schedule, range);
   schedule::WorkItem item;
   std::int32_t found = 0;
   for (; cursor.next(item); ++found) {
-    if (found < room) walk.items[walk.item_begin[worker] + found] = item;
+    if (found < room) walk.items[walk.item_begin[range] + found] = item;
   }
-  walk.num_items[worker] = found;
+  walk.num_items[range] = found;
 }
 
 }  // namespace
@@ -34,7 +34,7 @@ __global__ void walk_kernel(const __grid_constant__ Arguments arguments) {
 cudaError_t launch_walk(const schedule::TilePolicy& policy, const core::ProblemShape& shape,
                         const core::BatchArrays& batch, schedule::ScheduleView schedule,
                         const Walk& walk) noexcept {
-  const int blocks = (policy.num_workers + kThreads - 1) / kThreads;
+  const int blocks = (policy.num_ranges + kThreads - 1) / kThreads;
   walk_kernel<<<blocks, kThreads>>>(Arguments{policy, shape, batch, schedule, walk});
   return cudaGetLastError();
 }

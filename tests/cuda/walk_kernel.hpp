@@ -9,14 +9,14 @@
 
 namespace quire::testing {
 
-/// What the workers of a schedule find, on the device.
+/// What the ranges of a schedule find, on the device.
 struct Walk {
-  const std::int32_t* item_begin = nullptr;  // [num_workers + 1]: room of each worker in items
-  schedule::WorkItem* items = nullptr;       // [item_begin[num_workers]]
-  std::int32_t* num_items = nullptr;         // [num_workers]: found, room or not
+  const std::int32_t* item_begin = nullptr;  // [num_ranges + 1]: room of each range in items
+  schedule::WorkItem* items = nullptr;       // [item_begin[num_ranges]]
+  std::int32_t* num_items = nullptr;         // [num_ranges]: found, room or not
 };
 
-/// One thread per worker steps a `WorkCursor` to its end.
+/// One thread per range steps a `WorkCursor` to its end.
 cudaError_t launch_walk(const schedule::TilePolicy& policy, const core::ProblemShape& shape,
                         const core::BatchArrays& batch, schedule::ScheduleView schedule,
                         const Walk& walk) noexcept;

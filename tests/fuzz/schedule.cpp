@@ -29,28 +29,28 @@ class Problem {
     shape_.page_size = 16;
     shape_.mask = static_cast<Mask>(bytes_.between(0, 3));
     shape_.window_left = bytes_.once_in(2) ? bytes_.take<std::uint16_t>() : -1;
-    policy_.kv_tile = 1 << bytes_.between(0, 8);
+    policy_.keys_per_tile = 1 << bytes_.between(0, 8);
     policy_.tile_rows = bytes_.between(1, 200);
     policy_.all_heads_rows = bytes_.between(0, 100);
-    policy_.num_workers = bytes_.between(1, 64);
+    policy_.num_ranges = bytes_.between(1, 64);
     policy_.min_split_tiles = bytes_.between(1, 6);
     policy_.cost_of_unit = bytes_.between(1, 30);
     policy_.cost_of_tile = bytes_.between(0, 12);
     policy_.cost_of_row = bytes_.between(1, 4);
-    policy_.min_worker_cost = bytes_.take<std::uint16_t>() + 1;
+    policy_.min_range_cost = bytes_.take<std::uint16_t>() + 1;
     draw_lengths();
   }
 
   void run() {
     std::vector<std::uint64_t> workspace(
-        schedule::schedule_bytes(batch_.num_seqs, policy_.num_workers) / sizeof(std::uint64_t) + 1,
+        schedule::schedule_bytes(batch_.num_seqs, policy_.num_ranges) / sizeof(std::uint64_t) + 1,
         ~std::uint64_t{0});
     const schedule::ScheduleView view =
-        schedule::view_of(workspace.data(), batch_.num_seqs, policy_.num_workers);
+        schedule::view_of(workspace.data(), batch_.num_seqs, policy_.num_ranges);
     schedule::build(policy_, shape_, batch_, view);
     std::map<Unit, std::vector<WorkItem>> units;
-    for (std::int32_t worker = 0; worker < policy_.num_workers; ++worker) {
-      schedule::WorkCursor cursor(policy_, shape_, batch_, view, worker);
+    for (std::int32_t range = 0; range < policy_.num_ranges; ++range) {
+      schedule::WorkCursor cursor(policy_, shape_, batch_, view, range);
       for (WorkItem item; cursor.next(item);) {
         require(item.seq >= 0 && item.seq < batch_.num_seqs);
         units[{item.seq, item.kv_head_begin, item.q_begin}].push_back(item);
@@ -91,7 +91,7 @@ class Problem {
     std::vector<const WorkItem*> pieces(items.size(), nullptr);
     for (const WorkItem& item : items) {
       require(item.piece >= 0 && item.piece < first.num_pieces);
-      require(item.num_pieces == first.num_pieces && item.first_worker == first.first_worker);
+      require(item.num_pieces == first.num_pieces && item.first_range == first.first_range);
       require(item.kv_head_end == first.kv_head_end && item.q_end == first.q_end);
       pieces[static_cast<std::size_t>(item.piece)] = &item;
     }

@@ -35,17 +35,16 @@ class Scheduled {
     batch.num_seqs = static_cast<std::int32_t>(seqs.size());
     batch.qo_indptr = qo_indptr_.data();
     batch.kv_len = kv_len_.data();
-    workspace_.resize(schedule_bytes(batch.num_seqs, policy.num_workers) / 8 + 1,
-                      ~std::uint64_t{0});
-    view = view_of(workspace_.data(), batch.num_seqs, policy.num_workers);
+    workspace_.resize(schedule_bytes(batch.num_seqs, policy.num_ranges) / 8 + 1, ~std::uint64_t{0});
+    view = view_of(workspace_.data(), batch.num_seqs, policy.num_ranges);
     build(policy, shape, batch, view);
   }
   Scheduled(const Scheduled&) = delete;
   Scheduled& operator=(const Scheduled&) = delete;
 
-  [[nodiscard]] std::vector<WorkItem> items_of(std::int32_t worker) const {
+  [[nodiscard]] std::vector<WorkItem> items_of(std::int32_t range) const {
     std::vector<WorkItem> items;
-    WorkCursor cursor(policy, shape, batch, view, worker);
+    WorkCursor cursor(policy, shape, batch, view, range);
     for (WorkItem item; cursor.next(item);) items.push_back(item);
     return items;
   }
@@ -79,15 +78,15 @@ core::ProblemShape random_shape(std::mt19937& random) {
 
 TilePolicy random_policy(std::mt19937& random) {
   TilePolicy policy;
-  policy.kv_tile = 1 << pick(random, 2, 7);
+  policy.keys_per_tile = 1 << pick(random, 2, 7);
   policy.tile_rows = pick(random, 1, 64);
   policy.all_heads_rows = pick(random, 0, 1) == 0 ? 0 : pick(random, 1, 64);
-  policy.num_workers = pick(random, 1, 40);
+  policy.num_ranges = pick(random, 1, 40);
   policy.min_split_tiles = pick(random, 1, 4);
   policy.cost_of_unit = pick(random, 1, 20);
   policy.cost_of_tile = pick(random, 0, 10);
   policy.cost_of_row = pick(random, 1, 3);
-  policy.min_worker_cost = pick(random, 1, 200);
+  policy.min_range_cost = pick(random, 1, 200);
   return policy;
 }
 
@@ -117,30 +116,30 @@ std::int64_t cost_of_item(const Scheduled& scheduled, const WorkItem& item) {
   const TilePolicy& policy = scheduled.policy;
   const std::int64_t heads = item.kv_head_end - item.kv_head_begin;
   const std::int64_t rows = (item.q_end - item.q_begin) * heads * scheduled.shape.group_size;
-  const std::int64_t tiles =
-      item.kv_begin >= item.kv_end
-          ? 0
-          : (item.kv_end + policy.kv_tile - 1) / policy.kv_tile - item.kv_begin / policy.kv_tile;
+  const std::int64_t tiles = item.kv_begin >= item.kv_end
+                                 ? 0
+                                 : (item.kv_end + policy.keys_per_tile - 1) / policy.keys_per_tile -
+                                       item.kv_begin / policy.keys_per_tile;
   return tiles * (heads * policy.cost_of_tile + rows * policy.cost_of_row);
 }
 
-/// Gathers the items of all workers by unit and checks that the units tile the batch.
+/// Gathers the items of all ranges by unit and checks that the units tile the batch.
 void expect_exact_cover(const Scheduled& scheduled, int& split_units) {
   using UnitKey = std::tuple<std::int32_t, std::int32_t, std::int32_t>;  // seq, kv head, q_begin
   std::map<UnitKey, std::vector<WorkItem>> units;
   std::set<std::int32_t> slots;
   std::set<std::pair<std::int32_t, UnitKey>> counters;
-  for (std::int32_t worker = 0; worker < scheduled.view.header->num_workers; ++worker) {
-    for (const WorkItem& item : scheduled.items_of(worker)) {
+  for (std::int32_t range = 0; range < scheduled.view.header->num_ranges; ++range) {
+    for (const WorkItem& item : scheduled.items_of(range)) {
       const UnitKey key{item.seq, item.kv_head_begin, item.q_begin};
       units[key].push_back(item);
       if (item.num_pieces == 1) continue;
-      const std::int32_t slot = partial_slot(item.first_worker, item.piece);
+      const std::int32_t slot = partial_slot(item.first_range, item.piece);
       ASSERT_TRUE(slots.insert(slot).second) << "two pieces share slot " << slot;
       ASSERT_GE(slot, 0);
-      ASSERT_LT(slot, 2 * scheduled.policy.num_workers);
-      ASSERT_EQ(worker, item.first_worker + item.piece);
-      counters.insert({item.first_worker, key});
+      ASSERT_LT(slot, 2 * scheduled.policy.num_ranges);
+      ASSERT_EQ(range, item.first_range + item.piece);
+      counters.insert({item.first_range, key});
     }
   }
   split_units += static_cast<int>(counters.size());
@@ -164,7 +163,7 @@ void expect_exact_cover(const Scheduled& scheduled, int& split_units) {
     std::int32_t at = keys.begin;
     for (std::size_t piece = 0; piece < pieces.size(); ++piece) {
       ASSERT_EQ(pieces[piece].piece, static_cast<std::int32_t>(piece));
-      ASSERT_EQ(pieces[piece].first_worker, first.first_worker);
+      ASSERT_EQ(pieces[piece].first_range, first.first_range);
       if (pieces.size() > 1) {
         ASSERT_EQ(pieces[piece].kv_begin, at);
         ASSERT_LT(pieces[piece].kv_begin, pieces[piece].kv_end);
@@ -185,18 +184,18 @@ void expect_exact_cover(const Scheduled& scheduled, int& split_units) {
 }
 
 void expect_balance(const Scheduled& scheduled) {
-  const std::int32_t workers = scheduled.view.header->num_workers;
+  const std::int32_t ranges = scheduled.view.header->num_ranges;
   const TilePolicy& policy = scheduled.policy;
   const std::int64_t slack =
       2 * (policy.cost_of_unit +
            (policy.min_split_tiles + 1) * max_cost_of_kv_tile(policy, scheduled.shape));
   std::int64_t sum = 0;
-  for (std::int32_t worker = 0; worker < workers; ++worker) {
+  for (std::int32_t range = 0; range < ranges; ++range) {
     std::int64_t cost = 0;
-    for (const WorkItem& item : scheduled.items_of(worker)) {
+    for (const WorkItem& item : scheduled.items_of(range)) {
       cost += cost_of_item(scheduled, item) + (item.piece == 0 ? policy.cost_of_unit : 0);
     }
-    ASSERT_LE(cost, scheduled.view.header->total_cost / workers + slack);
+    ASSERT_LE(cost, scheduled.view.header->total_cost / ranges + slack);
     sum += cost;
   }
   ASSERT_EQ(sum, scheduled.view.header->total_cost);
@@ -237,8 +236,8 @@ TEST(Schedule, CoversEveryVisiblePairOnceWhenCountedPairByPair) {
       const Lengths lengths = scheduled.seqs[static_cast<std::size_t>(seq)];
       std::vector<int> count(
           static_cast<std::size_t>(lengths.qo_len) * static_cast<std::size_t>(lengths.kv_len), 0);
-      for (std::int32_t worker = 0; worker < scheduled.view.header->num_workers; ++worker) {
-        for (const WorkItem& item : scheduled.items_of(worker)) {
+      for (std::int32_t range = 0; range < scheduled.view.header->num_ranges; ++range) {
+        for (const WorkItem& item : scheduled.items_of(range)) {
           if (item.seq != seq || item.kv_head_begin != 0) continue;
           for (std::int32_t query = item.q_begin; query < item.q_end; ++query) {
             for (std::int32_t key = item.kv_begin; key < item.kv_end; ++key) {
@@ -265,16 +264,16 @@ TEST(Schedule, CoversEveryVisiblePairOnceWhenCountedPairByPair) {
 
 TEST(Schedule, SplitsOneLongRequestAmongAllWorkers) {
   TilePolicy policy;
-  policy.num_workers = 16;
+  policy.num_ranges = 16;
   core::ProblemShape shape;
   shape.num_kv_heads = 8;
   shape.group_size = 4;
   shape.num_qo_heads = 32;
   policy.all_heads_rows = 256;
   const Scheduled scheduled(policy, shape, {{1, 65536}});
-  EXPECT_EQ(scheduled.view.header->num_workers, 16);
-  for (std::int32_t worker = 0; worker < 16; ++worker) {
-    const std::vector<WorkItem> items = scheduled.items_of(worker);
+  EXPECT_EQ(scheduled.view.header->num_ranges, 16);
+  for (std::int32_t range = 0; range < 16; ++range) {
+    const std::vector<WorkItem> items = scheduled.items_of(range);
     ASSERT_EQ(items.size(), 1U);
     EXPECT_EQ(items[0].num_pieces, 16);
     EXPECT_NEAR(items[0].kv_end - items[0].kv_begin, 4096, 64);
@@ -283,11 +282,11 @@ TEST(Schedule, SplitsOneLongRequestAmongAllWorkers) {
 
 TEST(Schedule, OfABatchWithoutQueriesHasNoWorkers) {
   const Scheduled none(TilePolicy{}, random_shape(*std::make_unique<std::mt19937>(4)), {});
-  EXPECT_EQ(none.view.header->num_workers, 0);
+  EXPECT_EQ(none.view.header->num_ranges, 0);
   core::ProblemShape shape;
   shape.num_kv_heads = shape.group_size = shape.num_qo_heads = 1;
   const Scheduled empty(TilePolicy{}, shape, {{0, 100}, {0, 0}});
-  EXPECT_EQ(empty.view.header->num_workers, 0);
+  EXPECT_EQ(empty.view.header->num_ranges, 0);
 }
 
 TEST(Schedule, GivesRowsThatSeeNothingAnItemOfTheirOwn) {
@@ -322,11 +321,11 @@ TEST(Schedule, DescribesItsOwnBatchAndNoOther) {
 
 TEST(Schedule, ZeroesTheArrivalCountersWhateverTheWorkspaceHeld) {
   TilePolicy policy;
-  policy.num_workers = 7;
+  policy.num_ranges = 7;
   core::ProblemShape shape;
   shape.num_kv_heads = shape.group_size = shape.num_qo_heads = 1;
   const Scheduled scheduled(policy, shape, {{1, 10}});
-  for (int worker = 0; worker < 7; ++worker) EXPECT_EQ(scheduled.view.arrivals[worker], 0U);
+  for (int range = 0; range < 7; ++range) EXPECT_EQ(scheduled.view.arrivals[range], 0U);
 }
 
 TEST(FloorSum, EqualsTheSumTermByTerm) {
