@@ -71,6 +71,10 @@ Status append(Device device, const core::BatchArrays& batch, const core::AppendA
               const CallOptions& call) noexcept;
 Status merge_states(Device device, const core::MergeArrays& arrays,
                     const CallOptions& call) noexcept;
+/// Memory of a device. @throws Error `kOutOfMemory` or `kDeviceError`.
+void* allocate(Device device, std::size_t bytes);
+/// Waits for the stream first.
+void release(Device device, void* memory, void* stream) noexcept;
 /// Copies the record to the host after what is on the stream.
 Status read_check_record(Device device, const CheckRecord* record, const CallOptions& call,
                          CheckRecord& out) noexcept;

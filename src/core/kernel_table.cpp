@@ -118,6 +118,11 @@ std::vector<Mismatch> mismatches(const KernelRow& row, const AttentionSpec& spec
   match_dtype("q_dtype", row.q_dtypes, spec.q_dtype);
   match_dtype("kv_dtype", row.kv_dtypes, spec.kv_dtype);
   match_head_dims(row, spec, out);
+  const std::int32_t group_size = spec.num_qo_heads / spec.num_kv_heads;
+  if (row.max_group_size > 0 && group_size > row.max_group_size) {
+    out.push_back({"num_qo_heads / num_kv_heads", fmt::format("at most {}", row.max_group_size),
+                   fmt::format("{}", group_size), fmt::format("{}", row.max_group_size)});
+  }
   if (!row.masks.has(spec.mask)) {
     const std::string names = describe_masks(row.masks);
     out.push_back({"mask", "one of " + names, std::string(mask_name(spec.mask)), names});

@@ -43,6 +43,7 @@ struct KernelRow {
   std::int32_t head_dim_multiple = 0;       ///< any multiple of it …
   std::int32_t head_dim_max = 0;            ///< … up to here, qk and vo independent; or, if 0,
   std::span<const HeadDims> head_dim_list;  ///< one of these
+  std::int32_t max_group_size = 0;          ///< query heads per kv head; 0: any
   SetOf<Mask> masks;
   SetOf<KvScale> kv_scales;
   bool window = false;
