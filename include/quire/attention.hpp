@@ -223,8 +223,10 @@ class QUIRE_API Attention {
   /// O(num_seqs).
   /// @param batch     See `Batch`.
   /// @param schedule  At least `workspace_sizes().schedule` bytes; any content.
-  /// @return `kInvalidArgument` with a sentence for a wrong shape, dtype or device; on the CPU, and
-  ///   through `CallOptions::check` elsewhere, for wrong lengths and offsets too.
+  /// @return `kInvalidArgument` (a wrong shape, dtype, stride or device; on the CPU, and through
+  ///   `CallOptions::check` elsewhere, a wrong length or offset too), `kTooLong` (more than
+  ///   `BatchLimits` allow, seen where wrong values are), `kWorkspaceTooSmall` (or misaligned),
+  ///   `kDeviceError`, `kOutOfMemory` (for the sentence of one of these).
   Status schedule(const Batch& batch, Workspace schedule,
                   const CallOptions& call = {}) const noexcept;
 
@@ -235,7 +237,9 @@ class QUIRE_API Attention {
   /// @param schedule  As `schedule()` left it. Written while the call runs (runs that overlap in time
   ///   need schedules of their own); ready for the next `run()` afterwards.
   /// @param scratch   At least `workspace_sizes().scratch` bytes; any content.
-  /// @return As `schedule()`; on the CPU page ids are checked before they are followed.
+  /// @return The codes of `schedule()`. `kInvalidArgument` also for a schedule that `schedule()` did
+  ///   not leave for this batch and for page ids that the cache does not have (on the CPU, where
+  ///   they are checked before they are followed; elsewhere through `CallOptions::check`).
   Status run(const Batch& batch, const AttentionTensors& tensors, Workspace schedule,
              Workspace scratch, const CallOptions& call = {}) const noexcept;
 
@@ -243,7 +247,8 @@ class QUIRE_API Attention {
   std::unique_ptr<const internal::AttentionBackend> backend_;
 };
 
-/// Schedules and runs one batch with workspaces of its own: for those who call once. Allocates.
+/// Schedules and runs one batch with workspaces of its own: for those who call once. Its
+/// `BatchLimits` are what the shapes of q and of the table hold. Allocates.
 /// @throws Error for everything that the constructor, `schedule()` and `run()` report.
 QUIRE_API void attention(Device device, const AttentionSpec& spec, const Batch& batch,
                          const AttentionTensors& tensors, const CallOptions& call = {},
@@ -270,8 +275,10 @@ struct AppendTensors {
 /// @param layout  Of k_cache and v_cache, whose page_size is read from their shape.
 /// @param batch   Read only if `slot_mapping` is not given: `qo_indptr` and a page table with
 /// lengths.
-/// @return `kInvalidArgument` for a wrong shape, dtype, slot or page id; nothing is written then
-///   (on the CPU, and on CUDA for what the host can see).
+/// @return `kInvalidArgument` (a wrong shape, dtype, slot or page id), `kTooLong` (a request of more
+///   keys than int32 counts), `kUnsupported`, `kDeviceError`, `kOutOfMemory` (for the sentence of
+///   one of these, or as `default_executor()` throws it); nothing is written then (on the CPU, and
+///   on CUDA for what the host can see).
 QUIRE_API Status append(Device device, KvLayout layout, const Batch& batch,
                         const AppendTensors& tensors, const CallOptions& call = {},
                         const AttentionOptions& options = {}) noexcept;
@@ -288,7 +295,8 @@ struct MergeTensors {
 /// lse = log Σ exp(lse_p), in the order of the parts. A sink counts where its part sees a key:
 /// give it to one part only, one in which every row sees a key.
 /// Does not allocate; on CUDA does not synchronise and may be captured. O(size of o_parts).
-/// @return `kInvalidArgument` for a wrong shape or dtype.
+/// @return `kInvalidArgument` (a wrong shape or dtype), `kUnsupported`, `kDeviceError`,
+///   `kOutOfMemory` (as `append()`).
 QUIRE_API Status merge_states(Device device, const MergeTensors& tensors,
                               const CallOptions& call = {},
                               const AttentionOptions& options = {}) noexcept;
@@ -304,10 +312,13 @@ enum class CheckedItem : std::int32_t {
   kKvIndptr = 6,        ///< An offset of `Batch::kv_indptr`.
   kSlot = 7,            ///< A slot of `AppendTensors::slot_mapping`.
   kFullMaskIndptr = 8,  ///< An offset of `Batch::full_mask_indptr`.
+  kMaxTotalQ = 9,       ///< An offset of `Batch::qo_indptr` beyond `BatchLimits::max_total_q`.
+  kMaxKvLen = 10,       ///< The keys of a request, more than `BatchLimits::max_kv_len`.
 };
 
 /// Reads the record of checked mode and turns it into its sentence. Synchronises with
-/// `call.stream`. @return Ok if nothing was found.
+/// `call.stream`. @return Ok if nothing was found, else the code that the CPU gives the same
+///   offence: `kInvalidArgument` or `kTooLong`; `kInvalidArgument` for no record, `kDeviceError`.
 [[nodiscard]] QUIRE_API Status check_result(Device device, const CheckRecord* record,
                                             const CallOptions& call = {}) noexcept;
 

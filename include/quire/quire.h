@@ -403,7 +403,8 @@ QUIRE_API quire_status quire_call_options_init(quire_call_options* call,
                                                size_t struct_size) QUIRE_NOEXCEPT;
 
 /** Reads the record of checked mode and turns it into its status and sentence. Synchronises with
- *  `call->stream`. @param call  May be NULL. @return `QUIRE_OK` if nothing was found. */
+ *  `call->stream`. @param call  May be NULL. @return `QUIRE_OK` if nothing was found, else the code
+ *  that the CPU gives the same offence: `QUIRE_INVALID_ARGUMENT` or `QUIRE_TOO_LONG`. */
 QUIRE_API quire_status quire_check_result(quire_device device, const quire_check_record* record,
                                           const quire_call_options* call) QUIRE_NOEXCEPT;
 
@@ -468,9 +469,11 @@ QUIRE_API quire_status quire_attention_workspace_sizes(const quire_attention* at
  *  O(num_seqs).
  *  @param schedule  Workspace of at least the schedule size; any content.
  *  @param call      May be NULL.
- *  @return `QUIRE_INVALID_ARGUMENT` for a wrong shape, dtype or device; on the CPU, and through
- *    `quire_call_options::check` elsewhere, for wrong lengths and offsets too;
- *    `QUIRE_WORKSPACE_TOO_SMALL`, `QUIRE_TOO_LONG`. */
+ *  @return `QUIRE_INVALID_ARGUMENT` (a wrong shape, dtype, stride or device; on the CPU, and through
+ *    `quire_call_options::check` elsewhere, a wrong length or offset too), `QUIRE_TOO_LONG` (more
+ *    than the limits allow, seen where wrong values are), `QUIRE_WORKSPACE_TOO_SMALL` (or
+ *    misaligned), `QUIRE_BAD_HANDLE`, `QUIRE_DEVICE_ERROR`, `QUIRE_OUT_OF_MEMORY` (for the sentence
+ *    of one of these). */
 QUIRE_API quire_status quire_attention_schedule(const quire_attention* attention,
                                                 const quire_batch* batch, void* schedule,
                                                 size_t schedule_bytes,
@@ -482,7 +485,9 @@ QUIRE_API quire_status quire_attention_schedule(const quire_attention* attention
  *  @param schedule  As `quire_attention_schedule` left it; ready for the next run afterwards.
  *  @param scratch   Workspace of at least the scratch size; any content.
  *  @param call      May be NULL.
- *  @return As `quire_attention_schedule`; on the CPU page ids are checked too. */
+ *  @return The codes of `quire_attention_schedule`. `QUIRE_INVALID_ARGUMENT` also for a schedule that
+ *    was not left for this batch and for page ids that the cache does not have (on the CPU, where
+ *    they are checked before they are followed; elsewhere through `quire_call_options::check`). */
 QUIRE_API quire_status quire_attention_run(const quire_attention* attention,
                                            const quire_batch* batch,
                                            const quire_attention_tensors* tensors, void* schedule,
@@ -491,7 +496,8 @@ QUIRE_API quire_status quire_attention_run(const quire_attention* attention,
                                            const quire_call_options* call) QUIRE_NOEXCEPT;
 
 /** Makes an attention, schedules and runs one batch with workspaces of its own: for those who call
- *  once. Allocates. @param call, options  May be NULL. @return What create, schedule, run do. */
+ *  once. Its limits are what the shapes of q and of the table hold. Allocates.
+ *  @param call, options  May be NULL. @return What create, schedule, run do. */
 QUIRE_API quire_status quire_attention_once(quire_device device, const quire_attention_spec* spec,
                                             const quire_batch* batch,
                                             const quire_attention_tensors* tensors,
@@ -536,8 +542,10 @@ QUIRE_API quire_status quire_append_tensors_init(quire_append_tensors* tensors,
  *    page table with lengths.
  *  @param call       May be NULL.
  *  @param options    May be NULL; `executor` alone is used.
- *  @return `QUIRE_INVALID_ARGUMENT` for a wrong shape, dtype, slot or page id; nothing is written
- *    then (on the CPU, and on CUDA for what the host can see). */
+ *  @return `QUIRE_INVALID_ARGUMENT` (a wrong shape, dtype, slot or page id), `QUIRE_TOO_LONG` (a
+ *    request of more keys than int32 counts), `QUIRE_BAD_HANDLE` (the executor), `QUIRE_UNSUPPORTED`,
+ *    `QUIRE_DEVICE_ERROR`, `QUIRE_OUT_OF_MEMORY`; nothing is written then (on the CPU, and on CUDA
+ *    for what the host can see). */
 QUIRE_API quire_status quire_append(quire_device device, int32_t kv_layout,
                                     const quire_batch* batch, const quire_append_tensors* tensors,
                                     const quire_call_options* call,

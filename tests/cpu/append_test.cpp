@@ -220,7 +220,7 @@ TEST(Append, RefusesABadSlotOrPageAndWritesNothing) {
             "[append] kv_len[2]: expected 0…48 (page_table has 3 pages of 16 tokens for each "
             "request), got 49");
   EXPECT_EQ(text_after([](AppendBatch& b) { b.c.qo_indptr[4] = 30; }),
-            "[append] qo_indptr[4]: expected 24…29, got 30");
+            "[append] qo_indptr[4]: expected at most 29 as k has rows, got 30");
 }
 
 }  // namespace

@@ -30,6 +30,7 @@ RandomBatchOptions three_requests(KeySource source, Mask mask = Mask::kCausal) {
 
 /// What came of a spoilt call, and what was noted.
 struct Outcome {
+  ErrorCode code = ErrorCode::kOk;
   std::string text;
   CheckRecord record;
 };
@@ -46,7 +47,7 @@ Outcome outcome_of(RandomBatch& batch) {
   if (status.ok()) {
     status = attention.run(batch.batch, batch.tensors, schedule.get(), scratch.get(), call);
   }
-  EXPECT_EQ(status.code(), status.ok() ? ErrorCode::kOk : ErrorCode::kInvalidArgument);
+  outcome.code = status.code();
   outcome.text = std::string(status.message());
   return outcome;
 }
@@ -58,9 +59,21 @@ Outcome outcome_after(const RandomBatchOptions& options,
   return outcome_of(batch);
 }
 
+/// Of a value that is wrong.
 std::string text_after(const RandomBatchOptions& options,
                        const std::function<void(RandomBatch&)>& spoil) {
-  return outcome_after(options, spoil).text;
+  const Outcome outcome = outcome_after(options, spoil);
+  EXPECT_EQ(outcome.code, outcome.text.empty() ? ErrorCode::kOk : ErrorCode::kInvalidArgument);
+  return outcome.text;
+}
+
+/// Of a value that is good, but beyond the limits of the attention; the record says the same.
+std::string too_long_after(const RandomBatchOptions& options,
+                           const std::function<void(RandomBatch&)>& spoil) {
+  const Outcome outcome = outcome_after(options, spoil);
+  EXPECT_EQ(outcome.code, ErrorCode::kTooLong);
+  EXPECT_EQ(check_result(Device::cpu(), &outcome.record).code(), ErrorCode::kTooLong);
+  return outcome.text;
 }
 
 TEST(BatchValues, ThatAreGoodLeaveNoSentenceAndAnEmptyRecord) {
@@ -80,8 +93,8 @@ TEST(BatchValues, OfQoIndptrAreInOrderAndWithinTheLimits) {
             "[schedule] qo_indptr[1]: expected 0…8, got -4");
   EXPECT_EQ(text_after(options, [](RandomBatch& b) { b.qo_indptr[2] = 1; }),
             "[schedule] qo_indptr[2]: expected 2…8, got 1");
-  EXPECT_EQ(text_after(options, [](RandomBatch& b) { b.qo_indptr[3] = 9; }),
-            "[schedule] qo_indptr[3]: expected 3…8, got 9");
+  EXPECT_EQ(too_long_after(options, [](RandomBatch& b) { b.qo_indptr[3] = 9; }),
+            "[schedule] qo_indptr[3]: expected at most 8 rows of q as BatchLimits says, got 9");
 }
 
 TEST(BatchValues, OfQoIndptrFitTheRowsOfQ) {
@@ -96,8 +109,9 @@ TEST(BatchValues, OfQoIndptrFitTheRowsOfQ) {
 
 TEST(BatchValues, OfKvLenAreWithinTheLimitsAndTheTable) {
   const RandomBatchOptions dense = three_requests(KeySource::kDense);
-  EXPECT_EQ(text_after(dense, [](RandomBatch& b) { b.kv_len[1] = 101; }),
-            "[schedule] kv_len[1]: expected 0…100, got 101");
+  EXPECT_EQ(too_long_after(dense, [](RandomBatch& b) { b.kv_len[1] = 101; }),
+            "[schedule] kv_len[1]: expected at most 100 keys of a request as BatchLimits says, got "
+            "101");
   EXPECT_EQ(text_after(dense, [](RandomBatch& b) { b.kv_len[2] = -1; }),
             "[schedule] kv_len[2]: expected 0…100, got -1");
   EXPECT_EQ(text_after(dense, [](RandomBatch& b) { b.kv_len[0] = 49; }),
@@ -126,11 +140,13 @@ TEST(BatchValues, OfCsrTablesAreInOrderAndWithinTheIndices) {
 TEST(BatchValues, OfLengthsThatFollowFromOffsetsAreWithinTheLimits) {
   RandomBatchOptions options = three_requests(KeySource::kCsr);
   options.requests[1] = {1, 101};
-  EXPECT_EQ(text_after(options, [](RandomBatch&) {}),
-            "[schedule] kv_page_indptr[2]: expected a request of at most 100 keys, got 101");
+  EXPECT_EQ(too_long_after(options, [](RandomBatch&) {}),
+            "[schedule] kv_page_indptr[2]: expected at most 100 keys of a request as BatchLimits "
+            "says, got 101");
   options.source = KeySource::kContiguous;
-  EXPECT_EQ(text_after(options, [](RandomBatch&) {}),
-            "[schedule] kv_indptr[2]: expected a request of at most 100 keys, got 101");
+  EXPECT_EQ(too_long_after(options, [](RandomBatch&) {}),
+            "[schedule] kv_indptr[2]: expected at most 100 keys of a request as BatchLimits says, "
+            "got 101");
 }
 
 TEST(BatchValues, OfKvIndptrAreInOrderAndWithinTheRows) {
