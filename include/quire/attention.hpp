@@ -169,7 +169,10 @@ struct CallOptions {
 /// How an `Attention` is made.
 struct AttentionOptions {
   Executor* executor = nullptr;  ///< CPU threads; null takes `default_executor()`. Must outlive it.
-  std::string kernel;            ///< Forces the kernel of this name (`quire info` lists them).
+  /// Forces the kernel of this name (`quire info` lists them). Empty: the first that serves the spec
+  /// or, on the CPU, the one that the environment asks for: `QUIRE_CPU_TIER=portable` takes
+  /// `cpu.portable`.
+  std::string kernel{};
 };
 
 /// Whether a device serves a spec, and by which kernel; if not, why not and what comes nearest.
@@ -179,7 +182,8 @@ struct Support {
   std::string reason;      ///< A sentence, empty if supported.
 };
 
-/// Looks the spec up in the kernel table. Does not touch a device and does not throw for anything a
+/// Looks the spec up in the kernel table, as the constructor does with default options
+/// (`QUIRE_CPU_TIER` counts). Does not touch a device and does not throw for anything a
 /// spec may hold; a device that is not built or not present is the constructor's business.
 [[nodiscard]] QUIRE_API Support supports(Device device, const AttentionSpec& spec);
 

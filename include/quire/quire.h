@@ -296,7 +296,9 @@ QUIRE_API quire_status quire_batch_limits_init(quire_batch_limits* limits,
 typedef struct quire_attention_options {
   size_t struct_size;       /**< sizeof this struct as the caller knows it. */
   quire_executor* executor; /**< CPU threads; NULL takes the pool shared by the process. */
-  const char* kernel;       /**< Forces the kernel of this name; NULL lets quire choose. */
+  /** Forces the kernel of this name. NULL: the first that serves the spec or, on the CPU, the one
+   * that the environment asks for: `QUIRE_CPU_TIER=portable` takes "cpu.portable". */
+  const char* kernel;
 } quire_attention_options;
 
 /** Static initialiser: all defaults. */
@@ -416,7 +418,8 @@ QUIRE_API quire_status quire_check_result(quire_device device, const quire_check
 /** Attention of one spec on one device. Immutable: used from many threads and streams at once. */
 typedef struct quire_attention quire_attention;
 
-/** Looks a spec up in the kernel table, without touching a device.
+/** Looks a spec up in the kernel table, as create does with default options (`QUIRE_CPU_TIER`
+ *  counts), without touching a device.
  *  @param kernel  Receives the name of the kernel that would serve it; may be NULL.
  *  @return `QUIRE_UNSUPPORTED` with the reason and the nearest supported choice. */
 QUIRE_API quire_status quire_supports(quire_device device, const quire_attention_spec* spec,

@@ -194,7 +194,7 @@ TEST(Append, WritesLargeBatchesInParallel) {
   AppendBatch batch(c);
   const auto pool = make_thread_pool(3);
   ASSERT_TRUE(quire::append(Device::cpu(), c.layout, batch.batch, batch.tensors, {},
-                            {.executor = pool.get(), .kernel = {}})
+                            {.executor = pool.get()})
                   .ok());
   batch.expect_written();
 }
