@@ -44,8 +44,9 @@ enum class KvLayout : std::int32_t {
 enum class Mask : std::int32_t {
   kNone = 0,    ///< Every key.
   kCausal = 1,  ///< Keys at or before the query's own position (aligned to the end).
-  kTree =
-      2,  ///< Every earlier key; among the new keys those whose bit is set (`Batch::tree_mask`).
+  /// Every key before the request's new ones and, of the new ones, exactly those whose bit is set in
+  /// `Batch::tree_mask`: a query sees its own key only if its bit is set.
+  kTree = 2,
   kFull = 3,  ///< The keys whose bit is set (`Batch::full_mask`).
 };
 
@@ -106,38 +107,43 @@ struct BatchLimits {
 ///
 /// Tables may hold more pages than the lengths need; what lies beyond, and what lies wholly before
 /// the window, is never read. A request may have no queries, no keys, or fewer keys than queries.
+///
+/// Given but not needed: `kv_page_indices` and `kv_last_page_len` are ignored without
+/// `kv_page_indptr`, and `kv_last_page_len` with `kv_len`. A mask that the spec does not name and a
+/// second way to find keys are refused. `append()` ignores masks.
 struct Batch {
   /// int32 [num_seqs + 1]: offsets of the requests' rows in q, from 0 on, not decreasing.
-  TensorView qo_indptr;
-  TensorView kv_len;           ///< int32 [num_seqs]: keys in cache, the new ones included.
-  TensorView page_table;       ///< int32 [num_seqs, ≥ ⌈kv_len / page_size⌉], rows may be strided.
-  TensorView kv_page_indptr;   ///< int32 [num_seqs + 1].
-  TensorView kv_page_indices;  ///< int32 [≥ kv_page_indptr[num_seqs]].
+  TensorView qo_indptr{};
+  TensorView kv_len{};           ///< int32 [num_seqs]: keys in cache, the new ones included.
+  TensorView page_table{};       ///< int32 [num_seqs, ≥ ⌈kv_len / page_size⌉], rows may be strided.
+  TensorView kv_page_indptr{};   ///< int32 [num_seqs + 1].
+  TensorView kv_page_indices{};  ///< int32 [≥ kv_page_indptr[num_seqs]].
   TensorView
-      kv_last_page_len;  ///< int32 [num_seqs], 1…page_size; any value for a request without pages.
-  TensorView kv_indptr;  ///< int32 [num_seqs + 1]: offsets of the requests' rows in K and V.
+      kv_last_page_len{};  ///< int32 [num_seqs], 1…page_size; any value for a request without pages.
+  TensorView kv_indptr{};  ///< int32 [num_seqs + 1]: offsets of the requests' rows in K and V.
 
   /// `Mask::kTree`: uint32 [total_q, ≥ ⌈max new keys / 32⌉]. Bit j % 32 of word j / 32 of a row
   /// says whether the query sees new key j, the key of the request's j-th new token.
-  TensorView tree_mask;
+  TensorView tree_mask{};
   /// `Mask::kFull`: uint8 bits, little-endian in a byte, requests after one another, each from a
   /// byte boundary: bit i · kv_len + t of a request says whether its query i sees key t.
-  TensorView full_mask;
+  TensorView full_mask{};
   TensorView
-      full_mask_indptr;  ///< int64 [num_seqs + 1]: byte offsets of the requests in full_mask.
+      full_mask_indptr{};  ///< int64 [num_seqs + 1]: byte offsets of the requests in full_mask.
 };
 
-/// The tensors of one layer. All live on the attention's device.
+/// The tensors of one layer. All live on the attention's device. Scales, sinks and slopes are given
+/// exactly if the spec uses them; others are refused.
 struct AttentionTensors {
-  TensorView q;         ///< q_dtype [total_q, num_qo_heads, D]; token and head axes may be strided.
-  TensorView k;         ///< kv_dtype, `NHD` or `HND` with D (paged), or rows (contiguous).
-  TensorView v;         ///< kv_dtype, the same with Dv; strides independent of K's.
-  MutableTensorView o;  ///< o_dtype [total_q, num_qo_heads, Dv]. Must not overlap q, k or v.
-  MutableTensorView lse;    ///< float32 [total_q, num_qo_heads], or not given.
-  TensorView k_scale;       ///< float32 [1] or [num_kv_heads], as `AttentionSpec::kv_scale` says.
-  TensorView v_scale;       ///< Likewise.
-  TensorView sinks;         ///< float32 [num_qo_heads]: unscaled logits.
-  TensorView alibi_slopes;  ///< float32 [num_qo_heads].
+  TensorView q{};  ///< q_dtype [total_q, num_qo_heads, D]; token and head axes may be strided.
+  TensorView k{};  ///< kv_dtype, `NHD` or `HND` with D (paged), or rows (contiguous).
+  TensorView v{};  ///< kv_dtype, the same with Dv; strides independent of K's.
+  MutableTensorView o{};      ///< o_dtype [total_q, num_qo_heads, Dv]. Must not overlap q, k or v.
+  MutableTensorView lse{};    ///< float32 [total_q, num_qo_heads], or not given.
+  TensorView k_scale{};       ///< float32 [1] or [num_kv_heads], as `AttentionSpec::kv_scale` says.
+  TensorView v_scale{};       ///< Likewise.
+  TensorView sinks{};         ///< float32 [num_qo_heads]: unscaled logits.
+  TensorView alibi_slopes{};  ///< float32 [num_qo_heads].
 };
 
 /// Caller-owned bytes on the attention's device, aligned to `kWorkspaceAlignment`. They may hold
@@ -151,7 +157,10 @@ struct WorkspaceSizes {
   std::size_t scratch = 0;  ///< Per stream: shared by everything that runs on it one after another.
 };
 
-/// What checked mode found: the first offence, written on the device. All zero is none.
+/// What checked mode found: the first offence, written on the device. All zero is none. The caller
+/// zeroes it before its first use and after an offence: calls write it only while `what` is 0 and
+/// never clear it, so that one record serves all layers of a step, or many steps, and is read once.
+/// Calls that overlap in time need separate ones.
 struct CheckRecord {
   std::int32_t what = 0;      ///< A `CheckedItem`, 0 if nothing was found.
   std::int32_t seq = 0;       ///< The request.
@@ -163,7 +172,7 @@ struct CheckRecord {
 /// How a call is made on a device.
 struct CallOptions {
   void* stream = nullptr;        ///< cudaStream_t. Ignored on the CPU, where calls are synchronous.
-  CheckRecord* check = nullptr;  ///< On the device: turns checked mode on. See `check_result()`.
+  CheckRecord* check = nullptr;  ///< On the device, zeroed: checked mode. See `check_result()`.
 };
 
 /// How an `Attention` is made.
@@ -204,7 +213,8 @@ class QUIRE_API Attention {
  public:
   /// Chooses the kernel. Allocates; the other calls do not.
   /// @throws Error `kInvalidArgument` (limits or spec contradict themselves), `kUnsupported` (no
-  ///   kernel; the text names the nearest supported choice), `kDeviceError` (no such device).
+  ///   kernel; the text names the nearest supported choice), `kDeviceError` (no such device), and
+  ///   what `default_executor()` throws if it is taken.
   Attention(Device device, const AttentionSpec& spec, const BatchLimits& limits,
             const AttentionOptions& options = {});
   Attention(Attention&&) noexcept;  ///< A moved-from one may only be destroyed or assigned to.
@@ -260,17 +270,17 @@ QUIRE_API void attention(Device device, const AttentionSpec& spec, const Batch& 
 
 /// New keys and values on their way into the cache.
 struct AppendTensors {
-  TensorView k;  ///< [total_q, num_kv_heads, D]: float32, float16 or bfloat16; strided as q.
-  TensorView v;  ///< [total_q, num_kv_heads, Dv], same dtype.
+  TensorView k{};  ///< [total_q, num_kv_heads, D]: float32, float16 or bfloat16; strided as q.
+  TensorView v{};  ///< [total_q, num_kv_heads, Dv], same dtype.
   MutableTensorView
-      k_cache;  ///< `NHD` or `HND` pages; converted to this dtype, rounding to nearest.
-  MutableTensorView v_cache;  ///< As many pages of the same layout, page size and dtype.
+      k_cache{};  ///< `NHD` or `HND` pages; converted to this dtype, rounding to nearest.
+  MutableTensorView v_cache{};  ///< As many pages of the same layout, page size and dtype.
   /// int64 [total_q]: page · page_size + offset; negative skips the row. Not given: slots are
   /// derived from the batch: row i of a request goes to position kv_len − qo_len + i. Slots are
   /// distinct; which of two rows for one slot wins is unspecified.
-  TensorView slot_mapping;
-  TensorView k_scale;  ///< float32 [1] or [num_kv_heads]: stored value · scale = k. Not given: 1.
-  TensorView v_scale;  ///< Likewise for v.
+  TensorView slot_mapping{};
+  TensorView k_scale{};  ///< float32 [1] or [num_kv_heads]: stored value · scale = k. Not given: 1.
+  TensorView v_scale{};  ///< Likewise for v.
 };
 
 /// Writes new keys and values into their pages. Rows beyond `qo_indptr[num_seqs]` and rows before
@@ -289,10 +299,12 @@ QUIRE_API Status append(Device device, KvLayout layout, const Batch& batch,
 
 /// Partial results of the same queries over disjoint sets of keys.
 struct MergeTensors {
-  TensorView o_parts;    ///< float32, float16 or bfloat16 [num_parts, total_q, num_heads, Dv].
-  TensorView lse_parts;  ///< float32 [num_parts, total_q, num_heads]; −inf for a part without keys.
-  MutableTensorView o;   ///< [total_q, num_heads, Dv]; may be part 0 itself, else must not overlap.
-  MutableTensorView lse;  ///< float32 [total_q, num_heads], or not given.
+  TensorView o_parts{};  ///< float32, float16 or bfloat16 [num_parts, total_q, num_heads, Dv].
+  TensorView
+      lse_parts{};  ///< float32 [num_parts, total_q, num_heads]; −inf for a part without keys.
+  MutableTensorView
+      o{};  ///< [total_q, num_heads, Dv]; may be part 0 itself, else must not overlap.
+  MutableTensorView lse{};  ///< float32 [total_q, num_heads], or not given.
 };
 
 /// Joins partial results into the result over all keys: o = Σ exp(lse_p − lse) · o_p with
@@ -320,8 +332,8 @@ enum class CheckedItem : std::int32_t {
   kMaxKvLen = 10,       ///< The keys of a request, more than `BatchLimits::max_kv_len`.
 };
 
-/// Reads the record of checked mode and turns it into its sentence. Synchronises with
-/// `call.stream`. @return Ok if nothing was found, else the code that the CPU gives the same
+/// Reads the record of checked mode, which it leaves as it is, and turns it into its sentence.
+/// Synchronises with `call.stream`. @return Ok if nothing was found, else the code that the CPU gives the same
 ///   offence: `kInvalidArgument` or `kTooLong`; `kInvalidArgument` for no record, `kDeviceError`.
 [[nodiscard]] QUIRE_API Status check_result(Device device, const CheckRecord* record,
                                             const CallOptions& call = {}) noexcept;

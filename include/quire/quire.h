@@ -215,8 +215,10 @@ enum quire_kv_layout {
 enum quire_mask {
   QUIRE_MASK_NONE = 0,   /**< Every key. */
   QUIRE_MASK_CAUSAL = 1, /**< Keys at or before the query's own position (aligned to the end). */
-  QUIRE_MASK_TREE = 2,   /**< Every earlier key; of the new keys those set in `tree_mask`. */
-  QUIRE_MASK_FULL = 3    /**< The keys whose bit is set in `full_mask`. */
+  /** Every key before the request's new ones and, of the new ones, exactly those whose bit is set
+   * in `tree_mask`: a query sees its own key only if its bit is set. */
+  QUIRE_MASK_TREE = 2,
+  QUIRE_MASK_FULL = 3 /**< The keys whose bit is set in `full_mask`. */
 };
 
 /** How scales of K and V are given. The values never change. */
@@ -320,7 +322,11 @@ QUIRE_API quire_status quire_attention_options_init(quire_attention_options* opt
  *  | contiguous K/V (`page_size` 0) | `kv_indptr` | difference of `kv_indptr`, or `kv_len` <= it |
  *
  *  Tables may hold more pages than the lengths need; what lies beyond, and what lies wholly before
- *  the window, is never read. A request may have no queries, no keys, fewer keys than queries. */
+ *  the window, is never read. A request may have no queries, no keys, fewer keys than queries.
+ *
+ *  Given but not needed: `kv_page_indices` and `kv_last_page_len` are ignored without
+ *  `kv_page_indptr`, and `kv_last_page_len` with `kv_len`. A mask that the spec does not name and a
+ *  second way to find keys are refused. `quire_append` ignores masks. */
 typedef struct quire_batch {
   size_t struct_size;     /**< sizeof this struct as the caller knows it. */
   quire_tensor qo_indptr; /**< int32 [num_seqs + 1]: offsets of the requests' rows in q. */
@@ -350,7 +356,8 @@ typedef struct quire_batch {
 /** Writes `QUIRE_BATCH_INIT`. */
 QUIRE_API quire_status quire_batch_init(quire_batch* batch, size_t struct_size) QUIRE_NOEXCEPT;
 
-/** The tensors of one layer. All live on the attention's device. */
+/** The tensors of one layer. All live on the attention's device. Scales, sinks and slopes are given
+ *  exactly if the spec uses them; others are refused. */
 typedef struct quire_attention_tensors {
   size_t struct_size; /**< sizeof this struct as the caller knows it. */
   quire_tensor q;   /**< q_dtype [total_q, num_qo_heads, D]; token and head axes may be strided. */
@@ -381,7 +388,10 @@ typedef struct quire_attention_tensors {
 QUIRE_API quire_status quire_attention_tensors_init(quire_attention_tensors* tensors,
                                                     size_t struct_size) QUIRE_NOEXCEPT;
 
-/** What checked mode found: the first offence, written on the device. All zero is none. */
+/** What checked mode found: the first offence, written on the device. All zero is none. The caller
+ *  zeroes it before its first use and after an offence: calls write it only while `what` is 0 and
+ *  never clear it, so that one record serves all layers of a step, or many steps, and is read once.
+ *  Calls that overlap in time need separate ones. */
 typedef struct quire_check_record {
   int32_t what;     /**< What it is in, 0 if nothing was found; `quire_check_result()` reads it. */
   int32_t seq;      /**< The request. */
@@ -404,8 +414,8 @@ typedef struct quire_call_options {
 QUIRE_API quire_status quire_call_options_init(quire_call_options* call,
                                                size_t struct_size) QUIRE_NOEXCEPT;
 
-/** Reads the record of checked mode and turns it into its status and sentence. Synchronises with
- *  `call->stream`. @param call  May be NULL. @return `QUIRE_OK` if nothing was found, else the code
+/** Reads the record of checked mode, which it leaves as it is, and turns it into its status and
+ *  sentence. Synchronises with `call->stream`. @param call  May be NULL. @return `QUIRE_OK` if nothing was found, else the code
  *  that the CPU gives the same offence: `QUIRE_INVALID_ARGUMENT` or `QUIRE_TOO_LONG`. */
 QUIRE_API quire_status quire_check_result(quire_device device, const quire_check_record* record,
                                           const quire_call_options* call) QUIRE_NOEXCEPT;

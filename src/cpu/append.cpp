@@ -191,7 +191,6 @@ void write_all(const Slots& slots, const core::AppendArrays& arrays, Executor& e
 
 Status append(const core::BatchArrays& batch, const core::AppendArrays& arrays,
               const CallOptions& call, Executor* executor) noexcept {
-  if (call.check != nullptr) *call.check = {};
   try {
     const CheckContext context{"append", call.check};
     const Slots slots(batch, arrays);

@@ -118,11 +118,10 @@ class CpuAttention final : public internal::AttentionBackend {
   }
 
  private:
-  /// Runs `body` with a clean check record; only texts of failures allocate.
+  /// Runs `body` with the caller's check record; only texts of failures allocate.
   template <typename Body>
   static Status checked(const CallOptions& call, std::string_view operation,
                         const Body& body) noexcept {
-    if (call.check != nullptr) *call.check = {};
     try {
       return body(CheckContext{operation, call.check});
     } catch (const std::bad_alloc&) {

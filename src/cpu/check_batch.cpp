@@ -176,7 +176,7 @@ class BatchChecks {
   }
 
   bool full_mask(std::int32_t seq) {
-    if (batch_.full_mask_indptr == nullptr) return true;
+    if (shape_.mask != Mask::kFull) return true;
     constexpr std::int64_t kByteBits = 8;
     const std::int64_t keys = schedule::lengths_of(shape_, batch_, seq).kv_len;
     const std::int64_t bytes = (qo_len(seq) * keys + kByteBits - 1) / kByteBits;
@@ -230,7 +230,7 @@ Status too_few_rows(const CheckContext& context, CheckedItem item, std::int32_t 
 
 Status CheckContext::refuse(const CheckRecord& found, const std::string& sentence,
                             ErrorCode code) const {
-  if (record != nullptr) *record = found;
+  if (record != nullptr && record->what == 0) *record = found;
   return {code, fmt::format("[{}] {}", operation, sentence)};
 }
 

@@ -16,7 +16,7 @@ struct CheckContext {
   std::string_view operation;     ///< begins the sentence, e.g. "schedule"
   CheckRecord* record = nullptr;  ///< may be null
 
-  /// @return The failure with its sentence; fills the record.
+  /// @return The failure with its sentence; fills the record, unless an earlier offence is there.
   [[nodiscard]] Status refuse(const CheckRecord& found, const std::string& sentence,
                               ErrorCode code = ErrorCode::kInvalidArgument) const;
 };

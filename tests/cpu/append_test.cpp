@@ -199,6 +199,12 @@ TEST(Append, WritesLargeBatchesInParallel) {
   batch.expect_written();
 }
 
+TEST(Append, IgnoresTheMasksOfTheBatch) {
+  AppendBatch batch({});
+  batch.batch.full_mask_indptr = TensorView(nullptr, DType::kInt32, {0});  // must not be followed
+  EXPECT_TRUE(batch.append().ok());
+}
+
 TEST(Append, RefusesABadSlotOrPageAndWritesNothing) {
   const auto text_after = [](const std::function<void(AppendBatch&)>& spoil) {
     AppendBatch batch({});

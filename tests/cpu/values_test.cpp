@@ -41,8 +41,7 @@ Outcome outcome_of(RandomBatch& batch) {
   testing::RubbishWorkspace schedule(attention.workspace_sizes().schedule);
   testing::RubbishWorkspace scratch(attention.workspace_sizes().scratch);
   Outcome outcome;
-  outcome.record.what = -1;
-  const CallOptions call{.stream = nullptr, .check = &outcome.record};
+  const CallOptions call{.check = &outcome.record};
   Status status = attention.schedule(batch.batch, schedule.get(), call);
   if (status.ok()) {
     status = attention.run(batch.batch, batch.tensors, schedule.get(), scratch.get(), call);
@@ -216,6 +215,27 @@ TEST(CheckedMode, NotesTheFirstOffender) {
   EXPECT_EQ(outcome.record.value, 901);
   EXPECT_EQ(outcome.record.bound, 8);
   EXPECT_EQ(check_result(Device::cpu(), &outcome.record).code(), ErrorCode::kInvalidArgument);
+}
+
+TEST(CheckedMode, KeepsTheFirstOffenceUntilTheCallerClearsIt) {
+  RandomBatch batch(three_requests(KeySource::kDense));
+  const Attention attention(Device::cpu(), batch.spec, batch.limits());
+  testing::RubbishWorkspace schedule(attention.workspace_sizes().schedule);
+  CheckRecord record;
+  const CallOptions call{.check = &record};
+  batch.kv_len[1] = -5;
+  EXPECT_FALSE(attention.schedule(batch.batch, schedule.get(), call).ok());
+  batch.kv_len[1] = -6;
+  EXPECT_FALSE(attention.schedule(batch.batch, schedule.get(), call).ok());
+  EXPECT_EQ(record.value, -5);
+  batch.kv_len[1] = 16;
+  EXPECT_TRUE(attention.schedule(batch.batch, schedule.get(), call).ok());
+  EXPECT_EQ(record.value, -5);
+  EXPECT_FALSE(check_result(Device::cpu(), &record).ok());
+  record = {};
+  batch.kv_len[1] = -6;
+  EXPECT_FALSE(attention.schedule(batch.batch, schedule.get(), call).ok());
+  EXPECT_EQ(record.value, -6);
 }
 
 TEST(ScheduleWorkspace, OfAnotherBatchIsRefused) {
