@@ -13,10 +13,11 @@
  *    handle of another kind is `QUIRE_BAD_HANDLE`. Using a handle after its destroy is undefined.
  *  - *On failure* results are left as they were, except that a handle result is set to NULL.
  *  - *Growth.* Structs that may grow begin with `struct_size`. Start each from its
- *    `QUIRE_…_INIT` or `quire_…_init()`, which set it and fill in the defaults. A struct shorter
- *    than the library's (an older client) takes the defaults for what it lacks; a longer one (a
- *    newer client) is accepted while the part that the library does not know is zero.
- *    Structs without `struct_size` never change.
+ *    `QUIRE_…_INIT` or `quire_…_init()`, which set it and fill in the defaults; structs of tensors,
+ *    where zero is "not given", may be written out as well. A struct shorter than the library's (an
+ *    older client) takes the defaults for what it lacks; a longer one (a newer client) is accepted
+ *    while the part that the library does not know is zero. Structs without `struct_size` never
+ *    change.
  *  - *Memory.* The caller owns every tensor and workspace and keeps it until the work that uses
  *    it has run. Handles are made by `…_create` and released by `…_destroy`; a handle may be
  *    destroyed before the handles made from it. Strings that are returned end in NUL and live
@@ -156,6 +157,11 @@ QUIRE_API quire_tensor quire_tensor_packed(const void* data, quire_dtype dtype, 
   (int32_t)(sizeof((const int64_t[]){__VA_ARGS__}) / sizeof(int64_t)), (const int64_t[]) { \
     __VA_ARGS__                                                                            \
   }
+
+/** `quire_tensor_packed` on the CPU, followed by the shape: `QUIRE_CPU_TENSOR(q, QUIRE_FLOAT32, 8,
+ *  128)`. */
+#define QUIRE_CPU_TENSOR(data, dtype, ...) \
+  quire_tensor_packed(data, dtype, (quire_device){QUIRE_DEVICE_CPU, 0}, QUIRE_SHAPE(__VA_ARGS__))
 #endif
 
 /* ---------------------------------------- Executors ----------------------------------------- */
