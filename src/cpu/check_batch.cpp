@@ -36,10 +36,12 @@ class BatchChecks {
     std::int64_t value;
   };
 
-  [[nodiscard]] CheckRecord record_of(const Entry& entry) const {
+  static CheckRecord record_of(const Entry& entry) {
+    const bool is_length =
+        entry.item == CheckedItem::kKvLen || entry.item == CheckedItem::kKvLastPageLen;
     CheckRecord found;
     found.what = static_cast<std::int32_t>(entry.item);
-    found.seq = std::min(entry.index, std::max(0, batch_.num_seqs - 1));
+    found.seq = is_length ? entry.index : std::max(0, entry.index - 1);  // offsets end a request
     found.position = entry.index;
     found.value = entry.value;
     return found;

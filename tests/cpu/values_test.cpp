@@ -204,6 +204,18 @@ TEST(BatchValues, OfMasksAreWideEnough) {
             "[schedule] full_mask_indptr[3]: expected 16…16 (request 2 has 5 × 5 bits), got 17");
 }
 
+TEST(CheckedMode, NotesTheRequestThatALengthOrAnOffsetBelongsTo) {
+  const auto seq_after = [](KeySource source, const std::function<void(RandomBatch&)>& spoil) {
+    return outcome_after(three_requests(source), spoil).record.seq;
+  };
+  EXPECT_EQ(seq_after(KeySource::kDense, [](RandomBatch& b) { b.kv_len[1] = -1; }), 1);
+  EXPECT_EQ(seq_after(KeySource::kDense, [](RandomBatch& b) { b.kv_len[1] = 101; }), 1);
+  EXPECT_EQ(seq_after(KeySource::kDense, [](RandomBatch& b) { b.qo_indptr[2] = 9; }), 1);
+  EXPECT_EQ(seq_after(KeySource::kCsr, [](RandomBatch& b) { b.kv_page_indptr[2] = 2; }), 1);
+  EXPECT_EQ(seq_after(KeySource::kCsr, [](RandomBatch& b) { b.kv_last_page_len[1] = 0; }), 1);
+  EXPECT_EQ(seq_after(KeySource::kContiguous, [](RandomBatch& b) { b.kv_indptr[2] += 100; }), 1);
+}
+
 TEST(CheckedMode, NotesTheFirstOffender) {
   const Outcome outcome = outcome_after(three_requests(KeySource::kDense), [](RandomBatch& b) {
     b.page_table[6] = 901;
