@@ -303,7 +303,7 @@ QUIRE_API quire_status quire_batch_limits_init(quire_batch_limits* limits,
 /** How an attention is made, or how a call that needs no attention runs. */
 typedef struct quire_attention_options {
   size_t struct_size;       /**< sizeof this struct as the caller knows it. */
-  quire_executor* executor; /**< CPU threads; NULL takes the pool shared by the process. */
+  quire_executor* executor; /**< CPU threads; NULL: the process's pool, started at first use. */
   /** Forces the kernel of this name. NULL: the first that serves the spec or, on the CPU, the one
    * that the environment asks for: `QUIRE_CPU_TIER=portable` takes "cpu.portable". */
   const char* kernel;
@@ -456,8 +456,10 @@ QUIRE_API quire_status quire_workspace_sizes(quire_device device, const quire_at
 
 /** Chooses the kernel and makes an attention. Allocates; the calls that use it do not.
  *  @param options  May be NULL.
- *  @return `QUIRE_INVALID_ARGUMENT` if spec or limits contradict themselves, `QUIRE_UNSUPPORTED` if
- *    no kernel serves the spec, `QUIRE_DEVICE_ERROR` if there is no such device. */
+ *  @return `QUIRE_INVALID_ARGUMENT` if spec or limits contradict themselves or `QUIRE_NUM_THREADS`,
+ *    which the shared pool reads at its first use, is not a number, `QUIRE_UNSUPPORTED` if no kernel
+ *    serves the spec, `QUIRE_BAD_HANDLE` (the executor), `QUIRE_DEVICE_ERROR` if there is no such
+ *    device, `QUIRE_OUT_OF_MEMORY` (threads that cannot be started included). */
 QUIRE_API quire_status quire_attention_create(quire_device device, const quire_attention_spec* spec,
                                               const quire_batch_limits* limits,
                                               const quire_attention_options* options,
@@ -592,7 +594,8 @@ QUIRE_API quire_status quire_merge_tensors_init(quire_merge_tensors* tensors,
 /** Joins partial results into the result over all keys: o = sum exp(lse_p - lse) * o_p with
  *  lse = log sum exp(lse_p), in the order of the parts. A sink belongs into one part only.
  *  O(size of o_parts). @param call, options  May be NULL; of options `executor` alone is used.
- *  @return `QUIRE_INVALID_ARGUMENT` for a wrong shape or dtype. */
+ *  @return `QUIRE_INVALID_ARGUMENT` (a wrong shape or dtype), `QUIRE_BAD_HANDLE` (the executor),
+ *    `QUIRE_UNSUPPORTED`, `QUIRE_DEVICE_ERROR`, `QUIRE_OUT_OF_MEMORY`. */
 QUIRE_API quire_status quire_merge_states(quire_device device, const quire_merge_tensors* tensors,
                                           const quire_call_options* call,
                                           const quire_attention_options* options) QUIRE_NOEXCEPT;
