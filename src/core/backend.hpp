@@ -6,6 +6,7 @@
 
 #include <memory>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "core/kernel_table.hpp"
@@ -59,6 +60,8 @@ Status append(const core::BatchArrays& batch, const core::AppendArrays& arrays,
 Status merge_states(const core::MergeArrays& arrays, Executor* executor) noexcept;
 /// Rows of the kernel table, in the order of preference.
 std::span<const core::KernelRow> kernel_rows() noexcept;
+/// @return Name of the kernel that the environment's `QUIRE_CPU_TIER` asks for, empty if unset.
+std::string forced_kernel();
 std::vector<DeviceInfo> devices();
 }  // namespace cpu
 

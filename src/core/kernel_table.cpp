@@ -180,15 +180,9 @@ std::string options_of(const KernelRow& row) {
   return text;
 }
 
-}  // namespace
-
-std::span<const KernelRow> kernel_table() noexcept {
-  static const std::vector<KernelRow> rows = collect_rows();
-  return rows;
-}
-
-const KernelRow* find_kernel(DeviceType device, const AttentionSpec& spec, std::string_view forced,
-                             std::string& reason) {
+/// The first row that serves the spec, of those whose name is `forced` or, if it is empty, of all.
+const KernelRow* find_row(DeviceType device, const AttentionSpec& spec, std::string_view forced,
+                          std::string& reason) {
   const KernelRow* nearest = nullptr;
   std::vector<Mismatch> fewest;
   for (const KernelRow& row : kernel_table()) {
@@ -208,6 +202,24 @@ const KernelRow* find_kernel(DeviceType device, const AttentionSpec& spec, std::
                          first.expected, nearest->name, first.got, first.nearest);
   }
   return nullptr;
+}
+
+}  // namespace
+
+std::span<const KernelRow> kernel_table() noexcept {
+  static const std::vector<KernelRow> rows = collect_rows();
+  return rows;
+}
+
+const KernelRow* find_kernel(DeviceType device, const AttentionSpec& spec, std::string_view forced,
+                             std::string& reason) {
+  if (device != DeviceType::kCpu || !forced.empty()) {
+    return find_row(device, spec, forced, reason);
+  }
+  const std::string wanted = cpu::forced_kernel();
+  const KernelRow* row = find_row(device, spec, wanted, reason);
+  if (row == nullptr && !wanted.empty()) reason += " (forced by QUIRE_CPU_TIER)";
+  return row;
 }
 
 std::string describe_dtypes(SetOf<DType> set) {

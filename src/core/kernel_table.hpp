@@ -57,7 +57,8 @@ struct KernelRow {
 std::span<const KernelRow> kernel_table() noexcept;
 
 /// The row that serves a spec whose defaults are filled in, or null and the reason.
-/// @param forced  Name of the only row to consider, or empty.
+/// @param forced  Name of the only row to consider. Empty: on the CPU, the one that the environment
+///   asks for, if it does; else all.
 const KernelRow* find_kernel(DeviceType device, const AttentionSpec& spec, std::string_view forced,
                              std::string& reason);
 

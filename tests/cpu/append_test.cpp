@@ -194,9 +194,15 @@ TEST(Append, WritesLargeBatchesInParallel) {
   AppendBatch batch(c);
   const auto pool = make_thread_pool(3);
   ASSERT_TRUE(quire::append(Device::cpu(), c.layout, batch.batch, batch.tensors, {},
-                            {.executor = pool.get(), .kernel = {}})
+                            {.executor = pool.get()})
                   .ok());
   batch.expect_written();
+}
+
+TEST(Append, IgnoresTheMasksOfTheBatch) {
+  AppendBatch batch({});
+  batch.batch.full_mask_indptr = TensorView(nullptr, DType::kInt32, {0});  // must not be followed
+  EXPECT_TRUE(batch.append().ok());
 }
 
 TEST(Append, RefusesABadSlotOrPageAndWritesNothing) {
@@ -220,7 +226,7 @@ TEST(Append, RefusesABadSlotOrPageAndWritesNothing) {
             "[append] kv_len[2]: expected 0…48 (page_table has 3 pages of 16 tokens for each "
             "request), got 49");
   EXPECT_EQ(text_after([](AppendBatch& b) { b.c.qo_indptr[4] = 30; }),
-            "[append] qo_indptr[4]: expected 24…29, got 30");
+            "[append] qo_indptr[4]: expected at most 29 as k has rows, got 30");
 }
 
 }  // namespace

@@ -107,8 +107,7 @@ TEST(MergeStates, JoinsLargePartsInParallel) {
   tensors.o = MutableTensorView(o.at(0), DType::kFloat32, {333, 4, 128});
   tensors.lse = MutableTensorView(lse.data(), DType::kFloat32, {333, 4});
   const auto pool = make_thread_pool(3);
-  ASSERT_TRUE(
-      merge_states(Device::cpu(), tensors, {}, {.executor = pool.get(), .kernel = {}}).ok());
+  ASSERT_TRUE(merge_states(Device::cpu(), tensors, {}, {.executor = pool.get()}).ok());
   expect_merged(parts, parts.o, o, lse, 2e-6);
 }
 

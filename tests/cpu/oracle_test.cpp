@@ -47,7 +47,7 @@ void expect_oracle(const RandomBatchOptions& options, const std::string& what = 
   const Attention attention(
       Device::cpu(),
       batch.options.spec.page_size == batch.spec.page_size ? batch.options.spec : batch.spec,
-      batch.limits(), {.executor = pool.get(), .kernel = {}});
+      batch.limits(), {.executor = pool.get()});
   const Status status = testing::run(attention, batch);
   ASSERT_TRUE(status.ok()) << status.message();
   const Difference difference =
