@@ -63,7 +63,7 @@ TEST(Command, WrongUsageGetsItsSentenceAndExitCodeTwo) {
   expect_error({"mem", "1"}, 2, names + "\"mem\"; nearest: memory\nTry quire --help");
   expect_error({"bogus"}, 2, names + "\"bogus\"\nTry quire --help");
   expect_error({"check", "--device", "gpu"}, 2,
-               "--device: expected one of cpu, cuda, got \"gpu\"\nTry quire check --help");
+               "--device: expected cpu, cuda or cuda:N, got \"gpu\"\nTry quire check --help");
   expect_error({"info", "--frob"}, 2,
                "The following argument was not expected: --frob\nTry quire info --help");
   expect_error({"memory"}, 2, "LENGTHS is required\nTry quire memory --help");
@@ -100,8 +100,20 @@ TEST(Command, AMissingDeviceIsExitCodeThree) {
   for (const json& device : info.at("devices")) {
     if (device.at("type") == "cuda") GTEST_SKIP() << "this machine has one";
   }
-  expect_error({"check", "--device", "cuda"}, 3,
-               "--device cuda: expected a CUDA device, found none (see quire info)");
+  for (const std::vector<std::string>& command :
+       {std::vector<std::string>{"check"}, {"bench"}, {"replay", "--preset", "azure-conv"}}) {
+    std::vector<std::string> arguments = command;
+    arguments.insert(arguments.end(), {"--device", "cuda:1"});
+    const CommandResult result = run_quire(arguments);
+    EXPECT_EQ(result.exit_code, 3);
+    EXPECT_EQ(result.out, "");
+    EXPECT_THAT(
+        result.error,
+        testing::AnyOf("quire: error: --device cuda: expected a build with CUDA, got one without; "
+                       "configure with -DQUIRE_CUDA=ON\n",
+                       "quire: error: --device cuda: expected a CUDA device, found none (see quire "
+                       "info)\n"));
+  }
 }
 
 TEST(Command, BadTracesAreNamedByFileAndLine) {

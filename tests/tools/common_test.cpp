@@ -35,6 +35,16 @@ TEST(Options, HeadsAreAPairOrOneNumber) {
   }
 }
 
+TEST(Options, DevicesHaveAnIndexOrTakeTheFirst) {
+  EXPECT_EQ(parse_device("cpu"), Device::cpu());
+  EXPECT_EQ(parse_device("cuda"), Device::cuda(0));
+  EXPECT_EQ(parse_device("cuda:3"), Device::cuda(3));
+  EXPECT_EQ(device_name(Device::cuda(3)), "cuda:3");
+  for (const char* wrong : {"", "gpu", "cuda:", "cuda:-1", "cuda3", "cpu:0", "cuda:1x"}) {
+    EXPECT_THROW(static_cast<void>(parse_device(wrong)), std::invalid_argument) << wrong;
+  }
+}
+
 TEST(Options, DTypesHaveShortAndLongNames) {
   EXPECT_EQ(parse_dtype("bf16"), DType::kBFloat16);
   EXPECT_EQ(parse_dtype("bfloat16"), DType::kBFloat16);

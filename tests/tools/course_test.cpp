@@ -32,7 +32,7 @@ TEST(Course, HasTheWorkloadsOnceAndAFirstPart) {
   std::set<std::string> names;
   for (const Workload& workload : course.workloads) names.insert(workload.name);
   EXPECT_EQ(names.size(), course.workloads.size());
-  EXPECT_EQ(names.size(), 34U);
+  EXPECT_EQ(names.size(), 39U);
   const auto first = std::count_if(course.workloads.begin(), course.workloads.end(),
                                    [](const Workload& workload) { return workload.first_course; });
   EXPECT_GE(first, 8);
@@ -50,6 +50,8 @@ TEST(Course, FiguresAreThoseOfTheBatches) {
   EXPECT_EQ(find(course, "pre 1x16k full").flop(), 4398046511104);
   EXPECT_EQ(find(course, "mix 2x1k+120dec").flop(), 75230838784);
   EXPECT_EQ(find(course, "pre 1x16k win1k").flop(), 266548019200);
+  EXPECT_EQ(find(course, "schedule 1024").flop(), 0);
+  EXPECT_EQ(bytes(find(course, "schedule 1024")), 0);
 }
 
 TEST(Course, SharedPrefixesAndWindowsAreReadOnce) {
@@ -57,6 +59,41 @@ TEST(Course, SharedPrefixesAndWindowsAreReadOnce) {
   EXPECT_EQ(bytes(find(course, "share 64x(8k+256)")), 101711872);
   EXPECT_EQ(bytes(find(course, "share 2lvl 128")), 157286400);
   EXPECT_EQ(bytes(find(course, "dec b64 16k win1k")), 269746176);
+}
+
+TEST(Course, ATreeIsAsLongAsItsCausalTwinButSeesLess) {
+  const Course course = parse_course(kCourse);
+  const Workload& tree = find(course, "tree8 b64 4k");
+  const Workload& causal = find(course, "spec8 b64 4k");
+  EXPECT_EQ(tree.mask, Mask::kTree);
+  EXPECT_EQ(bytes(tree), bytes(causal));
+  // Of eight nodes one sees itself alone, two 2 nodes, four 3 and one 4.
+  EXPECT_EQ(tree.visible_pairs(), 64 * (8 * 4096 + 21));
+  EXPECT_EQ(causal.visible_pairs(), 64 * (8 * 4096 + 36));
+}
+
+TEST(Course, TheBestPeerReadsTheSamePages) {
+  const Course course = parse_course(kCourse);
+  const std::optional<Peer> decode = find(course, "dec b64 4k").best_peer();
+  ASSERT_TRUE(decode.has_value());
+  EXPECT_EQ(decode->name, "flashinfer_tc");
+  EXPECT_EQ(decode->us, 256.3);
+  EXPECT_EQ(find(course, "pre 1x16k").best_peer()->us, 3783);  // page 128 took 3316
+  EXPECT_FALSE(find(course, "append b256").best_peer().has_value());
+}
+
+TEST(Course, FloorsAreThoseOfThePublishedCeilings) {
+  const Course course = parse_course(kCourse);
+  EXPECT_EQ(course.published.read_gb_per_s, 4535);
+  const Ceilings h200{4580, 803e3};
+  const auto floor = [&](std::string_view name) {
+    const Workload& workload = find(course, name);
+    return h200.floor_us(bytes(workload), workload.flop());
+  };
+  EXPECT_NEAR(floor("dec b64 4k"), 234.7, 0.05);
+  EXPECT_NEAR(floor("pre 1x16k"), 2738.7, 0.05);
+  EXPECT_NEAR(floor("share 64x(8k+256)"), 22.2, 0.05);
+  EXPECT_NEAR(floor("tree8 b64 4k"), 236.7, 0.05);
 }
 
 TEST(Course, ScalingDividesLongLengthsOnly) {
@@ -91,6 +128,9 @@ TEST(Course, ABrokenCourseSaysWhatIsMissing) {
       complaint("{\"cpu_scale\": 1, \"workloads\": [{\"name\": \"x\", \"heads\": [1, 1], "
                 "\"head_dim\": 8, \"page_size\": 1, \"qo_len\": [1], \"kv_len\": [[1, 2]]}]}"),
       testing::HasSubstr("course: x: expected as many kv_len as qo_len, got 2 and 1"));
+  EXPECT_THAT(
+      complaint("{\"cpu_scale\": 1, \"workloads\": [{\"name\": \"x\", \"op\": \"dance\"}]}"),
+      testing::HasSubstr("course: x: no such op: \"dance\""));
 }
 
 TEST(Ceilings, AreMeasured) {
@@ -98,7 +138,7 @@ TEST(Ceilings, AreMeasured) {
   Stream stream(*executor);
   const Ceilings ceilings = measure_ceilings(*executor, stream);
   EXPECT_GT(ceilings.read_gb_per_s, 0.1);
-  EXPECT_GT(ceilings.fma_gflop_per_s, 0.1);
+  EXPECT_GT(ceilings.gflop_per_s, 0.1);
 }
 
 TEST(Measurement, TheNearerCeilingCounts) {
@@ -110,6 +150,7 @@ TEST(Measurement, TheNearerCeilingCounts) {
   EXPECT_FALSE(measured.bound_by_reading({40, 100}));
   EXPECT_DOUBLE_EQ(measured.percent_of({12.5, 100}), 80);
   EXPECT_TRUE(measured.bound_by_reading({12.5, 100}));
+  EXPECT_DOUBLE_EQ(measured.percent_of({40, 0}), 25);  // arithmetic was not measured
 }
 
 }  // namespace

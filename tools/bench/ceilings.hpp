@@ -3,16 +3,11 @@
 
 #include <cstddef>
 
+#include "bench/measurement.hpp"
 #include "common/buffer.hpp"
 #include "quire/executor.hpp"
 
 namespace quire::tool {
-
-/// What this machine can do in this run, with the same threads as the kernels.
-struct Ceilings {
-  double read_gb_per_s = 0;    ///< Streaming read of memory that no cache holds.
-  double fma_gflop_per_s = 0;  ///< float32 multiply-adds on registers, two operations each.
-};
 
 /// Reads all of a buffer. Also empties the caches of everything else.
 class Stream {
@@ -26,7 +21,8 @@ class Stream {
   Buffer buffer_;
 };
 
-/// Takes about half a second.
+/// What the CPU can do in this run, with the same threads as the kernels; the arithmetic is float32
+/// multiply-adds on registers. Takes about half a second.
 Ceilings measure_ceilings(Executor& executor, Stream& stream);
 
 }  // namespace quire::tool

@@ -13,6 +13,7 @@
 #include "common/noise.hpp"
 #include "common/numbers.hpp"
 #include "common/page_layout.hpp"
+#include "device/mirror.hpp"
 #include "quire/reference.hpp"
 
 namespace quire::tool {
@@ -29,6 +30,12 @@ Buffer poisoned(std::size_t bytes) {
   Buffer buffer(bytes);
   std::memset(buffer.data(), kPoison, bytes);
   return buffer;
+}
+
+DeviceMemory poisoned(Place& place, std::size_t bytes) {
+  DeviceMemory memory(place, bytes);
+  memory.fill(kPoison);
+  return memory;
 }
 
 /// A cache of K or V, and how it is laid out.
@@ -96,6 +103,7 @@ class Workbench {
         v_(spec_, layout_.num_pages(), spec_.head_dim_vo) {
     fill();
     draw_masks(batch.seed);
+    draw_head_parameters(batch.seed);
   }
 
   [[nodiscard]] const PageLayout& layout() const { return layout_; }
@@ -125,11 +133,13 @@ class Workbench {
       tensors.k_scale = {&scale_, DType::kFloat32, {1}};
       tensors.v_scale = tensors.k_scale;
     }
+    if (spec_.sinks) tensors.sinks = {sinks_.data(), DType::kFloat32, {spec_.num_qo_heads}};
+    if (spec_.alibi) tensors.alibi_slopes = {slopes_.data(), DType::kFloat32, {spec_.num_qo_heads}};
     return tensors;
   }
 
   /// Writes the new tokens' K and V into their pages. @return Why they are not there; empty if so.
-  std::string append_new_tokens(Device device, Executor* executor);
+  std::string append_new_tokens(Mirror& mirror, const Place& place, Executor* executor);
 
   [[nodiscard]] const std::byte* output(std::int64_t row, std::int32_t head) const {
     const auto index = static_cast<std::size_t>(row * spec_.num_qo_heads + head);
@@ -181,6 +191,7 @@ class Workbench {
   }
 
   void draw_masks(std::uint64_t seed);
+  void draw_head_parameters(std::uint64_t seed);
 
   AttentionSpec spec_;
   std::vector<RequestLengths> requests_;
@@ -193,6 +204,7 @@ class Workbench {
   std::vector<std::uint32_t> tree_mask_;
   std::vector<std::uint8_t> full_mask_;
   std::vector<std::int64_t> full_mask_indptr_ = {0};
+  std::vector<float> sinks_, slopes_;
   Buffer q_, o_, lse_;
 };
 
@@ -216,7 +228,18 @@ void Workbench::draw_masks(std::uint64_t seed) {
   }
 }
 
-std::string Workbench::append_new_tokens(Device device, Executor* executor) {
+/// Sinks around the largest logits, and slopes as models with ALiBi have them.
+void Workbench::draw_head_parameters(std::uint64_t seed) {
+  constexpr double kLargestSink = 4;
+  constexpr double kLastSlope = -8;  // as a power of two
+  Random random(~seed);
+  for (std::int32_t head = 0; head < spec_.num_qo_heads; ++head) {
+    sinks_.push_back(static_cast<float>(kLargestSink * (2 * random.uniform() - 1)));
+    slopes_.push_back(static_cast<float>(std::exp2(kLastSlope * (head + 1) / spec_.num_qo_heads)));
+  }
+}
+
+std::string Workbench::append_new_tokens(Mirror& mirror, const Place& place, Executor* executor) {
   if (!is_float(spec_.kv_dtype)) return {};
   const auto rows = static_cast<std::size_t>(total_q());
   const auto kv_heads = static_cast<std::size_t>(spec_.num_kv_heads);
@@ -244,7 +267,11 @@ std::string Workbench::append_new_tokens(Device device, Executor* executor) {
   added.v = {v_new.data(), spec_.kv_dtype, {total_q(), spec_.num_kv_heads, spec_.head_dim_vo}};
   added.k_cache = k_.view();
   added.v_cache = v_.view();
-  append(device, spec_.kv_layout, batch(), added, {}, {executor, {}}).throw_if_error();
+  append(place.device(), spec_.kv_layout, mirror.of(batch()), mirror.of(added), {place.stream()},
+         {executor, {}})
+      .throw_if_error();
+  mirror.download(added.k_cache);
+  mirror.download(added.v_cache);
 
   std::string complaint;
   visit([&](std::size_t seq, std::int32_t t, std::int32_t head, std::byte* k, std::byte* v) {
@@ -345,20 +372,27 @@ std::vector<RequestLengths> random_requests(Random& random, std::int32_t page_si
   return requests;
 }
 
-std::vector<RequestVerdict> run_check(const CheckBatch& batch, Device device, Executor* executor) {
-  Workbench bench(batch);
-  const Attention attention(device, batch.spec, bench.layout().limits(), {executor, {}});
+std::vector<RequestVerdict> run_check(const CheckBatch& checked, Place& place, Executor* executor) {
+  Workbench bench(checked);
+  const Attention attention(place.device(), checked.spec, bench.layout().limits(), {executor, {}});
   const WorkspaceSizes sizes = attention.workspace_sizes();
-  const Buffer schedule = poisoned(sizes.schedule);
-  const Buffer scratch = poisoned(sizes.scratch);
-  const std::string append_complaint = bench.append_new_tokens(device, executor);
-  attention.schedule(bench.batch(), schedule.bytes()).throw_if_error();
-  attention.run(bench.batch(), bench.tensors(), schedule.bytes(), scratch.bytes()).throw_if_error();
+  const DeviceMemory schedule = poisoned(place, sizes.schedule);
+  const DeviceMemory scratch = poisoned(place, sizes.scratch);
+  Mirror mirror(place);
+  const std::string append_complaint = bench.append_new_tokens(mirror, place, executor);
+  const Batch batch = mirror.of(bench.batch());
+  const CallOptions call{place.stream()};
+  attention.schedule(batch, schedule.bytes(), call).throw_if_error();
+  attention.run(batch, mirror.of(bench.tensors()), schedule.bytes(), scratch.bytes(), call)
+      .throw_if_error();
+  mirror.download(bench.tensors().o);
+  mirror.download(bench.tensors().lse);
+  place.synchronize();
 
   std::vector<RequestVerdict> verdicts;
-  verdicts.reserve(batch.requests.size());
-  for (std::size_t seq = 0; seq < batch.requests.size(); ++seq) {
-    verdicts.push_back(judge(attention.spec(), bench, seq, batch.requests[seq]));
+  verdicts.reserve(checked.requests.size());
+  for (std::size_t seq = 0; seq < checked.requests.size(); ++seq) {
+    verdicts.push_back(judge(attention.spec(), bench, seq, checked.requests[seq]));
   }
   for (const std::string& complaint : {append_complaint, judge_padding(attention.spec(), bench)}) {
     if (!complaint.empty() && verdicts.back().complaint.empty()) {

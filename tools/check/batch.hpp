@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "common/random.hpp"
+#include "device/place.hpp"
 #include "quire/attention.hpp"
 #include "quire/executor.hpp"
 
@@ -38,7 +39,8 @@ std::vector<RequestLengths> random_requests(Random& random, std::int32_t page_si
 /// Runs a batch and compares every row with the oracle. The pages are shuffled and have holes
 /// between them; what must not be read is poisoned: free pages, unused ends of pages, table entries
 /// beyond the lengths. New K/V go through `append`, and q has padding rows.
-/// @param executor  Null takes the default.
-std::vector<RequestVerdict> run_check(const CheckBatch& batch, Device device, Executor* executor);
+/// @param place     Where the batch is computed. The oracle works on the host.
+/// @param executor  Of a CPU; null takes the default.
+std::vector<RequestVerdict> run_check(const CheckBatch& batch, Place& place, Executor* executor);
 
 }  // namespace quire::tool

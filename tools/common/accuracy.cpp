@@ -40,6 +40,13 @@ double half_unit(DType dtype) {
 
 }  // namespace
 
+void SpotCheckResult::take(const RowComparison& compared, const std::string& where) {
+  ++rows;
+  max_error = std::max(max_error, compared.max_error);
+  if (compared.complaint.empty()) return;
+  if (++failed == 1) first_failure = where + ": " + compared.complaint;
+}
+
 RowComparison compare_row(const AttentionSpec& spec, std::span<const double> expected,
                           const std::byte* actual, double largest_v) {
   // The length of a shorter row says little: its elements may all be small by chance.

@@ -20,6 +20,17 @@ struct RowComparison {
   std::string complaint;  ///< Why the row is wrong; empty if it is right.
 };
 
+/// What holding some rows against the oracle found.
+struct SpotCheckResult {
+  std::int64_t rows = 0;  ///< Rows of one head that were compared.
+  std::int64_t failed = 0;
+  double max_error = 0;
+  std::string first_failure;
+
+  /// Counts a row. @param where  Which one it is.
+  void take(const RowComparison& compared, const std::string& where);
+};
+
 /// Compares a row with the oracle's. Before rounding of the output, each element may differ by
 /// 2e-6 · max|V| in float32, else by 1e-3 · max|V|; the row as a whole may differ by a small part
 /// of its length, so that a single wrong key shows in a long context too.

@@ -24,18 +24,19 @@ std::size_t round_up(std::size_t bytes, std::size_t unit) {
 
 }  // namespace
 
-Buffer::Buffer(std::size_t bytes) : size_(bytes) {
+std::byte* allocate_on_huge_pages(std::size_t bytes) {
   const std::size_t alignment = bytes >= kHugePage ? kHugePage : kAlignment;
   const std::size_t rounded = round_up(bytes == 0 ? 1 : bytes, alignment);
-  data_.reset(static_cast<std::byte*>(std::aligned_alloc(alignment, rounded)));
-  if (data_ == nullptr) {
+  auto* const data = static_cast<std::byte*>(std::aligned_alloc(alignment, rounded));
+  if (data == nullptr) {
     throw CommandError(ExitCode::kFailed,
                        fmt::format("cannot allocate {} of memory", human_bytes(bytes)));
   }
 #ifdef __linux__
   // Best effort: without huge pages everything works, only slower.
-  if (alignment == kHugePage) static_cast<void>(madvise(data_.get(), rounded, MADV_HUGEPAGE));
+  if (alignment == kHugePage) static_cast<void>(madvise(data, rounded, MADV_HUGEPAGE));
 #endif
+  return data;
 }
 
 void Buffer::Free::operator()(std::byte* data) const noexcept { std::free(data); }

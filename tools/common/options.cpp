@@ -101,6 +101,22 @@ DType parse_dtype(std::string_view text) {
   refuse("one of " + known, text);
 }
 
+Device parse_device(std::string_view text) {
+  constexpr std::string_view kCuda = "cuda";
+  constexpr std::int64_t kMostDevices = 1024;
+  if (text == "cpu") return Device::cpu();
+  if (text == kCuda) return Device::cuda();
+  try {
+    if (text.substr(0, kCuda.size() + 1) == "cuda:") {
+      return Device::cuda(static_cast<std::int32_t>(
+          parse_whole(text.substr(kCuda.size() + 1), 0, kMostDevices - 1)));
+    }
+  } catch (const std::invalid_argument&) {
+    // The text as a whole is what was wrong.
+  }
+  refuse("cpu, cuda or cuda:N", text);
+}
+
 Mask parse_mask(std::string_view text) {
   for (const MaskName& entry : kMasks) {
     if (text == entry.name) return entry.mask;
@@ -115,6 +131,10 @@ std::string_view mask_name(Mask mask) {
   return "unknown";
 }
 
+std::string device_name(Device device) {
+  return device.type == DeviceType::kCpu ? "cpu" : fmt::format("cuda:{}", device.index);
+}
+
 CLI::Option* add_heads(CLI::App& app, Heads& value) {
   return add_parsed(app, "--heads", value, "Query and key/value heads", "QUERY:KV",
                     fmt::format("{}:{}", value.qo, value.kv),
@@ -126,6 +146,11 @@ CLI::Option* add_dtype(CLI::App& app, const std::string& name, DType& value,
   const std::string initial = value == DType::kNone ? "" : std::string(to_string(value));
   return add_parsed(app, name, value, help, "DTYPE", initial,
                     [](const std::string& text) { return parse_dtype(text); });
+}
+
+CLI::Option* add_device(CLI::App& app, Device& value) {
+  return add_parsed(app, "--device", value, "Where to compute: cpu, cuda or cuda:N", "DEVICE",
+                    "cpu", [](const std::string& text) { return parse_device(text); });
 }
 
 CLI::Option* add_mask(CLI::App& app, Mask& value) {

@@ -3,10 +3,8 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
 #include <array>
 
-#include "common/accuracy.hpp"
 #include "quire/reference.hpp"
 
 namespace quire::tool {
@@ -79,13 +77,8 @@ void SpotChecker::check_row(const StepItem& item, std::int32_t query, const std:
     const ReferenceRow expected = reference_attention_row(spec_, batch, tensors, 0, 0, head);
     const RowComparison compared = compare_row(
         spec_, expected.o, row + static_cast<std::size_t>(head) * head_bytes, kv_noise_.largest());
-    ++result_.rows;
-    result_.max_error = std::max(result_.max_error, compared.max_error);
-    if (compared.complaint.empty()) continue;
-    if (++result_.failed == 1) {
-      result_.first_failure = fmt::format("request {}, position {}, head {}: {}", item.request,
-                                          num_keys - 1, head, compared.complaint);
-    }
+    result_.take(compared,
+                 fmt::format("request {}, position {}, head {}", item.request, num_keys - 1, head));
   }
 }
 

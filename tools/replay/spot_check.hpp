@@ -3,23 +3,15 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <string>
 #include <vector>
 
+#include "common/accuracy.hpp"
 #include "common/noise.hpp"
 #include "common/random.hpp"
 #include "quire/attention.hpp"
 #include "quire/batcher.hpp"
 
 namespace quire::tool {
-
-/// What the spot checks found so far.
-struct SpotCheckResult {
-  std::int64_t rows = 0;  ///< Rows of one head that were compared.
-  std::int64_t failed = 0;
-  double max_error = 0;
-  std::string first_failure;
-};
 
 /// Compares rows of a step's output with the oracle. The oracle's keys and values are made anew
 /// from the noise and never saw a page, so that a token in the wrong slot or page shows.
