@@ -12,7 +12,6 @@ namespace {
 
 using testing::CacheStorage;
 using testing::Difference;
-using testing::edgy_requests;
 using testing::KeySource;
 using testing::RandomBatch;
 using testing::RandomBatchOptions;
@@ -23,14 +22,7 @@ constexpr double kHalfBound = 1e-3;
 constexpr double kLseBound = 1e-5;
 
 RandomBatchOptions small(std::int32_t group, std::int32_t kv_heads, std::int32_t head_dim) {
-  RandomBatchOptions options;
-  options.spec.num_kv_heads = kv_heads;
-  options.spec.num_qo_heads = kv_heads * group;
-  options.spec.head_dim_qk = head_dim;
-  options.spec.q_dtype = options.spec.kv_dtype = DType::kFloat32;
-  options.requests = edgy_requests();
-  options.padding_rows = 3;
-  return options;
+  return testing::edgy_options(DType::kFloat32, group, kv_heads, head_dim);
 }
 
 /// Runs the batch on two threads and compares.

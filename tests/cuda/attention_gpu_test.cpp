@@ -12,6 +12,7 @@ namespace {
 
 using testing::CacheStorage;
 using testing::DeviceBatch;
+using testing::exact_options;
 using testing::expect_oracle;
 using testing::KeySource;
 using testing::kGpu;
@@ -29,25 +30,12 @@ constexpr std::array kHeadDims = {HeadDims{64, 64},   HeadDims{96, 96},   HeadDi
                                   HeadDims{192, 192}, HeadDims{256, 256}, HeadDims{512, 512},
                                   HeadDims{192, 128}};
 
-RandomBatchOptions options_of(DType dtype, std::int32_t group, std::int32_t kv_heads,
-                              std::int32_t head_dim) {
-  RandomBatchOptions options;
-  options.spec.num_kv_heads = kv_heads;
-  options.spec.num_qo_heads = kv_heads * group;
-  options.spec.head_dim_qk = head_dim;
-  options.spec.q_dtype = options.spec.kv_dtype = dtype;
-  options.spec.o_dtype = DType::kFloat32;
-  options.requests = testing::edgy_requests();
-  options.padding_rows = 3;
-  return options;
-}
-
 TEST(GpuSupport, CoversEveryDtypeHeadDimAndFeatureThatIsPromised) {
   for (const DType dtype : kDTypes) {
     for (const HeadDims& dims : kHeadDims) {
       for (const Mask mask : {Mask::kNone, Mask::kCausal, Mask::kTree, Mask::kFull}) {
         for (const std::int32_t page_size : {1, 8, 16, 17, 64, 128, 256, 544, kContiguousKv}) {
-          AttentionSpec spec = options_of(dtype, 7, 1, dims.qk).spec;
+          AttentionSpec spec = exact_options(dtype, 7, 1, dims.qk).spec;
           spec.head_dim_vo = dims.vo;
           spec.page_size = page_size;
           spec.mask = mask;
@@ -64,7 +52,7 @@ TEST(GpuSupport, CoversEveryDtypeHeadDimAndFeatureThatIsPromised) {
 }
 
 TEST(GpuSupport, SizesOfWorkspacesAreThoseOfTheAttention) {
-  const AttentionSpec spec = options_of(DType::kBFloat16, 4, 2, 128).spec;
+  const AttentionSpec spec = exact_options(DType::kBFloat16, 4, 2, 128).spec;
   const Attention attention(kGpu, spec, testing::kRoomyLimits);
   const WorkspaceSizes sizes = workspace_sizes(kGpu, spec, testing::kRoomyLimits);
   EXPECT_EQ(sizes.schedule, attention.workspace_sizes().schedule);
@@ -75,7 +63,7 @@ class GpuOracleOfDims : public ::testing::TestWithParam<std::tuple<DType, HeadDi
  protected:
   [[nodiscard]] static RandomBatchOptions options() {
     const auto& [dtype, dims] = GetParam();
-    RandomBatchOptions options = options_of(dtype, 3, 2, dims.qk);
+    RandomBatchOptions options = exact_options(dtype, 3, 2, dims.qk);
     options.spec.head_dim_vo = dims.vo;
     return options;
   }
@@ -121,7 +109,7 @@ INSTANTIATE_TEST_SUITE_P(Promised, GpuOracleOfDims,
 class GpuOracleOfDtypes : public ::testing::TestWithParam<std::tuple<DType, DType>> {};
 
 TEST_P(GpuOracleOfDtypes, AgreesForQueriesOfOneAndKeysOfAnother) {
-  RandomBatchOptions options = options_of(std::get<0>(GetParam()), 4, 2, 128);
+  RandomBatchOptions options = exact_options(std::get<0>(GetParam()), 4, 2, 128);
   options.spec.kv_dtype = std::get<1>(GetParam());
   if (const Support support = supports(kGpu, options.spec); !support.supported) {
     GTEST_SKIP() << support.reason;
@@ -140,15 +128,15 @@ INSTANTIATE_TEST_SUITE_P(Pairs, GpuOracleOfDtypes,
 TEST(GpuOracle, AgreesForEveryGroupSize) {
   for (std::int32_t group = 1; group <= 16; ++group) {
     const DType dtype = kDTypes[static_cast<std::size_t>(group) % kDTypes.size()];
-    expect_oracle(options_of(dtype, group, group <= 4 ? 2 : 1, 64),
+    expect_oracle(exact_options(dtype, group, group <= 4 ? 2 : 1, 64),
                   "group " + std::to_string(group));
-    expect_oracle(options_of(DType::kBFloat16, group, 1, 128), "bf16, " + std::to_string(group));
+    expect_oracle(exact_options(DType::kBFloat16, group, 1, 128), "bf16, " + std::to_string(group));
   }
 }
 
 TEST(GpuOracle, AgreesForEveryNumberOfQueriesFrom1To300) {
   for (const std::int32_t group : {1, 4, 7}) {
-    RandomBatchOptions options = options_of(DType::kBFloat16, group, 1, 64);
+    RandomBatchOptions options = exact_options(DType::kBFloat16, group, 1, 64);
     options.requests.clear();
     for (std::int32_t queries = 1; queries <= 300; queries += queries < 70 ? 1 : group) {
       options.requests.push_back({queries, queries + queries * 7 % 41});
@@ -161,7 +149,7 @@ TEST(GpuOracle, AgreesForEveryPageSizeAndWayToFindPages) {
   for (const std::int32_t page_size : {1, 8, 16, 17, 64, 128, 256, 544}) {
     for (const KeySource source : {KeySource::kDense, KeySource::kCsr, KeySource::kCsrWithKvLen}) {
       for (const DType dtype : {DType::kBFloat16, DType::kFloat32}) {
-        RandomBatchOptions options = options_of(dtype, 4, 1, 64);
+        RandomBatchOptions options = exact_options(dtype, 4, 1, 64);
         options.spec.page_size = page_size;
         options.source = source;
         options.shared_pages = page_size <= 64 ? 1 : 0;
@@ -175,7 +163,7 @@ TEST(GpuOracle, AgreesForEveryPageSizeAndWayToFindPages) {
 TEST(GpuOracle, AgreesForContiguousKeys) {
   for (const KvLayout layout : {KvLayout::kNHD, KvLayout::kHND}) {
     for (const DType dtype : kDTypes) {
-      RandomBatchOptions options = options_of(dtype, 4, 2, 64);
+      RandomBatchOptions options = exact_options(dtype, 4, 2, 64);
       options.source = KeySource::kContiguous;
       options.spec.kv_layout = layout;
       expect_oracle(options, "whole rows");
@@ -193,7 +181,7 @@ TEST(GpuOracle, AgreesForEveryStorageOfTheCache) {
          {CacheStorage::kApart, CacheStorage::kTwoPages, CacheStorage::kPagesTwo,
           CacheStorage::kPagesLayersTwo, CacheStorage::kPackedDims}) {
       for (const std::int32_t kv_heads : {1, 3}) {
-        RandomBatchOptions options = options_of(DType::kBFloat16, 2, kv_heads, 128);
+        RandomBatchOptions options = exact_options(DType::kBFloat16, 2, kv_heads, 128);
         options.spec.kv_layout = layout;
         options.storage = storage;
         options.fused_qkv = true;
@@ -208,7 +196,7 @@ TEST(GpuOracle, AgreesForEveryStorageOfTheCache) {
 
 TEST(GpuOracle, ServesTensorsAtOddAddressesOrRefusesThemInASentence) {
   for (const DType dtype : kDTypes) {
-    RandomBatchOptions options = options_of(dtype, 4, 1, 64);
+    RandomBatchOptions options = exact_options(dtype, 4, 1, 64);
     options.spec.o_dtype = DType::kNone;
     RandomBatch host(options);
     const Attention attention(kGpu, host.spec, host.limits());
@@ -224,14 +212,14 @@ TEST(GpuOracle, ServesTensorsAtOddAddressesOrRefusesThemInASentence) {
 }
 
 TEST(GpuOracle, AgreesWithoutLse) {
-  RandomBatch host(options_of(DType::kBFloat16, 4, 2, 128));
+  RandomBatch host(exact_options(DType::kBFloat16, 4, 2, 128));
   host.tensors.lse = {};
   expect_oracle(host, host.limits());
 }
 
 TEST(GpuOracle, AgreesForLongContexts) {
   for (const DType dtype : kDTypes) {
-    RandomBatchOptions options = options_of(dtype, 4, 2, 64);
+    RandomBatchOptions options = exact_options(dtype, 4, 2, 64);
     options.requests = {{1, 3000}, {1, 777}, {2, 1025}, {1, 20000}, {40, 5000}};
     expect_oracle(options, std::string(to_string(dtype)));
     RandomBatch roomy(options);
@@ -241,7 +229,7 @@ TEST(GpuOracle, AgreesForLongContexts) {
 
 TEST(GpuOracle, AgreesForThousandsOfShortRequests) {
   for (const std::int32_t num_seqs : {1023, 1025, 3000}) {
-    RandomBatchOptions options = options_of(DType::kBFloat16, 2, 1, 64);
+    RandomBatchOptions options = exact_options(DType::kBFloat16, 2, 1, 64);
     options.requests.clear();
     for (std::int32_t seq = 0; seq < num_seqs; ++seq) {
       options.requests.push_back({seq % 11 == 0 ? seq % 3 : 1, 1 + seq * 7 % 40});
@@ -251,7 +239,7 @@ TEST(GpuOracle, AgreesForThousandsOfShortRequests) {
 }
 
 TEST(GpuOracle, AgreesForBatchesWithoutRequestsOrRows) {
-  RandomBatchOptions options = options_of(DType::kBFloat16, 2, 1, 64);
+  RandomBatchOptions options = exact_options(DType::kBFloat16, 2, 1, 64);
   options.requests = {};
   expect_oracle(options, "padding only");
   options.padding_rows = 0;

@@ -175,6 +175,14 @@ inline void expect_matches(const RandomBatch& batch, const ReferenceResult& orac
 /// Limits as an engine would set them, far above any batch of a test.
 inline constexpr BatchLimits kRoomyLimits{1024, 32768, 131072};
 
+/// `edgy_options()` whose output shows what was computed before rounding.
+inline RandomBatchOptions exact_options(DType dtype, std::int32_t group, std::int32_t kv_heads,
+                                        std::int32_t head_dim) {
+  RandomBatchOptions options = edgy_options(dtype, group, kv_heads, head_dim);
+  options.spec.o_dtype = DType::kFloat32;
+  return options;
+}
+
 /// Runs the batch on the GPU and compares.
 inline void expect_oracle(RandomBatch& host, const BatchLimits& limits) {
   const Attention attention(kGpu, host.spec, limits);

@@ -70,6 +70,19 @@ struct RandomBatchOptions {
   std::uint32_t seed = 1;
 };
 
+/// A batch of `edgy_requests()` with some padding.
+inline RandomBatchOptions edgy_options(DType dtype, std::int32_t group, std::int32_t kv_heads,
+                                       std::int32_t head_dim) {
+  RandomBatchOptions options;
+  options.spec.num_kv_heads = kv_heads;
+  options.spec.num_qo_heads = kv_heads * group;
+  options.spec.head_dim_qk = head_dim;
+  options.spec.q_dtype = options.spec.kv_dtype = dtype;
+  options.requests = edgy_requests();
+  options.padding_rows = 3;
+  return options;
+}
+
 inline float decode(const std::byte* from, DType dtype) {
   std::uint16_t half = 0;
   if (dtype == DType::kFloat32) {
