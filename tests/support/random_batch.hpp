@@ -190,6 +190,18 @@ class RandomBatch {
   /// Largest |v| that any query may see, scales included.
   [[nodiscard]] double max_abs_v() const { return max_abs_v_; }
 
+  /// Offset of a key's row in a cache view.
+  [[nodiscard]] std::int64_t row_offset(const TensorView& cache, std::size_t seq, std::int64_t key,
+                                        std::int64_t head) const {
+    const bool heads_first = spec.kv_layout == KvLayout::kHND;
+    const int axes = paged() ? 1 : 0;
+    const std::int64_t token_stride = cache.stride(axes + (heads_first ? 1 : 0));
+    const std::int64_t head_stride = cache.stride(axes + (heads_first ? 0 : 1));
+    if (!paged()) return (kv_indptr[seq] + key) * token_stride + head * head_stride;
+    const std::int64_t page = pages_[seq][static_cast<std::size_t>(key / spec.page_size)];
+    return page * cache.stride(0) + key % spec.page_size * token_stride + head * head_stride;
+  }
+
   /// Forgets results: o and lse become NaN again.
   void forget_results() {
     o_elements = ElementBuffer(o_elements.dtype(), o_elements.size());
@@ -484,18 +496,6 @@ class RandomBatch {
       tensors.alibi_slopes = make(alibi_slopes, spec.num_qo_heads);
       for (float& slope : alibi_slopes) slope *= 0.125F;
     }
-  }
-
-  /// Offset of a key's row in a cache view.
-  [[nodiscard]] std::int64_t row_offset(const TensorView& cache, std::size_t seq, std::int64_t key,
-                                        std::int64_t head) const {
-    const bool heads_first = spec.kv_layout == KvLayout::kHND;
-    const int axes = paged() ? 1 : 0;
-    const std::int64_t token_stride = cache.stride(axes + (heads_first ? 1 : 0));
-    const std::int64_t head_stride = cache.stride(axes + (heads_first ? 0 : 1));
-    if (!paged()) return (kv_indptr[seq] + key) * token_stride + head * head_stride;
-    const std::int64_t page = pages_[seq][static_cast<std::size_t>(key / spec.page_size)];
-    return page * cache.stride(0) + key % spec.page_size * token_stride + head * head_stride;
   }
 
   /// Writes one row of a cache. Tensors of the batch are views of memory that this owns.
