@@ -5,7 +5,7 @@
 #include <functional>
 #include <string>
 
-#include "support/random_batch.hpp"
+#include "support/spoilt_batches.hpp"
 
 namespace quire {
 namespace {
@@ -13,20 +13,7 @@ namespace {
 using testing::KeySource;
 using testing::RandomBatch;
 using testing::RandomBatchOptions;
-
-/// Three requests on pages of 16: 40 keys (3 pages), 16 (1) and 5 (1).
-RandomBatchOptions three_requests(KeySource source, Mask mask = Mask::kCausal) {
-  RandomBatchOptions options;
-  options.spec.num_qo_heads = 2;
-  options.spec.num_kv_heads = 1;
-  options.spec.head_dim_qk = 8;
-  options.spec.q_dtype = options.spec.kv_dtype = DType::kFloat32;
-  options.spec.mask = mask;
-  options.requests = {{2, 40}, {1, 16}, {5, 5}};
-  options.source = source;
-  options.stale_pages = 0;
-  return options;
-}
+using testing::three_requests;
 
 /// What came of a spoilt call, and what was noted.
 struct Outcome {
@@ -36,8 +23,7 @@ struct Outcome {
 };
 
 Outcome outcome_of(RandomBatch& batch) {
-  const Attention attention(Device::cpu(), batch.spec,
-                            {.max_num_seqs = 3, .max_total_q = 8, .max_kv_len = 100});
+  const Attention attention(Device::cpu(), batch.spec, testing::kSpoiltLimits);
   testing::RubbishWorkspace schedule(attention.workspace_sizes().schedule);
   testing::RubbishWorkspace scratch(attention.workspace_sizes().scratch);
   Outcome outcome;
