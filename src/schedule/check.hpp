@@ -78,6 +78,12 @@ class RequestChecks {
     return refuse(item, position, value, value < low ? low : high);
   }
 
+  /// A length within `BatchLimits`.
+  QUIRE_HOST_DEVICE bool at_most(CheckedItem limit, std::int64_t position, std::int64_t value,
+                                 std::int64_t high) {
+    return value <= high || refuse(limit, position, value, high);
+  }
+
   /// Entry `seq + 1` does not decrease and stays within `high`; entry 0 within [0, first_high].
   QUIRE_HOST_DEVICE bool indptr(CheckedItem item, const std::int32_t* values,
                                 std::int64_t first_high, std::int64_t high) {
@@ -86,7 +92,9 @@ class RequestChecks {
   }
 
   QUIRE_HOST_DEVICE bool queries() {
-    return indptr(CheckedItem::kQoIndptr, batch_.qo_indptr, 0, limits_.max_total_q);
+    return indptr(CheckedItem::kQoIndptr, batch_.qo_indptr, 0, INT32_MAX) &&
+           at_most(CheckedItem::kMaxTotalQ, seq_ + 1, batch_.qo_indptr[seq_ + 1],
+                   limits_.max_total_q);
   }
 
   [[nodiscard]] QUIRE_HOST_DEVICE std::int64_t qo_len() const {
@@ -94,9 +102,12 @@ class RequestChecks {
   }
 
   QUIRE_HOST_DEVICE bool keys() {
-    if (batch_.kv_len != nullptr &&
-        !within(CheckedItem::kKvLen, seq_, batch_.kv_len[seq_], 0, limits_.max_kv_len)) {
-      return false;
+    if (batch_.kv_len != nullptr) {
+      const std::int32_t length = batch_.kv_len[seq_];
+      if (!within(CheckedItem::kKvLen, seq_, length, 0, INT32_MAX) ||
+          !at_most(CheckedItem::kMaxKvLen, seq_, length, limits_.max_kv_len)) {
+        return false;
+      }
     }
     if (batch_.page_table != nullptr) return room(batch_.page_table_width * shape_.page_size);
     return batch_.kv_page_indptr != nullptr ? csr_table() : contiguous();
@@ -118,8 +129,8 @@ class RequestChecks {
     if (pages == 0) return true;
     const std::int64_t last = batch_.kv_last_page_len[seq_];
     return within(CheckedItem::kKvLastPageLen, seq_, last, 1, shape_.page_size) &&
-           within(CheckedItem::kKvPageIndptr, seq_ + 1, (pages - 1) * shape_.page_size + last, 0,
-                  limits_.max_kv_len);
+           at_most(CheckedItem::kMaxKvLen, seq_ + 1, (pages - 1) * shape_.page_size + last,
+                   limits_.max_kv_len);
   }
 
   QUIRE_HOST_DEVICE bool contiguous() {
@@ -127,7 +138,7 @@ class RequestChecks {
     if (!indptr(CheckedItem::kKvIndptr, values, INT32_MAX, INT32_MAX)) return false;
     const std::int64_t rows = static_cast<std::int64_t>(values[seq_ + 1]) - values[seq_];
     if (batch_.kv_len != nullptr) return room(rows);
-    return within(CheckedItem::kKvIndptr, seq_ + 1, rows, 0, limits_.max_kv_len);
+    return at_most(CheckedItem::kMaxKvLen, seq_ + 1, rows, limits_.max_kv_len);
   }
 
   QUIRE_HOST_DEVICE bool tree_mask() {
