@@ -120,6 +120,7 @@ void add_source_options(CLI::App& app, ReplayCommand& command) {
 void add_engine_options(CLI::App& app, ReplayOptions& options) {
   constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max();
   constexpr std::int64_t kMostLayers = 1000;
+  add_device(app, options.device);
   add_shape(app, options.shape);
   add_whole(app, "--layers", options.layers, 1, kMostLayers, "Attention layers");
   add_whole(app, "--pages", options.pages, 1, kMost, "Pages of the cache of each layer");

@@ -1,61 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-// What `quire bench` does with a GPU, played by the CPU: graphs are functions, times are made up.
+// What `quire bench` does with a GPU, played by the CPU.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-
-#include <cstdlib>
-#include <cstring>
 
 #include "bench/cold_timer.hpp"
 #include "bench/gpu_workload.hpp"
 #include "bench/report.hpp"
 #include "bench/row_checks.hpp"
+#include "tools/played_gpu.hpp"
 
 namespace quire::tool {
 namespace {
-
-/// Every launch takes 5 microseconds.
-class PlayedGpu final : public Gpu {
- public:
-  [[nodiscard]] Device device() const override { return Device::cpu(); }
-  [[nodiscard]] void* stream() const override { return nullptr; }
-  [[nodiscard]] std::string name() const override { return "a CPU that plays"; }
-  [[nodiscard]] std::size_t free_bytes() const override { return 0; }
-  [[nodiscard]] std::byte* allocate(std::size_t bytes) override {
-    constexpr std::size_t kUnit = kWorkspaceAlignment;
-    void* const data = std::aligned_alloc(kUnit, (bytes + kUnit) / kUnit * kUnit);
-    return static_cast<std::byte*>(data);
-  }
-  void release(std::byte* data) noexcept override { std::free(data); }
-  void copy(void* to, const void* from, std::size_t bytes) override {
-    std::memmove(to, from, bytes);
-  }
-  void fill(void* to, int byte, std::size_t bytes) override { std::memset(to, byte, bytes); }
-  void synchronize() override {}
-
-  struct PlayedGraph final : Graph {
-    std::function<void()> body;
-  };
-  [[nodiscard]] std::unique_ptr<Graph> capture(const std::function<void()>& body) override {
-    auto graph = std::make_unique<PlayedGraph>();
-    graph->body = body;
-    return graph;
-  }
-  void launch(Graph& graph) override { static_cast<PlayedGraph&>(graph).body(); }
-  [[nodiscard]] std::vector<double> time(Graph& graph, std::int32_t repetitions,
-                                         const std::function<void()>& before) override {
-    before();
-    launch(graph);
-    return std::vector<double>(static_cast<std::size_t>(repetitions), 5.0);
-  }
-  void do_nothing() override {}
-  void read(const std::byte*, std::size_t) override {}
-  bool multiply(std::byte*, const std::byte*, const std::byte*, std::int32_t) override {
-    return multiplies;
-  }
-
-  bool multiplies = true;
-};
 
 Workload small(Mask mask) {
   Workload workload;

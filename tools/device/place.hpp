@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "common/buffer.hpp"
 #include "quire/tensor.hpp"
 
 namespace quire::tool {
@@ -71,6 +72,12 @@ std::unique_ptr<Gpu> open_gpu(Device device);
 /// @return The CPU or the GPU. @throws CommandError likewise.
 std::unique_ptr<Place> open_place(Device device);
 
+/// Gives memory back to its place.
+struct Release {
+  Place* place = nullptr;
+  void operator()(std::byte* data) const noexcept { place->release(data); }
+};
+
 /// Bytes at a place; the place outlives them.
 class DeviceMemory {
  public:
@@ -93,14 +100,36 @@ class DeviceMemory {
   void fill(int byte) const { place().fill(data(), byte, size_); }
 
  private:
-  struct Release {
-    Place* place = nullptr;
-    void operator()(std::byte* data) const noexcept { place->release(data); }
-  };
   [[nodiscard]] Place& place() const { return *data_.get_deleter().place; }
 
   std::unique_ptr<std::byte, Release> data_;
   std::size_t size_ = 0;
+};
+
+/// Bytes that the host and a device both work on: on the CPU the same ones.
+class SharedBytes {
+ public:
+  SharedBytes() = default;
+  SharedBytes(Place& place, std::size_t bytes)
+      : device_(place, bytes),
+        host_(place.device().type == DeviceType::kCpu ? Buffer() : Buffer(bytes)) {}
+
+  [[nodiscard]] std::byte* device() const noexcept { return device_.data(); }
+  [[nodiscard]] std::byte* host() const noexcept {
+    return host_.size() > 0 ? host_.data() : device_.data();
+  }
+  /// Shows the device the first bytes as the host has them.
+  void push(std::size_t bytes) const {
+    if (host_.size() > 0) device_.upload(host_.bytes().first(bytes));
+  }
+  /// Shows the host the first bytes as the device has them.
+  void pull(std::size_t bytes) const {
+    if (host_.size() > 0) device_.download(host_.bytes().first(bytes));
+  }
+
+ private:
+  DeviceMemory device_;
+  Buffer host_;
 };
 
 }  // namespace quire::tool

@@ -154,7 +154,7 @@ class Engine {
     const auto every = static_cast<std::uint64_t>(options_.check_every);
     if (every == 0 || plan_.step % every != 0) return;
     Stopwatch watch;
-    model.checker.check(plan_, model.layers.output(0));
+    model.checker.check(plan_, model.layers.output(plan_.num_tokens));
     report_.checking_s += watch.lap();
   }
 

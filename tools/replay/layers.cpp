@@ -2,7 +2,6 @@
 #include "replay/layers.hpp"
 
 #include <chrono>
-#include <cstring>
 
 namespace quire::tool {
 namespace {
@@ -38,9 +37,10 @@ double Stopwatch::lap() {
 
 Layers::Layers(const ReplayOptions& options, std::int32_t max_kv_len)
     : options_(options),
+      place_(open_place(options.device)),
       threads_(make_threads(options.threads)),
       call_options_{threads_.get(), {}},
-      attention_(Device::cpu(), options.shape.spec(), limits_of(options, max_kv_len),
+      attention_(options.device, options.shape.spec(), limits_of(options, max_kv_len),
                  call_options_),
       q_noise_(options.shape.dtype, options.seed),
       kv_noise_(options.shape.cache_dtype(), ~options.seed),
@@ -49,27 +49,39 @@ Layers::Layers(const ReplayOptions& options, std::int32_t max_kv_len)
           row_bytes(options.shape.heads.kv, options.shape.head_dim, options.shape.cache_dtype())),
       cache_bytes_each_(static_cast<std::size_t>(options.pages) *
                         static_cast<std::size_t>(options.shape.page_size) * kv_row_bytes_) {
-  constexpr int kPoison = 0xff;  // NaN in every format that has one
   for (std::int32_t layer = 0; layer < options.layers; ++layer) {
-    caches_.push_back({Buffer(cache_bytes_each_), Buffer(cache_bytes_each_)});
-    std::memset(caches_.back().k.data(), kPoison, cache_bytes_each_);
-    std::memset(caches_.back().v.data(), kPoison, cache_bytes_each_);
+    caches_.push_back({empty_cache(), empty_cache()});
   }
   const auto rows = static_cast<std::size_t>(options.max_tokens_per_step);
-  q_ = Buffer(rows * q_row_bytes_);
-  k_ = Buffer(rows * kv_row_bytes_);
-  v_ = Buffer(rows * kv_row_bytes_);
-  o_ = Buffer(rows * q_row_bytes_);
+  q_ = SharedBytes(*place_, rows * q_row_bytes_);
+  k_ = SharedBytes(*place_, rows * kv_row_bytes_);
+  v_ = SharedBytes(*place_, rows * kv_row_bytes_);
+  o_ = SharedBytes(*place_, rows * q_row_bytes_);
   const WorkspaceSizes sizes = attention_.workspace_sizes();
-  schedule_ = Buffer(sizes.schedule);
-  scratch_ = Buffer(sizes.scratch);
+  schedule_ = DeviceMemory(*place_, sizes.schedule);
+  scratch_ = DeviceMemory(*place_, sizes.scratch);
+}
+
+DeviceMemory Layers::empty_cache() const {
+  constexpr int kPoison = 0xff;  // NaN in every format that has one
+  DeviceMemory cache(*place_, cache_bytes_each_);
+  cache.fill(kPoison);
+  return cache;
 }
 
 void Layers::copy_pages(std::span<const CopyOp> copies) {
-  if (copies.empty()) return;
   for (const Cache& cache : caches_) {
-    execute_copies(copies, pages(cache.k), KvLayout::kNHD).throw_if_error();
-    execute_copies(copies, pages(cache.v), KvLayout::kNHD).throw_if_error();
+    copy_pages(copies, cache.k);
+    copy_pages(copies, cache.v);
+  }
+}
+
+void Layers::copy_pages(std::span<const CopyOp> copies, const DeviceMemory& cache) const {
+  const std::size_t page_bytes = static_cast<std::size_t>(options_.shape.page_size) * kv_row_bytes_;
+  for (const CopyOp& copy : copies) {
+    place_->copy(cache.data() + static_cast<std::size_t>(copy.dst) * page_bytes,
+                 cache.data() + static_cast<std::size_t>(copy.src) * page_bytes,
+                 static_cast<std::size_t>(copy.tokens) * kv_row_bytes_);
   }
 }
 
@@ -83,59 +95,89 @@ void Layers::generate(const StepPlan& plan, std::int32_t layer) {
       const auto key = [&](NoiseTensor tensor) {
         return noise_key(item.request, layer, tensor, position);
       };
-      q_noise_.fill(q_.data() + row * q_row_bytes_, q_elements, key(NoiseTensor::kQ));
-      kv_noise_.fill(k_.data() + row * kv_row_bytes_, kv_elements, key(NoiseTensor::kK));
-      kv_noise_.fill(v_.data() + row * kv_row_bytes_, kv_elements, key(NoiseTensor::kV));
+      q_noise_.fill(q_.host() + row * q_row_bytes_, q_elements, key(NoiseTensor::kQ));
+      kv_noise_.fill(k_.host() + row * kv_row_bytes_, kv_elements, key(NoiseTensor::kK));
+      kv_noise_.fill(v_.host() + row * kv_row_bytes_, kv_elements, key(NoiseTensor::kV));
     }
   }
+  q_.push(row * q_row_bytes_);
+  k_.push(row * kv_row_bytes_);
+  v_.push(row * kv_row_bytes_);
 }
 
-MutableTensorView Layers::pages(const Buffer& buffer) const {
+const std::byte* Layers::show(const StagedBatch& staged) {
+  if (options_.device.type == DeviceType::kCpu) return staged.bytes.data();
+  if (block_.size() < staged.bytes.size()) {
+    block_ = DeviceMemory(*place_, 2 * staged.bytes.size());
+  }
+  block_.upload(staged.bytes);
+  return block_.data();
+}
+
+double Layers::lap(Stopwatch& watch) const {
+  place_->synchronize();
+  return watch.lap();
+}
+
+MutableTensorView Layers::pages(const DeviceMemory& cache) const {
   const Shape& shape = options_.shape;
-  return {buffer.data(),
+  return {cache.data(),
           shape.cache_dtype(),
-          {options_.pages, shape.page_size, shape.heads.kv, shape.head_dim}};
+          {options_.pages, shape.page_size, shape.heads.kv, shape.head_dim},
+          options_.device};
+}
+
+MutableTensorView Layers::rows_of(const SharedBytes& bytes, std::int64_t rows, std::int32_t heads,
+                                  DType dtype) const {
+  return {bytes.device(), dtype, {rows, heads, options_.shape.head_dim}, options_.device};
 }
 
 AttentionTensors Layers::tensors(const Cache& cache, std::int64_t rows) const {
   const Shape& shape = options_.shape;
   AttentionTensors tensors;
-  tensors.q = {q_.data(), shape.dtype, {rows, shape.heads.qo, shape.head_dim}};
-  tensors.o = {o_.data(), shape.dtype, {rows, shape.heads.qo, shape.head_dim}};
+  tensors.q = rows_of(q_, rows, shape.heads.qo, shape.dtype);
+  tensors.o = rows_of(o_, rows, shape.heads.qo, shape.dtype);
   tensors.k = pages(cache.k);
   tensors.v = pages(cache.v);
   return tensors;
 }
 
-void Layers::run(const StepPlan& plan, const StagedBatch& staged, StepTimes& times) {
+void Layers::append_new_tokens(const Cache& cache, std::int64_t rows, const Batch& batch,
+                               const TensorView& slots) const {
   const Shape& shape = options_.shape;
+  AppendTensors added;
+  added.k = rows_of(k_, rows, shape.heads.kv, shape.cache_dtype());
+  added.v = rows_of(v_, rows, shape.heads.kv, shape.cache_dtype());
+  added.k_cache = pages(cache.k);
+  added.v_cache = pages(cache.v);
+  added.slot_mapping = slots;
+  append(options_.device, KvLayout::kNHD, batch, added, {place_->stream()}, call_options_)
+      .throw_if_error();
+}
+
+void Layers::run(const StepPlan& plan, const StagedBatch& staged, StepTimes& times) {
   const std::int64_t rows = plan.num_tokens;
-  const Batch batch = staged.dense();
+  const CallOptions call{place_->stream()};
   Stopwatch watch;
-  attention_.schedule(batch, schedule_.bytes()).throw_if_error();
-  times.attention += watch.lap();
-  for (std::int32_t layer = 0; layer <= last_layer(); ++layer) {
-    const Cache& cache = caches_[static_cast<std::size_t>(layer)];
-    generate(plan, layer);
-    times.generating += watch.lap();
-
-    AppendTensors added;
-    added.k = {k_.data(), shape.cache_dtype(), {rows, shape.heads.kv, shape.head_dim}};
-    added.v = {v_.data(), shape.cache_dtype(), {rows, shape.heads.kv, shape.head_dim}};
-    added.k_cache = pages(cache.k);
-    added.v_cache = pages(cache.v);
-    added.slot_mapping = staged.slots();
-    append(Device::cpu(), KvLayout::kNHD, batch, added, {}, call_options_).throw_if_error();
-    times.appending += watch.lap();
-
-    attention_.run(batch, tensors(cache, rows), schedule_.bytes(), scratch_.bytes())
+  const std::byte* block = show(staged);
+  const Batch batch = staged.dense(block, options_.device);
+  times.generating += lap(watch);
+  attention_.schedule(batch, schedule_.bytes(), call).throw_if_error();
+  times.attention += lap(watch);
+  for (const Cache& cache : caches_) {
+    generate(plan, static_cast<std::int32_t>(&cache - caches_.data()));
+    times.generating += lap(watch);
+    append_new_tokens(cache, rows, batch, staged.slots(block, options_.device));
+    times.appending += lap(watch);
+    attention_.run(batch, tensors(cache, rows), schedule_.bytes(), scratch_.bytes(), call)
         .throw_if_error();
-    times.attention += watch.lap();
+    times.attention += lap(watch);
   }
 }
 
-const std::byte* Layers::output(std::int64_t row) const {
-  return o_.data() + static_cast<std::size_t>(row) * q_row_bytes_;
+const std::byte* Layers::output(std::int64_t num_rows) const {
+  o_.pull(static_cast<std::size_t>(num_rows) * q_row_bytes_);
+  return o_.host();
 }
 
 }  // namespace quire::tool

@@ -7,8 +7,8 @@
 #include <span>
 #include <vector>
 
-#include "common/buffer.hpp"
 #include "common/noise.hpp"
+#include "device/place.hpp"
 #include "quire/attention.hpp"
 #include "quire/batcher.hpp"
 #include "quire/executor.hpp"
@@ -25,6 +25,16 @@ struct StepTimes {
   double attention = 0;   ///< schedule and run.
 
   [[nodiscard]] double total() const { return planning + generating + appending + attention; }
+};
+
+/// Seconds since it was made or last asked.
+class Stopwatch {
+ public:
+  Stopwatch();
+  double lap();
+
+ private:
+  std::int64_t last_;
 };
 
 /// The attention layers of a model: their caches, and the tensors of a step. What a model would
@@ -45,22 +55,33 @@ class Layers {
   [[nodiscard]] const Noise& q_noise() const { return q_noise_; }
   [[nodiscard]] const Noise& kv_noise() const { return kv_noise_; }
   [[nodiscard]] std::size_t cache_bytes() const { return 2 * caches_.size() * cache_bytes_each_; }
-  /// @return Row of the last layer's output: o_dtype [num_qo_heads, head_dim].
-  [[nodiscard]] const std::byte* output(std::int64_t row) const;
+  /// @return The last layer's output: o_dtype [num_rows, num_qo_heads, head_dim].
+  [[nodiscard]] const std::byte* output(std::int64_t num_rows) const;
   [[nodiscard]] std::int32_t last_layer() const {
     return static_cast<std::int32_t>(caches_.size()) - 1;
   }
 
  private:
   struct Cache {
-    Buffer k;
-    Buffer v;
+    DeviceMemory k;
+    DeviceMemory v;
   };
+  [[nodiscard]] DeviceMemory empty_cache() const;
+  void copy_pages(std::span<const CopyOp> copies, const DeviceMemory& cache) const;
   void generate(const StepPlan& plan, std::int32_t layer);
-  [[nodiscard]] MutableTensorView pages(const Buffer& buffer) const;
+  void append_new_tokens(const Cache& cache, std::int64_t rows, const Batch& batch,
+                         const TensorView& slots) const;
+  /// @return Where the device finds the batch's block.
+  const std::byte* show(const StagedBatch& staged);
+  /// @return Seconds since the last lap, all work done.
+  double lap(Stopwatch& watch) const;
+  [[nodiscard]] MutableTensorView pages(const DeviceMemory& cache) const;
+  [[nodiscard]] MutableTensorView rows_of(const SharedBytes& bytes, std::int64_t rows,
+                                          std::int32_t heads, DType dtype) const;
   [[nodiscard]] AttentionTensors tensors(const Cache& cache, std::int64_t rows) const;
 
   ReplayOptions options_;
+  std::unique_ptr<Place> place_;
   std::unique_ptr<Executor> threads_;
   AttentionOptions call_options_;
   Attention attention_;
@@ -70,18 +91,9 @@ class Layers {
   std::size_t kv_row_bytes_;
   std::size_t cache_bytes_each_;
   std::vector<Cache> caches_;
-  Buffer q_, k_, v_, o_;
-  Buffer schedule_, scratch_;
-};
-
-/// Seconds since it was made or last asked.
-class Stopwatch {
- public:
-  Stopwatch();
-  double lap();
-
- private:
-  std::int64_t last_;
+  SharedBytes q_, k_, v_, o_;
+  DeviceMemory schedule_, scratch_;
+  DeviceMemory block_;  // of the step's batch, on a GPU
 };
 
 }  // namespace quire::tool

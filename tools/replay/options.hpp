@@ -14,6 +14,7 @@ enum class Arrivals {
 };
 
 struct ReplayOptions {
+  Device device;  ///< Where the attention is computed.
   Shape shape;
   std::int32_t layers = 1;
   std::int32_t pages = 8192;

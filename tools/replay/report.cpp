@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "common/format.hpp"
+#include "common/options.hpp"
 #include "common/statistics.hpp"
 #include "common/table.hpp"
 #include "common/terminal.hpp"
@@ -163,6 +164,7 @@ nlohmann::ordered_json report_json(const ReplayOptions& options, const ReplayRep
           {"max_tokens_per_step", options.max_tokens_per_step},
           {"max_seqs", options.max_seqs},
           {"attention", options.attention},
+          {"device", device_name(options.device)},
           {"kernel", report.kernel},
           {"requests_served", stats.finished},
           {"requests_refused", report.refused},
