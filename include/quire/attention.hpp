@@ -16,7 +16,9 @@
 ///     o(i)   = v_scale · Σ_t exp(s(i,t) − lse(i)) · v(t)            over the visible keys t
 ///     lse(i) = log( Σ_t exp(s(i,t)) + exp(sink) )                   natural logarithm
 ///
-/// A row that sees no key has o = 0 and lse = −inf (sinks or not).
+/// A row that sees no key has o = 0 and lse = −inf (sinks or not). Memory that no query of the batch
+/// may see is not read. Values that only some queries of a request see must be finite: kernels may
+/// multiply them by 0 for the others (those of the CPU and `cuda.simt` do not).
 #pragma once
 
 #include <cstddef>

@@ -27,15 +27,17 @@ class RequestChecks {
     return found_;
   }
 
-  /// @param rows       Of q.
-  /// @param num_pages  Of the cache; contiguous: its rows are `num_tokens`.
-  /// @return The first offence among what lies beyond the tensors: rows, page ids.
-  QUIRE_HOST_DEVICE CheckRecord pages(std::int64_t rows, std::int64_t num_pages,
-                                      std::int64_t num_tokens) {
+  /// @return Whether q has fewer rows than the last request's offset says.
+  QUIRE_HOST_DEVICE CheckRecord rows(std::int64_t rows_of_q) {
+    within(CheckedItem::kQoIndptr, seq_ + 1, batch_.qo_indptr[seq_ + 1], 0, rows_of_q);
+    return found_;
+  }
+
+  /// @param num_pages   Of the cache.
+  /// @param num_tokens  Contiguous: rows of K and V.
+  /// @return The first key that a query sees and the cache does not have.
+  QUIRE_HOST_DEVICE CheckRecord pages(std::int64_t num_pages, std::int64_t num_tokens) {
     const Lengths lengths = lengths_of(shape_, batch_, seq_);
-    if (!within(CheckedItem::kQoIndptr, seq_ + 1, batch_.qo_indptr[seq_ + 1], 0, rows)) {
-      return found_;
-    }
     if (lengths.qo_len <= 0) return found_;
     const KeyRange keys = visible_keys(shape_, lengths, 0, lengths.qo_len);
     if (keys.begin >= keys.end) return found_;
@@ -44,8 +46,7 @@ class RequestChecks {
              static_cast<std::int64_t>(batch_.kv_indptr[seq_]) + keys.end, 0, num_tokens);
       return found_;
     }
-    page_ids_of(keys.begin, keys.end, num_pages);
-    return found_;
+    return page_ids_of(keys.begin, keys.end, num_pages);
   }
 
   /// The pages of keys [begin, end).

@@ -60,12 +60,17 @@ struct SplitUnit {
   std::int32_t num_pieces = 1;
 };
 
-/// An equal part of the line: from `begin` to `end`. Only the units at its two ends can be split.
+/// Where a range starts and, if that is inside a unit, how the unit is split.
+struct PlacedCut {
+  Cut cut;
+  SplitUnit split;  ///< if cut.kv_tile > 0
+  Lengths lengths;  ///< of request cut.seq, unless it is the end of the batch
+};
+
+/// An equal part of the line. Only the units at its two ends can be split.
 struct Range {
-  Cut begin;
-  Cut end;
-  SplitUnit at_begin;  ///< if begin.kv_tile > 0
-  SplitUnit at_end;    ///< if end.kv_tile > 0
+  PlacedCut begin;
+  PlacedCut end;
 };
 
 /// The schedule in its workspace.
@@ -126,10 +131,12 @@ QUIRE_HOST_DEVICE inline std::int64_t cost_of(const TilePolicy& policy,
                                               const core::ProblemShape& shape,
                                               const SequenceUnits& units);
 
-/// Places a range. Needs `header` and `cost_before`; O(log num_seqs).
-QUIRE_HOST_DEVICE inline Range range_of(const TilePolicy& policy, const core::ProblemShape& shape,
-                                        const core::BatchArrays& batch, ScheduleView schedule,
-                                        std::int32_t index);
+/// The start of range `index`, which is the end of the one before it; that of `num_ranges` and
+/// beyond is the end of the batch. Needs `header` and `cost_before`; O(log num_seqs).
+QUIRE_HOST_DEVICE inline PlacedCut place_cut(const TilePolicy& policy,
+                                             const core::ProblemShape& shape,
+                                             const core::BatchArrays& batch, ScheduleView schedule,
+                                             std::int32_t index);
 
 /// Fills the schedule on the host. O(num_seqs).
 inline void build(const TilePolicy& policy, const core::ProblemShape& shape,

@@ -165,12 +165,28 @@ QUIRE_HOST_DEVICE inline std::int32_t seq_at(ScheduleView schedule, std::int64_t
   return low;
 }
 
-/// Start of range `index` on the line, before snapping to tiles.
-QUIRE_HOST_DEVICE inline std::int64_t raw_cut(ScheduleView schedule, std::int32_t index) {
-  const std::int64_t total = schedule.header->total_cost;
-  const std::int64_t ranges = schedule.header->num_ranges;
-  return total / ranges * index + total % ranges * index / ranges;  // no product overflows
-}
+/// Equal cuts of a line, before snapping to tiles.
+class EqualCuts {
+ public:
+  QUIRE_HOST_DEVICE explicit EqualCuts(const Header& header)
+      : length_(header.total_cost / header.num_ranges),
+        longer_(header.total_cost - length_ * header.num_ranges) {}
+
+  /// Start of range `index`. The first ones are one longer than the others.
+  [[nodiscard]] QUIRE_HOST_DEVICE std::int64_t at(std::int64_t index) const {
+    return length_ * index + min_of(index, longer_);
+  }
+  /// The first range that starts at `cost` or behind it.
+  [[nodiscard]] QUIRE_HOST_DEVICE std::int64_t first_from(std::int64_t cost) const {
+    const std::int64_t end_of_longer = longer_ * (length_ + 1);
+    if (cost <= end_of_longer) return ceil_div(cost, length_ + 1);
+    return longer_ + ceil_div(cost - end_of_longer, length_);
+  }
+
+ private:
+  std::int64_t length_;
+  std::int64_t longer_;
+};
 
 /// The first place after a unit; a request without queries may follow.
 QUIRE_HOST_DEVICE inline Cut after_unit(const SequenceUnits& units, Cut cut) {
@@ -184,67 +200,23 @@ QUIRE_HOST_DEVICE inline Cut after_unit(const SequenceUnits& units, Cut cut) {
 }
 
 /// The ranges that start inside a unit, past its first tile, as a split unit.
-QUIRE_HOST_DEVICE inline SplitUnit split_unit(ScheduleView schedule, const UnitLine& line,
-                                              std::int32_t q_tile, std::int64_t unit_begin) {
-  const std::int64_t total = schedule.header->total_cost;
-  const std::int64_t ranges = schedule.header->num_ranges;
+QUIRE_HOST_DEVICE inline SplitUnit split_unit(ScheduleView schedule, const EqualCuts& cuts,
+                                              const UnitLine& line, std::int32_t q_tile,
+                                              std::int64_t unit_begin) {
   const std::int64_t unit_end = unit_begin + line.cost_of_unit(q_tile);
   const std::int32_t tiles = line.kv_tiles(q_tile);
-  const auto is_inner = [&](std::int32_t index) {
-    const std::int64_t cost = raw_cut(schedule, index);
+  const auto is_inner = [&](std::int64_t index) {
+    const std::int64_t cost = cuts.at(index);
     if (cost >= unit_end) return false;
     const std::int32_t at = line.snap(q_tile, cost - unit_begin);
     return at > 0 && at < tiles;
   };
-  auto first = static_cast<std::int32_t>(ceil_div(unit_begin * ranges, total));
-  auto last = static_cast<std::int32_t>(min_of(ceil_div(unit_end * ranges, total), ranges - 1));
+  std::int64_t first = cuts.first_from(unit_begin);
+  std::int64_t last =
+      min_of<std::int64_t>(cuts.first_from(unit_end), schedule.header->num_ranges - 1);
   while (last >= first && !is_inner(last)) --last;
   while (first <= last && !is_inner(first)) ++first;
-  return {first - 1, last - first + 2};
-}
-
-/// A range's start, and the unit it falls into if it splits one.
-struct PlacedCut {
-  Cut cut;
-  SplitUnit split;
-};
-
-QUIRE_HOST_DEVICE inline PlacedCut place_cut(const TilePolicy& policy,
-                                             const core::ProblemShape& shape,
-                                             const core::BatchArrays& batch, ScheduleView schedule,
-                                             std::int32_t index) {
-  PlacedCut placed;
-  Cut& cut = placed.cut;
-  if (index >= schedule.header->num_ranges) {
-    // After the last request with queries: nobody walks over the empty ones behind it.
-    const std::int64_t total = schedule.header->total_cost;
-    cut.seq = total == 0 ? 0 : seq_at(schedule, total - 1) + 1;
-    return placed;
-  }
-  std::int64_t cost = raw_cut(schedule, index);
-  cut.seq = seq_at(schedule, cost);
-  std::int64_t begin = schedule.cost_before[cut.seq];
-  const SequenceUnits units = units_of(policy, shape, lengths_of(shape, batch, cut.seq));
-  const UnitLine line(policy, shape, units);
-  const std::int64_t head_unit_cost =
-      (schedule.cost_before[cut.seq + 1] - begin) / units.head_units;
-  cut.head_unit = static_cast<std::int32_t>((cost - begin) / head_unit_cost);
-  begin += cut.head_unit * head_unit_cost;
-  cut.q_tile = line.q_tile_at(cost - begin);
-  begin += line.cost_before(cut.q_tile);
-  cut.kv_tile = line.snap(cut.q_tile, cost - begin);
-  if (cut.kv_tile == 0) return placed;
-  if (cut.kv_tile < line.kv_tiles(cut.q_tile)) {
-    placed.split = split_unit(schedule, line, cut.q_tile, begin);
-    return placed;
-  }
-  cut = after_unit(units, cut);
-  // Ranges start at units, so step over the requests that have none.
-  if (cut.seq < schedule.header->num_seqs &&
-      schedule.cost_before[cut.seq] < schedule.header->total_cost) {
-    cut.seq = seq_at(schedule, schedule.cost_before[cut.seq]);
-  }
-  return placed;
+  return {static_cast<std::int32_t>(first - 1), static_cast<std::int32_t>(last - first + 2)};
 }
 
 }  // namespace detail
@@ -310,17 +282,51 @@ QUIRE_HOST_DEVICE inline std::int32_t ranges_for(const TilePolicy& policy,
                                                  std::int64_t total_cost) {
   if (total_cost == 0) return 0;
   const std::int64_t share =
-      detail::max_of(policy.min_range_cost, 2 * max_cost_of_kv_tile(policy, shape));
+      detail::max_of(policy.min_range_cost, max_cost_of_kv_tile(policy, shape));
   return static_cast<std::int32_t>(detail::max_of<std::int64_t>(
       1, detail::min_of<std::int64_t>(policy.num_ranges, total_cost / share)));
 }
 
-QUIRE_HOST_DEVICE inline Range range_of(const TilePolicy& policy, const core::ProblemShape& shape,
-                                        const core::BatchArrays& batch, ScheduleView schedule,
-                                        std::int32_t index) {
-  const detail::PlacedCut begin = detail::place_cut(policy, shape, batch, schedule, index);
-  const detail::PlacedCut end = detail::place_cut(policy, shape, batch, schedule, index + 1);
-  return {begin.cut, end.cut, begin.split, end.split};
+QUIRE_HOST_DEVICE inline PlacedCut place_cut(const TilePolicy& policy,
+                                             const core::ProblemShape& shape,
+                                             const core::BatchArrays& batch, ScheduleView schedule,
+                                             std::int32_t index) {
+  const Header& header = *schedule.header;
+  PlacedCut placed;
+  Cut& cut = placed.cut;
+  if (index >= header.num_ranges) {
+    // After the last request with queries: nobody walks over the empty ones behind it.
+    cut.seq = header.total_cost == 0 ? 0 : detail::seq_at(schedule, header.total_cost - 1) + 1;
+    return placed;
+  }
+  const detail::EqualCuts cuts(header);
+  const std::int64_t cost = cuts.at(index);
+  cut.seq = detail::seq_at(schedule, cost);
+  std::int64_t begin = schedule.cost_before[cut.seq];
+  placed.lengths = lengths_of(shape, batch, cut.seq);
+  const SequenceUnits units = units_of(policy, shape, placed.lengths);
+  const detail::UnitLine line(policy, shape, units);
+  const std::int64_t head_unit_cost =
+      (schedule.cost_before[cut.seq + 1] - begin) / units.head_units;
+  cut.head_unit = static_cast<std::int32_t>((cost - begin) / head_unit_cost);
+  begin += cut.head_unit * head_unit_cost;
+  cut.q_tile = line.q_tile_at(cost - begin);
+  begin += line.cost_before(cut.q_tile);
+  cut.kv_tile = line.snap(cut.q_tile, cost - begin);
+  if (cut.kv_tile == 0) return placed;
+  if (cut.kv_tile < line.kv_tiles(cut.q_tile)) {
+    placed.split = detail::split_unit(schedule, cuts, line, cut.q_tile, begin);
+    return placed;
+  }
+  const std::int32_t seq = cut.seq;
+  cut = detail::after_unit(units, cut);
+  if (cut.seq == seq) return placed;
+  // Ranges start at units, so step over the requests that have none.
+  if (schedule.cost_before[cut.seq] < header.total_cost) {
+    cut.seq = detail::seq_at(schedule, schedule.cost_before[cut.seq]);
+    placed.lengths = lengths_of(shape, batch, cut.seq);
+  }
+  return placed;
 }
 
 namespace detail {
@@ -363,9 +369,12 @@ inline void build(const TilePolicy& policy, const core::ProblemShape& shape,
   schedule.cost_before[batch.num_seqs] = cost;
   *schedule.header = {batch.num_seqs, ranges_for(policy, shape, cost), cost,
                       detail::digest_of(policy, shape, batch)};
+  PlacedCut begin = place_cut(policy, shape, batch, schedule, 0);
   for (std::int32_t index = 0; index < policy.num_ranges; ++index) {
-    schedule.ranges[index] = range_of(policy, shape, batch, schedule, index);
+    const PlacedCut end = place_cut(policy, shape, batch, schedule, index + 1);
+    schedule.ranges[index] = {begin, end};
     schedule.arrivals[index] = 0;
+    begin = end;
   }
 }
 
@@ -380,29 +389,24 @@ QUIRE_HOST_DEVICE inline WorkCursor::WorkCursor(const TilePolicy& policy,
                                                 const core::BatchArrays& batch,
                                                 ScheduleView schedule, std::int32_t index)
     : policy_(policy), shape_(shape), batch_(batch), index_(index), range_(schedule.ranges[index]) {
-  if (range_.begin.seq < range_.end.seq || range_.end.kv_tile + range_.end.q_tile > 0 ||
-      range_.end.head_unit > 0) {
-    units_ = units_of(policy, shape, lengths_of(shape, batch, range_.begin.seq));
-  }
+  units_ = units_of(policy, shape, range_.begin.lengths);
 }
 
 QUIRE_HOST_DEVICE inline void WorkCursor::step_over_unit() {
-  Cut& at = range_.begin;
+  Cut& at = range_.begin.cut;
   const std::int32_t seq = at.seq;
   at = detail::after_unit(units_, at);
   if (at.seq == seq) return;
-  for (; at.seq < range_.end.seq; ++at.seq) {
+  for (; at.seq < range_.end.cut.seq; ++at.seq) {
     units_ = units_of(policy_, shape_, lengths_of(shape_, batch_, at.seq));
     if (units_.q_tiles > 0) return;
   }
-  if (range_.end.head_unit + range_.end.q_tile + range_.end.kv_tile > 0) {
-    units_ = units_of(policy_, shape_, lengths_of(shape_, batch_, at.seq));
-  }
+  units_ = units_of(policy_, shape_, range_.end.lengths);
 }
 
 QUIRE_HOST_DEVICE inline bool WorkCursor::next(WorkItem& item) {
-  const Cut at = range_.begin;
-  const Cut end = range_.end;
+  const Cut at = range_.begin.cut;
+  const Cut end = range_.end.cut;
   const bool in_last_unit =
       at.seq == end.seq && at.head_unit == end.head_unit && at.q_tile == end.q_tile;
   if (in_last_unit && at.kv_tile >= end.kv_tile) return false;
@@ -421,15 +425,15 @@ QUIRE_HOST_DEVICE inline bool WorkCursor::next(WorkItem& item) {
   item.q_end = item.q_begin + line.queries_in_tile(at.q_tile);
   item.kv_begin = at.kv_tile == 0 ? keys.begin : static_cast<std::int32_t>(key_at(at.kv_tile));
   item.kv_end = in_last_unit ? static_cast<std::int32_t>(key_at(end.kv_tile)) : keys.end;
-  const SplitUnit split = at.kv_tile > 0 ? range_.at_begin
-                          : in_last_unit ? range_.at_end
+  const SplitUnit split = at.kv_tile > 0 ? range_.begin.split
+                          : in_last_unit ? range_.end.split
                                          : SplitUnit{index_, 1};
   item.piece = index_ - split.first_range;
   item.num_pieces = split.num_pieces;
   item.first_range = split.first_range;
 
   if (in_last_unit) {
-    range_.begin = end;
+    range_.begin.cut = end;
   } else {
     step_over_unit();
   }

@@ -101,7 +101,7 @@ void expect_refused(RandomBatch& host) {
   ASSERT_TRUE(status.ok()) << status.message();  // the host saw nothing wrong
   EXPECT_THAT(record.to_host(), is(expected));
   const Status result = record.result();
-  EXPECT_EQ(result.code(), ErrorCode::kInvalidArgument);
+  EXPECT_EQ(result.code(), check_result(Device::cpu(), &expected).code());
   EXPECT_EQ(result.message(), check_result(Device::cpu(), &expected).message());
   batch.mirror.download(batch.stream);
   EXPECT_TRUE(is_all_nan(host.o_elements));

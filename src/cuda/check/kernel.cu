@@ -36,6 +36,18 @@ __device__ bool check_requests(std::int32_t num_seqs, CheckRecord* record, const
   return report(found, seq, record);
 }
 
+/// Lengths of all requests, then the rows of q; no rows: `rows` < 0.
+__device__ bool check_lengths(const core::ProblemShape& shape, const BatchLimits& limits,
+                              const core::BatchArrays& batch, std::int64_t rows,
+                              CheckRecord* record) {
+  return check_requests(batch.num_seqs, record, [&](std::int32_t seq) {
+    schedule::RequestChecks checks(shape, limits, batch, seq);
+    const CheckRecord found = checks.lengths();
+    const bool is_last = seq + 1 == batch.num_seqs;
+    return found.what != 0 || rows < 0 || !is_last ? found : checks.rows(rows);
+  });
+}
+
 struct LayerExtents {
   std::int64_t rows = 0;  // of q; negative: check lengths alone
   std::int64_t num_pages = 0;
@@ -49,13 +61,10 @@ __global__ void __launch_bounds__(kThreads)
                        const __grid_constant__ LayerExtents extents, CheckRecord* record) {
   if (record->what != 0) return;
   __syncthreads();  // nobody writes before all have looked
-  const bool wrong = check_requests(batch.num_seqs, record, [&](std::int32_t seq) {
-    return schedule::RequestChecks(shape, limits, batch, seq).lengths();
-  });
-  if (wrong || extents.rows < 0) return;
+  if (check_lengths(shape, limits, batch, extents.rows, record) || extents.rows < 0) return;
   check_requests(batch.num_seqs, record, [&](std::int32_t seq) {
     return schedule::RequestChecks(shape, limits, batch, seq)
-        .pages(extents.rows, extents.num_pages, extents.num_tokens);
+        .pages(extents.num_pages, extents.num_tokens);
   });
 }
 
@@ -80,14 +89,11 @@ __global__ void __launch_bounds__(kThreads)
 __global__ void __launch_bounds__(kThreads)
     check_derived_slots_kernel(const __grid_constant__ core::ProblemShape shape,
                                const __grid_constant__ BatchLimits limits,
-                               const __grid_constant__ core::BatchArrays batch,
+                               const __grid_constant__ core::BatchArrays batch, std::int64_t rows,
                                std::int64_t num_pages, CheckRecord* record) {
   if (record->what != 0) return;
   __syncthreads();
-  const bool wrong = check_requests(batch.num_seqs, record, [&](std::int32_t seq) {
-    return schedule::RequestChecks(shape, limits, batch, seq).lengths();
-  });
-  if (wrong) return;
+  if (check_lengths(shape, limits, batch, rows, record)) return;
   check_requests(batch.num_seqs, record, [&](std::int32_t seq) {
     const schedule::Lengths lengths = schedule::lengths_of(shape, batch, seq);
     const std::int32_t begin = lengths.position(0) < 0 ? 0 : lengths.position(0);
@@ -123,8 +129,8 @@ cudaError_t launch_check_append(const core::BatchArrays& batch, const core::Appe
   }
   core::ProblemShape shape;
   shape.page_size = arrays.page_size;
-  const BatchLimits limits{batch.num_seqs, static_cast<std::int32_t>(arrays.num_rows), INT32_MAX};
-  check_derived_slots_kernel<<<1, kThreads, 0, stream>>>(shape, limits, batch,
+  const BatchLimits limits{batch.num_seqs, INT32_MAX, INT32_MAX};
+  check_derived_slots_kernel<<<1, kThreads, 0, stream>>>(shape, limits, batch, arrays.num_rows,
                                                          arrays.k_cache.num_pages, record);
   return cudaGetLastError();
 }

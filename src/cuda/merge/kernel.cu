@@ -15,50 +15,58 @@ namespace {
 
 constexpr int kThreads = 128;
 
-template <typename Part>
-__device__ float merged_column(const core::MergeArrays& arrays, std::int64_t row, std::int64_t head,
-                               std::int64_t column, float lse) {
-  float sum = 0.0F;
-  for (std::int64_t part = 0; part < arrays.num_parts; ++part) {
-    const float part_lse =
-        arrays.lse_parts[part * arrays.lse_part_stride + row * arrays.lse_part_token_stride +
-                         head * arrays.lse_part_head_stride];
-    if (part_lse == -INFINITY) continue;  // what stands in its o means nothing
-    const std::int64_t at = part * arrays.o_part_stride + row * arrays.o_part_token_stride +
-                            head * arrays.o_part_head_stride + column;
-    sum += expf(part_lse - lse) * to_float(static_cast<const Part*>(arrays.o_parts)[at]);
-  }
-  return sum;
-}
+/// The parts of one row and head.
+struct Parts {
+  const core::MergeArrays& arrays;
+  std::int64_t row;
+  std::int64_t head;
 
-__device__ float merged_lse(const core::MergeArrays& arrays, std::int64_t row, std::int64_t head) {
-  const float* parts =
-      arrays.lse_parts + row * arrays.lse_part_token_stride + head * arrays.lse_part_head_stride;
-  float max = -INFINITY;
-  for (std::int64_t part = 0; part < arrays.num_parts; ++part) {
-    max = fmaxf(max, parts[part * arrays.lse_part_stride]);
+  __device__ float lse(std::int64_t part) const {
+    return arrays.lse_parts[part * arrays.lse_part_stride + row * arrays.lse_part_token_stride +
+                            head * arrays.lse_part_head_stride];
   }
-  if (max == -INFINITY) return max;
-  float sum = 0.0F;
-  for (std::int64_t part = 0; part < arrays.num_parts; ++part) {
-    sum += expf(parts[part * arrays.lse_part_stride] - max);
+  __device__ float max_lse() const {
+    float max = -INFINITY;
+    for (std::int64_t part = 0; part < arrays.num_parts; ++part) max = fmaxf(max, lse(part));
+    return max;
   }
-  return max + logf(sum);
-}
+  /// Σ exp(lse − max).
+  __device__ float sum_of_weights(float max) const {
+    float sum = 0.0F;
+    for (std::int64_t part = 0; part < arrays.num_parts; ++part) {
+      if (lse(part) != -INFINITY) sum += expf(lse(part) - max);
+    }
+    return sum;
+  }
+  /// Σ exp(lse − max) · o. What stands in the o of a part without keys means nothing.
+  template <typename Part>
+  __device__ float weighted_sum(std::int64_t column, float max) const {
+    float sum = 0.0F;
+    for (std::int64_t part = 0; part < arrays.num_parts; ++part) {
+      if (lse(part) == -INFINITY) continue;
+      const std::int64_t at = part * arrays.o_part_stride + row * arrays.o_part_token_stride +
+                              head * arrays.o_part_head_stride + column;
+      sum += expf(lse(part) - max) * to_float(static_cast<const Part*>(arrays.o_parts)[at]);
+    }
+    return sum;
+  }
+};
 
 template <typename Part, typename Out>
 __global__ void __launch_bounds__(kThreads)
     merge_kernel(const __grid_constant__ core::MergeArrays arrays) {
-  const std::int64_t row = blockIdx.x / arrays.num_heads;
-  const std::int64_t head = blockIdx.x % arrays.num_heads;
-  const float lse = merged_lse(arrays, row, head);
-  auto* o =
-      static_cast<Out*>(arrays.o.data) + row * arrays.o.token_stride + head * arrays.o.head_stride;
+  const Parts parts{arrays, blockIdx.x / arrays.num_heads, blockIdx.x % arrays.num_heads};
+  const float max = parts.max_lse();
+  const float sum = parts.sum_of_weights(max);
+  auto* o = static_cast<Out*>(arrays.o.data) + parts.row * arrays.o.token_stride +
+            parts.head * arrays.o.head_stride;
   for (int column = static_cast<int>(threadIdx.x); column < arrays.head_dim; column += kThreads) {
-    o[column] = from_float<Out>(merged_column<Part>(arrays, row, head, column, lse));
+    const float weighted = parts.weighted_sum<Part>(column, max);
+    o[column] = from_float<Out>(sum > 0.0F ? weighted / sum : 0.0F);
   }
   if (threadIdx.x == 0 && arrays.lse != nullptr) {
-    arrays.lse[row * arrays.lse_token_stride + head * arrays.lse_head_stride] = lse;
+    arrays.lse[parts.row * arrays.lse_token_stride + parts.head * arrays.lse_head_stride] =
+        sum > 0.0F ? max + logf(sum) : -INFINITY;
   }
 }
 

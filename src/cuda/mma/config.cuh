@@ -10,10 +10,10 @@
 
 namespace quire::cuda::mma {
 
-/// Warps of a block: four that compute and one that loads.
+/// Warps of a block: four that compute, one that loads K and q, one that loads V.
 inline constexpr int kConsumerWarps = 4;
 inline constexpr int kConsumers = kConsumerWarps * 32;
-inline constexpr int kThreads = kConsumers + 32;
+inline constexpr int kThreads = kConsumers + 2 * 32;
 
 /// Keys per tile; every computing warp scores a quarter of them.
 inline constexpr int kTileKeys = 64;
@@ -47,7 +47,7 @@ struct Config {
     float maxima[kTileRows][kConsumerWarps];                   // of a row over a warp's keys
     float sums[kTileRows][kConsumerWarps];  // of a row's weights, at a unit's end
     Unit units[2];                // this one and the next; one without rows ends the range
-    std::uint64_t queries_full;   // filled by the loading warp: its copies, and lane 0 for `units`
+    std::uint64_t queries_full;   // filled by K's loading warp: copies, and lane 0 for `units`
     std::uint64_t queries_empty;  // drained: one arrival of each computing warp
     bool is_last;                 // piece of a split unit
   };
@@ -59,7 +59,7 @@ struct Config {
   struct Shared {
     alignas(128) std::byte ring[kSlots][kSlotBytes];  // K, V, K, V …: a tile's rows, swizzled
     Fixed fixed;
-    std::uint64_t full[kSlots];   // filled by the loading warp's copies, waited for by all others
+    std::uint64_t full[kSlots];   // filled by a loading warp's copies
     std::uint64_t empty[kSlots];  // drained: one arrival of each computing warp
   };
   static_assert(sizeof(Shared) <= kShared);
@@ -94,9 +94,11 @@ struct RingPosition {
   int slot = 0;
   std::uint32_t parity = 0;
 
-  __device__ void advance() {
-    if (++slot < kSlots) return;
-    slot = 0;
+  /// @param steps  At most kSlots.
+  __device__ void advance(int steps = 1) {
+    slot += steps;
+    if (slot < kSlots) return;
+    slot -= kSlots;
     parity ^= 1;
   }
 };

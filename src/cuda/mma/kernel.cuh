@@ -5,8 +5,8 @@
 ///   q [total_q, num_qo_heads, D], K and V pages  ->  o [total_q, num_qo_heads, Dv], lse
 ///
 /// A block walks one range of the schedule: units of at most 64 rows (the queries of a tile times
-/// the heads of a group, packed) against their keys, 64 at a time. One warp looks pages up and loads
-/// (`Producer`), four compute (`UnitAttention`); between them lies a ring of half tiles, K and V in
+/// the heads of a group, packed) against their keys, 64 at a time. Two warps look pages up and
+/// load (`KeyAndQueryProducer`, `load_values`), four compute (`UnitAttention`); between them lies a ring of half tiles, K and V in
 /// turn, that stays full across units. Split units are merged by the block that finishes last.
 #pragma once
 
@@ -61,7 +61,11 @@ __global__ void __launch_bounds__(kThreads, sizeof(typename C::Shared) <= kHalf 
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
   const auto range = static_cast<std::int32_t>(blockIdx.x);
   if (warp == kConsumerWarps) {
-    Producer<C>(params, shared, lane).run(range);
+    KeyAndQueryProducer<C>(params, shared, lane).run(range);
+    return;
+  }
+  if (warp > kConsumerWarps) {
+    load_values<C>(params, shared, range, lane);
     return;
   }
   ConsumerState<C> state{params, shared, warp, lane, {}, 0};

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /// @file
-/// The loading warp: walks the block's range ahead of the others, looks pages up and keeps the ring
-/// full across units.
+/// The loading warps, one for K and q, one for V: they walk the block's range ahead of the others,
+/// look pages up and keep the ring full across units.
 #pragma once
 
 #include <cstdint>
@@ -24,6 +24,7 @@ struct TileToLoad {
   std::int32_t pages[kRowsPerLane] = {};
   bool valid = false;
 
+  __device__ bool sees_nothing() const { return item.kv_begin >= item.kv_end; }
   __device__ bool is_first() const { return first_key <= item.kv_begin; }
   __device__ bool is_last() const { return first_key + kTileKeys >= item.kv_end; }
   __device__ bool has(std::int32_t key) const { return key >= item.kv_begin && key < item.kv_end; }
@@ -76,93 +77,129 @@ class TileStream {
   TileToLoad upcoming_;
 };
 
-template <typename C>
-class Producer {
+/// Loads rows of 16-byte chunks into a tile, 32 at a time; each lane gives the byte offset of one.
+inline constexpr std::int64_t kNothing = -1;
+
+template <int kRowBytes>
+__device__ __forceinline__ void load_rows(std::uint32_t to, const void* base, std::int64_t offset,
+                                          int first_row, int lane) {
+  constexpr int kChunks = kRowBytes / 16;
+  constexpr int kBatch = kChunks % 8 == 0 ? 8 : 4;  // offsets are fetched ahead of their use
+  const auto* bytes = static_cast<const std::byte*>(base);
+#pragma unroll 1
+  for (int first = 0; first < kChunks; first += kBatch) {
+    std::int64_t from[kBatch];
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      from[i] = __shfl_sync(kAllLanes, offset, ((first + i) * kWarpSize + lane) / kChunks);
+    }
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      const int at = (first + i) * kWarpSize + lane;
+      const int chunk = at % kChunks;
+      const bool valid = from[i] != kNothing;
+      const std::uint32_t row = Swizzle<kRowBytes>::row(to, first_row + at / kChunks);
+      copy_async(Swizzle<kRowBytes>::chunk(row, chunk), bytes + (valid ? from[i] + chunk * 16 : 0),
+                 valid);
+    }
+  }
+}
+
+/// Loads K or V of every tile of a range.
+template <typename C, int kRowBytes>
+class TileLoader {
  public:
-  __device__ Producer(const AttendParams& params, typename C::Shared& shared, int lane)
+  __device__ TileLoader(const AttendParams& params, typename C::Shared& shared,
+                        const core::Pages& cache, int first_slot, int lane)
+      : params_(params), shared_(shared), cache_(cache), lane_(lane) {
+    position_.slot = first_slot;
+  }
+
+  __device__ void load(const TileToLoad& tile) {
+    std::int64_t offsets[kRowsPerLane];
+#pragma unroll
+    for (int i = 0; i < kRowsPerLane; ++i) offsets[i] = offset_of(tile, i);
+    barrier_wait(shared_address(&shared_.empty[position_.slot]), position_.parity ^ 1);
+    const std::uint32_t to = shared_address(shared_.ring[position_.slot]);
+#pragma unroll
+    for (int i = 0; i < kRowsPerLane; ++i) {
+      load_rows<kRowBytes>(to, cache_.data, offsets[i], i * kWarpSize, lane_);
+    }
+    barrier_arrive_after_copies(shared_address(&shared_.full[position_.slot]));
+    position_.advance(2);  // K and V take turns
+  }
+
+ private:
+  /// In bytes, of this lane's key `i`.
+  __device__ std::int64_t offset_of(const TileToLoad& tile, int i) const {
+    const std::int32_t key = tile.first_key + i * kWarpSize + lane_;
+    if (!tile.has(key)) return kNothing;
+    std::int64_t offset = tile.item.kv_head_begin * cache_.head_stride;
+    if (params_.shape.page_size == kContiguousKv) {
+      offset += (static_cast<std::int64_t>(params_.batch.kv_indptr[tile.item.seq]) + key) *
+                cache_.token_stride;
+    } else {
+      offset +=
+          tile.pages[i] * cache_.page_stride + key % params_.shape.page_size * cache_.token_stride;
+    }
+    return offset * static_cast<std::int64_t>(sizeof(typename C::Element));
+  }
+
+  const AttendParams& params_;
+  typename C::Shared& shared_;
+  const core::Pages& cache_;
+  const int lane_;
+  RingPosition<C::kSlots> position_;
+};
+
+/// The warp that loads V.
+template <typename C>
+__device__ void load_values(const AttendParams& params, typename C::Shared& shared,
+                            std::int32_t range, int lane) {
+  TileLoader<C, C::kValueBytes> values(params, shared, params.tensors.v, 1, lane);
+  TileStream stream(params, range, lane);
+  for (TileToLoad tile = stream.next(); tile.valid; tile = stream.next()) {
+    if (!tile.sees_nothing()) values.load(tile);
+  }
+  wait_for_own_copies();
+}
+
+/// The warp that loads K, and hands each unit and its queries over: as soon as there is room for
+/// them, and at the latest when the ring holds nothing but this unit, since the computing warps wait
+/// for queries then.
+template <typename C>
+class KeyAndQueryProducer {
+ public:
+  __device__ KeyAndQueryProducer(const AttendParams& params, typename C::Shared& shared, int lane)
       : params_(params), shared_(shared), lane_(lane) {}
 
   __device__ void run(std::int32_t range) {
+    TileLoader<C, C::kKeyBytes> keys(params_, shared_, params_.tensors.k, 0, lane_);
     TileStream stream(params_, range, lane_);
     for (TileToLoad tile = stream.next(); tile.valid; tile = stream.next()) {
-      if (tile.is_first()) loads_ahead_ = 0;
-      const bool sees_nothing = tile.item.kv_begin >= tile.item.kv_end;
-      if (!sees_nothing) load_tile(tile);
-      if (tile.is_last() && loads_ahead_ >= 0) begin_unit(unit_of(params_, tile.item));
+      if (tile.is_first()) tiles_ahead_ = 0;
+      begin_unit_if_due(tile);
+      if (!tile.sees_nothing()) keys.load(tile);
+      if (tile.is_last() && tiles_ahead_ != kBegun) begin_unit(unit_of(params_, tile.item));
     }
     begin_unit(Unit{});  // without rows: the end
     wait_for_own_copies();
   }
 
  private:
-  static constexpr std::int64_t kNothing = -1;
   static constexpr int kBegun = -1;
 
-  /// Rows [0, 32) or [32, 64) of a tile; each lane gives the byte offset of one row, or `kNothing`.
-  template <int kRowBytes>
-  __device__ void load_rows(std::uint32_t to, const void* base, std::int64_t offset,
-                            int first_row) {
-    constexpr int kChunks = kRowBytes / 16;
-    const auto* bytes = static_cast<const std::byte*>(base);
-#pragma unroll 4
-    for (int i = 0; i < kChunks; ++i) {
-      const int at = i * kWarpSize + lane_;
-      const int row = at / kChunks;
-      const int chunk = at % kChunks;
-      const std::int64_t from = __shfl_sync(kAllLanes, offset, row);
-      const bool valid = from != kNothing;
-      copy_async(Swizzle<kRowBytes>::chunk(Swizzle<kRowBytes>::row(to, first_row + row), chunk),
-                 bytes + (valid ? from + chunk * 16 : 0), valid);
-    }
-  }
-
-  /// K and V of a tile. The unit's queries are loaded as soon as there is room for them, and at the
-  /// latest when the ring holds nothing but this unit: the others wait for queries then.
-  __device__ void load_tile(const TileToLoad& tile) {
-    begin_unit_if_possible(tile);
-    load_kv<C::kKeyBytes>(tile, params_.tensors.k);
-    begin_unit_if_possible(tile);
-    load_kv<C::kValueBytes>(tile, params_.tensors.v);
-  }
-
-  template <int kRowBytes>
-  __device__ void load_kv(const TileToLoad& tile, const core::Pages& cache) {
-    barrier_wait(shared_address(&shared_.empty[position_.slot]), position_.parity ^ 1);
-    const std::uint32_t to = shared_address(shared_.ring[position_.slot]);
-#pragma unroll
-    for (int i = 0; i < kRowsPerLane; ++i) {
-      load_rows<kRowBytes>(to, cache.data, offset_of(tile, i, cache), i * kWarpSize);
-    }
-    barrier_arrive_after_copies(shared_address(&shared_.full[position_.slot]));
-    position_.advance();
-  }
-
-  /// In bytes, of this lane's key `i`.
-  __device__ std::int64_t offset_of(const TileToLoad& tile, int i, const core::Pages& cache) const {
-    const std::int32_t key = tile.first_key + i * kWarpSize + lane_;
-    if (!tile.has(key)) return kNothing;
-    std::int64_t offset = tile.item.kv_head_begin * cache.head_stride;
-    if (params_.shape.page_size == kContiguousKv) {
-      const std::int64_t row = static_cast<std::int64_t>(params_.batch.kv_indptr[tile.item.seq]);
-      offset += (row + key) * cache.token_stride;
-    } else {
-      offset +=
-          tile.pages[i] * cache.page_stride + key % params_.shape.page_size * cache.token_stride;
-    }
-    return offset * static_cast<std::int64_t>(sizeof(typename C::Element));
-  }
-
-  __device__ void begin_unit_if_possible(const TileToLoad& tile) {
-    if (loads_ahead_ < 0) return;
-    const std::uint32_t empty = shared_address(&shared_.fixed.queries_empty);
-    if (loads_ahead_ < C::kSlots && !barrier_is_over(empty, query_parity_ ^ 1)) {
-      ++loads_ahead_;
+  __device__ void begin_unit_if_due(const TileToLoad& tile) {
+    if (tiles_ahead_ == kBegun) return;
+    const bool room_for_keys = 2 * tiles_ahead_ < C::kSlots;
+    if (room_for_keys &&
+        !barrier_is_over(shared_address(&shared_.fixed.queries_empty), query_parity_ ^ 1)) {
+      ++tiles_ahead_;
       return;
     }
     begin_unit(unit_of(params_, tile.item));
   }
 
-  /// Hands a unit and its queries over.
   __device__ void begin_unit(const Unit& unit) {
     barrier_wait(shared_address(&shared_.fixed.queries_empty), query_parity_ ^ 1);
     if (!unit.sees_nothing()) load_queries(unit);
@@ -173,29 +210,27 @@ class Producer {
       barrier_arrive(full);
     }
     query_parity_ ^= 1;
-    loads_ahead_ = kBegun;
+    tiles_ahead_ = kBegun;
   }
 
   __device__ void load_queries(const Unit& unit) {
+    const core::Rows& q = params_.tensors.q;
     for (std::int32_t first = 0; first < unit.rows; first += kWarpSize) {
       std::int64_t offset = kNothing;
       if (first + lane_ < unit.rows) {
         const RowTarget row = row_target(params_, unit, first + lane_);
-        offset = (row.token * params_.tensors.q.token_stride +
-                  row.head * params_.tensors.q.head_stride) *
+        offset = (row.token * q.token_stride + row.head * q.head_stride) *
                  static_cast<std::int64_t>(sizeof(typename C::Element));
       }
-      load_rows<C::kKeyBytes>(shared_address(shared_.fixed.queries), params_.tensors.q.data, offset,
-                              first);
+      load_rows<C::kKeyBytes>(shared_address(shared_.fixed.queries), q.data, offset, first, lane_);
     }
   }
 
   const AttendParams& params_;
   typename C::Shared& shared_;
-  int lane_;
-  RingPosition<C::kSlots> position_;
+  const int lane_;
   std::uint32_t query_parity_ = 0;
-  int loads_ahead_ = kBegun;  // of the current unit, before its queries
+  int tiles_ahead_ = kBegun;  // of the current unit's queries
 };
 
 }  // namespace quire::cuda::mma

@@ -1,21 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
 // schedule::build for lengths that only the device knows: a running sum over the requests, then
-// every range's range on its own.
+// every cut on its own.
 //
-//   lengths [num_seqs]  ->  cost_before [num_seqs + 1], header  ->  ranges, arrivals [num_ranges]
+//   lengths [num_seqs]  ->  cost_before [num_seqs + 1], header  ->  cuts  ->  ranges [num_ranges]
 //
-// One block walks the requests kThreads at a time, so that a batch of up to 1,024 is one pass.
+// One block; a thread sums up neighbouring requests, so that any batch is one scan, and places one
+// cut. Running costs are searched in shared memory, if they fit.
 #include "cuda/schedule/kernel.hpp"
+
+#include "cuda/common/ptx.cuh"
 
 namespace quire::cuda {
 namespace {
 
-constexpr int kWarpSize = 32;
-constexpr int kThreads = 1024;
+constexpr int kThreads = 512;
 constexpr int kWarps = kThreads / kWarpSize;
-constexpr unsigned kAllLanes = 0xffffffffU;
+constexpr int kSharedSeqs = 4096;  // requests whose running costs fit in shared memory
 
-static_assert(kWarps == kWarpSize, "the warps' sums are scanned by one warp");
+static_assert(kWarps <= kWarpSize, "the warps' sums are scanned by one warp");
 
 struct Arguments {
   schedule::TilePolicy policy;
@@ -44,48 +46,73 @@ __device__ std::int64_t block_inclusive_sum(std::int64_t value, std::int64_t& to
   value = warp_inclusive_sum(value, lane);
   if (lane == kWarpSize - 1) warp_sums[warp] = value;
   __syncthreads();
-  if (warp == 0) warp_sums[lane] = warp_inclusive_sum(warp_sums[lane], lane);
+  if (warp == 0) {
+    const std::int64_t sum = warp_inclusive_sum(lane < kWarps ? warp_sums[lane] : 0, lane);
+    if (lane < kWarps) warp_sums[lane] = sum;
+  }
   __syncthreads();
 
   const std::int64_t before = warp == 0 ? 0 : warp_sums[warp - 1];
   total = warp_sums[kWarps - 1];
-  __syncthreads();  // the next pass writes warp_sums again
   return before + value;
 }
 
+struct Shared {
+  schedule::Header header;
+  std::int64_t cost_before[kSharedSeqs + 1];
+};
+
 __device__ std::int64_t cost_of_seq(const Arguments& arguments, std::int32_t seq) {
-  if (seq >= arguments.batch.num_seqs) return 0;
   const schedule::SequenceUnits units =
       schedule::units_of(arguments.policy, arguments.shape,
                          schedule::lengths_of(arguments.shape, arguments.batch, seq));
   return schedule::cost_of(arguments.policy, arguments.shape, units);
 }
 
-__global__ void __launch_bounds__(kThreads)
+/// Running costs and header. A thread takes `share` requests behind one another.
+__device__ void sum_up(const Arguments& arguments, const schedule::ScheduleView& schedule,
+                       std::int32_t num_seqs, Shared& shared) {
+  const std::int32_t share = (num_seqs + kThreads - 1) / kThreads;
+  const std::int32_t first = static_cast<std::int32_t>(threadIdx.x) * share;
+  const std::int32_t last = min(first + share, num_seqs);
+  const bool fits = num_seqs <= kSharedSeqs;
+
+  std::int64_t own = 0;
+  for (std::int32_t seq = first; seq < last; ++seq) own += cost_of_seq(arguments, seq);
+  std::int64_t total = 0;
+  std::int64_t cost = block_inclusive_sum(own, total) - own;
+  for (std::int32_t seq = first; seq < last; ++seq) {
+    schedule.cost_before[seq] = cost;
+    if (fits) shared.cost_before[seq] = cost;
+    cost += cost_of_seq(arguments, seq);
+  }
+  if (threadIdx.x != 0) return;
+  schedule.cost_before[num_seqs] = total;
+  if (fits) shared.cost_before[num_seqs] = total;
+  shared.header = {num_seqs, schedule::ranges_for(arguments.policy, arguments.shape, total), total,
+                   0};
+  *schedule.header = shared.header;
+}
+
+__global__ void __launch_bounds__(kThreads, 1)
     schedule_kernel(const __grid_constant__ Arguments arguments) {
-  const schedule::ScheduleView schedule = arguments.schedule;
+  __shared__ Shared shared;
   const bool refused = arguments.check != nullptr && arguments.check->what != 0;
   const std::int32_t num_seqs = refused ? 0 : arguments.batch.num_seqs;
-  const auto thread = static_cast<std::int32_t>(threadIdx.x);
-
-  std::int64_t cost = 0;  // of the passes so far
-  for (std::int32_t first = 0; first < num_seqs; first += kThreads) {
-    const std::int32_t seq = first + thread;
-    std::int64_t pass_cost = 0;
-    const std::int64_t upto = block_inclusive_sum(cost_of_seq(arguments, seq), pass_cost);
-    if (seq < num_seqs) schedule.cost_before[seq + 1] = cost + upto;
-    cost += pass_cost;
-  }
-  if (thread == 0) {
-    schedule.cost_before[0] = 0;
-    *schedule.header = {num_seqs, schedule::ranges_for(arguments.policy, arguments.shape, cost),
-                        cost, 0};
-  }
+  sum_up(arguments, arguments.schedule, num_seqs, shared);
   __syncthreads();  // header and running costs are read by all
-  for (std::int32_t range = thread; range < arguments.policy.num_ranges; range += kThreads) {
-    schedule.ranges[range] =
-        schedule::range_of(arguments.policy, arguments.shape, arguments.batch, schedule, range);
-    schedule.arrivals[range] = 0;
+
+  schedule::ScheduleView known = arguments.schedule;
+  known.header = &shared.header;
+  if (num_seqs <= kSharedSeqs) known.cost_before = shared.cost_before;
+  const std::int32_t num_ranges = arguments.policy.num_ranges;
+  for (auto i = static_cast<std::int32_t>(threadIdx.x); i <= num_ranges; i += kThreads) {
+    const schedule::PlacedCut cut =
+        schedule::place_cut(arguments.policy, arguments.shape, arguments.batch, known, i);
+    if (i > 0) arguments.schedule.ranges[i - 1].end = cut;
+    if (i == num_ranges) break;
+    arguments.schedule.ranges[i].begin = cut;
+    arguments.schedule.arrivals[i] = 0;
   }
 }
 
