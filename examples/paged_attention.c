@@ -4,9 +4,6 @@
 
 #include "quire/quire.h"
 
-#define TENSOR(data, dtype, ...) \
-  quire_tensor_packed(data, dtype, (quire_device){QUIRE_DEVICE_CPU, 0}, QUIRE_SHAPE(__VA_ARGS__))
-
 int main(void) {
   static float q[6][4][64], o[6][4][64];         /* rows of q and o: 1 + 5 new tokens */
   static float k[3][16][2][64], v[3][16][2][64]; /* the cache: 3 pages of 16 tokens */
@@ -18,13 +15,13 @@ int main(void) {
 
   spec.num_qo_heads = 4, spec.num_kv_heads = 2, spec.head_dim_qk = 64;
   spec.q_dtype = spec.kv_dtype = QUIRE_FLOAT32;
-  batch.qo_indptr = TENSOR(qo_indptr, QUIRE_INT32, 3);
-  batch.kv_len = TENSOR(kv_len, QUIRE_INT32, 2);
-  batch.page_table = TENSOR(pages, QUIRE_INT32, 2, 2);
-  tensors.q = TENSOR(q, QUIRE_FLOAT32, 6, 4, 64);
-  tensors.k = TENSOR(k, QUIRE_FLOAT32, 3, 16, 2, 64);
-  tensors.v = TENSOR(v, QUIRE_FLOAT32, 3, 16, 2, 64);
-  tensors.o = TENSOR(o, QUIRE_FLOAT32, 6, 4, 64);
+  batch.qo_indptr = QUIRE_CPU_TENSOR(qo_indptr, QUIRE_INT32, 3);
+  batch.kv_len = QUIRE_CPU_TENSOR(kv_len, QUIRE_INT32, 2);
+  batch.page_table = QUIRE_CPU_TENSOR(pages, QUIRE_INT32, 2, 2);
+  tensors.q = QUIRE_CPU_TENSOR(q, QUIRE_FLOAT32, 6, 4, 64);
+  tensors.k = QUIRE_CPU_TENSOR(k, QUIRE_FLOAT32, 3, 16, 2, 64);
+  tensors.v = QUIRE_CPU_TENSOR(v, QUIRE_FLOAT32, 3, 16, 2, 64);
+  tensors.o = QUIRE_CPU_TENSOR(o, QUIRE_FLOAT32, 6, 4, 64);
   if (quire_attention_once(tensors.q.device, &spec, &batch, &tensors, NULL, NULL) != QUIRE_OK) {
     return fprintf(stderr, "%s\n", quire_last_error()), 1;
   }

@@ -3,10 +3,13 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <exception>
 #include <new>
+#include <numeric>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "common/format.hpp"
@@ -65,6 +68,36 @@ ExitCode report_parsing(const CLI::App& app, const CLI::ParseError& error) {
   return report(ExitCode::kUsage, fmt::format("{}\nTry {} --help", error.what(), name));
 }
 
+/// Insertions, deletions and replacements that make one word of the other.
+std::size_t edits_between(std::string_view from, std::string_view to) {
+  std::vector<std::size_t> edits(to.size() + 1);  // from the letters of `from` so far to to[0, i)
+  std::iota(edits.begin(), edits.end(), std::size_t{0});
+  for (const char letter : from) {
+    std::size_t diagonal = edits[0]++;
+    for (std::size_t i = 1; i <= to.size(); ++i) {
+      const std::size_t replaced = diagonal + (letter == to[i - 1] ? 0 : 1);
+      diagonal = edits[i];
+      edits[i] = std::min({edits[i] + 1, edits[i - 1] + 1, replaced});
+    }
+  }
+  return edits.back();
+}
+
+/// @return The name that was probably meant, empty if none is near.
+std::string nearest_name(std::string_view word, const std::vector<std::string>& names) {
+  constexpr std::size_t kMostEdits = 2;
+  std::string nearest;
+  std::size_t fewest = kMostEdits + 1;
+  for (const std::string& name : names) {
+    const bool shortened = !word.empty() && name.starts_with(word);
+    const std::size_t edits = shortened ? 0 : edits_between(word, name);
+    if (edits >= fewest) continue;
+    fewest = edits;
+    nearest = name;
+  }
+  return nearest;
+}
+
 /// The first argument has to be a subcommand, if it is not an option.
 void require_subcommand(const CLI::App& app, int argc, const char* const* argv) {
   if (argc > 1 && argv[1][0] == '-') return;
@@ -73,9 +106,11 @@ void require_subcommand(const CLI::App& app, int argc, const char* const* argv) 
     if (argc > 1 && command->get_name() == argv[1]) return;
     names.push_back(command->get_name());
   }
-  throw CommandError(ExitCode::kUsage, fmt::format("expected one of {}, got {}\nTry quire --help",
-                                                   fmt::join(names, ", "),
-                                                   argc > 1 ? in_quotes(argv[1]) : "nothing"));
+  const std::string nearest = argc > 1 ? nearest_name(argv[1], names) : "";
+  throw CommandError(ExitCode::kUsage,
+                     fmt::format("expected one of {}, got {}{}{}\nTry quire --help",
+                                 fmt::join(names, ", "), argc > 1 ? in_quotes(argv[1]) : "nothing",
+                                 nearest.empty() ? "" : "; nearest: ", nearest));
 }
 
 }  // namespace

@@ -27,7 +27,7 @@ struct Variable {
 };
 constexpr std::array kVariables = {
     Variable{"QUIRE_NUM_THREADS", "threads of the CPU backend (default: one per core)"},
-    Variable{"QUIRE_CPU_TIER", "forces a CPU kernel, such as portable for cpu.portable"},
+    Variable{"QUIRE_CPU_TIER", "CPU kernel where none is named, such as portable for cpu.portable"},
     Variable{"NO_COLOR", "no colours, whatever the terminal"},
 };
 

@@ -44,8 +44,9 @@ enum class KvLayout : std::int32_t {
 enum class Mask : std::int32_t {
   kNone = 0,    ///< Every key.
   kCausal = 1,  ///< Keys at or before the query's own position (aligned to the end).
-  kTree =
-      2,  ///< Every earlier key; among the new keys those whose bit is set (`Batch::tree_mask`).
+  /// Every key before the request's new ones and, of the new ones, exactly those whose bit is set in
+  /// `Batch::tree_mask`: a query sees its own key only if its bit is set.
+  kTree = 2,
   kFull = 3,  ///< The keys whose bit is set (`Batch::full_mask`).
 };
 
@@ -106,38 +107,43 @@ struct BatchLimits {
 ///
 /// Tables may hold more pages than the lengths need; what lies beyond, and what lies wholly before
 /// the window, is never read. A request may have no queries, no keys, or fewer keys than queries.
+///
+/// Given but not needed: `kv_page_indices` and `kv_last_page_len` are ignored without
+/// `kv_page_indptr`, and `kv_last_page_len` with `kv_len`. A mask that the spec does not name and a
+/// second way to find keys are refused. `append()` ignores masks.
 struct Batch {
   /// int32 [num_seqs + 1]: offsets of the requests' rows in q, from 0 on, not decreasing.
-  TensorView qo_indptr;
-  TensorView kv_len;           ///< int32 [num_seqs]: keys in cache, the new ones included.
-  TensorView page_table;       ///< int32 [num_seqs, ≥ ⌈kv_len / page_size⌉], rows may be strided.
-  TensorView kv_page_indptr;   ///< int32 [num_seqs + 1].
-  TensorView kv_page_indices;  ///< int32 [≥ kv_page_indptr[num_seqs]].
+  TensorView qo_indptr{};
+  TensorView kv_len{};           ///< int32 [num_seqs]: keys in cache, the new ones included.
+  TensorView page_table{};       ///< int32 [num_seqs, ≥ ⌈kv_len / page_size⌉], rows may be strided.
+  TensorView kv_page_indptr{};   ///< int32 [num_seqs + 1].
+  TensorView kv_page_indices{};  ///< int32 [≥ kv_page_indptr[num_seqs]].
   TensorView
-      kv_last_page_len;  ///< int32 [num_seqs], 1…page_size; any value for a request without pages.
-  TensorView kv_indptr;  ///< int32 [num_seqs + 1]: offsets of the requests' rows in K and V.
+      kv_last_page_len{};  ///< int32 [num_seqs], 1…page_size; any value for a request without pages.
+  TensorView kv_indptr{};  ///< int32 [num_seqs + 1]: offsets of the requests' rows in K and V.
 
   /// `Mask::kTree`: uint32 [total_q, ≥ ⌈max new keys / 32⌉]. Bit j % 32 of word j / 32 of a row
   /// says whether the query sees new key j, the key of the request's j-th new token.
-  TensorView tree_mask;
+  TensorView tree_mask{};
   /// `Mask::kFull`: uint8 bits, little-endian in a byte, requests after one another, each from a
   /// byte boundary: bit i · kv_len + t of a request says whether its query i sees key t.
-  TensorView full_mask;
+  TensorView full_mask{};
   TensorView
-      full_mask_indptr;  ///< int64 [num_seqs + 1]: byte offsets of the requests in full_mask.
+      full_mask_indptr{};  ///< int64 [num_seqs + 1]: byte offsets of the requests in full_mask.
 };
 
-/// The tensors of one layer. All live on the attention's device.
+/// The tensors of one layer. All live on the attention's device. Scales, sinks and slopes are given
+/// exactly if the spec uses them; others are refused.
 struct AttentionTensors {
-  TensorView q;         ///< q_dtype [total_q, num_qo_heads, D]; token and head axes may be strided.
-  TensorView k;         ///< kv_dtype, `NHD` or `HND` with D (paged), or rows (contiguous).
-  TensorView v;         ///< kv_dtype, the same with Dv; strides independent of K's.
-  MutableTensorView o;  ///< o_dtype [total_q, num_qo_heads, Dv]. Must not overlap q, k or v.
-  MutableTensorView lse;    ///< float32 [total_q, num_qo_heads], or not given.
-  TensorView k_scale;       ///< float32 [1] or [num_kv_heads], as `AttentionSpec::kv_scale` says.
-  TensorView v_scale;       ///< Likewise.
-  TensorView sinks;         ///< float32 [num_qo_heads]: unscaled logits.
-  TensorView alibi_slopes;  ///< float32 [num_qo_heads].
+  TensorView q{};  ///< q_dtype [total_q, num_qo_heads, D]; token and head axes may be strided.
+  TensorView k{};  ///< kv_dtype, `NHD` or `HND` with D (paged), or rows (contiguous).
+  TensorView v{};  ///< kv_dtype, the same with Dv; strides independent of K's.
+  MutableTensorView o{};      ///< o_dtype [total_q, num_qo_heads, Dv]. Must not overlap q, k or v.
+  MutableTensorView lse{};    ///< float32 [total_q, num_qo_heads], or not given.
+  TensorView k_scale{};       ///< float32 [1] or [num_kv_heads], as `AttentionSpec::kv_scale` says.
+  TensorView v_scale{};       ///< Likewise.
+  TensorView sinks{};         ///< float32 [num_qo_heads]: unscaled logits.
+  TensorView alibi_slopes{};  ///< float32 [num_qo_heads].
 };
 
 /// Caller-owned bytes on the attention's device, aligned to `kWorkspaceAlignment`. They may hold
@@ -151,7 +157,10 @@ struct WorkspaceSizes {
   std::size_t scratch = 0;  ///< Per stream: shared by everything that runs on it one after another.
 };
 
-/// What checked mode found: the first offence, written on the device. All zero is none.
+/// What checked mode found: the first offence, written on the device. All zero is none. The caller
+/// zeroes it before its first use and after an offence: calls write it only while `what` is 0 and
+/// never clear it, so that one record serves all layers of a step, or many steps, and is read once.
+/// Calls that overlap in time need separate ones.
 struct CheckRecord {
   std::int32_t what = 0;      ///< A `CheckedItem`, 0 if nothing was found.
   std::int32_t seq = 0;       ///< The request.
@@ -163,13 +172,16 @@ struct CheckRecord {
 /// How a call is made on a device.
 struct CallOptions {
   void* stream = nullptr;        ///< cudaStream_t. Ignored on the CPU, where calls are synchronous.
-  CheckRecord* check = nullptr;  ///< On the device: turns checked mode on. See `check_result()`.
+  CheckRecord* check = nullptr;  ///< On the device, zeroed: checked mode. See `check_result()`.
 };
 
 /// How an `Attention` is made.
 struct AttentionOptions {
   Executor* executor = nullptr;  ///< CPU threads; null takes `default_executor()`. Must outlive it.
-  std::string kernel;            ///< Forces the kernel of this name (`quire info` lists them).
+  /// Forces the kernel of this name (`quire info` lists them). Empty: the first that serves the spec
+  /// or, on the CPU, the one that the environment asks for: `QUIRE_CPU_TIER=portable` takes
+  /// `cpu.portable`.
+  std::string kernel{};
 };
 
 /// Whether a device serves a spec, and by which kernel; if not, why not and what comes nearest.
@@ -179,7 +191,8 @@ struct Support {
   std::string reason;      ///< A sentence, empty if supported.
 };
 
-/// Looks the spec up in the kernel table. Does not touch a device and does not throw for anything a
+/// Looks the spec up in the kernel table, as the constructor does with default options
+/// (`QUIRE_CPU_TIER` counts). Does not touch a device and does not throw for anything a
 /// spec may hold; a device that is not built or not present is the constructor's business.
 [[nodiscard]] QUIRE_API Support supports(Device device, const AttentionSpec& spec);
 
@@ -200,7 +213,8 @@ class QUIRE_API Attention {
  public:
   /// Chooses the kernel. Allocates; the other calls do not.
   /// @throws Error `kInvalidArgument` (limits or spec contradict themselves), `kUnsupported` (no
-  ///   kernel; the text names the nearest supported choice), `kDeviceError` (no such device).
+  ///   kernel; the text names the nearest supported choice), `kDeviceError` (no such device), and
+  ///   what `default_executor()` throws if it is taken.
   Attention(Device device, const AttentionSpec& spec, const BatchLimits& limits,
             const AttentionOptions& options = {});
   Attention(Attention&&) noexcept;  ///< A moved-from one may only be destroyed or assigned to.
@@ -223,8 +237,10 @@ class QUIRE_API Attention {
   /// O(num_seqs).
   /// @param batch     See `Batch`.
   /// @param schedule  At least `workspace_sizes().schedule` bytes; any content.
-  /// @return `kInvalidArgument` with a sentence for a wrong shape, dtype or device; on the CPU, and
-  ///   through `CallOptions::check` elsewhere, for wrong lengths and offsets too.
+  /// @return `kInvalidArgument` (a wrong shape, dtype, stride or device; on the CPU, and through
+  ///   `CallOptions::check` elsewhere, a wrong length or offset too), `kTooLong` (more than
+  ///   `BatchLimits` allow, seen where wrong values are), `kWorkspaceTooSmall` (or misaligned),
+  ///   `kDeviceError`, `kOutOfMemory` (for the sentence of one of these).
   Status schedule(const Batch& batch, Workspace schedule,
                   const CallOptions& call = {}) const noexcept;
 
@@ -235,7 +251,9 @@ class QUIRE_API Attention {
   /// @param schedule  As `schedule()` left it. Written while the call runs (runs that overlap in time
   ///   need schedules of their own); ready for the next `run()` afterwards.
   /// @param scratch   At least `workspace_sizes().scratch` bytes; any content.
-  /// @return As `schedule()`; on the CPU page ids are checked before they are followed.
+  /// @return The codes of `schedule()`. `kInvalidArgument` also for a schedule that `schedule()` did
+  ///   not leave for this batch and for page ids that the cache does not have (on the CPU, where
+  ///   they are checked before they are followed; elsewhere through `CallOptions::check`).
   Status run(const Batch& batch, const AttentionTensors& tensors, Workspace schedule,
              Workspace scratch, const CallOptions& call = {}) const noexcept;
 
@@ -243,7 +261,8 @@ class QUIRE_API Attention {
   std::unique_ptr<const internal::AttentionBackend> backend_;
 };
 
-/// Schedules and runs one batch with workspaces of its own: for those who call once. Allocates.
+/// Schedules and runs one batch with workspaces of its own: for those who call once. Its
+/// `BatchLimits` are what the shapes of q and of the table hold. Allocates.
 /// @throws Error for everything that the constructor, `schedule()` and `run()` report.
 QUIRE_API void attention(Device device, const AttentionSpec& spec, const Batch& batch,
                          const AttentionTensors& tensors, const CallOptions& call = {},
@@ -251,17 +270,17 @@ QUIRE_API void attention(Device device, const AttentionSpec& spec, const Batch& 
 
 /// New keys and values on their way into the cache.
 struct AppendTensors {
-  TensorView k;  ///< [total_q, num_kv_heads, D]: float32, float16 or bfloat16; strided as q.
-  TensorView v;  ///< [total_q, num_kv_heads, Dv], same dtype.
+  TensorView k{};  ///< [total_q, num_kv_heads, D]: float32, float16 or bfloat16; strided as q.
+  TensorView v{};  ///< [total_q, num_kv_heads, Dv], same dtype.
   MutableTensorView
-      k_cache;  ///< `NHD` or `HND` pages; converted to this dtype, rounding to nearest.
-  MutableTensorView v_cache;  ///< As many pages of the same layout, page size and dtype.
+      k_cache{};  ///< `NHD` or `HND` pages; converted to this dtype, rounding to nearest.
+  MutableTensorView v_cache{};  ///< As many pages of the same layout, page size and dtype.
   /// int64 [total_q]: page · page_size + offset; negative skips the row. Not given: slots are
   /// derived from the batch: row i of a request goes to position kv_len − qo_len + i. Slots are
   /// distinct; which of two rows for one slot wins is unspecified.
-  TensorView slot_mapping;
-  TensorView k_scale;  ///< float32 [1] or [num_kv_heads]: stored value · scale = k. Not given: 1.
-  TensorView v_scale;  ///< Likewise for v.
+  TensorView slot_mapping{};
+  TensorView k_scale{};  ///< float32 [1] or [num_kv_heads]: stored value · scale = k. Not given: 1.
+  TensorView v_scale{};  ///< Likewise for v.
 };
 
 /// Writes new keys and values into their pages. Rows beyond `qo_indptr[num_seqs]` and rows before
@@ -270,25 +289,30 @@ struct AppendTensors {
 /// @param layout  Of k_cache and v_cache, whose page_size is read from their shape.
 /// @param batch   Read only if `slot_mapping` is not given: `qo_indptr` and a page table with
 /// lengths.
-/// @return `kInvalidArgument` for a wrong shape, dtype, slot or page id; nothing is written then
-///   (on the CPU, and on CUDA for what the host can see).
+/// @return `kInvalidArgument` (a wrong shape, dtype, slot or page id), `kTooLong` (a request of more
+///   keys than int32 counts), `kUnsupported`, `kDeviceError`, `kOutOfMemory` (for the sentence of
+///   one of these, or as `default_executor()` throws it); nothing is written then (on the CPU, and
+///   on CUDA for what the host can see).
 QUIRE_API Status append(Device device, KvLayout layout, const Batch& batch,
                         const AppendTensors& tensors, const CallOptions& call = {},
                         const AttentionOptions& options = {}) noexcept;
 
 /// Partial results of the same queries over disjoint sets of keys.
 struct MergeTensors {
-  TensorView o_parts;    ///< float32, float16 or bfloat16 [num_parts, total_q, num_heads, Dv].
-  TensorView lse_parts;  ///< float32 [num_parts, total_q, num_heads]; −inf for a part without keys.
-  MutableTensorView o;   ///< [total_q, num_heads, Dv]; may be part 0 itself, else must not overlap.
-  MutableTensorView lse;  ///< float32 [total_q, num_heads], or not given.
+  TensorView o_parts{};  ///< float32, float16 or bfloat16 [num_parts, total_q, num_heads, Dv].
+  TensorView
+      lse_parts{};  ///< float32 [num_parts, total_q, num_heads]; −inf for a part without keys.
+  MutableTensorView
+      o{};  ///< [total_q, num_heads, Dv]; may be part 0 itself, else must not overlap.
+  MutableTensorView lse{};  ///< float32 [total_q, num_heads], or not given.
 };
 
 /// Joins partial results into the result over all keys: o = Σ exp(lse_p − lse) · o_p with
 /// lse = log Σ exp(lse_p), in the order of the parts. A sink counts where its part sees a key:
 /// give it to one part only, one in which every row sees a key.
 /// Does not allocate; on CUDA does not synchronise and may be captured. O(size of o_parts).
-/// @return `kInvalidArgument` for a wrong shape or dtype.
+/// @return `kInvalidArgument` (a wrong shape or dtype), `kUnsupported`, `kDeviceError`,
+///   `kOutOfMemory` (as `append()`).
 QUIRE_API Status merge_states(Device device, const MergeTensors& tensors,
                               const CallOptions& call = {},
                               const AttentionOptions& options = {}) noexcept;
@@ -304,10 +328,13 @@ enum class CheckedItem : std::int32_t {
   kKvIndptr = 6,        ///< An offset of `Batch::kv_indptr`.
   kSlot = 7,            ///< A slot of `AppendTensors::slot_mapping`.
   kFullMaskIndptr = 8,  ///< An offset of `Batch::full_mask_indptr`.
+  kMaxTotalQ = 9,       ///< An offset of `Batch::qo_indptr` beyond `BatchLimits::max_total_q`.
+  kMaxKvLen = 10,       ///< The keys of a request, more than `BatchLimits::max_kv_len`.
 };
 
-/// Reads the record of checked mode and turns it into its sentence. Synchronises with
-/// `call.stream`. @return Ok if nothing was found.
+/// Reads the record of checked mode, which it leaves as it is, and turns it into its sentence.
+/// Synchronises with `call.stream`. @return Ok if nothing was found, else the code that the CPU gives the same
+///   offence: `kInvalidArgument` or `kTooLong`; `kInvalidArgument` for no record, `kDeviceError`.
 [[nodiscard]] QUIRE_API Status check_result(Device device, const CheckRecord* record,
                                             const CallOptions& call = {}) noexcept;
 

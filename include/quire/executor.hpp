@@ -37,8 +37,12 @@ class QUIRE_API Executor {
 /// @throws Error `kInvalidArgument` if negative, `kOutOfMemory` if threads cannot be started.
 [[nodiscard]] QUIRE_API std::unique_ptr<Executor> make_thread_pool(std::int32_t num_threads = 0);
 
-/// The pool shared by everything that names no executor. Started at first use with
-/// `QUIRE_NUM_THREADS` threads (environment) or one per available core; never destroyed.
+/// The pool shared by everything that names no executor. Its first use, which may be the first
+/// `Attention`, `append()` or `merge_states()` on the CPU, starts its threads: `QUIRE_NUM_THREADS`
+/// of them (environment; the calling one included), 0 or unset: one per available core. Never
+/// destroyed.
+/// @throws Error `kInvalidArgument` if `QUIRE_NUM_THREADS` is not a number ≥ 0, `kOutOfMemory` if
+///   threads cannot be started; the next use tries again.
 [[nodiscard]] QUIRE_API Executor& default_executor();
 
 }  // namespace v0

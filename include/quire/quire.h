@@ -13,10 +13,11 @@
  *    handle of another kind is `QUIRE_BAD_HANDLE`. Using a handle after its destroy is undefined.
  *  - *On failure* results are left as they were, except that a handle result is set to NULL.
  *  - *Growth.* Structs that may grow begin with `struct_size`. Start each from its
- *    `QUIRE_…_INIT` or `quire_…_init()`, which set it and fill in the defaults. A struct shorter
- *    than the library's (an older client) takes the defaults for what it lacks; a longer one (a
- *    newer client) is accepted while the part that the library does not know is zero.
- *    Structs without `struct_size` never change.
+ *    `QUIRE_…_INIT` or `quire_…_init()`, which set it and fill in the defaults; structs of tensors,
+ *    where zero is "not given", may be written out as well. A struct shorter than the library's (an
+ *    older client) takes the defaults for what it lacks; a longer one (a newer client) is accepted
+ *    while the part that the library does not know is zero. Structs without `struct_size` never
+ *    change.
  *  - *Memory.* The caller owns every tensor and workspace and keeps it until the work that uses
  *    it has run. Handles are made by `…_create` and released by `…_destroy`; a handle may be
  *    destroyed before the handles made from it. Strings that are returned end in NUL and live
@@ -156,6 +157,11 @@ QUIRE_API quire_tensor quire_tensor_packed(const void* data, quire_dtype dtype, 
   (int32_t)(sizeof((const int64_t[]){__VA_ARGS__}) / sizeof(int64_t)), (const int64_t[]) { \
     __VA_ARGS__                                                                            \
   }
+
+/** `quire_tensor_packed` on the CPU, followed by the shape: `QUIRE_CPU_TENSOR(q, QUIRE_FLOAT32, 8,
+ *  128)`. */
+#define QUIRE_CPU_TENSOR(data, dtype, ...) \
+  quire_tensor_packed(data, dtype, (quire_device){QUIRE_DEVICE_CPU, 0}, QUIRE_SHAPE(__VA_ARGS__))
 #endif
 
 /* ---------------------------------------- Executors ----------------------------------------- */
@@ -215,8 +221,10 @@ enum quire_kv_layout {
 enum quire_mask {
   QUIRE_MASK_NONE = 0,   /**< Every key. */
   QUIRE_MASK_CAUSAL = 1, /**< Keys at or before the query's own position (aligned to the end). */
-  QUIRE_MASK_TREE = 2,   /**< Every earlier key; of the new keys those set in `tree_mask`. */
-  QUIRE_MASK_FULL = 3    /**< The keys whose bit is set in `full_mask`. */
+  /** Every key before the request's new ones and, of the new ones, exactly those whose bit is set
+   * in `tree_mask`: a query sees its own key only if its bit is set. */
+  QUIRE_MASK_TREE = 2,
+  QUIRE_MASK_FULL = 3 /**< The keys whose bit is set in `full_mask`. */
 };
 
 /** How scales of K and V are given. The values never change. */
@@ -295,8 +303,10 @@ QUIRE_API quire_status quire_batch_limits_init(quire_batch_limits* limits,
 /** How an attention is made, or how a call that needs no attention runs. */
 typedef struct quire_attention_options {
   size_t struct_size;       /**< sizeof this struct as the caller knows it. */
-  quire_executor* executor; /**< CPU threads; NULL takes the pool shared by the process. */
-  const char* kernel;       /**< Forces the kernel of this name; NULL lets quire choose. */
+  quire_executor* executor; /**< CPU threads; NULL: the process's pool, started at first use. */
+  /** Forces the kernel of this name. NULL: the first that serves the spec or, on the CPU, the one
+   * that the environment asks for: `QUIRE_CPU_TIER=portable` takes "cpu.portable". */
+  const char* kernel;
 } quire_attention_options;
 
 /** Static initialiser: all defaults. */
@@ -318,7 +328,11 @@ QUIRE_API quire_status quire_attention_options_init(quire_attention_options* opt
  *  | contiguous K/V (`page_size` 0) | `kv_indptr` | difference of `kv_indptr`, or `kv_len` <= it |
  *
  *  Tables may hold more pages than the lengths need; what lies beyond, and what lies wholly before
- *  the window, is never read. A request may have no queries, no keys, fewer keys than queries. */
+ *  the window, is never read. A request may have no queries, no keys, fewer keys than queries.
+ *
+ *  Given but not needed: `kv_page_indices` and `kv_last_page_len` are ignored without
+ *  `kv_page_indptr`, and `kv_last_page_len` with `kv_len`. A mask that the spec does not name and a
+ *  second way to find keys are refused. `quire_append` ignores masks. */
 typedef struct quire_batch {
   size_t struct_size;     /**< sizeof this struct as the caller knows it. */
   quire_tensor qo_indptr; /**< int32 [num_seqs + 1]: offsets of the requests' rows in q. */
@@ -348,7 +362,8 @@ typedef struct quire_batch {
 /** Writes `QUIRE_BATCH_INIT`. */
 QUIRE_API quire_status quire_batch_init(quire_batch* batch, size_t struct_size) QUIRE_NOEXCEPT;
 
-/** The tensors of one layer. All live on the attention's device. */
+/** The tensors of one layer. All live on the attention's device. Scales, sinks and slopes are given
+ *  exactly if the spec uses them; others are refused. */
 typedef struct quire_attention_tensors {
   size_t struct_size; /**< sizeof this struct as the caller knows it. */
   quire_tensor q;   /**< q_dtype [total_q, num_qo_heads, D]; token and head axes may be strided. */
@@ -379,7 +394,10 @@ typedef struct quire_attention_tensors {
 QUIRE_API quire_status quire_attention_tensors_init(quire_attention_tensors* tensors,
                                                     size_t struct_size) QUIRE_NOEXCEPT;
 
-/** What checked mode found: the first offence, written on the device. All zero is none. */
+/** What checked mode found: the first offence, written on the device. All zero is none. The caller
+ *  zeroes it before its first use and after an offence: calls write it only while `what` is 0 and
+ *  never clear it, so that one record serves all layers of a step, or many steps, and is read once.
+ *  Calls that overlap in time need separate ones. */
 typedef struct quire_check_record {
   int32_t what;     /**< What it is in, 0 if nothing was found; `quire_check_result()` reads it. */
   int32_t seq;      /**< The request. */
@@ -402,8 +420,9 @@ typedef struct quire_call_options {
 QUIRE_API quire_status quire_call_options_init(quire_call_options* call,
                                                size_t struct_size) QUIRE_NOEXCEPT;
 
-/** Reads the record of checked mode and turns it into its status and sentence. Synchronises with
- *  `call->stream`. @param call  May be NULL. @return `QUIRE_OK` if nothing was found. */
+/** Reads the record of checked mode, which it leaves as it is, and turns it into its status and
+ *  sentence. Synchronises with `call->stream`. @param call  May be NULL. @return `QUIRE_OK` if nothing was found, else the code
+ *  that the CPU gives the same offence: `QUIRE_INVALID_ARGUMENT` or `QUIRE_TOO_LONG`. */
 QUIRE_API quire_status quire_check_result(quire_device device, const quire_check_record* record,
                                           const quire_call_options* call) QUIRE_NOEXCEPT;
 
@@ -415,7 +434,8 @@ QUIRE_API quire_status quire_check_result(quire_device device, const quire_check
 /** Attention of one spec on one device. Immutable: used from many threads and streams at once. */
 typedef struct quire_attention quire_attention;
 
-/** Looks a spec up in the kernel table, without touching a device.
+/** Looks a spec up in the kernel table, as create does with default options (`QUIRE_CPU_TIER`
+ *  counts), without touching a device.
  *  @param kernel  Receives the name of the kernel that would serve it; may be NULL.
  *  @return `QUIRE_UNSUPPORTED` with the reason and the nearest supported choice. */
 QUIRE_API quire_status quire_supports(quire_device device, const quire_attention_spec* spec,
@@ -436,8 +456,10 @@ QUIRE_API quire_status quire_workspace_sizes(quire_device device, const quire_at
 
 /** Chooses the kernel and makes an attention. Allocates; the calls that use it do not.
  *  @param options  May be NULL.
- *  @return `QUIRE_INVALID_ARGUMENT` if spec or limits contradict themselves, `QUIRE_UNSUPPORTED` if
- *    no kernel serves the spec, `QUIRE_DEVICE_ERROR` if there is no such device. */
+ *  @return `QUIRE_INVALID_ARGUMENT` if spec or limits contradict themselves or `QUIRE_NUM_THREADS`,
+ *    which the shared pool reads at its first use, is not a number, `QUIRE_UNSUPPORTED` if no kernel
+ *    serves the spec, `QUIRE_BAD_HANDLE` (the executor), `QUIRE_DEVICE_ERROR` if there is no such
+ *    device, `QUIRE_OUT_OF_MEMORY` (threads that cannot be started included). */
 QUIRE_API quire_status quire_attention_create(quire_device device, const quire_attention_spec* spec,
                                               const quire_batch_limits* limits,
                                               const quire_attention_options* options,
@@ -468,9 +490,11 @@ QUIRE_API quire_status quire_attention_workspace_sizes(const quire_attention* at
  *  O(num_seqs).
  *  @param schedule  Workspace of at least the schedule size; any content.
  *  @param call      May be NULL.
- *  @return `QUIRE_INVALID_ARGUMENT` for a wrong shape, dtype or device; on the CPU, and through
- *    `quire_call_options::check` elsewhere, for wrong lengths and offsets too;
- *    `QUIRE_WORKSPACE_TOO_SMALL`, `QUIRE_TOO_LONG`. */
+ *  @return `QUIRE_INVALID_ARGUMENT` (a wrong shape, dtype, stride or device; on the CPU, and through
+ *    `quire_call_options::check` elsewhere, a wrong length or offset too), `QUIRE_TOO_LONG` (more
+ *    than the limits allow, seen where wrong values are), `QUIRE_WORKSPACE_TOO_SMALL` (or
+ *    misaligned), `QUIRE_BAD_HANDLE`, `QUIRE_DEVICE_ERROR`, `QUIRE_OUT_OF_MEMORY` (for the sentence
+ *    of one of these). */
 QUIRE_API quire_status quire_attention_schedule(const quire_attention* attention,
                                                 const quire_batch* batch, void* schedule,
                                                 size_t schedule_bytes,
@@ -482,7 +506,9 @@ QUIRE_API quire_status quire_attention_schedule(const quire_attention* attention
  *  @param schedule  As `quire_attention_schedule` left it; ready for the next run afterwards.
  *  @param scratch   Workspace of at least the scratch size; any content.
  *  @param call      May be NULL.
- *  @return As `quire_attention_schedule`; on the CPU page ids are checked too. */
+ *  @return The codes of `quire_attention_schedule`. `QUIRE_INVALID_ARGUMENT` also for a schedule that
+ *    was not left for this batch and for page ids that the cache does not have (on the CPU, where
+ *    they are checked before they are followed; elsewhere through `quire_call_options::check`). */
 QUIRE_API quire_status quire_attention_run(const quire_attention* attention,
                                            const quire_batch* batch,
                                            const quire_attention_tensors* tensors, void* schedule,
@@ -491,7 +517,8 @@ QUIRE_API quire_status quire_attention_run(const quire_attention* attention,
                                            const quire_call_options* call) QUIRE_NOEXCEPT;
 
 /** Makes an attention, schedules and runs one batch with workspaces of its own: for those who call
- *  once. Allocates. @param call, options  May be NULL. @return What create, schedule, run do. */
+ *  once. Its limits are what the shapes of q and of the table hold. Allocates.
+ *  @param call, options  May be NULL. @return What create, schedule, run do. */
 QUIRE_API quire_status quire_attention_once(quire_device device, const quire_attention_spec* spec,
                                             const quire_batch* batch,
                                             const quire_attention_tensors* tensors,
@@ -536,8 +563,10 @@ QUIRE_API quire_status quire_append_tensors_init(quire_append_tensors* tensors,
  *    page table with lengths.
  *  @param call       May be NULL.
  *  @param options    May be NULL; `executor` alone is used.
- *  @return `QUIRE_INVALID_ARGUMENT` for a wrong shape, dtype, slot or page id; nothing is written
- *    then (on the CPU, and on CUDA for what the host can see). */
+ *  @return `QUIRE_INVALID_ARGUMENT` (a wrong shape, dtype, slot or page id), `QUIRE_TOO_LONG` (a
+ *    request of more keys than int32 counts), `QUIRE_BAD_HANDLE` (the executor), `QUIRE_UNSUPPORTED`,
+ *    `QUIRE_DEVICE_ERROR`, `QUIRE_OUT_OF_MEMORY`; nothing is written then (on the CPU, and on CUDA
+ *    for what the host can see). */
 QUIRE_API quire_status quire_append(quire_device device, int32_t kv_layout,
                                     const quire_batch* batch, const quire_append_tensors* tensors,
                                     const quire_call_options* call,
@@ -565,7 +594,8 @@ QUIRE_API quire_status quire_merge_tensors_init(quire_merge_tensors* tensors,
 /** Joins partial results into the result over all keys: o = sum exp(lse_p - lse) * o_p with
  *  lse = log sum exp(lse_p), in the order of the parts. A sink belongs into one part only.
  *  O(size of o_parts). @param call, options  May be NULL; of options `executor` alone is used.
- *  @return `QUIRE_INVALID_ARGUMENT` for a wrong shape or dtype. */
+ *  @return `QUIRE_INVALID_ARGUMENT` (a wrong shape or dtype), `QUIRE_BAD_HANDLE` (the executor),
+ *    `QUIRE_UNSUPPORTED`, `QUIRE_DEVICE_ERROR`, `QUIRE_OUT_OF_MEMORY`. */
 QUIRE_API quire_status quire_merge_states(quire_device device, const quire_merge_tensors* tensors,
                                           const quire_call_options* call,
                                           const quire_attention_options* options) QUIRE_NOEXCEPT;

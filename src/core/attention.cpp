@@ -17,17 +17,30 @@ namespace {
 /// Caller-owned memory for those who do not care.
 class OwnedWorkspace {
  public:
-  explicit OwnedWorkspace(std::size_t bytes) : bytes_(bytes) {
+  OwnedWorkspace(Device device, std::size_t bytes, void* stream)
+      : device_(device), stream_(stream), bytes_(bytes) {
+    const std::size_t some = std::max<std::size_t>(bytes, 1);
     data_ = static_cast<std::byte*>(
-        ::operator new(std::max<std::size_t>(bytes, 1), std::align_val_t(kWorkspaceAlignment)));
+        is_on_cuda() ? cuda::allocate(device, some)
+                     : ::operator new(some, std::align_val_t(kWorkspaceAlignment)));
   }
   OwnedWorkspace(const OwnedWorkspace&) = delete;
   OwnedWorkspace& operator=(const OwnedWorkspace&) = delete;
-  ~OwnedWorkspace() { ::operator delete(data_, std::align_val_t(kWorkspaceAlignment)); }
+  ~OwnedWorkspace() {
+    if (is_on_cuda()) {
+      cuda::release(device_, data_, stream_);
+    } else {
+      ::operator delete(data_, std::align_val_t(kWorkspaceAlignment));
+    }
+  }
 
   [[nodiscard]] Workspace get() const { return {data_, bytes_}; }
 
  private:
+  [[nodiscard]] bool is_on_cuda() const { return device_.type == DeviceType::kCuda; }
+
+  Device device_;
+  void* stream_;
   std::byte* data_ = nullptr;
   std::size_t bytes_;
 };
@@ -126,8 +139,9 @@ void attention(Device device, const AttentionSpec& spec, const Batch& batch,
                const AttentionTensors& tensors, const CallOptions& call,
                const AttentionOptions& options) {
   const Attention attention(device, spec, limits_of(spec, batch, tensors), options);
-  const OwnedWorkspace schedule(attention.workspace_sizes().schedule);
-  const OwnedWorkspace scratch(attention.workspace_sizes().scratch);
+  const WorkspaceSizes sizes = attention.workspace_sizes();
+  const OwnedWorkspace schedule(device, sizes.schedule, call.stream);
+  const OwnedWorkspace scratch(device, sizes.scratch, call.stream);
   attention.schedule(batch, schedule.get(), call).throw_if_error();
   attention.run(batch, tensors, schedule.get(), scratch.get(), call).throw_if_error();
 }

@@ -6,6 +6,7 @@
 
 #include <memory>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "core/kernel_table.hpp"
@@ -59,6 +60,8 @@ Status append(const core::BatchArrays& batch, const core::AppendArrays& arrays,
 Status merge_states(const core::MergeArrays& arrays, Executor* executor) noexcept;
 /// Rows of the kernel table, in the order of preference.
 std::span<const core::KernelRow> kernel_rows() noexcept;
+/// @return Name of the kernel that the environment's `QUIRE_CPU_TIER` asks for, empty if unset.
+std::string forced_kernel();
 std::vector<DeviceInfo> devices();
 }  // namespace cpu
 
@@ -71,6 +74,10 @@ Status append(Device device, const core::BatchArrays& batch, const core::AppendA
               const CallOptions& call) noexcept;
 Status merge_states(Device device, const core::MergeArrays& arrays,
                     const CallOptions& call) noexcept;
+/// Memory of a device. @throws Error `kOutOfMemory` or `kDeviceError`.
+void* allocate(Device device, std::size_t bytes);
+/// Waits for the stream first.
+void release(Device device, void* memory, void* stream) noexcept;
 /// Copies the record to the host after what is on the stream.
 Status read_check_record(Device device, const CheckRecord* record, const CallOptions& call,
                          CheckRecord& out) noexcept;

@@ -118,6 +118,11 @@ std::vector<Mismatch> mismatches(const KernelRow& row, const AttentionSpec& spec
   match_dtype("q_dtype", row.q_dtypes, spec.q_dtype);
   match_dtype("kv_dtype", row.kv_dtypes, spec.kv_dtype);
   match_head_dims(row, spec, out);
+  const std::int32_t group_size = spec.num_qo_heads / spec.num_kv_heads;
+  if (row.max_group_size > 0 && group_size > row.max_group_size) {
+    out.push_back({"num_qo_heads / num_kv_heads", fmt::format("at most {}", row.max_group_size),
+                   fmt::format("{}", group_size), fmt::format("{}", row.max_group_size)});
+  }
   if (!row.masks.has(spec.mask)) {
     const std::string names = describe_masks(row.masks);
     out.push_back({"mask", "one of " + names, std::string(mask_name(spec.mask)), names});
@@ -175,15 +180,9 @@ std::string options_of(const KernelRow& row) {
   return text;
 }
 
-}  // namespace
-
-std::span<const KernelRow> kernel_table() noexcept {
-  static const std::vector<KernelRow> rows = collect_rows();
-  return rows;
-}
-
-const KernelRow* find_kernel(DeviceType device, const AttentionSpec& spec, std::string_view forced,
-                             std::string& reason) {
+/// The first row that serves the spec, of those whose name is `forced` or, if it is empty, of all.
+const KernelRow* find_row(DeviceType device, const AttentionSpec& spec, std::string_view forced,
+                          std::string& reason) {
   const KernelRow* nearest = nullptr;
   std::vector<Mismatch> fewest;
   for (const KernelRow& row : kernel_table()) {
@@ -203,6 +202,24 @@ const KernelRow* find_kernel(DeviceType device, const AttentionSpec& spec, std::
                          first.expected, nearest->name, first.got, first.nearest);
   }
   return nullptr;
+}
+
+}  // namespace
+
+std::span<const KernelRow> kernel_table() noexcept {
+  static const std::vector<KernelRow> rows = collect_rows();
+  return rows;
+}
+
+const KernelRow* find_kernel(DeviceType device, const AttentionSpec& spec, std::string_view forced,
+                             std::string& reason) {
+  if (device != DeviceType::kCpu || !forced.empty()) {
+    return find_row(device, spec, forced, reason);
+  }
+  const std::string wanted = cpu::forced_kernel();
+  const KernelRow* row = find_row(device, spec, wanted, reason);
+  if (row == nullptr && !wanted.empty()) reason += " (forced by QUIRE_CPU_TIER)";
+  return row;
 }
 
 std::string describe_dtypes(SetOf<DType> set) {

@@ -43,6 +43,7 @@ struct KernelRow {
   std::int32_t head_dim_multiple = 0;       ///< any multiple of it …
   std::int32_t head_dim_max = 0;            ///< … up to here, qk and vo independent; or, if 0,
   std::span<const HeadDims> head_dim_list;  ///< one of these
+  std::int32_t max_group_size = 0;          ///< query heads per kv head; 0: any
   SetOf<Mask> masks;
   SetOf<KvScale> kv_scales;
   bool window = false;
@@ -56,7 +57,8 @@ struct KernelRow {
 std::span<const KernelRow> kernel_table() noexcept;
 
 /// The row that serves a spec whose defaults are filled in, or null and the reason.
-/// @param forced  Name of the only row to consider, or empty.
+/// @param forced  Name of the only row to consider. Empty: on the CPU, the one that the environment
+///   asks for, if it does; else all.
 const KernelRow* find_kernel(DeviceType device, const AttentionSpec& spec, std::string_view forced,
                              std::string& reason);
 

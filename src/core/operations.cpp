@@ -17,18 +17,21 @@ namespace {
 struct CheckedText {
   CheckedItem item;
   std::string_view name;
-  bool exclusive;  ///< the value had to stay below the bound
+  bool exclusive = false;  ///< the value had to stay below the bound
+  ErrorCode code = ErrorCode::kInvalidArgument;
 };
 
 constexpr std::array kCheckedTexts = {
-    CheckedText{CheckedItem::kQoIndptr, "qo_indptr", false},
-    CheckedText{CheckedItem::kKvLen, "kv_len", false},
+    CheckedText{CheckedItem::kQoIndptr, "qo_indptr"},
+    CheckedText{CheckedItem::kKvLen, "kv_len"},
     CheckedText{CheckedItem::kPageId, "page id", true},
-    CheckedText{CheckedItem::kKvPageIndptr, "kv_page_indptr", false},
-    CheckedText{CheckedItem::kKvLastPageLen, "kv_last_page_len", false},
-    CheckedText{CheckedItem::kKvIndptr, "kv_indptr", false},
+    CheckedText{CheckedItem::kKvPageIndptr, "kv_page_indptr"},
+    CheckedText{CheckedItem::kKvLastPageLen, "kv_last_page_len"},
+    CheckedText{CheckedItem::kKvIndptr, "kv_indptr"},
     CheckedText{CheckedItem::kSlot, "slot_mapping", true},
-    CheckedText{CheckedItem::kFullMaskIndptr, "full_mask_indptr", false},
+    CheckedText{CheckedItem::kFullMaskIndptr, "full_mask_indptr"},
+    CheckedText{CheckedItem::kMaxTotalQ, "rows of q", false, ErrorCode::kTooLong},
+    CheckedText{CheckedItem::kMaxKvLen, "keys", false, ErrorCode::kTooLong},
 };
 
 std::string expected(const CheckedText& text, const CheckRecord& record) {
@@ -40,7 +43,7 @@ std::string expected(const CheckedText& text, const CheckRecord& record) {
 Status sentence(const CheckRecord& record) {
   for (const CheckedText& text : kCheckedTexts) {
     if (static_cast<std::int32_t>(text.item) != record.what) continue;
-    return {ErrorCode::kInvalidArgument,
+    return {text.code,
             fmt::format("[check] {} of request {}, position {}: expected {}, got {}", text.name,
                         record.seq, record.position, expected(text, record), record.value)};
   }

@@ -82,8 +82,9 @@ Status check_given_slots(const CheckContext& context, const core::AppendArrays& 
 
 Status check_derived_slots(const CheckContext& context, const core::BatchArrays& batch,
                            const core::AppendArrays& arrays, const core::ProblemShape& shape) {
-  const BatchLimits limits{batch.num_seqs, static_cast<std::int32_t>(arrays.num_rows), INT32_MAX};
+  const BatchLimits limits{batch.num_seqs, INT32_MAX, INT32_MAX};
   Status status = check_batch(context, shape, limits, batch);
+  if (status.ok()) status = check_rows(context, batch, "k", arrays.num_rows);
   for (std::int32_t seq = 0; status.ok() && seq < batch.num_seqs; ++seq) {
     const schedule::Lengths lengths = schedule::lengths_of(shape, batch, seq);
     const std::int32_t begin = std::max(0, lengths.position(0));
@@ -190,7 +191,6 @@ void write_all(const Slots& slots, const core::AppendArrays& arrays, Executor& e
 
 Status append(const core::BatchArrays& batch, const core::AppendArrays& arrays,
               const CallOptions& call, Executor* executor) noexcept {
-  if (call.check != nullptr) *call.check = {};
   try {
     const CheckContext context{"append", call.check};
     const Slots slots(batch, arrays);

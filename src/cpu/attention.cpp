@@ -118,11 +118,10 @@ class CpuAttention final : public internal::AttentionBackend {
   }
 
  private:
-  /// Runs `body` with a clean check record; only texts of failures allocate.
+  /// Runs `body` with the caller's check record; only texts of failures allocate.
   template <typename Body>
   static Status checked(const CallOptions& call, std::string_view operation,
                         const Body& body) noexcept {
-    if (call.check != nullptr) *call.check = {};
     try {
       return body(CheckContext{operation, call.check});
     } catch (const std::bad_alloc&) {
@@ -172,8 +171,7 @@ class CpuAttention final : public internal::AttentionBackend {
 /// Everything that follows from a config.
 struct Plan {
   explicit Plan(const core::AttentionConfig& config)
-      : kernel(choose_kernel(config)),
-        tier(tier_of(kernel)),
+      : tier(tier_of(*config.kernel)),
         threads(config.executor->concurrency()),
         policy(tile_policy(config.shape, threads)),
         layout(tier, config.shape, policy, threads) {
@@ -181,7 +179,6 @@ struct Plan {
     sizes.scratch = layout.bytes();
   }
 
-  const core::KernelRow& kernel;
   const Tier& tier;
   std::int32_t threads;
   schedule::TilePolicy policy;
@@ -193,9 +190,7 @@ struct Plan {
 
 std::unique_ptr<internal::AttentionBackend> make_attention(const core::AttentionConfig& config) {
   const Plan plan(config);
-  core::AttentionConfig chosen = config;
-  chosen.kernel = &plan.kernel;
-  return std::make_unique<CpuAttention>(chosen, plan.tier, plan.policy, plan.layout, plan.sizes);
+  return std::make_unique<CpuAttention>(config, plan.tier, plan.policy, plan.layout, plan.sizes);
 }
 
 WorkspaceSizes workspace_sizes(const core::AttentionConfig& config) { return Plan(config).sizes; }

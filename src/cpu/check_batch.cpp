@@ -36,14 +36,21 @@ class BatchChecks {
     std::int64_t value;
   };
 
+  static CheckRecord record_of(const Entry& entry) {
+    const bool is_length =
+        entry.item == CheckedItem::kKvLen || entry.item == CheckedItem::kKvLastPageLen;
+    CheckRecord found;
+    found.what = static_cast<std::int32_t>(entry.item);
+    found.seq = is_length ? entry.index : std::max(0, entry.index - 1);  // offsets end a request
+    found.position = entry.index;
+    found.value = entry.value;
+    return found;
+  }
+
   /// @return Whether the value lies in [low, high]; `why` may say where the bounds come from.
   bool within(const Entry& entry, std::int64_t low, std::int64_t high, std::string_view why = {}) {
     if (entry.value >= low && entry.value <= high) return true;
-    CheckRecord found;
-    found.what = static_cast<std::int32_t>(entry.item);
-    found.seq = std::min(entry.index, std::max(0, batch_.num_seqs - 1));
-    found.position = entry.index;
-    found.value = entry.value;
+    CheckRecord found = record_of(entry);
     found.bound = entry.value < low ? low : high;
     const std::string because = why.empty() ? std::string() : fmt::format(" ({})", why);
     const std::string range = low > high ? fmt::format("at least {}{}", low, because)
@@ -53,11 +60,30 @@ class BatchChecks {
     return false;
   }
 
+  /// What goes beyond `BatchLimits` has codes of its own: the batch is good, the limits are small.
+  bool too_long(const Entry& entry, CheckedItem limit, std::int64_t value, std::int64_t bound) {
+    CheckRecord found = record_of(entry);
+    found.what = static_cast<std::int32_t>(limit);
+    found.value = value;
+    found.bound = bound;
+    const std::string_view what =
+        limit == CheckedItem::kMaxTotalQ ? "rows of q" : "keys of a request";
+    status_ = context_.refuse(found,
+                              fmt::format("{}[{}]: expected at most {} {} as BatchLimits says, "
+                                          "got {}",
+                                          entry.name, entry.index, bound, what, value),
+                              ErrorCode::kTooLong);
+    return false;
+  }
+
   bool queries() {
     const std::int32_t* indptr = batch_.qo_indptr;
     if (!within({CheckedItem::kQoIndptr, "qo_indptr", 0, indptr[0]}, 0, 0)) return false;
     for (std::int32_t i = 1; i <= batch_.num_seqs; ++i) {
       const Entry entry{CheckedItem::kQoIndptr, "qo_indptr", i, indptr[i]};
+      if (entry.value > limits_.max_total_q) {
+        return too_long(entry, CheckedItem::kMaxTotalQ, entry.value, limits_.max_total_q);
+      }
       if (!within(entry, indptr[i - 1], limits_.max_total_q)) return false;
     }
     return true;
@@ -68,7 +94,10 @@ class BatchChecks {
   }
 
   bool keys(std::int32_t seq) {
-    if (batch_.kv_len != nullptr && !within(kv_len_of(seq), 0, limits_.max_kv_len)) return false;
+    if (batch_.kv_len != nullptr) {
+      const Entry entry = kv_len_of(seq);
+      if (!length(entry, entry.value) || !within(entry, 0, limits_.max_kv_len)) return false;
+    }
     if (batch_.page_table != nullptr) return dense_table(seq);
     return batch_.kv_page_indptr != nullptr ? csr_table(seq) : contiguous(seq);
   }
@@ -122,19 +151,10 @@ class BatchChecks {
     return within(kv_len_of(seq), 0, rows, fmt::format("kv_indptr gives it {} rows", rows));
   }
 
-  /// A length that follows from offsets.
+  /// The keys of a request, as an entry says or as follows from it.
   bool length(const Entry& entry, std::int64_t keys) {
     if (keys <= limits_.max_kv_len) return true;
-    CheckRecord found;
-    found.what = static_cast<std::int32_t>(entry.item);
-    found.seq = entry.index - 1;
-    found.position = entry.index;
-    found.value = keys;
-    found.bound = limits_.max_kv_len;
-    status_ =
-        context_.refuse(found, fmt::format("{}[{}]: expected a request of at most {} keys, got {}",
-                                           entry.name, entry.index, limits_.max_kv_len, keys));
-    return false;
+    return too_long(entry, CheckedItem::kMaxKvLen, keys, limits_.max_kv_len);
   }
 
   bool tree_mask(std::int32_t seq) {
@@ -158,7 +178,7 @@ class BatchChecks {
   }
 
   bool full_mask(std::int32_t seq) {
-    if (batch_.full_mask_indptr == nullptr) return true;
+    if (shape_.mask != Mask::kFull) return true;
     constexpr std::int64_t kByteBits = 8;
     const std::int64_t keys = schedule::lengths_of(shape_, batch_, seq).kv_len;
     const std::int64_t bytes = (qo_len(seq) * keys + kByteBits - 1) / kByteBits;
@@ -210,9 +230,10 @@ Status too_few_rows(const CheckContext& context, CheckedItem item, std::int32_t 
 
 }  // namespace
 
-Status CheckContext::refuse(const CheckRecord& found, const std::string& sentence) const {
-  if (record != nullptr) *record = found;
-  return {ErrorCode::kInvalidArgument, fmt::format("[{}] {}", operation, sentence)};
+Status CheckContext::refuse(const CheckRecord& found, const std::string& sentence,
+                            ErrorCode code) const {
+  if (record != nullptr && record->what == 0) *record = found;
+  return {code, fmt::format("[{}] {}", operation, sentence)};
 }
 
 Status check_batch(const CheckContext& context, const core::ProblemShape& shape,
@@ -244,21 +265,25 @@ Status check_pages(const CheckContext& context, const core::ProblemShape& shape,
   return {};
 }
 
+Status check_rows(const CheckContext& context, const core::BatchArrays& batch,
+                  std::string_view tensor, std::int64_t rows) {
+  const std::int64_t got = batch.qo_indptr[batch.num_seqs];
+  if (got <= rows) return {};
+  return too_few_rows(context, CheckedItem::kQoIndptr, batch.num_seqs - 1, "qo_indptr", tensor,
+                      rows, got);
+}
+
 Status check_layer(const CheckContext& context, const core::ProblemShape& shape,
                    const core::BatchArrays& batch, const core::LayerTensors& tensors) {
-  const std::int64_t rows = batch.qo_indptr[batch.num_seqs];
-  if (rows > tensors.total_q) {
-    return too_few_rows(context, CheckedItem::kQoIndptr, batch.num_seqs - 1, "qo_indptr", "q",
-                        tensors.total_q, rows);
-  }
+  Status status = check_rows(context, batch, "q", tensors.total_q);
+  if (!status.ok()) return status;
   for (std::int32_t seq = 0; seq < batch.num_seqs; ++seq) {
     const schedule::Lengths lengths = schedule::lengths_of(shape, batch, seq);
     if (lengths.qo_len <= 0) continue;
     const schedule::KeyRange keys = schedule::visible_keys(shape, lengths, 0, lengths.qo_len);
     if (keys.begin >= keys.end) continue;
     if (shape.page_size != kContiguousKv) {
-      Status status =
-          check_pages(context, shape, batch, seq, keys.begin, keys.end, tensors.k.num_pages);
+      status = check_pages(context, shape, batch, seq, keys.begin, keys.end, tensors.k.num_pages);
       if (!status.ok()) return status;
       continue;
     }

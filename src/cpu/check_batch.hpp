@@ -16,13 +16,18 @@ struct CheckContext {
   std::string_view operation;     ///< begins the sentence, e.g. "schedule"
   CheckRecord* record = nullptr;  ///< may be null
 
-  /// @return The failure with its sentence; fills the record.
-  [[nodiscard]] Status refuse(const CheckRecord& found, const std::string& sentence) const;
+  /// @return The failure with its sentence; fills the record, unless an earlier offence is there.
+  [[nodiscard]] Status refuse(const CheckRecord& found, const std::string& sentence,
+                              ErrorCode code = ErrorCode::kInvalidArgument) const;
 };
 
 /// Checks offsets and lengths against one another and against the limits. O(num_seqs).
 Status check_batch(const CheckContext& context, const core::ProblemShape& shape,
                    const BatchLimits& limits, const core::BatchArrays& batch);
+
+/// Checks that `tensor`, of so many rows, has one for every new token of the batch.
+Status check_rows(const CheckContext& context, const core::BatchArrays& batch,
+                  std::string_view tensor, std::int64_t rows);
 
 /// Checks what the tensors of a layer must be able to hold: the rows of q, and the ids of exactly
 /// those pages (or the rows of K and V) that will be read. O(pages read).

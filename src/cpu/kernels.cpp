@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 // The CPU's rows of the kernel table, and the tier behind each.
-#include <fmt/format.h>
-
 #include <array>
 #include <cstdlib>
 #include <string>
@@ -39,14 +37,9 @@ constexpr std::array kRows = {
 
 std::span<const core::KernelRow> kernel_rows() noexcept { return kRows; }
 
-const core::KernelRow& choose_kernel(const core::AttentionConfig& config) {
-  const char* forced = std::getenv("QUIRE_CPU_TIER");
-  if (forced == nullptr) return *config.kernel;
-  std::string reason;
-  const core::KernelRow* row =
-      core::find_kernel(DeviceType::kCpu, config.spec, fmt::format("cpu.{}", forced), reason);
-  if (row != nullptr) return *row;
-  throw Error(ErrorCode::kUnsupported, fmt::format("{} (forced by QUIRE_CPU_TIER)", reason));
+std::string forced_kernel() {
+  const char* tier = std::getenv("QUIRE_CPU_TIER");
+  return tier == nullptr || *tier == '\0' ? std::string() : std::string("cpu.") + tier;
 }
 
 const Tier& tier_of(const core::KernelRow&) noexcept { return portable_tier(); }

@@ -70,11 +70,6 @@ struct Tier {
 /// @return The portable tier for this machine's instruction set.
 const Tier& portable_tier() noexcept;
 
-/// @return The config's kernel or, if the environment's `QUIRE_CPU_TIER` names a tier (such as
-///   "portable"), that tier's.
-/// @throws Error `kUnsupported` if that tier does not exist or does not serve the spec.
-const core::KernelRow& choose_kernel(const core::AttentionConfig& config);
-
 /// @return The tier of a kernel row of the CPU.
 const Tier& tier_of(const core::KernelRow& kernel) noexcept;
 

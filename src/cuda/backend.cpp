@@ -1,39 +1,38 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the CUDA backend offers to the core. It has no attention kernel yet and says so.
+// What the CUDA backend offers beside attention: append, merge, memory, the check record.
 #include "core/backend.hpp"
 
 #include <cuda_runtime_api.h>
 
+#include "cuda/append/kernel.hpp"
+#include "cuda/check/kernel.hpp"
+#include "cuda/merge/kernel.hpp"
 #include "cuda/runtime.hpp"
 
 namespace quire::cuda {
-namespace {
-
-constexpr std::string_view kNoAttention =
-    "[attention] expected a device with a kernel for it, got a CUDA device, for which there is no "
-    "kernel yet; nearest: the CPU";
-
-}  // namespace
 
 bool built() noexcept { return true; }
 
-std::unique_ptr<internal::AttentionBackend> make_attention(const core::AttentionConfig&) {
-  throw Error(ErrorCode::kUnsupported, std::string(kNoAttention));
+Status append(Device device, const core::BatchArrays& batch, const core::AppendArrays& arrays,
+              const CallOptions& call) noexcept {
+  const CurrentDevice current(device);
+  auto* const stream = static_cast<cudaStream_t>(call.stream);
+  cudaError_t error = current.error();
+  if (error == cudaSuccess && call.check != nullptr) {
+    error = launch_check_append(batch, arrays, call.check, stream);
+  }
+  if (error == cudaSuccess) error = launch_append(batch, arrays, call.check, stream);
+  return status_of("append", error);
 }
 
-WorkspaceSizes workspace_sizes(const core::AttentionConfig&) {
-  throw Error(ErrorCode::kUnsupported, std::string(kNoAttention));
-}
-
-Status append(Device, const core::BatchArrays&, const core::AppendArrays&,
-              const CallOptions&) noexcept {
-  return {ErrorCode::kUnsupported,
-          "[append] no CUDA kernel yet for append; nearest: tensors on the CPU"};
-}
-
-Status merge_states(Device, const core::MergeArrays&, const CallOptions&) noexcept {
-  return {ErrorCode::kUnsupported,
-          "[merge_states] no CUDA kernel yet for merge_states; nearest: tensors on the CPU"};
+Status merge_states(Device device, const core::MergeArrays& arrays,
+                    const CallOptions& call) noexcept {
+  const CurrentDevice current(device);
+  cudaError_t error = current.error();
+  if (error == cudaSuccess) {
+    error = launch_merge(arrays, static_cast<cudaStream_t>(call.stream));
+  }
+  return status_of("merge_states", error);
 }
 
 Status read_check_record(Device device, const CheckRecord* record, const CallOptions& call,
@@ -48,6 +47,18 @@ Status read_check_record(Device device, const CheckRecord* record, const CallOpt
   return status_of("check_result", error);
 }
 
-std::span<const core::KernelRow> kernel_rows() noexcept { return {}; }
+void* allocate(Device device, std::size_t bytes) {
+  const CurrentDevice current(device);
+  throw_if_error("attention", current.error());
+  void* memory = nullptr;
+  throw_if_error("attention", cudaMalloc(&memory, bytes));
+  return memory;
+}
+
+void release(Device device, void* memory, void* stream) noexcept {
+  const CurrentDevice current(device);
+  cudaStreamSynchronize(static_cast<cudaStream_t>(stream));
+  cudaFree(memory);
+}
 
 }  // namespace quire::cuda

@@ -8,12 +8,16 @@ namespace quire::cuda {
 Status status_of(std::string_view operation, cudaError_t error) noexcept {
   if (error == cudaSuccess) return {};
   try {
-    return {ErrorCode::kDeviceError,
+    return {error == cudaErrorMemoryAllocation ? ErrorCode::kOutOfMemory : ErrorCode::kDeviceError,
             fmt::format("[{}] the CUDA runtime reported {}: {}", operation, cudaGetErrorName(error),
                         cudaGetErrorString(error))};
   } catch (const std::exception&) {
     return {ErrorCode::kDeviceError, cudaGetErrorName(error)};
   }
+}
+
+void throw_if_error(std::string_view operation, cudaError_t error) {
+  status_of(operation, error).throw_if_error();
 }
 
 CurrentDevice::CurrentDevice(Device device) noexcept : error_(cudaGetDevice(&former_)) {

@@ -15,6 +15,9 @@ namespace quire::cuda {
 /// @return Ok, or `kDeviceError` with the runtime's own name and words for what `operation` met.
 Status status_of(std::string_view operation, cudaError_t error) noexcept;
 
+/// @throws Error what `status_of` would return, if it is not ok.
+void throw_if_error(std::string_view operation, cudaError_t error);
+
 /// Makes a device the calling thread's current one and puts the former back at the end.
 class CurrentDevice {
  public:

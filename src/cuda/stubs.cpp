@@ -30,6 +30,12 @@ Status merge_states(Device, const core::MergeArrays&, const CallOptions&) noexce
   return {ErrorCode::kDeviceError, kNotBuilt};
 }
 
+void* allocate(Device, std::size_t) {
+  throw Error(ErrorCode::kDeviceError, std::string("[attention] ").append(kNotBuilt));
+}
+
+void release(Device, void*, void*) noexcept {}
+
 Status read_check_record(Device, const CheckRecord*, const CallOptions&, CheckRecord&) noexcept {
   return {ErrorCode::kDeviceError, kNotBuilt};
 }

@@ -134,6 +134,10 @@ TEST(CAttention, ACheckRecordBecomesItsSentence) {
   EXPECT_EQ(quire_check_result(kCpu, &record, nullptr), QUIRE_INVALID_ARGUMENT);
   EXPECT_STREQ(quire_last_error(),
                "[check] page id of request 2, position 5: expected a value in [0, 64), got 99");
+  record = {10, 2, 2, 101, 100};
+  EXPECT_EQ(quire_check_result(kCpu, &record, nullptr), QUIRE_TOO_LONG);
+  EXPECT_STREQ(quire_last_error(),
+               "[check] keys of request 2, position 2: expected a value of at most 100, got 101");
 }
 
 TEST(CAttention, PackedTensorsAreRowMajorAndRefuseImpossibleRanks) {

@@ -15,28 +15,14 @@ using testing::Difference;
 using testing::KeySource;
 using testing::RandomBatch;
 using testing::RandomBatchOptions;
-using testing::Request;
 
 /// Bounds on |o − oracle| / max |v| before output rounding, and on |lse − oracle|.
 constexpr double kFloat32Bound = 2e-6;
 constexpr double kHalfBound = 1e-3;
 constexpr double kLseBound = 1e-5;
 
-/// Lengths around the edges of tiles (64), of pages and of few and many rows.
-std::vector<Request> edgy_requests() {
-  return {{1, 1},  {1, 63},  {1, 64},  {1, 65}, {0, 0}, {1, 130}, {5, 5},    {3, 17},
-          {0, 40}, {16, 16}, {7, 200}, {9, 3},  {2, 0}, {70, 70}, {33, 129}, {1, 16}};
-}
-
 RandomBatchOptions small(std::int32_t group, std::int32_t kv_heads, std::int32_t head_dim) {
-  RandomBatchOptions options;
-  options.spec.num_kv_heads = kv_heads;
-  options.spec.num_qo_heads = kv_heads * group;
-  options.spec.head_dim_qk = head_dim;
-  options.spec.q_dtype = options.spec.kv_dtype = DType::kFloat32;
-  options.requests = edgy_requests();
-  options.padding_rows = 3;
-  return options;
+  return testing::edgy_options(DType::kFloat32, group, kv_heads, head_dim);
 }
 
 /// Runs the batch on two threads and compares.
@@ -47,7 +33,7 @@ void expect_oracle(const RandomBatchOptions& options, const std::string& what = 
   const Attention attention(
       Device::cpu(),
       batch.options.spec.page_size == batch.spec.page_size ? batch.options.spec : batch.spec,
-      batch.limits(), {.executor = pool.get(), .kernel = {}});
+      batch.limits(), {.executor = pool.get()});
   const Status status = testing::run(attention, batch);
   ASSERT_TRUE(status.ok()) << status.message();
   const Difference difference =

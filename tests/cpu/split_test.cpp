@@ -62,8 +62,7 @@ RandomBatchOptions mixed(std::uint32_t seed = 1) {
 }
 
 Attention make(const RandomBatch& batch, Executor& executor) {
-  return Attention(Device::cpu(), batch.spec, batch.limits(),
-                   {.executor = &executor, .kernel = {}});
+  return Attention(Device::cpu(), batch.spec, batch.limits(), {.executor = &executor});
 }
 
 std::vector<std::byte> result_bytes(RandomBatch& batch) {
@@ -152,8 +151,8 @@ TEST(Workspace, OfASmallerSizeIsRefused) {
   RandomBatch batch(mixed());
   OneByOne executor(4);
   const Attention attention = make(batch, executor);
-  const WorkspaceSizes sizes = workspace_sizes(Device::cpu(), batch.spec, batch.limits(),
-                                               {.executor = &executor, .kernel = {}});
+  const WorkspaceSizes sizes =
+      workspace_sizes(Device::cpu(), batch.spec, batch.limits(), {.executor = &executor});
   EXPECT_EQ(sizes.schedule, attention.workspace_sizes().schedule);
   EXPECT_EQ(sizes.scratch, attention.workspace_sizes().scratch);
   testing::RubbishWorkspace schedule(sizes.schedule);
@@ -221,22 +220,49 @@ TEST(Targets, OfThisMachineAllAgreeWithTheOracle) {
   EXPECT_GE(targets, 1);
 }
 
-TEST(Tier, NamedByTheEnvironmentIsTaken) {
-  RandomBatch batch(mixed());
+/// Sets a variable of the environment for as long as it lives.
+class Environment {
+ public:
+  explicit Environment(const char* tier) { setenv("QUIRE_CPU_TIER", tier, 1); }
+  Environment(const Environment&) = delete;
+  Environment& operator=(const Environment&) = delete;
+  ~Environment() { unsetenv("QUIRE_CPU_TIER"); }
+};
+
+TEST(Tier, OfTheEnvironmentIsTakenWhereTheOptionsNameNoKernel) {
+  const RandomBatch batch(mixed());
   OneByOne executor(1);
-  setenv("QUIRE_CPU_TIER", "portable", 1);
-  EXPECT_EQ(make(batch, executor).kernel(), "cpu.portable");
-  setenv("QUIRE_CPU_TIER", "quantum", 1);
+  for (const char* tier : {"portable", ""}) {
+    const Environment environment(tier);
+    EXPECT_EQ(make(batch, executor).kernel(), "cpu.portable");
+    EXPECT_EQ(supports(Device::cpu(), batch.spec).kernel, "cpu.portable");
+  }
+}
+
+TEST(Tier, OfTheEnvironmentThatDoesNotExistIsRefusedByAllWhoLookForAKernel) {
+  const RandomBatch batch(mixed());
+  OneByOne executor(1);
+  const Environment environment("quantum");
+  const std::string text =
+      "[attention] kernel: expected one of cpu.portable on cpu, got cpu.quantum (forced by "
+      "QUIRE_CPU_TIER)";
+  const Support support = supports(Device::cpu(), batch.spec);
+  EXPECT_FALSE(support.supported);
+  EXPECT_EQ(support.reason, text);
   try {
     (void)make(batch, executor);
     ADD_FAILURE();
   } catch (const Error& error) {
     EXPECT_EQ(error.code(), ErrorCode::kUnsupported);
-    EXPECT_STREQ(error.what(),
-                 "[attention] kernel: expected one of cpu.portable on cpu, got cpu.quantum (forced "
-                 "by QUIRE_CPU_TIER)");
+    EXPECT_EQ(error.what(), text);
   }
-  unsetenv("QUIRE_CPU_TIER");
+}
+
+TEST(Tier, OfTheEnvironmentYieldsToTheKernelOfTheOptions) {
+  const RandomBatch batch(mixed());
+  const Environment environment("quantum");
+  const Attention attention(Device::cpu(), batch.spec, batch.limits(), {.kernel = "cpu.portable"});
+  EXPECT_EQ(attention.kernel(), "cpu.portable");
 }
 
 }  // namespace

@@ -5,7 +5,7 @@
 #include <functional>
 #include <string>
 
-#include "support/random_batch.hpp"
+#include "support/spoilt_batches.hpp"
 
 namespace quire {
 namespace {
@@ -13,40 +13,26 @@ namespace {
 using testing::KeySource;
 using testing::RandomBatch;
 using testing::RandomBatchOptions;
-
-/// Three requests on pages of 16: 40 keys (3 pages), 16 (1) and 5 (1).
-RandomBatchOptions three_requests(KeySource source, Mask mask = Mask::kCausal) {
-  RandomBatchOptions options;
-  options.spec.num_qo_heads = 2;
-  options.spec.num_kv_heads = 1;
-  options.spec.head_dim_qk = 8;
-  options.spec.q_dtype = options.spec.kv_dtype = DType::kFloat32;
-  options.spec.mask = mask;
-  options.requests = {{2, 40}, {1, 16}, {5, 5}};
-  options.source = source;
-  options.stale_pages = 0;
-  return options;
-}
+using testing::three_requests;
 
 /// What came of a spoilt call, and what was noted.
 struct Outcome {
+  ErrorCode code = ErrorCode::kOk;
   std::string text;
   CheckRecord record;
 };
 
 Outcome outcome_of(RandomBatch& batch) {
-  const Attention attention(Device::cpu(), batch.spec,
-                            {.max_num_seqs = 3, .max_total_q = 8, .max_kv_len = 100});
+  const Attention attention(Device::cpu(), batch.spec, testing::kSpoiltLimits);
   testing::RubbishWorkspace schedule(attention.workspace_sizes().schedule);
   testing::RubbishWorkspace scratch(attention.workspace_sizes().scratch);
   Outcome outcome;
-  outcome.record.what = -1;
-  const CallOptions call{.stream = nullptr, .check = &outcome.record};
+  const CallOptions call{.check = &outcome.record};
   Status status = attention.schedule(batch.batch, schedule.get(), call);
   if (status.ok()) {
     status = attention.run(batch.batch, batch.tensors, schedule.get(), scratch.get(), call);
   }
-  EXPECT_EQ(status.code(), status.ok() ? ErrorCode::kOk : ErrorCode::kInvalidArgument);
+  outcome.code = status.code();
   outcome.text = std::string(status.message());
   return outcome;
 }
@@ -58,9 +44,21 @@ Outcome outcome_after(const RandomBatchOptions& options,
   return outcome_of(batch);
 }
 
+/// Of a value that is wrong.
 std::string text_after(const RandomBatchOptions& options,
                        const std::function<void(RandomBatch&)>& spoil) {
-  return outcome_after(options, spoil).text;
+  const Outcome outcome = outcome_after(options, spoil);
+  EXPECT_EQ(outcome.code, outcome.text.empty() ? ErrorCode::kOk : ErrorCode::kInvalidArgument);
+  return outcome.text;
+}
+
+/// Of a value that is good, but beyond the limits of the attention; the record says the same.
+std::string too_long_after(const RandomBatchOptions& options,
+                           const std::function<void(RandomBatch&)>& spoil) {
+  const Outcome outcome = outcome_after(options, spoil);
+  EXPECT_EQ(outcome.code, ErrorCode::kTooLong);
+  EXPECT_EQ(check_result(Device::cpu(), &outcome.record).code(), ErrorCode::kTooLong);
+  return outcome.text;
 }
 
 TEST(BatchValues, ThatAreGoodLeaveNoSentenceAndAnEmptyRecord) {
@@ -80,8 +78,8 @@ TEST(BatchValues, OfQoIndptrAreInOrderAndWithinTheLimits) {
             "[schedule] qo_indptr[1]: expected 0…8, got -4");
   EXPECT_EQ(text_after(options, [](RandomBatch& b) { b.qo_indptr[2] = 1; }),
             "[schedule] qo_indptr[2]: expected 2…8, got 1");
-  EXPECT_EQ(text_after(options, [](RandomBatch& b) { b.qo_indptr[3] = 9; }),
-            "[schedule] qo_indptr[3]: expected 3…8, got 9");
+  EXPECT_EQ(too_long_after(options, [](RandomBatch& b) { b.qo_indptr[3] = 9; }),
+            "[schedule] qo_indptr[3]: expected at most 8 rows of q as BatchLimits says, got 9");
 }
 
 TEST(BatchValues, OfQoIndptrFitTheRowsOfQ) {
@@ -96,8 +94,9 @@ TEST(BatchValues, OfQoIndptrFitTheRowsOfQ) {
 
 TEST(BatchValues, OfKvLenAreWithinTheLimitsAndTheTable) {
   const RandomBatchOptions dense = three_requests(KeySource::kDense);
-  EXPECT_EQ(text_after(dense, [](RandomBatch& b) { b.kv_len[1] = 101; }),
-            "[schedule] kv_len[1]: expected 0…100, got 101");
+  EXPECT_EQ(too_long_after(dense, [](RandomBatch& b) { b.kv_len[1] = 101; }),
+            "[schedule] kv_len[1]: expected at most 100 keys of a request as BatchLimits says, got "
+            "101");
   EXPECT_EQ(text_after(dense, [](RandomBatch& b) { b.kv_len[2] = -1; }),
             "[schedule] kv_len[2]: expected 0…100, got -1");
   EXPECT_EQ(text_after(dense, [](RandomBatch& b) { b.kv_len[0] = 49; }),
@@ -126,11 +125,13 @@ TEST(BatchValues, OfCsrTablesAreInOrderAndWithinTheIndices) {
 TEST(BatchValues, OfLengthsThatFollowFromOffsetsAreWithinTheLimits) {
   RandomBatchOptions options = three_requests(KeySource::kCsr);
   options.requests[1] = {1, 101};
-  EXPECT_EQ(text_after(options, [](RandomBatch&) {}),
-            "[schedule] kv_page_indptr[2]: expected a request of at most 100 keys, got 101");
+  EXPECT_EQ(too_long_after(options, [](RandomBatch&) {}),
+            "[schedule] kv_page_indptr[2]: expected at most 100 keys of a request as BatchLimits "
+            "says, got 101");
   options.source = KeySource::kContiguous;
-  EXPECT_EQ(text_after(options, [](RandomBatch&) {}),
-            "[schedule] kv_indptr[2]: expected a request of at most 100 keys, got 101");
+  EXPECT_EQ(too_long_after(options, [](RandomBatch&) {}),
+            "[schedule] kv_indptr[2]: expected at most 100 keys of a request as BatchLimits says, "
+            "got 101");
 }
 
 TEST(BatchValues, OfKvIndptrAreInOrderAndWithinTheRows) {
@@ -189,6 +190,18 @@ TEST(BatchValues, OfMasksAreWideEnough) {
             "[schedule] full_mask_indptr[3]: expected 16…16 (request 2 has 5 × 5 bits), got 17");
 }
 
+TEST(CheckedMode, NotesTheRequestThatALengthOrAnOffsetBelongsTo) {
+  const auto seq_after = [](KeySource source, const std::function<void(RandomBatch&)>& spoil) {
+    return outcome_after(three_requests(source), spoil).record.seq;
+  };
+  EXPECT_EQ(seq_after(KeySource::kDense, [](RandomBatch& b) { b.kv_len[1] = -1; }), 1);
+  EXPECT_EQ(seq_after(KeySource::kDense, [](RandomBatch& b) { b.kv_len[1] = 101; }), 1);
+  EXPECT_EQ(seq_after(KeySource::kDense, [](RandomBatch& b) { b.qo_indptr[2] = 9; }), 1);
+  EXPECT_EQ(seq_after(KeySource::kCsr, [](RandomBatch& b) { b.kv_page_indptr[2] = 2; }), 1);
+  EXPECT_EQ(seq_after(KeySource::kCsr, [](RandomBatch& b) { b.kv_last_page_len[1] = 0; }), 1);
+  EXPECT_EQ(seq_after(KeySource::kContiguous, [](RandomBatch& b) { b.kv_indptr[2] += 100; }), 1);
+}
+
 TEST(CheckedMode, NotesTheFirstOffender) {
   const Outcome outcome = outcome_after(three_requests(KeySource::kDense), [](RandomBatch& b) {
     b.page_table[6] = 901;
@@ -200,6 +213,27 @@ TEST(CheckedMode, NotesTheFirstOffender) {
   EXPECT_EQ(outcome.record.value, 901);
   EXPECT_EQ(outcome.record.bound, 8);
   EXPECT_EQ(check_result(Device::cpu(), &outcome.record).code(), ErrorCode::kInvalidArgument);
+}
+
+TEST(CheckedMode, KeepsTheFirstOffenceUntilTheCallerClearsIt) {
+  RandomBatch batch(three_requests(KeySource::kDense));
+  const Attention attention(Device::cpu(), batch.spec, batch.limits());
+  testing::RubbishWorkspace schedule(attention.workspace_sizes().schedule);
+  CheckRecord record;
+  const CallOptions call{.check = &record};
+  batch.kv_len[1] = -5;
+  EXPECT_FALSE(attention.schedule(batch.batch, schedule.get(), call).ok());
+  batch.kv_len[1] = -6;
+  EXPECT_FALSE(attention.schedule(batch.batch, schedule.get(), call).ok());
+  EXPECT_EQ(record.value, -5);
+  batch.kv_len[1] = 16;
+  EXPECT_TRUE(attention.schedule(batch.batch, schedule.get(), call).ok());
+  EXPECT_EQ(record.value, -5);
+  EXPECT_FALSE(check_result(Device::cpu(), &record).ok());
+  record = {};
+  batch.kv_len[1] = -6;
+  EXPECT_FALSE(attention.schedule(batch.batch, schedule.get(), call).ok());
+  EXPECT_EQ(record.value, -6);
 }
 
 TEST(ScheduleWorkspace, OfAnotherBatchIsRefused) {

@@ -20,10 +20,15 @@ TEST(CudaBuild, NamesItsDevicesOrNoneWithoutADriver) {
   }
 }
 
-TEST(CudaBuild, SaysWhichWorkHasNoKernelYet) {
-  EXPECT_EQ(cuda::append(Device::cuda(), {}, {}, {}).code(), ErrorCode::kUnsupported);
-  EXPECT_EQ(cuda::merge_states(Device::cuda(), {}, {}).code(), ErrorCode::kUnsupported);
-  EXPECT_THROW((void)cuda::workspace_sizes({}), Error);
+TEST(CudaBuild, ComputesTheSizesOfWorkspacesWithoutADevice) {
+  AttentionSpec spec;
+  spec.num_qo_heads = 32;
+  spec.num_kv_heads = 8;
+  spec.head_dim_qk = 128;
+  const WorkspaceSizes sizes = workspace_sizes(Device::cuda(), spec, {});
+  EXPECT_GT(sizes.schedule, 0U);
+  constexpr std::size_t kMostScratch = std::size_t{64} << 20;
+  EXPECT_LE(sizes.scratch, kMostScratch);
 }
 
 TEST(CudaBuild, ReportsTheRuntimesErrorInASentence) {

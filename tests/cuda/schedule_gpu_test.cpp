@@ -11,7 +11,7 @@
 #include <span>
 #include <vector>
 
-#include "cuda/schedule_kernel.hpp"
+#include "cuda/schedule/kernel.hpp"
 #include "cuda/walk_kernel.hpp"
 
 namespace quire {
@@ -242,7 +242,7 @@ void expect_same_schedule(const Case& test) {
   const DeviceArray<std::byte> workspace(bytes_of(test));
   const schedule::ScheduleView view =
       schedule::view_of(workspace.data(), batch.num_seqs, test.policy.num_ranges);
-  require(cuda::launch_schedule(test.policy, test.shape, batch, view, nullptr));
+  require(cuda::launch_schedule(test.policy, test.shape, batch, view, nullptr, nullptr));
 
   std::vector<std::byte> copy = workspace.to_host();
   const Made made =
@@ -310,7 +310,7 @@ TEST(ScheduleOnTheDevice, MayBeCapturedAndReplayedForOtherLengths) {
   cudaStream_t stream = nullptr;
   require(cudaStreamCreate(&stream));
   require(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
-  require(cuda::launch_schedule(test.policy, test.shape, batch, view, stream));
+  require(cuda::launch_schedule(test.policy, test.shape, batch, view, nullptr, stream));
   cudaGraph_t graph = nullptr;
   require(cudaStreamEndCapture(stream, &graph));
   cudaGraphExec_t executable = nullptr;

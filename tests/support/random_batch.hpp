@@ -9,16 +9,15 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 #include <limits>
 #include <numeric>
 #include <random>
 #include <span>
 #include <vector>
 
-#include "core/float_formats.hpp"
 #include "quire/attention.hpp"
 #include "quire/reference.hpp"
+#include "support/element_buffer.hpp"
 
 namespace quire::testing {
 
@@ -27,6 +26,12 @@ struct Request {
   std::int32_t qo_len = 0;
   std::int32_t kv_len = 0;
 };
+
+/// Lengths around the edges of tiles (64), of pages and of few and many rows.
+inline std::vector<Request> edgy_requests() {
+  return {{1, 1},  {1, 63},  {1, 64},  {1, 65}, {0, 0}, {1, 130}, {5, 5},    {3, 17},
+          {0, 40}, {16, 16}, {7, 200}, {9, 3},  {2, 0}, {70, 70}, {33, 129}, {1, 16}};
+}
 
 /// How a batch tells where keys are.
 enum class KeySource {
@@ -56,68 +61,25 @@ struct RandomBatchOptions {
   std::int32_t stale_pages = 2;  ///< table entries beyond what is needed, where the source has them
   std::int32_t shared_pages = 0;  ///< pages that the tables of all requests begin with
   double mask_density = 0.5;      ///< of tree and full masks
+  std::int64_t pool_pages = 0;    ///< pages of the pool; 0: half as many again as are needed
+  std::int32_t table_width = 0;   ///< table entries per request; 0: what the longest needs
   /// NaN in the values of some keys that only some queries see. Those queries get NaN, no others.
   bool poison_masked_values = false;
   float magnitude = 1.0F;  ///< standard deviation of q, k and v
   std::uint32_t seed = 1;
 };
 
-inline float decode(const std::byte* from, DType dtype) {
-  std::uint16_t half = 0;
-  if (dtype == DType::kFloat32) {
-    float value = 0;
-    std::memcpy(&value, from, sizeof(value));
-    return value;
-  }
-  std::memcpy(&half, from, sizeof(half));
-  return dtype == DType::kBFloat16 ? core::float_from_bfloat16(half)
-                                   : core::float_from_float16(half);
-}
-
-inline void encode(float value, std::byte* to, DType dtype) {
-  if (dtype == DType::kFloat32) {
-    std::memcpy(to, &value, sizeof(value));
-    return;
-  }
-  const std::uint16_t half = dtype == DType::kBFloat16 ? core::bfloat16_from_float(value)
-                                                       : core::float16_from_float(value);
-  std::memcpy(to, &half, sizeof(half));
-}
-
-/// Elements of one dtype, NaN to begin with.
-class ElementBuffer {
- public:
-  ElementBuffer() = default;
-  ElementBuffer(DType dtype, std::int64_t count)
-      : dtype_(dtype), bytes_(static_cast<std::size_t>(count) * size_of(dtype)) {
-    for (std::int64_t i = 0; i < count; ++i) set(i, std::numeric_limits<float>::quiet_NaN());
-  }
-
-  [[nodiscard]] DType dtype() const { return dtype_; }
-  [[nodiscard]] std::int64_t size() const {
-    return bytes_.empty() ? 0 : static_cast<std::int64_t>(bytes_.size() / size_of(dtype_));
-  }
-  [[nodiscard]] float get(std::int64_t index) const { return decode(at(index), dtype_); }
-  void set(std::int64_t index, float value) { encode(value, at(index), dtype_); }
-  [[nodiscard]] std::byte* at(std::int64_t index) {
-    return bytes_.data() + static_cast<std::size_t>(index) * size_of(dtype_);
-  }
-  [[nodiscard]] const std::byte* at(std::int64_t index) const {
-    return bytes_.data() + static_cast<std::size_t>(index) * size_of(dtype_);
-  }
-  [[nodiscard]] std::span<std::byte> bytes() { return bytes_; }
-
- private:
-  DType dtype_ = DType::kNone;
-  std::vector<std::byte> bytes_;
-};
-
-/// A view of `elements` from element `offset` on.
-inline MutableTensorView view_of(ElementBuffer& elements, std::int64_t offset,
-                                 std::initializer_list<std::int64_t> shape,
-                                 std::initializer_list<std::int64_t> strides) {
-  return {elements.bytes().empty() ? nullptr : elements.at(offset), elements.dtype(), shape,
-          strides};
+/// A batch of `edgy_requests()` with some padding.
+inline RandomBatchOptions edgy_options(DType dtype, std::int32_t group, std::int32_t kv_heads,
+                                       std::int32_t head_dim) {
+  RandomBatchOptions options;
+  options.spec.num_kv_heads = kv_heads;
+  options.spec.num_qo_heads = kv_heads * group;
+  options.spec.head_dim_qk = head_dim;
+  options.spec.q_dtype = options.spec.kv_dtype = dtype;
+  options.requests = edgy_requests();
+  options.padding_rows = 3;
+  return options;
 }
 
 /// A batch and all the memory it refers to. Neither copied nor moved: views point into it.
@@ -168,6 +130,18 @@ class RandomBatch {
   }
   /// Largest |v| that any query may see, scales included.
   [[nodiscard]] double max_abs_v() const { return max_abs_v_; }
+
+  /// Offset of a key's row in a cache view.
+  [[nodiscard]] std::int64_t row_offset(const TensorView& cache, std::size_t seq, std::int64_t key,
+                                        std::int64_t head) const {
+    const bool heads_first = spec.kv_layout == KvLayout::kHND;
+    const int axes = paged() ? 1 : 0;
+    const std::int64_t token_stride = cache.stride(axes + (heads_first ? 1 : 0));
+    const std::int64_t head_stride = cache.stride(axes + (heads_first ? 0 : 1));
+    if (!paged()) return (kv_indptr[seq] + key) * token_stride + head * head_stride;
+    const std::int64_t page = pages_[seq][static_cast<std::size_t>(key / spec.page_size)];
+    return page * cache.stride(0) + key % spec.page_size * token_stride + head * head_stride;
+  }
 
   /// Forgets results: o and lse become NaN again.
   void forget_results() {
@@ -240,7 +214,7 @@ class RandomBatch {
     // Half as many pages again as are needed, in random order: what is left over stays NaN.
     std::int32_t owned = options.shared_pages;
     for (const Request& request : options.requests) owned += pages_of(request.kv_len);
-    num_pages = owned + owned / 2 + 1;
+    num_pages = options.pool_pages > 0 ? options.pool_pages : owned + owned / 2 + 1;
     page_tokens = spec.page_size;
     std::vector<std::int32_t> ids(static_cast<std::size_t>(num_pages));
     std::iota(ids.begin(), ids.end(), 0);
@@ -250,7 +224,7 @@ class RandomBatch {
       std::vector<std::int32_t> pages;
       for (std::int32_t page = 0; page < pages_of(request.kv_len); ++page) {
         const bool shared = page < options.shared_pages;
-        pages.push_back(ids[static_cast<std::size_t>(shared ? page : free++)]);
+        pages.push_back(ids.at(static_cast<std::size_t>(shared ? page : free++)));
       }
       pages_.push_back(pages);
     }
@@ -270,10 +244,11 @@ class RandomBatch {
   }
 
   void make_dense_table() {
-    std::size_t width = static_cast<std::size_t>(options.stale_pages);
+    auto width = static_cast<std::size_t>(options.stale_pages);
     for (const std::vector<std::int32_t>& pages : pages_) {
       width = std::max(width, pages.size() + static_cast<std::size_t>(options.stale_pages));
     }
+    if (options.table_width > 0) width = static_cast<std::size_t>(options.table_width);
     const std::size_t stride = width + 3;
     page_table.assign(pages_.size() * stride, -kStaleId);
     for (std::size_t seq = 0; seq < pages_.size(); ++seq) {
@@ -298,6 +273,10 @@ class RandomBatch {
       kv_page_indptr.push_back(static_cast<std::int32_t>(kv_page_indices.size()));
       const std::int32_t keys = options.requests[seq].kv_len;
       kv_last_page_len.push_back(keys == 0 ? kStaleId : (keys - 1) % spec.page_size + 1);
+    }
+    if (options.table_width > 0) {
+      kv_page_indices.resize(pages_.size() * static_cast<std::size_t>(options.table_width),
+                             kStaleId);
     }
     batch.kv_page_indptr = TensorView(kv_page_indptr.data(), DType::kInt32, {num_seqs() + 1});
     batch.kv_page_indices = TensorView(kv_page_indices.data(), DType::kInt32,
@@ -460,18 +439,6 @@ class RandomBatch {
     }
   }
 
-  /// Offset of a key's row in a cache view.
-  [[nodiscard]] std::int64_t row_offset(const TensorView& cache, std::size_t seq, std::int64_t key,
-                                        std::int64_t head) const {
-    const bool heads_first = spec.kv_layout == KvLayout::kHND;
-    const int axes = paged() ? 1 : 0;
-    const std::int64_t token_stride = cache.stride(axes + (heads_first ? 1 : 0));
-    const std::int64_t head_stride = cache.stride(axes + (heads_first ? 0 : 1));
-    if (!paged()) return (kv_indptr[seq] + key) * token_stride + head * head_stride;
-    const std::int64_t page = pages_[seq][static_cast<std::size_t>(key / spec.page_size)];
-    return page * cache.stride(0) + key % spec.page_size * token_stride + head * head_stride;
-  }
-
   /// Writes one row of a cache. Tensors of the batch are views of memory that this owns.
   void set_row(const TensorView& cache, std::int64_t offset, std::int64_t head_dim, bool poison) {
     auto* row = static_cast<std::byte*>(const_cast<void*>(cache.data)) +
@@ -527,20 +494,28 @@ class RandomBatch {
 
 /// How far results are from the oracle's.
 struct Difference {
-  double o = 0.0;               ///< largest |o − oracle|, over max |v|
+  double o = 0.0;               ///< largest |o − oracle| before output rounding, over max |v|
   double lse = 0.0;             ///< largest |lse − oracle|
   std::int64_t mismatches = 0;  ///< elements that are NaN, 0 or −inf on one side only
 };
 
+/// Half a unit in the last place, relative: what rounding to the dtype may move a number by.
+inline double rounding_of(DType dtype) {
+  if (dtype == DType::kBFloat16) return 0x1p-8;
+  return dtype == DType::kFloat16 ? 0x1p-11 : 0.0;
+}
+
 inline Difference compare(const RandomBatch& batch, const ReferenceResult& oracle) {
   Difference difference;
+  const double rounding = rounding_of(batch.spec.o_dtype);
+  const bool has_lse = batch.tensors.lse.given();
   const double scale = batch.max_abs_v() > 0.0 ? batch.max_abs_v() : 1.0;
   std::size_t at = 0;
   std::size_t at_lse = 0;
   for (std::int64_t row = 0; row < batch.total_q(); ++row) {
     for (std::int64_t head = 0; head < batch.spec.num_qo_heads; ++head, ++at_lse) {
       const double expected_lse = oracle.lse[at_lse];
-      const double lse = batch.lse(row, head);
+      const double lse = has_lse ? batch.lse(row, head) : expected_lse;
       if (std::isfinite(expected_lse) && std::isfinite(lse)) {
         difference.lse = std::max(difference.lse, std::abs(lse - expected_lse));
       } else if (expected_lse != lse) {
@@ -552,7 +527,8 @@ inline Difference compare(const RandomBatch& batch, const ReferenceResult& oracl
         if (std::isnan(expected) != std::isnan(got) || (std::isinf(expected_lse) && got != 0.0)) {
           ++difference.mismatches;
         } else if (!std::isnan(expected)) {
-          difference.o = std::max(difference.o, std::abs(got - expected) / scale);
+          const double before_rounding = std::abs(got - expected) - rounding * std::abs(expected);
+          difference.o = std::max(difference.o, before_rounding / scale);
         }
       }
     }

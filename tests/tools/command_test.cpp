@@ -58,6 +58,10 @@ TEST(Command, WrongUsageGetsItsSentenceAndExitCodeTwo) {
   expect_error({"frobnicate"}, 2,
                "expected one of info, check, memory, bench, replay, got \"frobnicate\"\n"
                "Try quire --help");
+  const std::string names = "expected one of info, check, memory, bench, replay, got ";
+  expect_error({"chekc"}, 2, names + "\"chekc\"; nearest: check\nTry quire --help");
+  expect_error({"mem", "1"}, 2, names + "\"mem\"; nearest: memory\nTry quire --help");
+  expect_error({"bogus"}, 2, names + "\"bogus\"\nTry quire --help");
   expect_error({"check", "--device", "gpu"}, 2,
                "--device: expected cpu, cuda or cuda:N, got \"gpu\"\nTry quire check --help");
   expect_error({"info", "--frob"}, 2,

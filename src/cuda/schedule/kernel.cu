@@ -5,7 +5,7 @@
 //   lengths [num_seqs]  ->  cost_before [num_seqs + 1], header  ->  ranges, arrivals [num_ranges]
 //
 // One block walks the requests kThreads at a time, so that a batch of up to 1,024 is one pass.
-#include "cuda/schedule_kernel.hpp"
+#include "cuda/schedule/kernel.hpp"
 
 namespace quire::cuda {
 namespace {
@@ -22,6 +22,7 @@ struct Arguments {
   core::ProblemShape shape;
   core::BatchArrays batch;
   schedule::ScheduleView schedule;
+  const CheckRecord* check = nullptr;
 };
 
 /// Sum of `value` over the lanes up to this one.
@@ -63,7 +64,8 @@ __device__ std::int64_t cost_of_seq(const Arguments& arguments, std::int32_t seq
 __global__ void __launch_bounds__(kThreads)
     schedule_kernel(const __grid_constant__ Arguments arguments) {
   const schedule::ScheduleView schedule = arguments.schedule;
-  const std::int32_t num_seqs = arguments.batch.num_seqs;
+  const bool refused = arguments.check != nullptr && arguments.check->what != 0;
+  const std::int32_t num_seqs = refused ? 0 : arguments.batch.num_seqs;
   const auto thread = static_cast<std::int32_t>(threadIdx.x);
 
   std::int64_t cost = 0;  // of the passes so far
@@ -91,9 +93,14 @@ __global__ void __launch_bounds__(kThreads)
 
 cudaError_t launch_schedule(const schedule::TilePolicy& policy, const core::ProblemShape& shape,
                             const core::BatchArrays& batch, schedule::ScheduleView schedule,
-                            cudaStream_t stream) noexcept {
-  schedule_kernel<<<1, kThreads, 0, stream>>>(Arguments{policy, shape, batch, schedule});
+                            const CheckRecord* check, cudaStream_t stream) noexcept {
+  schedule_kernel<<<1, kThreads, 0, stream>>>(Arguments{policy, shape, batch, schedule, check});
   return cudaGetLastError();
+}
+
+cudaError_t prepare_schedule() noexcept {
+  cudaFuncAttributes attributes{};
+  return cudaFuncGetAttributes(&attributes, schedule_kernel);
 }
 
 }  // namespace quire::cuda

@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file
+/// What the attention kernels are given, and how a backend finds and launches one of them.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "core/problem.hpp"
+#include "quire/attention.hpp"
+#include "schedule/schedule.hpp"
+
+namespace quire::cuda {
+
+/// Partial results of split units, a slot per piece (`schedule::partial_slot`). A row is a query of
+/// one head of the unit's group; rows are ordered by query, then head.
+struct PartialStates {
+  float* o = nullptr;    // [slots, max_rows, head_dim_vo]: Σ 2^(x − max) · v
+  float* max = nullptr;  // [slots, max_rows]: of the logits x, in units of log 2; −inf: no key seen
+  float* sum = nullptr;  // [slots, max_rows]: Σ 2^(x − max)
+};
+
+/// Everything that a kernel reads, in constant memory.
+struct AttendParams {
+  schedule::TilePolicy policy;
+  core::ProblemShape shape;
+  core::BatchArrays batch;
+  core::LayerTensors tensors;
+  schedule::ScheduleView schedule;
+  PartialStates partials;
+  std::int32_t max_rows = 0;           ///< of a unit
+  const CheckRecord* check = nullptr;  ///< an offence in it: do nothing
+};
+
+/// A compiled kernel. Takes `AttendParams`, one thread block per range.
+struct AttendKernel {
+  const void* function = nullptr;  ///< __global__ void(AttendParams)
+  std::int32_t threads = 0;
+  std::size_t shared_bytes = 0;
+  std::int32_t blocks_per_multiprocessor = 0;
+  std::int32_t tile_rows = 0;  ///< rows of a unit at most
+  std::int32_t tile_keys = 0;
+};
+
+}  // namespace quire::cuda

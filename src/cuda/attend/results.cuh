@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file
+/// From the states of rows to o and lse: the final division, sinks and scales, the merge of split
+/// units, rows that see nothing.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+
+#include "cuda/attend/params.hpp"
+#include "cuda/attend/unit.cuh"
+#include "cuda/common/ptx.cuh"
+
+namespace quire::cuda {
+
+inline constexpr float kNoKey = -INFINITY;
+
+/// What a row's state becomes in the end.
+struct RowResult {
+  float o_scale = 0.0F;
+  float lse = kNoKey;
+};
+
+/// @param max  In units of log 2, as `sum` and the state's o are scaled by 2^−max.
+__device__ inline RowResult result_of(const AttendParams& params, std::int32_t head, float max,
+                                      float sum) {
+  if (max == kNoKey) return {};
+  const core::LayerTensors& tensors = params.tensors;
+  float top = max;
+  float denominator = sum;
+  float weight = 1.0F;
+  if (tensors.sinks != nullptr) {
+    const float sink = tensors.sinks[head] * kLog2E;
+    top = fmaxf(max, sink);
+    weight = exp2f(max - top);
+    denominator = sum * weight + exp2f(sink - top);
+  }
+  const float v_scale =
+      tensors.v_scale == nullptr
+          ? 1.0F
+          : tensors.v_scale[head / params.shape.group_size * tensors.scale_head_stride];
+  return {weight * v_scale / denominator, (top + log2f(denominator)) * kLn2};
+}
+
+/// Writes neighbouring elements of a row of o in the dtype of o.
+template <int kCount>
+__device__ inline void store_o(const AttendParams& params, RowTarget target, std::int32_t column,
+                               const float (&values)[kCount]) {
+  static_assert(kCount % 2 == 0);
+  const core::MutableRows& o = params.tensors.o;
+  const std::int64_t at = target.token * o.token_stride + target.head * o.head_stride + column;
+  if (params.shape.o_dtype == DType::kFloat32) {
+    auto* to = static_cast<float*>(o.data) + at;
+    for (int i = 0; i < kCount; i += 2) {
+      *reinterpret_cast<float2*>(to + i) = make_float2(values[i], values[i + 1]);
+    }
+    return;
+  }
+  auto* to = static_cast<std::uint16_t*>(o.data) + at;
+  for (int i = 0; i < kCount; i += 2) {
+    *reinterpret_cast<std::uint32_t*>(to + i) = params.shape.o_dtype == DType::kBFloat16
+                                                    ? pack<__nv_bfloat16>(values[i], values[i + 1])
+                                                    : pack<__half>(values[i], values[i + 1]);
+  }
+}
+
+__device__ inline void store_lse(const AttendParams& params, RowTarget target, float lse) {
+  const core::LayerTensors& tensors = params.tensors;
+  if (tensors.lse == nullptr) return;
+  tensors.lse[target.token * tensors.lse_token_stride + target.head * tensors.lse_head_stride] =
+      lse;
+}
+
+/// o = 0, lse = −inf for the rows of q beyond the last request. The first `threads` threads of every
+/// block call it.
+__device__ inline void store_padding(const AttendParams& params, int threads) {
+  constexpr int kColumns = 2;
+  const float zeros[kColumns] = {};
+  const std::int32_t heads = params.shape.num_qo_heads;
+  const std::int32_t columns = params.shape.head_dim_vo / kColumns;
+  const auto first = static_cast<std::int64_t>(params.batch.qo_indptr[params.batch.num_seqs]);
+  for (std::int64_t token = first + blockIdx.x; token < params.tensors.total_q;
+       token += gridDim.x) {
+    for (auto i = static_cast<std::int32_t>(threadIdx.x); i < heads * columns; i += threads) {
+      const RowTarget target{token, i / columns};
+      store_o(params, target, i % columns * kColumns, zeros);
+      if (i % columns == 0) store_lse(params, target, kNoKey);
+    }
+  }
+}
+
+/// The rows of a unit that sees no key.
+__device__ inline void store_empty_unit(const AttendParams& params, const Unit& unit, int thread,
+                                        int threads) {
+  constexpr int kColumns = 2;
+  const float zeros[kColumns] = {};
+  const std::int32_t columns = params.shape.head_dim_vo / kColumns;
+  for (std::int32_t i = thread; i < unit.rows * columns; i += threads) {
+    const RowTarget target = row_target(params, unit, i / columns);
+    const std::int32_t column = i % columns * kColumns;
+    store_o(params, target, column, zeros);
+    if (column == 0) store_lse(params, target, kNoKey);
+  }
+}
+
+/// Where a piece of a split unit leaves its partial result.
+struct PartialSlot {
+  float* o = nullptr;    // [max_rows, head_dim_vo]
+  float* max = nullptr;  // [max_rows]
+  float* sum = nullptr;  // [max_rows]
+
+  __device__ PartialSlot(const AttendParams& params, const Unit& unit, std::int32_t piece) {
+    const std::int64_t row =
+        static_cast<std::int64_t>(schedule::partial_slot(unit.first_range, piece)) *
+        params.max_rows;
+    o = params.partials.o + row * params.shape.head_dim_vo;
+    max = params.partials.max + row;
+    sum = params.partials.sum + row;
+  }
+};
+
+/// Counts a finished piece after all threads of the block have written theirs. One thread calls it,
+/// between two block-wide barriers. @return True for the last piece; the counter is 0 again then.
+__device__ inline bool arrive_last(const AttendParams& params, const Unit& unit) {
+  std::uint32_t* counter = params.schedule.arrivals + unit.first_range;
+  const std::uint32_t before = atomicAdd(counter, 1U);
+  if (before + 1 < static_cast<std::uint32_t>(unit.num_pieces)) return false;
+  *counter = 0;
+  __threadfence();
+  return true;
+}
+
+/// Joins the pieces of a split unit in the order of the keys and writes o and lse.
+__device__ inline void merge_pieces(const AttendParams& params, const Unit& unit, int thread,
+                                    int threads) {
+  constexpr int kColumns = 4;
+  const std::int32_t columns = params.shape.head_dim_vo / kColumns;
+  for (std::int32_t i = thread; i < unit.rows * columns; i += threads) {
+    const std::int32_t row = i / columns;
+    const std::int32_t column = i % columns * kColumns;
+    float max = kNoKey;
+#pragma unroll 8
+    for (std::int32_t piece = 0; piece < unit.num_pieces; ++piece) {
+      max = fmaxf(max, __ldcg(PartialSlot(params, unit, piece).max + row));
+    }
+    const float base = max == kNoKey ? 0.0F : max;
+    float sum = 0.0F;
+    float o[kColumns] = {};
+#pragma unroll 8
+    for (std::int32_t piece = 0; piece < unit.num_pieces; ++piece) {
+      const PartialSlot slot(params, unit, piece);
+      const float weight = exp2_fast(__ldcg(slot.max + row) - base);
+      const float4 part = __ldcg(reinterpret_cast<const float4*>(
+          slot.o + static_cast<std::int64_t>(row) * params.shape.head_dim_vo + column));
+      sum += weight * __ldcg(slot.sum + row);
+      o[0] += weight * part.x;
+      o[1] += weight * part.y;
+      o[2] += weight * part.z;
+      o[3] += weight * part.w;
+    }
+    const RowTarget target = row_target(params, unit, row);
+    const RowResult result = result_of(params, target.head, max, sum);
+    for (float& value : o) value *= result.o_scale;
+    store_o(params, target, column, o);
+    if (column == 0) store_lse(params, target, result.lse);
+  }
+}
+
+}  // namespace quire::cuda

@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file
+/// A piece of work as kernels see it: the schedule's item with what every role needs of its request.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/attend/params.hpp"
+#include "schedule/schedule.hpp"
+
+namespace quire::cuda {
+
+/// Queries [q_begin, q_end) of a request in the heads of one group against keys [kv_begin, kv_end).
+/// Its rows are ordered by query, then head.
+struct Unit : schedule::WorkItem {
+  schedule::Lengths lengths;     // of the request
+  std::int32_t first_token = 0;  // row of q of the first query
+  std::int32_t rows = 0;
+
+  [[nodiscard]] __device__ bool sees_nothing() const { return kv_begin >= kv_end; }
+};
+
+/// A row of q, o and lse.
+struct RowTarget {
+  std::int64_t token = 0;
+  std::int32_t head = 0;
+};
+
+__device__ inline Unit unit_of(const AttendParams& params, const schedule::WorkItem& item) {
+  Unit unit{item, schedule::lengths_of(params.shape, params.batch, item.seq)};
+  unit.first_token = params.batch.qo_indptr[item.seq] + item.q_begin;
+  unit.rows = (item.q_end - item.q_begin) * params.shape.group_size;
+  return unit;
+}
+
+__device__ inline RowTarget row_target(const AttendParams& params, const Unit& unit,
+                                       std::int32_t row) {
+  const std::int32_t group = params.shape.group_size;
+  return {static_cast<std::int64_t>(unit.first_token) + row / group,
+          unit.kv_head_begin * group + row % group};
+}
+
+}  // namespace quire::cuda

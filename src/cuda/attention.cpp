@@ -1,0 +1,222 @@
+// SPDX-License-Identifier: Apache-2.0
+// The CUDA backend: a schedule made by one small kernel per step, and one attention kernel per
+// layer, a thread block per range. Nothing here depends on the batch, so that a captured graph
+// serves every batch within the limits.
+#include <cuda_runtime_api.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdlib>
+
+#include "core/backend.hpp"
+#include "cuda/attend/params.hpp"
+#include "cuda/check/kernel.hpp"
+#include "cuda/kernels.hpp"
+#include "cuda/runtime.hpp"
+#include "cuda/schedule/kernel.hpp"
+#include "schedule/schedule.hpp"
+
+namespace quire::cuda {
+namespace {
+
+/// Workspaces are sized for so many, so that their sizes are known without a device; a larger device
+/// is not filled.
+constexpr std::int32_t kMostMultiprocessors = 160;
+
+/// Bytes that queries, keys and values are read at once.
+constexpr std::int64_t kAlignment = 16;
+
+schedule::TilePolicy tile_policy(const AttendKernel& kernel, std::int32_t multiprocessors) {
+  schedule::TilePolicy policy;
+  policy.keys_per_tile = kernel.tile_keys;
+  policy.tile_rows = kernel.tile_rows;
+  policy.all_heads_rows = 0;
+  policy.num_ranges =
+      std::min(multiprocessors, kMostMultiprocessors) * kernel.blocks_per_multiprocessor;
+  policy.min_split_tiles = 1;
+  policy.cost_of_unit = 2;  // in tiles: reading a tile is what takes time
+  policy.cost_of_tile = 1;
+  policy.cost_of_row = 0;
+  policy.min_range_cost = 1;
+  return policy;
+}
+
+/// Where partial results lie in the scratch workspace.
+class ScratchLayout {
+ public:
+  ScratchLayout(const core::ProblemShape& shape, const schedule::TilePolicy& policy)
+      : rows_(2 * static_cast<std::size_t>(policy.num_ranges) *
+              static_cast<std::size_t>(schedule::max_item_rows(policy, shape))),
+        head_dim_(static_cast<std::size_t>(shape.head_dim_vo)) {}
+
+  [[nodiscard]] std::size_t bytes() const { return rows_ * (head_dim_ + 2) * sizeof(float); }
+  [[nodiscard]] PartialStates states(std::byte* scratch) const {
+    auto* o = reinterpret_cast<float*>(scratch);
+    float* max = o + rows_ * head_dim_;
+    return {o, max, max + rows_};
+  }
+
+ private:
+  std::size_t rows_;
+  std::size_t head_dim_;
+};
+
+/// Where a kernel that fits the device's shared memory is chosen; without a device, the larger one.
+constexpr std::size_t kAnySharedMemory = ~std::size_t{0};
+
+WorkspaceSizes sizes_for(const core::AttentionConfig& config, const AttendKernel& kernel) {
+  const schedule::TilePolicy most = tile_policy(kernel, kMostMultiprocessors);
+  return {schedule::schedule_bytes(config.limits.max_num_seqs, most.num_ranges),
+          ScratchLayout(config.shape, most).bytes()};
+}
+
+/// What the device gives, or what `QUIRE_CUDA_SHARED_MEMORY` (bytes) says instead.
+std::size_t shared_memory_of(std::int32_t device) {
+  int bytes = 0;
+  throw_if_error("attention",
+                 cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  const char* forced = std::getenv("QUIRE_CUDA_SHARED_MEMORY");
+  if (forced != nullptr) bytes = std::min(bytes, std::atoi(forced));
+  return static_cast<std::size_t>(bytes);
+}
+
+std::int32_t multiprocessors_of(std::int32_t device) {
+  int count = 0;
+  throw_if_error("attention",
+                 cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
+  return count;
+}
+
+/// Loads the kernel onto the current device, so that its first launch may be captured.
+void prepare(const AttendKernel& kernel) {
+  const auto bytes = static_cast<int>(kernel.shared_bytes);
+  throw_if_error(
+      "attention",
+      cudaFuncSetAttribute(kernel.function, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+  throw_if_error("attention",
+                 cudaFuncSetAttribute(
+                     kernel.function, cudaFuncAttributePreferredSharedMemoryCarveout,
+                     bytes == 0 ? cudaSharedmemCarveoutDefault : cudaSharedmemCarveoutMaxShared));
+}
+
+bool is_aligned(const void* data, std::int64_t element_size,
+                std::initializer_list<std::int64_t> strides, std::int64_t alignment) {
+  const auto address = reinterpret_cast<std::uintptr_t>(data);
+  return address % static_cast<std::uintptr_t>(alignment) == 0 &&
+         std::all_of(strides.begin(), strides.end(),
+                     [&](std::int64_t stride) { return stride * element_size % alignment == 0; });
+}
+
+/// A stride that is used: of an axis of more than one element.
+std::int64_t used(std::int64_t stride, std::int64_t size) { return size > 1 ? stride : 0; }
+
+class CudaAttention final : public internal::AttentionBackend {
+ public:
+  CudaAttention(const core::AttentionConfig& attention_config, const AttendKernel& kernel,
+                std::int32_t multiprocessors, WorkspaceSizes workspaces)
+      : AttentionBackend(attention_config, workspaces),
+        kernel_(kernel),
+        policy_(tile_policy(kernel, multiprocessors)),
+        layout_(config.shape, policy_),
+        max_rows_(schedule::max_item_rows(policy_, config.shape)) {}
+
+  Status schedule(const core::BatchArrays& batch, Workspace schedule,
+                  const CallOptions& call) const noexcept override {
+    const CurrentDevice current(config.device);
+    auto* const stream = static_cast<cudaStream_t>(call.stream);
+    cudaError_t error = current.error();
+    if (error == cudaSuccess && call.check != nullptr) {
+      error = launch_check_lengths(config.shape, config.limits, batch, call.check, stream);
+    }
+    if (error == cudaSuccess) {
+      error = launch_schedule(policy_, config.shape, batch, view_of(schedule), call.check, stream);
+    }
+    return status_of("schedule", error);
+  }
+
+  Status run(const core::BatchArrays& batch, const core::LayerTensors& tensors, Workspace schedule,
+             Workspace scratch, const CallOptions& call) const noexcept override {
+    if (const char* unaligned = find_unaligned(tensors)) {
+      return refuse_unaligned(unaligned);
+    }
+    const CurrentDevice current(config.device);
+    auto* const stream = static_cast<cudaStream_t>(call.stream);
+    cudaError_t error = current.error();
+    if (error == cudaSuccess && call.check != nullptr) {
+      error = launch_check_layer(config.shape, config.limits, batch, tensors, call.check, stream);
+    }
+    if (error == cudaSuccess) {
+      AttendParams params{policy_,   config.shape,      batch,
+                          tensors,   view_of(schedule), layout_.states(scratch.data()),
+                          max_rows_, call.check};
+      std::array<void*, 1> arguments{&params};
+      error = cudaLaunchKernel(kernel_.function, dim3(static_cast<unsigned>(policy_.num_ranges)),
+                               dim3(static_cast<unsigned>(kernel_.threads)), arguments.data(),
+                               kernel_.shared_bytes, stream);
+    }
+    return status_of("attention", error);
+  }
+
+ private:
+  [[nodiscard]] schedule::ScheduleView view_of(Workspace workspace) const {
+    return schedule::view_of(workspace.data(), config.limits.max_num_seqs, policy_.num_ranges);
+  }
+
+  /// @return The name of a tensor whose rows do not begin where kernels can read or write them.
+  [[nodiscard]] const char* find_unaligned(const core::LayerTensors& tensors) const {
+    const core::ProblemShape& shape = config.shape;
+    const auto q_size = static_cast<std::int64_t>(size_of(shape.q_dtype));
+    const auto kv_size = static_cast<std::int64_t>(size_of(shape.kv_dtype));
+    const auto o_size = static_cast<std::int64_t>(size_of(shape.o_dtype));
+    const auto rows = [&](const auto& x, std::int64_t size, std::int64_t alignment) {
+      return is_aligned(
+          x.data, size,
+          {used(x.token_stride, tensors.total_q), used(x.head_stride, shape.num_qo_heads)},
+          alignment);
+    };
+    const auto pages = [&](const core::Pages& x) {
+      return is_aligned(x.data, kv_size,
+                        {used(x.page_stride, x.num_pages), used(x.token_stride, x.num_tokens),
+                         used(x.head_stride, shape.num_kv_heads)},
+                        kAlignment);
+    };
+    if (!rows(tensors.q, q_size, kAlignment)) return "q";
+    if (!pages(tensors.k)) return "k";
+    if (!pages(tensors.v)) return "v";
+    return rows(tensors.o, o_size, 2 * o_size) ? nullptr : "o";
+  }
+
+  [[nodiscard]] static Status refuse_unaligned(const char* name) noexcept {
+    try {
+      return {ErrorCode::kInvalidArgument,
+              fmt::format("[attention] {}: expected rows that begin at multiples of {}, got others",
+                          name, name[0] == 'o' ? "two elements" : "16 bytes")};
+    } catch (const std::exception&) {
+      return {ErrorCode::kOutOfMemory, {}};
+    }
+  }
+
+  const AttendKernel kernel_;
+  const schedule::TilePolicy policy_;
+  const ScratchLayout layout_;
+  const std::int32_t max_rows_;
+};
+
+}  // namespace
+
+WorkspaceSizes workspace_sizes(const core::AttentionConfig& config) {
+  return sizes_for(config, kernel_for(config, kAnySharedMemory));
+}
+
+std::unique_ptr<internal::AttentionBackend> make_attention(const core::AttentionConfig& config) {
+  const CurrentDevice current(config.device);
+  throw_if_error("attention", current.error());
+  const AttendKernel kernel = kernel_for(config, shared_memory_of(config.device.index));
+  prepare(kernel);
+  throw_if_error("attention", prepare_schedule());
+  return std::make_unique<CudaAttention>(config, kernel, multiprocessors_of(config.device.index),
+                                         workspace_sizes(config));
+}
+
+}  // namespace quire::cuda

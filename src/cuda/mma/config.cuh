@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file
+/// The shapes of one instance of the tensor-core kernel, and how its shared memory is laid out.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "cuda/attend/unit.cuh"
+
+namespace quire::cuda::mma {
+
+/// Warps of a block: four that compute and one that loads.
+inline constexpr int kConsumerWarps = 4;
+inline constexpr int kConsumers = kConsumerWarps * 32;
+inline constexpr int kThreads = kConsumers + 32;
+
+/// Keys per tile; every computing warp scores a quarter of them.
+inline constexpr int kTileKeys = 64;
+inline constexpr int kWarpKeys = kTileKeys / kConsumerWarps;
+
+/// Shared memory of a block: such that two fit on a multiprocessor of 228 KiB, that one takes all of
+/// it, and what every device from sm_80 on can give.
+inline constexpr std::size_t kHalf = 113 * 1024;
+inline constexpr std::size_t kWhole = 227 * 1024;
+inline constexpr std::size_t kSmall = 99 * 1024;
+
+/// @tparam Element_  Of q, K and V: __nv_bfloat16 or __half.
+/// @tparam kShared   Bytes of shared memory at most.
+template <typename Element_, int kHeadDimQk_, int kHeadDimVo_, std::size_t kShared>
+struct Config {
+  using Element = Element_;
+  static constexpr int kHeadDimQk = kHeadDimQk_;
+  static constexpr int kHeadDimVo = kHeadDimVo_;
+  static_assert(kHeadDimQk % 32 == 0 && kHeadDimVo % 32 == 0);
+
+  static constexpr int kTileRows = kHeadDimVo > 192 ? 32 : 64;  // o stays in registers
+  static constexpr int kKeyBytes = kHeadDimQk * 2;
+  static constexpr int kValueBytes = kHeadDimVo * 2;
+  static constexpr int kWeightBytes = kTileKeys * 2;
+  static constexpr int kSlotBytes = kTileKeys * (kKeyBytes > kValueBytes ? kKeyBytes : kValueBytes);
+
+  /// All but the ring.
+  struct Fixed {
+    alignas(128) std::byte queries[kTileRows * kKeyBytes];     // q of the unit, swizzled
+    alignas(128) std::byte weights[kTileRows * kWeightBytes];  // 2^(x − max) of the tile, swizzled
+    float maxima[kTileRows][kConsumerWarps];                   // of a row over a warp's keys
+    float sums[kTileRows][kConsumerWarps];  // of a row's weights, at a unit's end
+    Unit units[2];                // this one and the next; one without rows ends the range
+    std::uint64_t queries_full;   // filled by the loading warp: its copies, and lane 0 for `units`
+    std::uint64_t queries_empty;  // drained: one arrival of each computing warp
+    bool is_last;                 // piece of a split unit
+  };
+
+  static constexpr int kSlots =
+      static_cast<int>((kShared - sizeof(Fixed)) / (kSlotBytes + 2 * sizeof(std::uint64_t)));
+  static_assert(kSlots >= 2, "K and V of a tile");
+
+  struct Shared {
+    alignas(128) std::byte ring[kSlots][kSlotBytes];  // K, V, K, V …: a tile's rows, swizzled
+    Fixed fixed;
+    std::uint64_t full[kSlots];   // filled by the loading warp's copies, waited for by all others
+    std::uint64_t empty[kSlots];  // drained: one arrival of each computing warp
+  };
+  static_assert(sizeof(Shared) <= kShared);
+};
+
+/// How a tile of rows of `kRowBytes` lies in shared memory: 16-byte chunks of neighbouring rows in
+/// different banks, so that eight rows are read at once. Split in two, so that a loop over chunks
+/// costs one instruction each and no registers.
+template <int kRowBytes>
+struct Swizzle {
+  static constexpr int kChunkBytes = 16;
+  /// Chunks that are permuted among each other. Rows of an odd number of half lines: even and odd
+  /// rows differ already.
+  static constexpr int kChunks = kRowBytes % 128 == 0 ? 8 : 4;
+  static_assert(kRowBytes % (kChunks * kChunkBytes) == 0);
+
+  /// Address of chunk 0 of a row of the tile at `tile`, a multiple of 128.
+  static __device__ __forceinline__ std::uint32_t row(std::uint32_t tile, int row) {
+    const int key = kChunks == 8 ? row % 8 : row / 2 % 4;
+    return tile + static_cast<std::uint32_t>(row * kRowBytes + key * kChunkBytes);
+  }
+  /// Address of another chunk of the row.
+  static __device__ __forceinline__ std::uint32_t chunk(std::uint32_t row, int chunk) {
+    return (row ^ static_cast<std::uint32_t>(chunk % kChunks * kChunkBytes)) +
+           static_cast<std::uint32_t>(chunk / kChunks * kChunks * kChunkBytes);
+  }
+};
+
+/// A place in the ring and how often it was passed.
+template <int kSlots>
+struct RingPosition {
+  int slot = 0;
+  std::uint32_t parity = 0;
+
+  __device__ void advance() {
+    if (++slot < kSlots) return;
+    slot = 0;
+    parity ^= 1;
+  }
+};
+
+}  // namespace quire::cuda::mma

@@ -1,0 +1,450 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file
+/// The computing warps. For each tile of 64 keys a warp scores 16 of them against all rows of the
+/// unit, the warps agree on the rows' maxima and share their weights, and each accumulates all keys
+/// into its quarter of the columns of o:
+///
+///   S [rows, 16 of 64]  = Q [rows, D] · K [64, D]ᵀ       score
+///   P [rows, 64]        = 2^(S − max)                    online_softmax (through shared memory)
+///   O [rows, ¼ of Dv]  += P · V [64, Dv]                 accumulate
+///
+/// So K and V are read from shared memory once, and a warp needs a quarter of the registers for o.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/attend/params.hpp"
+#include "cuda/attend/results.cuh"
+#include "cuda/attend/visibility.cuh"
+#include "cuda/common/ptx.cuh"
+#include "cuda/mma/config.cuh"
+
+namespace quire::cuda::mma {
+
+/// Named barriers of the computing warps; 0 is the whole block's.
+enum NamedBarrier : int {
+  kMaximaWritten = 1,   // filled by every warp's maxima of the tile, drained by online_softmax
+  kWeightsWritten = 2,  // filled by every warp's weights of the tile, drained by accumulate
+  kUnitEnd = 3,         // sums written; partial results written; last piece known
+};
+
+/// What outlives a unit.
+template <typename C>
+struct ConsumerState {
+  const AttendParams& params;
+  typename C::Shared& shared;
+  int warp;
+  int lane;
+  RingPosition<C::kSlots> position;
+  std::uint32_t query_parity = 0;
+
+  /// The next unit; valid until the one after it is asked for.
+  __device__ const Unit& next_unit() {
+    barrier_wait(shared_address(&shared.fixed.queries_full), query_parity);
+    const Unit& unit = shared.fixed.units[query_parity];
+    query_parity ^= 1;
+    return unit;
+  }
+
+  /// Makes room for the queries of the next unit.
+  __device__ void release_queries() {
+    __syncwarp();
+    if (lane == 0) barrier_arrive(shared_address(&shared.fixed.queries_empty));
+  }
+};
+
+/// One unit, or piece of one, of at most 16 · kRowTiles rows.
+template <typename C, int kRowTiles>
+class UnitAttention {
+ public:
+  __device__ UnitAttention(ConsumerState<C>& state, const Unit& unit)
+      : state_(state),
+        params_(state.params),
+        shared_(state.shared),
+        unit_(unit),
+        visibility_(params_, unit),
+        logits_(params_, unit.kv_head_begin),
+        group_(state.lane / 4),
+        quad_(state.lane % 4) {
+#pragma unroll
+    for (auto& tile : max_) tile[0] = tile[1] = kNoKey;
+  }
+
+  __device__ void run() {
+    take_queries();
+    for (std::int32_t key = unit_.kv_begin / kTileKeys * kTileKeys; key < unit_.kv_end;
+         key += kTileKeys) {
+      float scores[kRowTiles][kKeyTiles][4];  // a fragment: 16 rows × 8 keys
+      score(scores);
+      to_logits(scores, key + state_.warp * kWarpKeys);
+      online_softmax(scores);
+      accumulate();
+    }
+    if constexpr (!kQueriesInRegisters) release_queries();
+    finish();
+  }
+
+ private:
+  using Element = typename C::Element;
+  using QuerySwizzle = Swizzle<C::kKeyBytes>;  // and the keys'
+  using ValueSwizzle = Swizzle<C::kValueBytes>;
+  using WeightSwizzle = Swizzle<C::kWeightBytes>;
+  static constexpr int kKeyTiles = kWarpKeys / 8;                  // of 8 keys, per warp
+  static constexpr int kQuerySteps = C::kHeadDimQk / 16;           // of 16 components
+  static constexpr int kKeySteps = kTileKeys / 16;                 // of 16 keys
+  static constexpr int kColumns = C::kHeadDimVo / kConsumerWarps;  // of o, per warp
+  static constexpr int kColumnTiles = kColumns / 8;
+  static constexpr bool kQueriesInRegisters = kRowTiles * kQuerySteps <= 8;
+  /// Of the loops over steps: what keeps the registers of all bodies within a block's share.
+  static constexpr int kUnroll = kQueriesInRegisters ? kQuerySteps : 2;
+
+  /// Row `half` (0 or 1) of row tile `tile` that this thread's fragments hold.
+  __device__ int row_of(int tile, int half) const { return tile * 16 + half * 8 + group_; }
+
+  // --- queries ---------------------------------------------------------------------------------
+
+  __device__ void take_queries() {
+    if constexpr (kQueriesInRegisters) {
+#pragma unroll
+      for (int tile = 0; tile < kRowTiles; ++tile) {
+#pragma unroll
+        for (int step = 0; step < kQuerySteps; ++step) {
+          load_query(queries_[tile][step], tile, step);
+        }
+      }
+      release_queries();
+    }
+  }
+
+  __device__ void load_query(std::uint32_t (&to)[4], int tile, int step) const {
+    const std::uint32_t row =
+        QuerySwizzle::row(shared_address(shared_.fixed.queries), tile * 16 + state_.lane % 16);
+    load_matrices(to, QuerySwizzle::chunk(QuerySwizzle::chunk(row, state_.lane / 16), step * 2));
+  }
+
+  __device__ void release_queries() { state_.release_queries(); }
+
+  // --- ring ------------------------------------------------------------------------------------
+
+  __device__ std::uint32_t wait_for_slot() {
+    barrier_wait(shared_address(&shared_.full[state_.position.slot]), state_.position.parity);
+    return shared_address(shared_.ring[state_.position.slot]);
+  }
+
+  __device__ void release_slot() {
+    __syncwarp();
+    if (state_.lane == 0) barrier_arrive(shared_address(&shared_.empty[state_.position.slot]));
+    state_.position.advance();
+  }
+
+  // --- the tile --------------------------------------------------------------------------------
+
+  /// scores = Q · Kᵀ over this warp's keys.
+  __device__ void score(float (&scores)[kRowTiles][kKeyTiles][4]) {
+    const std::uint32_t slot = wait_for_slot();
+    const std::uint32_t key = QuerySwizzle::chunk(
+        QuerySwizzle::row(slot, state_.warp * kWarpKeys + state_.lane % 8 + state_.lane / 16 * 8),
+        state_.lane / 8 % 2);
+#pragma unroll
+    for (auto& tile : scores) {
+#pragma unroll
+      for (auto& fragment : tile) fragment[0] = fragment[1] = fragment[2] = fragment[3] = 0.0F;
+    }
+#pragma unroll kUnroll
+    for (int step = 0; step < kQuerySteps; ++step) {
+      std::uint32_t keys[4];
+      load_matrices(keys, QuerySwizzle::chunk(key, step * 2));
+#pragma unroll
+      for (int tile = 0; tile < kRowTiles; ++tile) {
+        std::uint32_t query[4];
+        if constexpr (kQueriesInRegisters) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) query[i] = queries_[tile][step][i];
+        } else {
+          load_query(query, tile, step);
+        }
+        multiply_add<Element>(scores[tile][0], query, keys[0], keys[1]);
+        multiply_add<Element>(scores[tile][1], query, keys[2], keys[3]);
+      }
+    }
+    release_slot();
+  }
+
+  /// Products to logits in units of log 2; −inf where a query does not see a key.
+  __device__ void to_logits(float (&scores)[kRowTiles][kKeyTiles][4], std::int32_t first_key) {
+    if (logits_.is_linear()) {
+      for_each(scores, [&](float& x, int, int) { x *= logits_.scale; });
+    } else {
+      bend(scores, first_key);
+    }
+    if (visibility_.sees_all(first_key, first_key + kWarpKeys)) return;
+    const std::uint32_t seen = visible_elements(first_key);
+    std::uint32_t bit = 1;
+    for_each(scores, [&](float& x, int, int) {
+      if ((seen & bit) == 0) x = kNoKey;
+      bit <<= 1;
+    });
+  }
+
+  /// Calls `body(x, row, key)` for the thread's elements; `key` counts from the warp's first.
+  template <typename Body>
+  __device__ void for_each(float (&scores)[kRowTiles][kKeyTiles][4], const Body& body) const {
+#pragma unroll
+    for (int tile = 0; tile < kRowTiles; ++tile) {
+#pragma unroll
+      for (int keys = 0; keys < kKeyTiles; ++keys) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          body(scores[tile][keys][i], row_of(tile, i / 2), keys * 8 + quad_ * 2 + i % 2);
+        }
+      }
+    }
+  }
+
+  /// Bit i: this thread's element i, in the order of `for_each`, is seen. Rare and rolled, so that
+  /// it costs the common path no code.
+  __device__ std::uint32_t visible_elements(std::int32_t first_key) const {
+    std::uint32_t seen = 0;
+#pragma unroll 1
+    for (int i = 0; i < kRowTiles * kKeyTiles * 4; ++i) {
+      const int row = row_of(i / (kKeyTiles * 4), i % 4 / 2);
+      const std::int32_t key = first_key + i / 4 % kKeyTiles * 8 + quad_ * 2 + i % 2;
+      const std::int32_t query = unit_.q_begin + row / params_.shape.group_size;
+      seen |= std::uint32_t{visibility_.sees(query, key)} << i;
+    }
+    return seen;
+  }
+
+  /// Soft cap and ALiBi.
+  __device__ void bend(float (&scores)[kRowTiles][kKeyTiles][4], std::int32_t first_key) const {
+    const std::int32_t group = params_.shape.group_size;
+    const std::int32_t rows = unit_.rows;
+    for_each(scores, [&](float& x, int row, int key) {
+      float slope = 0.0F;
+      if (logits_.alibi && row < rows) {
+        slope = __ldg(params_.tensors.alibi_slopes + unit_.kv_head_begin * group + row % group);
+      }
+      const std::int32_t distance = visibility_.first_position() + row / group - (first_key + key);
+      x = logits_.apply(x, slope, fabsf(static_cast<float>(distance)));
+    });
+  }
+
+  /// Logits to weights in shared memory; maxima, sums and o follow.
+  __device__ void online_softmax(float (&scores)[kRowTiles][kKeyTiles][4]) {
+    publish_maxima(scores);
+    named_barrier<kConsumers>(kMaximaWritten);
+    raise_maxima();
+#pragma unroll
+    for (int tile = 0; tile < kRowTiles; ++tile) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const float base = max_[tile][half] == kNoKey ? 0.0F : max_[tile][half];
+        const std::uint32_t weights =
+            WeightSwizzle::row(shared_address(shared_.fixed.weights), row_of(tile, half));
+#pragma unroll
+        for (int keys = 0; keys < kKeyTiles; ++keys) {
+          const float first = exp2_fast(scores[tile][keys][2 * half] - base);
+          const float second = exp2_fast(scores[tile][keys][2 * half + 1] - base);
+          sum_[tile][half] += first + second;
+          store_shared(WeightSwizzle::chunk(weights, state_.warp * kKeyTiles + keys) + quad_ * 4,
+                       pack<Element>(first, second));
+        }
+      }
+    }
+    named_barrier<kConsumers>(kWeightsWritten);
+  }
+
+  __device__ void publish_maxima(const float (&scores)[kRowTiles][kKeyTiles][4]) {
+#pragma unroll
+    for (int tile = 0; tile < kRowTiles; ++tile) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float max = kNoKey;
+#pragma unroll
+        for (int keys = 0; keys < kKeyTiles; ++keys) {
+          max = fmaxf(max, fmaxf(scores[tile][keys][2 * half], scores[tile][keys][2 * half + 1]));
+        }
+        max = fmaxf(max, __shfl_xor_sync(kAllLanes, max, 1));
+        max = fmaxf(max, __shfl_xor_sync(kAllLanes, max, 2));
+        if (quad_ == 0) shared_.fixed.maxima[row_of(tile, half)][state_.warp] = max;
+      }
+    }
+  }
+
+  /// Takes the tile's maxima in and scales sums and o down to them.
+  __device__ void raise_maxima() {
+    float factor[kRowTiles][2];
+    bool raised = false;
+#pragma unroll
+    for (int tile = 0; tile < kRowTiles; ++tile) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const float4 of_warps =
+            *reinterpret_cast<const float4*>(shared_.fixed.maxima[row_of(tile, half)]);
+        const float max = fmaxf(
+            max_[tile][half], fmaxf(fmaxf(of_warps.x, of_warps.y), fmaxf(of_warps.z, of_warps.w)));
+        factor[tile][half] = max == kNoKey ? 1.0F : exp2_fast(max_[tile][half] - max);
+        raised = raised || max > max_[tile][half];
+        max_[tile][half] = max;
+      }
+    }
+    if (!__any_sync(kAllLanes, raised)) return;
+#pragma unroll
+    for (int tile = 0; tile < kRowTiles; ++tile) {
+      sum_[tile][0] *= factor[tile][0];
+      sum_[tile][1] *= factor[tile][1];
+#pragma unroll
+      for (auto& fragment : o_[tile]) {
+        fragment[0] *= factor[tile][0];
+        fragment[1] *= factor[tile][0];
+        fragment[2] *= factor[tile][1];
+        fragment[3] *= factor[tile][1];
+      }
+    }
+  }
+
+  /// o += P · V over all keys of the tile, this warp's columns.
+  __device__ void accumulate() {
+    const std::uint32_t slot = wait_for_slot();
+    const int low = state_.lane % 16;
+    const int high = state_.lane / 16;
+    const int first_chunk = state_.warp * kColumnTiles;
+    const std::uint32_t weights =
+        WeightSwizzle::chunk(WeightSwizzle::row(shared_address(shared_.fixed.weights), low), high);
+    const std::uint32_t value = ValueSwizzle::row(slot, low);
+#pragma unroll kUnroll
+    for (int step = 0; step < kKeySteps; ++step) {
+      std::uint32_t p[kRowTiles][4];
+#pragma unroll
+      for (int tile = 0; tile < kRowTiles; ++tile) {
+        load_matrices(p[tile],
+                      WeightSwizzle::chunk(weights, step * 2) + tile * 16 * C::kWeightBytes);
+      }
+#pragma unroll
+      for (int column = 0; column + 1 < kColumnTiles; column += 2) {
+        std::uint32_t values[4];
+        load_matrices_transposed(values, ValueSwizzle::chunk(value, first_chunk + column + high) +
+                                             step * 16 * C::kValueBytes);
+#pragma unroll
+        for (int tile = 0; tile < kRowTiles; ++tile) {
+          multiply_add<Element>(o_[tile][column], p[tile], values[0], values[1]);
+          multiply_add<Element>(o_[tile][column + 1], p[tile], values[2], values[3]);
+        }
+      }
+      if constexpr (kColumnTiles % 2 == 1) {
+        constexpr int kLast = kColumnTiles - 1;
+        std::uint32_t values[2];
+        load_matrices_transposed(
+            values, ValueSwizzle::chunk(value, first_chunk + kLast) + step * 16 * C::kValueBytes);
+#pragma unroll
+        for (int tile = 0; tile < kRowTiles; ++tile) {
+          multiply_add<Element>(o_[tile][kLast], p[tile], values[0], values[1]);
+        }
+      }
+    }
+    release_slot();
+  }
+
+  // --- the end ---------------------------------------------------------------------------------
+
+  __device__ void finish() {
+    gather_sums();
+    if (unit_.num_pieces == 1) {
+      store_results();
+      return;
+    }
+    store_partial();
+    __threadfence();
+    named_barrier<kConsumers>(kUnitEnd);
+    const int thread = state_.warp * kWarpSize + state_.lane;
+    if (thread == 0) shared_.fixed.is_last = arrive_last(params_, unit_);
+    named_barrier<kConsumers>(kUnitEnd);
+    if (shared_.fixed.is_last) merge_pieces(params_, unit_, thread, kConsumers);
+  }
+
+  /// sum becomes that over all keys of the unit.
+  __device__ void gather_sums() {
+#pragma unroll
+    for (int tile = 0; tile < kRowTiles; ++tile) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float sum = sum_[tile][half];
+        sum += __shfl_xor_sync(kAllLanes, sum, 1);
+        sum += __shfl_xor_sync(kAllLanes, sum, 2);
+        if (quad_ == 0) shared_.fixed.sums[row_of(tile, half)][state_.warp] = sum;
+      }
+    }
+    named_barrier<kConsumers>(kUnitEnd);
+#pragma unroll
+    for (int tile = 0; tile < kRowTiles; ++tile) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const float4 of_warps =
+            *reinterpret_cast<const float4*>(shared_.fixed.sums[row_of(tile, half)]);
+        sum_[tile][half] = (of_warps.x + of_warps.y) + (of_warps.z + of_warps.w);
+      }
+    }
+  }
+
+  __device__ bool writes_scalars() const { return state_.warp == 0 && quad_ == 0; }
+
+  __device__ void store_results() {
+    const std::int32_t rows = unit_.rows;
+#pragma unroll
+    for (int tile = 0; tile < kRowTiles; ++tile) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int row = row_of(tile, half);
+        if (row >= rows) continue;
+        const RowTarget target = row_target(params_, unit_, row);
+        const RowResult result =
+            result_of(params_, target.head, max_[tile][half], sum_[tile][half]);
+#pragma unroll
+        for (int column = 0; column < kColumnTiles; ++column) {
+          const float pair[2] = {o_[tile][column][2 * half] * result.o_scale,
+                                 o_[tile][column][2 * half + 1] * result.o_scale};
+          store_o(params_, target, state_.warp * kColumns + column * 8 + quad_ * 2, pair);
+        }
+        if (writes_scalars()) store_lse(params_, target, result.lse);
+      }
+    }
+  }
+
+  __device__ void store_partial() {
+    const PartialSlot slot(params_, unit_, unit_.piece);
+    const std::int32_t rows = unit_.rows;
+#pragma unroll
+    for (int tile = 0; tile < kRowTiles; ++tile) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int row = row_of(tile, half);
+        if (row >= rows) continue;
+        float* o = slot.o + row * C::kHeadDimVo + state_.warp * kColumns + quad_ * 2;
+#pragma unroll
+        for (int column = 0; column < kColumnTiles; ++column) {
+          *reinterpret_cast<float2*>(o + column * 8) =
+              make_float2(o_[tile][column][2 * half], o_[tile][column][2 * half + 1]);
+        }
+        if (writes_scalars()) {
+          slot.max[row] = max_[tile][half];
+          slot.sum[row] = sum_[tile][half];
+        }
+      }
+    }
+  }
+
+  ConsumerState<C>& state_;
+  const AttendParams& params_;
+  typename C::Shared& shared_;
+  const Unit& unit_;
+  const Visibility visibility_;
+  const LogitTransform logits_;
+  const int group_;
+  const int quad_;
+  std::uint32_t queries_[kQueriesInRegisters ? kRowTiles : 1][kQuerySteps][4];
+  float o_[kRowTiles][kColumnTiles][4] = {};
+  float max_[kRowTiles][2];
+  float sum_[kRowTiles][2] = {};
+};
+
+}  // namespace quire::cuda::mma

@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file
+/// Attention on tensor cores for any number of rows, from sm_80 on.
+///
+///   q [total_q, num_qo_heads, D], K and V pages  ->  o [total_q, num_qo_heads, Dv], lse
+///
+/// A block walks one range of the schedule: units of at most 64 rows (the queries of a tile times
+/// the heads of a group, packed) against their keys, 64 at a time. One warp looks pages up and loads
+/// (`Producer`), four compute (`UnitAttention`); between them lies a ring of half tiles, K and V in
+/// turn, that stays full across units. Split units are merged by the block that finishes last.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/attend/params.hpp"
+#include "cuda/attend/results.cuh"
+#include "cuda/common/ptx.cuh"
+#include "cuda/mma/config.cuh"
+#include "cuda/mma/consumer.cuh"
+#include "cuda/mma/producer.cuh"
+#include "schedule/schedule.hpp"
+
+namespace quire::cuda::mma {
+
+template <typename C>
+__device__ void init_barriers(typename C::Shared& shared) {
+  if (threadIdx.x == 0) {
+    for (int slot = 0; slot < C::kSlots; ++slot) {
+      barrier_init(shared_address(&shared.full[slot]), kWarpSize);
+      barrier_init(shared_address(&shared.empty[slot]), kConsumerWarps);
+    }
+    barrier_init(shared_address(&shared.fixed.queries_full), kWarpSize + 1);
+    barrier_init(shared_address(&shared.fixed.queries_empty), kConsumerWarps);
+  }
+  __syncthreads();
+}
+
+template <typename C>
+__device__ void attend_unit(ConsumerState<C>& state, const Unit& unit) {
+  if (unit.sees_nothing()) {
+    store_empty_unit(state.params, unit, state.warp * kWarpSize + state.lane, kConsumers);
+    state.release_queries();
+  } else if (unit.rows <= 16) {
+    UnitAttention<C, 1>(state, unit).run();
+  } else if (unit.rows <= 32) {
+    UnitAttention<C, 2>(state, unit).run();
+  } else if constexpr (C::kTileRows > 32) {
+    UnitAttention<C, C::kTileRows / 16>(state, unit).run();
+  }
+}
+
+template <typename C>
+__global__ void __launch_bounds__(kThreads, sizeof(typename C::Shared) <= kHalf ? 2 : 1)
+    attend_kernel(const __grid_constant__ AttendParams params) {
+  extern __shared__ __align__(128) std::byte memory[];
+  auto& shared = *reinterpret_cast<typename C::Shared*>(memory);
+  if (params.check != nullptr && params.check->what != 0) return;
+  init_barriers<C>(shared);
+
+  const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
+  const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
+  const auto range = static_cast<std::int32_t>(blockIdx.x);
+  if (warp == kConsumerWarps) {
+    Producer<C>(params, shared, lane).run(range);
+    return;
+  }
+  ConsumerState<C> state{params, shared, warp, lane, {}, 0};
+  for (const Unit* unit = &state.next_unit(); unit->rows > 0; unit = &state.next_unit()) {
+    attend_unit(state, *unit);
+  }
+  store_padding(params, kConsumers);
+}
+
+/// The kernel as the host launches it.
+template <typename C>
+AttendKernel describe_kernel() {
+  AttendKernel kernel;
+  kernel.function = reinterpret_cast<const void*>(&attend_kernel<C>);
+  kernel.threads = kThreads;
+  kernel.shared_bytes = sizeof(typename C::Shared);
+  kernel.blocks_per_multiprocessor = sizeof(typename C::Shared) <= kHalf ? 2 : 1;
+  kernel.tile_rows = C::kTileRows;
+  kernel.tile_keys = kTileKeys;
+  return kernel;
+}
+
+}  // namespace quire::cuda::mma

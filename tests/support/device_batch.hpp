@@ -1,0 +1,210 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file
+/// A `RandomBatch` on a GPU, and the comparison of what was computed there with the oracle.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <string>
+#include <vector>
+
+#include "support/device_memory.hpp"
+#include "support/random_batch.hpp"
+
+namespace quire::testing {
+
+/// The memory of a batch in an order of its own. What quire writes comes last.
+inline std::vector<std::span<std::byte>> memory_of(RandomBatch& batch) {
+  return {bytes_of(batch.qo_indptr),       bytes_of(batch.kv_len),
+          bytes_of(batch.page_table),      bytes_of(batch.kv_page_indptr),
+          bytes_of(batch.kv_page_indices), bytes_of(batch.kv_last_page_len),
+          bytes_of(batch.kv_indptr),       bytes_of(batch.tree_mask),
+          bytes_of(batch.full_mask),       bytes_of(batch.full_mask_indptr),
+          bytes_of(batch.k_scale),         bytes_of(batch.v_scale),
+          bytes_of(batch.sinks),           bytes_of(batch.alibi_slopes),
+          batch.q_elements.bytes(),        batch.k_elements.bytes(),
+          batch.v_elements.bytes(),        batch.o_elements.bytes(),
+          batch.lse_elements.bytes()};
+}
+inline constexpr std::size_t kWrittenBuffers = 2;  ///< o and lse
+
+/// A batch's memory and views on the device, on a stream of its own.
+class DeviceBatch {
+ public:
+  /// @param shift  Bytes by which q, K, V and O are off from an allocation's alignment.
+  explicit DeviceBatch(RandomBatch& host_batch, std::size_t shift = 0) : host(host_batch) {
+    const std::vector<std::span<std::byte>> memory = memory_of(host);
+    constexpr std::size_t kElementBuffers = 5;
+    const std::size_t written = memory.size() - kWrittenBuffers;
+    const std::size_t elements = memory.size() - kElementBuffers;
+    for (std::size_t i = 0; i < memory.size(); ++i) {
+      const bool shifted = i >= elements && i + 1 < memory.size();
+      mirror.add(memory[i], i >= written ? DeviceMirror::Use::kWritten : DeviceMirror::Use::kRead,
+                 stream, shifted ? shift : 0);
+    }
+    batch = on_device(mirror, host.batch);
+    tensors.q = mirror.on_device(host.tensors.q);
+    tensors.k = mirror.on_device(host.tensors.k);
+    tensors.v = mirror.on_device(host.tensors.v);
+    tensors.o = mirror.on_device(host.tensors.o);
+    tensors.lse = mirror.on_device(host.tensors.lse);
+    tensors.k_scale = mirror.on_device(host.tensors.k_scale);
+    tensors.v_scale = mirror.on_device(host.tensors.v_scale);
+    tensors.sinks = mirror.on_device(host.tensors.sinks);
+    tensors.alibi_slopes = mirror.on_device(host.tensors.alibi_slopes);
+  }
+
+  /// Puts another batch of the same shapes in the place of this one; its results will be NaN.
+  void replace(RandomBatch& other) const {
+    const std::vector<std::span<std::byte>> memory = memory_of(other);
+    for (std::size_t i = 0; i < memory.size(); ++i) mirror.upload(i, memory[i], stream);
+    stream.synchronize();
+  }
+
+  /// Brings the results to a batch that was put here.
+  void download_into(RandomBatch& other) const {
+    mirror.download(stream);
+    if (&other == &host) return;
+    other.o_elements = host.o_elements;
+    other.lse_elements = host.lse_elements;
+  }
+
+  /// Makes o and lse NaN again, here and there.
+  void forget_results() {
+    for (ElementBuffer* results : {&host.o_elements, &host.lse_elements}) {
+      for (std::int64_t i = 0; i < results->size(); ++i) {
+        results->set(i, std::numeric_limits<float>::quiet_NaN());
+      }
+    }
+    replace(host);
+  }
+
+  /// Schedules and runs in these workspaces; does not wait.
+  Status launch(const Attention& attention, const DeviceWorkspaces& workspaces,
+                CheckRecord* check = nullptr) const {
+    const CallOptions call{stream.get(), check};
+    const Status status = attention.schedule(batch, workspaces.schedule(), call);
+    if (!status.ok()) return status;
+    return attention.run(batch, tensors, workspaces.schedule(), workspaces.scratch(), call);
+  }
+
+  /// Schedules and runs in workspaces full of rubbish and brings the results to the host.
+  Status run(const Attention& attention) const {
+    const DeviceWorkspaces workspaces(attention.workspace_sizes(), stream);
+    const Status status = launch(attention, workspaces);
+    mirror.download(stream);
+    EXPECT_TRUE(mirror.guards_are_untouched(stream));
+    EXPECT_TRUE(workspaces.guards_are_untouched(stream));
+    return status;
+  }
+
+  /// The results as bytes, brought to the host.
+  [[nodiscard]] std::vector<std::byte> result_bytes() const {
+    mirror.download(stream);
+    std::vector<std::byte> bytes(host.o_elements.bytes().begin(), host.o_elements.bytes().end());
+    const std::span<std::byte> lse = host.lse_elements.bytes();
+    bytes.insert(bytes.end(), lse.begin(), lse.end());
+    return bytes;
+  }
+
+  RandomBatch& host;
+  Stream stream;
+  DeviceMirror mirror;
+  Batch batch;
+  AttentionTensors tensors;
+};
+
+/// Bounds on |o − oracle| / max |v| before output rounding, and on |lse − oracle|.
+struct Bounds {
+  double o = 0.0;
+  double lse = 0.0;
+};
+
+/// Kernels for 16-bit keys round each weight p = exp(s − max) ≤ 1 to the dtype of V before they
+/// multiply, so that |δp| ≤ 2⁻⁹ for bfloat16 and 2⁻¹² for float16, half a unit in the last place
+/// below 1. With the weights' sum ≥ 1 and most of the errors cancelling, o moves by no more than
+/// that times max |v|. The rest is arithmetic: what the library promises for bfloat16 before output
+/// rounding, an eighth of it for float16, whose units are an eighth, and fp32's own bound.
+inline Bounds bounds_of(const AttentionSpec& spec) {
+  const auto either = [&](DType dtype) { return spec.q_dtype == dtype || spec.kv_dtype == dtype; };
+  constexpr double kTensorCoreLse = 5e-5;  // their sums are cut off, not rounded
+  if (either(DType::kBFloat16)) return {1e-3 + 0x1p-9, kTensorCoreLse};
+  if (either(DType::kFloat16)) return {1e-3 / 8.0 + 0x1p-12, kTensorCoreLse};
+  return {2e-6, 1e-5};
+}
+
+/// The oracle, its rows shared out to all cores.
+inline ReferenceResult oracle_of(const RandomBatch& batch) {
+  struct Context {
+    const RandomBatch& batch;
+    std::vector<std::int32_t> seq_of_row;
+    ReferenceResult result;
+  };
+  const auto heads = static_cast<std::size_t>(batch.spec.num_qo_heads);
+  const auto rows = static_cast<std::size_t>(batch.total_q());
+  Context context{
+      batch,
+      {},
+      {std::vector<double>(rows * heads * static_cast<std::size_t>(batch.spec.head_dim_vo)),
+       std::vector<double>(rows * heads, -std::numeric_limits<double>::infinity())}};
+  for (std::int32_t seq = 0; seq < batch.num_seqs(); ++seq) {
+    const auto at = static_cast<std::size_t>(seq);
+    context.seq_of_row.resize(static_cast<std::size_t>(batch.qo_indptr[at + 1]), seq);
+  }
+  const auto compute = [](void* opaque, std::int32_t row) noexcept {
+    Context& to = *static_cast<Context*>(opaque);
+    const RandomBatch& from = to.batch;
+    const std::int32_t seq = to.seq_of_row[static_cast<std::size_t>(row)];
+    const std::int32_t query = row - from.qo_indptr[static_cast<std::size_t>(seq)];
+    for (std::int32_t head = 0; head < from.spec.num_qo_heads; ++head) {
+      const ReferenceRow result =
+          reference_attention_row(from.spec, from.batch, from.tensors, seq, query, head);
+      const std::int64_t at = std::int64_t{row} * from.spec.num_qo_heads + head;
+      std::ranges::copy(result.o, to.result.o.begin() + at * from.spec.head_dim_vo);
+      to.result.lse[static_cast<std::size_t>(at)] = result.lse;
+    }
+  };
+  default_executor().parallel(static_cast<std::int32_t>(context.seq_of_row.size()), compute,
+                              &context);
+  return std::move(context.result);
+}
+
+/// Expects what is on the host to be the oracle's.
+inline void expect_matches(const RandomBatch& batch, const ReferenceResult& oracle) {
+  const Difference difference = compare(batch, oracle);
+  const Bounds bounds = bounds_of(batch.spec);
+  EXPECT_EQ(difference.mismatches, 0);
+  EXPECT_LE(difference.o, bounds.o);
+  EXPECT_LE(difference.lse, bounds.lse);  // 0 if it was not asked for
+  EXPECT_TRUE(batch.gaps_are_untouched());
+}
+
+/// Limits as an engine would set them, far above any batch of a test.
+inline constexpr BatchLimits kRoomyLimits{1024, 32768, 131072};
+
+/// `edgy_options()` whose output shows what was computed before rounding.
+inline RandomBatchOptions exact_options(DType dtype, std::int32_t group, std::int32_t kv_heads,
+                                        std::int32_t head_dim) {
+  RandomBatchOptions options = edgy_options(dtype, group, kv_heads, head_dim);
+  options.spec.o_dtype = DType::kFloat32;
+  return options;
+}
+
+/// Runs the batch on the GPU and compares.
+inline void expect_oracle(RandomBatch& host, const BatchLimits& limits) {
+  const Attention attention(kGpu, host.spec, limits);
+  const DeviceBatch batch(host);
+  const Status status = batch.run(attention);
+  ASSERT_TRUE(status.ok()) << status.message();
+  expect_matches(host, oracle_of(host));
+}
+
+/// Likewise, made of these options, within the smallest limits.
+inline void expect_oracle(const RandomBatchOptions& options, const std::string& what = {}) {
+  SCOPED_TRACE(what);
+  RandomBatch host(options);
+  expect_oracle(host, host.limits());
+}
+
+}  // namespace quire::testing
