@@ -132,6 +132,7 @@ Json json_of(const BenchOptions& options, const Run& run, const Workload& worklo
   if (cpu) {
     row["threads"] = run.threads;
   } else {
+    row["exact_limits"] = options.measure.exact_limits;
     add_gpu_members(row, run, workload, measured);
   }
   return row;

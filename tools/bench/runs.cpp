@@ -4,6 +4,7 @@
 #include <fmt/chrono.h>
 #include <fmt/format.h>
 
+#include <cstdio>
 #include <ctime>
 #include <functional>
 #include <memory>
@@ -81,33 +82,57 @@ ExitCode judge(const Workload& workload, const Measurement& measured) {
 
 using Measure = std::function<Measurement(const Workload&)>;
 
-/// Measures and tells row after row, then prints the table.
-ExitCode run_course(const BenchOptions& options, const Run& run, RowWriter& writer,
-                    const std::vector<Workload>& workloads, const Measure& measure_one) {
-  ExitCode code = ExitCode::kOk;
-  std::string skipped;
-  Table table = table_of(options.device);
-  Progress progress("bench", static_cast<std::int64_t>(workloads.size()));
-  for (std::size_t i = 0; i < workloads.size(); ++i) {
-    progress.update(static_cast<std::int64_t>(i), workloads[i].name);
-    const Workload workload = scaled(workloads[i], run.scale);
-    const Support support = supports(options.device, spec_of(workload, options.measure));
+/// Measures row after row and prints them in the end, even if that comes early.
+class CourseRun {
+ public:
+  CourseRun(const BenchOptions& options, RowWriter& writer, const Run& run)
+      : options_(options), writer_(writer), run_(run), table_(table_of(options.device)) {}
+
+  ExitCode measure_all(const std::vector<Workload>& workloads, const Measure& measure_one) {
+    Progress progress("bench", static_cast<std::int64_t>(workloads.size()));
+    try {
+      for (std::size_t i = 0; i < workloads.size(); ++i) {
+        progress.update(static_cast<std::int64_t>(i), workloads[i].name);
+        measure(scaled(workloads[i], run_.scale), measure_one, progress);
+      }
+    } catch (...) {
+      progress.wipe();
+      print();
+      throw;
+    }
+    progress.wipe();
+    print();
+    return code_;
+  }
+
+ private:
+  void measure(const Workload& workload, const Measure& measure_one, Progress& progress) {
+    const Support support = supports(options_.device, spec_of(workload, options_.measure));
     if (!support.supported) {
-      skipped += fmt::format("{}: skipped: {}\n", workload.name, support.reason);
-      writer.write(json_of_skipped(options, workload, support.reason));
-      continue;
+      skipped_ += fmt::format("{}: skipped: {}\n", workload.name, support.reason);
+      progress.wipe();
+      return writer_.write(json_of_skipped(options_, workload, support.reason));
     }
     const Measurement measured = measure_one(workload);
+    add_row(table_, options_.device, run_, workload, measured);
     progress.wipe();
-    add_row(table, options.device, run, workload, measured);
-    writer.write(json_of(options, run, workload, measured));
-    if (judge(workload, measured) != ExitCode::kOk) code = ExitCode::kFailed;
+    writer_.write(json_of(options_, run_, workload, measured));
+    if (judge(workload, measured) != ExitCode::kOk) code_ = ExitCode::kFailed;
   }
-  progress.wipe();
-  if (options.json) return code;
-  fmt::print("{}{}{}", heading(options.device, run), table.text(), skipped);
-  return code;
-}
+
+  void print() const {
+    if (options_.json) return;
+    fmt::print("{}{}{}", heading(options_.device, run_), table_.text(), skipped_);
+    std::fflush(stdout);
+  }
+
+  const BenchOptions& options_;
+  RowWriter& writer_;
+  const Run& run_;
+  Table table_;
+  std::string skipped_;
+  ExitCode code_ = ExitCode::kOk;
+};
 
 }  // namespace
 
@@ -118,7 +143,7 @@ ExitCode bench_on_cpu(const BenchOptions& options, const Course& course,
   Executor& executor = own != nullptr ? *own : default_executor();
   Stream stream(executor);
   const Run run = cpu_run(options, course, executor, stream);
-  return run_course(options, run, writer, workloads, [&](const Workload& workload) {
+  return CourseRun(options, writer, run).measure_all(workloads, [&](const Workload& workload) {
     return measure(workload, options.measure, executor, stream);
   });
 }
@@ -129,7 +154,7 @@ ExitCode bench_on_gpu(const BenchOptions& options, const Course& course,
   const std::unique_ptr<Gpu> gpu = open_gpu(options.device);
   ColdTimer timer(*gpu, options.measure.repetitions);
   const Run run = gpu_run(options, course, timer);
-  return run_course(options, run, writer, workloads, [&](const Workload& workload) {
+  return CourseRun(options, writer, run).measure_all(workloads, [&](const Workload& workload) {
     return measure_on_gpu(workload, options.measure, timer);
   });
 }
