@@ -147,9 +147,17 @@ class CudaAttention final : public internal::AttentionBackend {
       error = launch_check_layer(config.shape, config.limits, batch, tensors, call.check, stream);
     }
     if (error == cudaSuccess) {
-      AttendParams params{policy_,   config.shape,      batch,
-                          tensors,   view_of(schedule), layout_.states(scratch.data()),
-                          max_rows_, call.check};
+      AttendParams params;
+      params.policy = policy_;
+      params.shape = config.shape;
+      params.batch = batch;
+      params.tensors = tensors;
+      params.schedule = view_of(schedule);
+      params.partials = layout_.states(scratch.data());
+      params.group_size = FastDivisor(config.shape.group_size);
+      params.page_size = FastDivisor(std::max(1, config.shape.page_size));
+      params.max_rows = max_rows_;
+      params.check = call.check;
       std::array<void*, 1> arguments{&params};
       error = cudaLaunchKernel(kernel_.function, dim3(static_cast<unsigned>(policy_.num_ranges)),
                                dim3(static_cast<unsigned>(kernel_.threads)), arguments.data(),

@@ -30,6 +30,7 @@ QUIRE_HOST_DEVICE constexpr T max_of(T a, T b) {
 QUIRE_HOST_DEVICE constexpr std::int64_t floor_sum(std::int64_t n, std::int64_t m, std::int64_t a,
                                                    std::int64_t b) {
   std::int64_t sum = 0;
+  QUIRE_ROLLED
   while (n > 0) {
     sum += (n - 1) * n / 2 * (a / m) + n * (b / m);
     a %= m;
@@ -108,6 +109,7 @@ class UnitLine {
   QUIRE_HOST_DEVICE std::int32_t q_tile_at(std::int64_t cost) const {
     std::int32_t low = 0;
     std::int32_t high = units_.q_tiles;  // cost_before(low) ≤ cost < cost_before(high)
+    QUIRE_ROLLED
     while (high - low > 1) {
       const std::int32_t middle = low + (high - low) / 2;
       if (cost_before(middle) <= cost) {
@@ -154,6 +156,7 @@ class UnitLine {
 QUIRE_HOST_DEVICE inline std::int32_t seq_at(ScheduleView schedule, std::int64_t cost) {
   std::int32_t low = 0;
   std::int32_t high = schedule.header->num_seqs;
+  QUIRE_ROLLED
   while (high - low > 1) {
     const std::int32_t middle = low + (high - low) / 2;
     if (schedule.cost_before[middle] <= cost) {
@@ -214,7 +217,9 @@ QUIRE_HOST_DEVICE inline SplitUnit split_unit(ScheduleView schedule, const Equal
   std::int64_t first = cuts.first_from(unit_begin);
   std::int64_t last =
       min_of<std::int64_t>(cuts.first_from(unit_end), schedule.header->num_ranges - 1);
+  QUIRE_ROLLED
   while (last >= first && !is_inner(last)) --last;
+  QUIRE_ROLLED
   while (first <= last && !is_inner(first)) ++first;
   return {static_cast<std::int32_t>(first - 1), static_cast<std::int32_t>(last - first + 2)};
 }
@@ -397,6 +402,7 @@ QUIRE_HOST_DEVICE inline void WorkCursor::step_over_unit() {
   const std::int32_t seq = at.seq;
   at = detail::after_unit(units_, at);
   if (at.seq == seq) return;
+  QUIRE_ROLLED
   for (; at.seq < range_.end.cut.seq; ++at.seq) {
     units_ = units_of(policy_, shape_, lengths_of(shape_, batch_, at.seq));
     if (units_.q_tiles > 0) return;

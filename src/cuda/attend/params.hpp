@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "core/problem.hpp"
+#include "cuda/common/fast_divisor.hpp"
 #include "quire/attention.hpp"
 #include "schedule/schedule.hpp"
 
@@ -28,6 +29,8 @@ struct AttendParams {
   core::LayerTensors tensors;
   schedule::ScheduleView schedule;
   PartialStates partials;
+  FastDivisor group_size;
+  FastDivisor page_size;               ///< 1 for contiguous K/V
   std::int32_t max_rows = 0;           ///< of a unit
   const CheckRecord* check = nullptr;  ///< an offence in it: do nothing
 };

@@ -44,6 +44,14 @@ __device__ inline RowResult result_of(const AttendParams& params, std::int32_t h
   return {weight * v_scale / denominator, (top + log2f(denominator)) * kLn2};
 }
 
+__device__ __forceinline__ void store_pair(float* to, float first, float second) {
+  *reinterpret_cast<float2*>(to) = make_float2(first, second);
+}
+template <typename Element>
+__device__ __forceinline__ void store_pair(Element* to, float first, float second) {
+  *reinterpret_cast<std::uint32_t*>(to) = pack<Element>(first, second);
+}
+
 /// Writes neighbouring elements of a row of o in the dtype of o.
 template <int kCount>
 __device__ inline void store_o(const AttendParams& params, RowTarget target, std::int32_t column,
@@ -51,18 +59,16 @@ __device__ inline void store_o(const AttendParams& params, RowTarget target, std
   static_assert(kCount % 2 == 0);
   const core::MutableRows& o = params.tensors.o;
   const std::int64_t at = target.token * o.token_stride + target.head * o.head_stride + column;
+  const auto store_as = [&](auto* to) {
+#pragma unroll
+    for (int i = 0; i < kCount; i += 2) store_pair(to + at + i, values[i], values[i + 1]);
+  };
   if (params.shape.o_dtype == DType::kFloat32) {
-    auto* to = static_cast<float*>(o.data) + at;
-    for (int i = 0; i < kCount; i += 2) {
-      *reinterpret_cast<float2*>(to + i) = make_float2(values[i], values[i + 1]);
-    }
-    return;
-  }
-  auto* to = static_cast<std::uint16_t*>(o.data) + at;
-  for (int i = 0; i < kCount; i += 2) {
-    *reinterpret_cast<std::uint32_t*>(to + i) = params.shape.o_dtype == DType::kBFloat16
-                                                    ? pack<__nv_bfloat16>(values[i], values[i + 1])
-                                                    : pack<__half>(values[i], values[i + 1]);
+    store_as(static_cast<float*>(o.data));
+  } else if (params.shape.o_dtype == DType::kBFloat16) {
+    store_as(static_cast<__nv_bfloat16*>(o.data));
+  } else {
+    store_as(static_cast<__half*>(o.data));
   }
 }
 
@@ -97,6 +103,7 @@ __device__ inline void store_empty_unit(const AttendParams& params, const Unit& 
   constexpr int kColumns = 2;
   const float zeros[kColumns] = {};
   const std::int32_t columns = params.shape.head_dim_vo / kColumns;
+#pragma unroll 1
   for (std::int32_t i = thread; i < unit.rows * columns; i += threads) {
     const RowTarget target = row_target(params, unit, i / columns);
     const std::int32_t column = i % columns * kColumns;
@@ -107,14 +114,13 @@ __device__ inline void store_empty_unit(const AttendParams& params, const Unit& 
 
 /// Where a piece of a split unit leaves its partial result.
 struct PartialSlot {
-  float* o = nullptr;    // [max_rows, head_dim_vo]
-  float* max = nullptr;  // [max_rows]
-  float* sum = nullptr;  // [max_rows]
+  float* o;    // [max_rows, head_dim_vo]
+  float* max;  // [max_rows]
+  float* sum;  // [max_rows]
 
   __device__ PartialSlot(const AttendParams& params, const Unit& unit, std::int32_t piece) {
-    const std::int64_t row =
-        static_cast<std::int64_t>(schedule::partial_slot(unit.first_range, piece)) *
-        params.max_rows;
+    const std::int32_t row =
+        schedule::partial_slot(unit.first_range, piece) * params.max_rows;  // of all slots
     o = params.partials.o + row * params.shape.head_dim_vo;
     max = params.partials.max + row;
     sum = params.partials.sum + row;
@@ -137,23 +143,24 @@ __device__ inline void merge_pieces(const AttendParams& params, const Unit& unit
                                     int threads) {
   constexpr int kColumns = 4;
   const std::int32_t columns = params.shape.head_dim_vo / kColumns;
+#pragma unroll 1
   for (std::int32_t i = thread; i < unit.rows * columns; i += threads) {
     const std::int32_t row = i / columns;
     const std::int32_t column = i % columns * kColumns;
     float max = kNoKey;
-#pragma unroll 8
+#pragma unroll 4
     for (std::int32_t piece = 0; piece < unit.num_pieces; ++piece) {
       max = fmaxf(max, __ldcg(PartialSlot(params, unit, piece).max + row));
     }
     const float base = max == kNoKey ? 0.0F : max;
     float sum = 0.0F;
     float o[kColumns] = {};
-#pragma unroll 8
+#pragma unroll 4
     for (std::int32_t piece = 0; piece < unit.num_pieces; ++piece) {
       const PartialSlot slot(params, unit, piece);
       const float weight = exp2_fast(__ldcg(slot.max + row) - base);
-      const float4 part = __ldcg(reinterpret_cast<const float4*>(
-          slot.o + static_cast<std::int64_t>(row) * params.shape.head_dim_vo + column));
+      const float4 part =
+          __ldcg(reinterpret_cast<const float4*>(slot.o + row * params.shape.head_dim_vo + column));
       sum += weight * __ldcg(slot.sum + row);
       o[0] += weight * part.x;
       o[1] += weight * part.y;

@@ -35,9 +35,9 @@ __device__ inline Unit unit_of(const AttendParams& params, const schedule::WorkI
 
 __device__ inline RowTarget row_target(const AttendParams& params, const Unit& unit,
                                        std::int32_t row) {
-  const std::int32_t group = params.shape.group_size;
-  return {static_cast<std::int64_t>(unit.first_token) + row / group,
-          unit.kv_head_begin * group + row % group};
+  const std::int32_t query = params.group_size.quotient(row);
+  return {static_cast<std::int64_t>(unit.first_token) + query,
+          unit.kv_head_begin * params.shape.group_size + params.group_size.remainder(row, query)};
 }
 
 }  // namespace quire::cuda

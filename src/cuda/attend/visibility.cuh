@@ -83,30 +83,43 @@ class Visibility {
 };
 
 /// From a product q·k to a logit in units of log 2.
-struct LogitTransform {
-  float scale = 1.0F;  // sm_scale · k_scale, and log2 e if there is no soft cap
-  float logits_soft_cap = 0.0F;
-  bool alibi = false;
-
+class LogitTransform {
+ public:
   __device__ LogitTransform(const AttendParams& params, std::int32_t kv_head)
-      : scale(params.shape.sm_scale),
-        logits_soft_cap(params.shape.logits_soft_cap),
-        alibi(params.tensors.alibi_slopes != nullptr) {
+      : cap_(params.shape.logits_soft_cap),
+        is_linear_(cap_ == 0.0F && params.tensors.alibi_slopes == nullptr) {
+    float scale = params.shape.sm_scale;
     if (params.tensors.k_scale != nullptr) {
       scale *= params.tensors.k_scale[kv_head * params.tensors.scale_head_stride];
     }
-    if (is_linear()) scale *= kLog2E;
+    scale_ = cap_ > 0.0F ? scale / cap_ : scale * kLog2E;
   }
 
-  /// @return True if a logit is the product times `scale` and nothing else.
-  __device__ bool is_linear() const { return logits_soft_cap == 0.0F && !alibi; }
+  /// @return True if a logit is the product times `scale()` and nothing else.
+  __device__ bool is_linear() const { return is_linear_; }
+  __device__ float scale() const { return scale_; }
 
-  /// Any logit. `slope` and `distance` = |position − key| are for ALiBi.
-  __device__ float apply(float product, float slope, float distance) const {
-    float logit = product * scale;
-    if (logits_soft_cap > 0.0F) logit = logits_soft_cap * tanhf(logit / logits_soft_cap);
-    return (logit - slope * distance) * kLog2E;
+  /// Scale and soft cap.
+  template <bool kExact>
+  __device__ float capped(float product) const {
+    const float x = product * scale_;
+    if (cap_ == 0.0F) return x;
+    return cap_ * kLog2E * (kExact ? tanhf(x) : tanh_fast(x));
   }
+  /// What ALiBi takes away; `distance` is |position − key|.
+  static __device__ float alibi(float slope, std::int32_t distance) {
+    return slope * kLog2E * static_cast<float>(abs(distance));
+  }
+
+ private:
+  /// Within some 1e-7 of tanh.
+  static __device__ float tanh_fast(float x) {
+    return 1.0F - __fdividef(2.0F, exp2_fast(2.0F * kLog2E * x) + 1.0F);
+  }
+
+  float cap_;
+  bool is_linear_;
+  float scale_;
 };
 
 }  // namespace quire::cuda

@@ -46,6 +46,7 @@ struct Config {
     alignas(128) std::byte weights[kTileRows * kWeightBytes];  // 2^(x − max) of the tile, swizzled
     float maxima[kTileRows][kConsumerWarps];                   // of a row over a warp's keys
     float sums[kTileRows][kConsumerWarps];  // of a row's weights, at a unit's end
+    float final_maxima[kTileRows];          // likewise
     Unit units[2];                // this one and the next; one without rows ends the range
     std::uint64_t queries_full;   // filled by K's loading warp: copies, and lane 0 for `units`
     std::uint64_t queries_empty;  // drained: one arrival of each computing warp

@@ -64,8 +64,10 @@ class UnitAttention {
         unit_(unit),
         visibility_(params_, unit),
         logits_(params_, unit.kv_head_begin),
-        group_(state.lane / 4),
-        quad_(state.lane % 4) {
+        warp_(opaque(state.warp)),
+        lane_(opaque(state.lane)),
+        group_(lane_ / 4),
+        quad_(lane_ % 4) {
 #pragma unroll
     for (auto& tile : max_) tile[0] = tile[1] = kNoKey;
   }
@@ -76,7 +78,7 @@ class UnitAttention {
          key += kTileKeys) {
       float scores[kRowTiles][kKeyTiles][4];  // a fragment: 16 rows × 8 keys
       score(scores);
-      to_logits(scores, key + state_.warp * kWarpKeys);
+      to_logits(scores, key + warp_ * kWarpKeys);
       online_softmax(scores);
       accumulate();
     }
@@ -118,8 +120,8 @@ class UnitAttention {
 
   __device__ void load_query(std::uint32_t (&to)[4], int tile, int step) const {
     const std::uint32_t row =
-        QuerySwizzle::row(shared_address(shared_.fixed.queries), tile * 16 + state_.lane % 16);
-    load_matrices(to, QuerySwizzle::chunk(QuerySwizzle::chunk(row, state_.lane / 16), step * 2));
+        QuerySwizzle::row(shared_address(shared_.fixed.queries), tile * 16 + lane_ % 16);
+    load_matrices(to, QuerySwizzle::chunk(QuerySwizzle::chunk(row, lane_ / 16), step * 2));
   }
 
   __device__ void release_queries() { state_.release_queries(); }
@@ -133,7 +135,7 @@ class UnitAttention {
 
   __device__ void release_slot() {
     __syncwarp();
-    if (state_.lane == 0) barrier_arrive(shared_address(&shared_.empty[state_.position.slot]));
+    if (lane_ == 0) barrier_arrive(shared_address(&shared_.empty[state_.position.slot]));
     state_.position.advance();
   }
 
@@ -143,8 +145,7 @@ class UnitAttention {
   __device__ void score(float (&scores)[kRowTiles][kKeyTiles][4]) {
     const std::uint32_t slot = wait_for_slot();
     const std::uint32_t key = QuerySwizzle::chunk(
-        QuerySwizzle::row(slot, state_.warp * kWarpKeys + state_.lane % 8 + state_.lane / 16 * 8),
-        state_.lane / 8 % 2);
+        QuerySwizzle::row(slot, warp_ * kWarpKeys + lane_ % 8 + lane_ / 16 * 8), lane_ / 8 % 2);
 #pragma unroll
     for (auto& tile : scores) {
 #pragma unroll
@@ -173,7 +174,7 @@ class UnitAttention {
   /// Products to logits in units of log 2; −inf where a query does not see a key.
   __device__ void to_logits(float (&scores)[kRowTiles][kKeyTiles][4], std::int32_t first_key) {
     if (logits_.is_linear()) {
-      for_each(scores, [&](float& x, int, int) { x *= logits_.scale; });
+      for_each(scores, [&](float& x, int, int) { x *= logits_.scale(); });
     } else {
       bend(scores, first_key);
     }
@@ -209,7 +210,7 @@ class UnitAttention {
     for (int i = 0; i < kRowTiles * kKeyTiles * 4; ++i) {
       const int row = row_of(i / (kKeyTiles * 4), i % 4 / 2);
       const std::int32_t key = first_key + i / 4 % kKeyTiles * 8 + quad_ * 2 + i % 2;
-      const std::int32_t query = unit_.q_begin + row / params_.shape.group_size;
+      const std::int32_t query = unit_.q_begin + params_.group_size.quotient(row);
       seen |= std::uint32_t{visibility_.sees(query, key)} << i;
     }
     return seen;
@@ -217,16 +218,26 @@ class UnitAttention {
 
   /// Soft cap and ALiBi.
   __device__ void bend(float (&scores)[kRowTiles][kKeyTiles][4], std::int32_t first_key) const {
-    const std::int32_t group = params_.shape.group_size;
-    const std::int32_t rows = unit_.rows;
-    for_each(scores, [&](float& x, int row, int key) {
-      float slope = 0.0F;
-      if (logits_.alibi && row < rows) {
-        slope = __ldg(params_.tensors.alibi_slopes + unit_.kv_head_begin * group + row % group);
+    for_each(scores, [&](float& x, int, int) { x = logits_.template capped<false>(x); });
+    if (params_.tensors.alibi_slopes == nullptr) return;
+#pragma unroll
+    for (int tile = 0; tile < kRowTiles; ++tile) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const std::int32_t row = min(row_of(tile, half), unit_.rows - 1);
+        const std::int32_t query = params_.group_size.quotient(row);
+        const float slope =
+            __ldg(params_.tensors.alibi_slopes + unit_.kv_head_begin * params_.shape.group_size +
+                  params_.group_size.remainder(row, query));
+        const std::int32_t distance =
+            visibility_.first_position() + query - (first_key + quad_ * 2);
+#pragma unroll
+        for (int i = 0; i < kKeyTiles * 2; ++i) {
+          scores[tile][i / 2][half * 2 + i % 2] -=
+              LogitTransform::alibi(slope, distance - i / 2 * 8 - i % 2);
+        }
       }
-      const std::int32_t distance = visibility_.first_position() + row / group - (first_key + key);
-      x = logits_.apply(x, slope, fabsf(static_cast<float>(distance)));
-    });
+    }
   }
 
   /// Logits to weights in shared memory; maxima, sums and o follow.
@@ -246,7 +257,7 @@ class UnitAttention {
           const float first = exp2_fast(scores[tile][keys][2 * half] - base);
           const float second = exp2_fast(scores[tile][keys][2 * half + 1] - base);
           sum_[tile][half] += first + second;
-          store_shared(WeightSwizzle::chunk(weights, state_.warp * kKeyTiles + keys) + quad_ * 4,
+          store_shared(WeightSwizzle::chunk(weights, warp_ * kKeyTiles + keys) + quad_ * 4,
                        pack<Element>(first, second));
         }
       }
@@ -266,7 +277,7 @@ class UnitAttention {
         }
         max = fmaxf(max, __shfl_xor_sync(kAllLanes, max, 1));
         max = fmaxf(max, __shfl_xor_sync(kAllLanes, max, 2));
-        if (quad_ == 0) shared_.fixed.maxima[row_of(tile, half)][state_.warp] = max;
+        if (quad_ == 0) shared_.fixed.maxima[row_of(tile, half)][warp_] = max;
       }
     }
   }
@@ -306,9 +317,9 @@ class UnitAttention {
   /// o += P · V over all keys of the tile, this warp's columns.
   __device__ void accumulate() {
     const std::uint32_t slot = wait_for_slot();
-    const int low = state_.lane % 16;
-    const int high = state_.lane / 16;
-    const int first_chunk = state_.warp * kColumnTiles;
+    const int low = lane_ % 16;
+    const int high = lane_ / 16;
+    const int first_chunk = warp_ * kColumnTiles;
     const std::uint32_t weights =
         WeightSwizzle::chunk(WeightSwizzle::row(shared_address(shared_.fixed.weights), low), high);
     const std::uint32_t value = ValueSwizzle::row(slot, low);
@@ -347,23 +358,19 @@ class UnitAttention {
 
   // --- the end ---------------------------------------------------------------------------------
 
+  /// Final results, or the partial result of a piece.
   __device__ void finish() {
-    gather_sums();
-    if (unit_.num_pieces == 1) {
-      store_results();
-      return;
+    publish_states();
+#pragma unroll
+    for (int tile = 0; tile < kRowTiles; ++tile) {
+      if (tile * 16 >= unit_.rows) break;
+      stage(tile);
+      store_rows(tile * 16, min(16, unit_.rows - tile * 16));
     }
-    store_partial();
-    __threadfence();
-    named_barrier<kConsumers>(kUnitEnd);
-    const int thread = state_.warp * kWarpSize + state_.lane;
-    if (thread == 0) shared_.fixed.is_last = arrive_last(params_, unit_);
-    named_barrier<kConsumers>(kUnitEnd);
-    if (shared_.fixed.is_last) merge_pieces(params_, unit_, thread, kConsumers);
   }
 
-  /// sum becomes that over all keys of the unit.
-  __device__ void gather_sums() {
+  /// Maxima and, from every warp, sums of the rows go to shared memory.
+  __device__ void publish_states() {
 #pragma unroll
     for (int tile = 0; tile < kRowTiles; ++tile) {
 #pragma unroll
@@ -371,65 +378,61 @@ class UnitAttention {
         float sum = sum_[tile][half];
         sum += __shfl_xor_sync(kAllLanes, sum, 1);
         sum += __shfl_xor_sync(kAllLanes, sum, 2);
-        if (quad_ == 0) shared_.fixed.sums[row_of(tile, half)][state_.warp] = sum;
+        if (quad_ != 0) continue;
+        const int row = row_of(tile, half);
+        shared_.fixed.sums[row][warp_] = sum;
+        if (warp_ == 0) shared_.fixed.final_maxima[row] = max_[tile][half];
       }
     }
     named_barrier<kConsumers>(kUnitEnd);
-#pragma unroll
-    for (int tile = 0; tile < kRowTiles; ++tile) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const float4 of_warps =
-            *reinterpret_cast<const float4*>(shared_.fixed.sums[row_of(tile, half)]);
-        sum_[tile][half] = (of_warps.x + of_warps.y) + (of_warps.z + of_warps.w);
-      }
-    }
   }
 
-  __device__ bool writes_scalars() const { return state_.warp == 0 && quad_ == 0; }
-
-  __device__ void store_results() {
-    const std::int32_t rows = unit_.rows;
-#pragma unroll
-    for (int tile = 0; tile < kRowTiles; ++tile) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int row = row_of(tile, half);
-        if (row >= rows) continue;
-        const RowTarget target = row_target(params_, unit_, row);
-        const RowResult result =
-            result_of(params_, target.head, max_[tile][half], sum_[tile][half]);
-#pragma unroll
-        for (int column = 0; column < kColumnTiles; ++column) {
-          const float pair[2] = {o_[tile][column][2 * half] * result.o_scale,
-                                 o_[tile][column][2 * half + 1] * result.o_scale};
-          store_o(params_, target, state_.warp * kColumns + column * 8 + quad_ * 2, pair);
-        }
-        if (writes_scalars()) store_lse(params_, target, result.lse);
-      }
-    }
+  /// This warp's columns of one row tile, [16, kColumns] in fp32, where its share of the weights was.
+  __device__ float* staged() const {
+    static_assert(sizeof(shared_.fixed.weights) >= kConsumerWarps * 16 * kColumns * sizeof(float));
+    return reinterpret_cast<float*>(shared_.fixed.weights) + warp_ * 16 * kColumns;
   }
 
-  __device__ void store_partial() {
-    const PartialSlot slot(params_, unit_, unit_.piece);
-    const std::int32_t rows = unit_.rows;
+  __device__ void stage(int tile) const {
+    __syncwarp();
 #pragma unroll
-    for (int tile = 0; tile < kRowTiles; ++tile) {
+    for (int half = 0; half < 2; ++half) {
+      float* to = staged() + (half * 8 + group_) * kColumns + quad_ * 2;
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int row = row_of(tile, half);
-        if (row >= rows) continue;
-        float* o = slot.o + row * C::kHeadDimVo + state_.warp * kColumns + quad_ * 2;
-#pragma unroll
-        for (int column = 0; column < kColumnTiles; ++column) {
-          *reinterpret_cast<float2*>(o + column * 8) =
-              make_float2(o_[tile][column][2 * half], o_[tile][column][2 * half + 1]);
-        }
-        if (writes_scalars()) {
-          slot.max[row] = max_[tile][half];
-          slot.sum[row] = sum_[tile][half];
-        }
+      for (int column = 0; column < kColumnTiles; ++column) {
+        store_pair(to + column * 8, o_[tile][column][2 * half], o_[tile][column][2 * half + 1]);
       }
+    }
+    __syncwarp();
+  }
+
+  /// Rows [first, first + count) of the unit from where they are staged.
+  __device__ void store_rows(int first, int count) const {
+    constexpr int kAtOnce = 4;  // columns of a lane
+    constexpr int kLanesPerRow = kColumns / kAtOnce;
+#pragma unroll 1
+    for (int i = lane_; i < count * kLanesPerRow; i += kWarpSize) {
+      const int row = first + i / kLanesPerRow;
+      const int column = warp_ * kColumns + i % kLanesPerRow * kAtOnce;
+      const float4 o = *reinterpret_cast<const float4*>(staged() + i * kAtOnce);
+      const float4 sums = *reinterpret_cast<const float4*>(shared_.fixed.sums[row]);
+      const float sum = (sums.x + sums.y) + (sums.z + sums.w);
+      const float max = shared_.fixed.final_maxima[row];
+      if (unit_.num_pieces > 1) {
+        const PartialSlot slot(params_, unit_, unit_.piece);
+        *reinterpret_cast<float4*>(slot.o + row * C::kHeadDimVo + column) = o;
+        if (column == 0) {
+          slot.max[row] = max;
+          slot.sum[row] = sum;
+        }
+        continue;
+      }
+      const RowTarget target = row_target(params_, unit_, row);
+      const RowResult result = result_of(params_, target.head, max, sum);
+      const float scaled[kAtOnce] = {o.x * result.o_scale, o.y * result.o_scale,
+                                     o.z * result.o_scale, o.w * result.o_scale};
+      store_o(params_, target, column, scaled);
+      if (column == 0) store_lse(params_, target, result.lse);
     }
   }
 
@@ -439,6 +442,8 @@ class UnitAttention {
   const Unit& unit_;
   const Visibility visibility_;
   const LogitTransform logits_;
+  const int warp_;
+  const int lane_;
   const int group_;
   const int quad_;
   std::uint32_t queries_[kQueriesInRegisters ? kRowTiles : 1][kQuerySteps][4];

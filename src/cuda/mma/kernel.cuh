@@ -6,7 +6,7 @@
 ///
 /// A block walks one range of the schedule: units of at most 64 rows (the queries of a tile times
 /// the heads of a group, packed) against their keys, 64 at a time. Two warps look pages up and
-/// load (`KeyAndQueryProducer`, `load_values`), four compute (`UnitAttention`); between them lies a ring of half tiles, K and V in
+/// load (`Producer`), four compute (`UnitAttention`); between them lies a ring of half tiles, K and V in
 /// turn, that stays full across units. Split units are merged by the block that finishes last.
 #pragma once
 
@@ -35,18 +35,32 @@ __device__ void init_barriers(typename C::Shared& shared) {
   __syncthreads();
 }
 
+/// Counts a piece of a split unit, and merges all of them if it was the last.
+template <typename C>
+__device__ void finish_piece(ConsumerState<C>& state, const Unit& unit) {
+  const int thread = state.warp * kWarpSize + state.lane;
+  __threadfence();
+  named_barrier<kConsumers>(kUnitEnd);
+  if (thread == 0) state.shared.fixed.is_last = arrive_last(state.params, unit);
+  named_barrier<kConsumers>(kUnitEnd);
+  if (state.shared.fixed.is_last) merge_pieces(state.params, unit, thread, kConsumers);
+}
+
 template <typename C>
 __device__ void attend_unit(ConsumerState<C>& state, const Unit& unit) {
   if (unit.sees_nothing()) {
     store_empty_unit(state.params, unit, state.warp * kWarpSize + state.lane, kConsumers);
     state.release_queries();
-  } else if (unit.rows <= 16) {
+    return;
+  }
+  if (unit.rows <= 16) {
     UnitAttention<C, 1>(state, unit).run();
   } else if (unit.rows <= 32) {
     UnitAttention<C, 2>(state, unit).run();
   } else if constexpr (C::kTileRows > 32) {
     UnitAttention<C, C::kTileRows / 16>(state, unit).run();
   }
+  if (unit.num_pieces > 1) finish_piece(state, unit);
 }
 
 template <typename C>
@@ -60,12 +74,14 @@ __global__ void __launch_bounds__(kThreads, sizeof(typename C::Shared) <= kHalf 
   const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
   const auto range = static_cast<std::int32_t>(blockIdx.x);
-  if (warp == kConsumerWarps) {
-    KeyAndQueryProducer<C>(params, shared, lane).run(range);
-    return;
-  }
-  if (warp > kConsumerWarps) {
-    load_values<C>(params, shared, range, lane);
+  if (warp >= kConsumerWarps) {
+    if constexpr (C::kKeyBytes == C::kValueBytes) {
+      Producer<C, C::kKeyBytes>(params, shared, warp == kConsumerWarps, lane).run(range);
+    } else if (warp == kConsumerWarps) {
+      Producer<C, C::kKeyBytes>(params, shared, true, lane).run(range);
+    } else {
+      Producer<C, C::kValueBytes>(params, shared, false, lane).run(range);
+    }
     return;
   }
   ConsumerState<C> state{params, shared, warp, lane, {}, 0};

@@ -67,7 +67,7 @@ class TileStream {
 #pragma unroll
     for (int i = 0; i < kRowsPerLane; ++i) {
       const std::int32_t key = upcoming_.first_key + i * kWarpSize + lane_;
-      if (upcoming_.has(key)) upcoming_.pages[i] = __ldg(ids + key / params_.shape.page_size);
+      if (upcoming_.has(key)) upcoming_.pages[i] = __ldg(ids + params_.page_size.quotient(key));
     }
   }
 
@@ -105,15 +105,37 @@ __device__ __forceinline__ void load_rows(std::uint32_t to, const void* base, st
   }
 }
 
-/// Loads K or V of every tile of a range.
+/// A loading warp. The one of K also hands each unit and its queries over: as soon as there is room
+/// for them, and at the latest when the ring holds nothing but this unit, since the computing warps
+/// wait for queries then.
 template <typename C, int kRowBytes>
-class TileLoader {
+class Producer {
  public:
-  __device__ TileLoader(const AttendParams& params, typename C::Shared& shared,
-                        const core::Pages& cache, int first_slot, int lane)
-      : params_(params), shared_(shared), cache_(cache), lane_(lane) {
-    position_.slot = first_slot;
+  __device__ Producer(const AttendParams& params, typename C::Shared& shared, bool loads_keys,
+                      int lane)
+      : params_(params),
+        shared_(shared),
+        cache_(loads_keys ? params.tensors.k : params.tensors.v),
+        loads_keys_(loads_keys),
+        lane_(lane) {
+    position_.slot = loads_keys ? 0 : 1;
   }
+
+  __device__ void run(std::int32_t range) {
+    TileStream stream(params_, range, lane_);
+    for (TileToLoad tile = stream.next(); tile.valid; tile = stream.next()) {
+      if (loads_keys_) hand_over_if_due(tile);
+      if (!tile.sees_nothing()) load(tile);
+      if (loads_keys_ && tile.is_last() && tiles_ahead_ != kHandedOver) {
+        hand_over(unit_of(params_, tile.item));
+      }
+    }
+    if (loads_keys_) hand_over(Unit{});  // without rows: the end
+    wait_for_own_copies();
+  }
+
+ private:
+  static constexpr int kHandedOver = -1;
 
   __device__ void load(const TileToLoad& tile) {
     std::int64_t offsets[kRowsPerLane];
@@ -129,7 +151,6 @@ class TileLoader {
     position_.advance(2);  // K and V take turns
   }
 
- private:
   /// In bytes, of this lane's key `i`.
   __device__ std::int64_t offset_of(const TileToLoad& tile, int i) const {
     const std::int32_t key = tile.first_key + i * kWarpSize + lane_;
@@ -139,68 +160,25 @@ class TileLoader {
       offset += (static_cast<std::int64_t>(params_.batch.kv_indptr[tile.item.seq]) + key) *
                 cache_.token_stride;
     } else {
-      offset +=
-          tile.pages[i] * cache_.page_stride + key % params_.shape.page_size * cache_.token_stride;
+      const std::int32_t token = params_.page_size.remainder(key, params_.page_size.quotient(key));
+      offset += tile.pages[i] * cache_.page_stride + token * cache_.token_stride;
     }
     return offset * static_cast<std::int64_t>(sizeof(typename C::Element));
   }
 
-  const AttendParams& params_;
-  typename C::Shared& shared_;
-  const core::Pages& cache_;
-  const int lane_;
-  RingPosition<C::kSlots> position_;
-};
-
-/// The warp that loads V.
-template <typename C>
-__device__ void load_values(const AttendParams& params, typename C::Shared& shared,
-                            std::int32_t range, int lane) {
-  TileLoader<C, C::kValueBytes> values(params, shared, params.tensors.v, 1, lane);
-  TileStream stream(params, range, lane);
-  for (TileToLoad tile = stream.next(); tile.valid; tile = stream.next()) {
-    if (!tile.sees_nothing()) values.load(tile);
-  }
-  wait_for_own_copies();
-}
-
-/// The warp that loads K, and hands each unit and its queries over: as soon as there is room for
-/// them, and at the latest when the ring holds nothing but this unit, since the computing warps wait
-/// for queries then.
-template <typename C>
-class KeyAndQueryProducer {
- public:
-  __device__ KeyAndQueryProducer(const AttendParams& params, typename C::Shared& shared, int lane)
-      : params_(params), shared_(shared), lane_(lane) {}
-
-  __device__ void run(std::int32_t range) {
-    TileLoader<C, C::kKeyBytes> keys(params_, shared_, params_.tensors.k, 0, lane_);
-    TileStream stream(params_, range, lane_);
-    for (TileToLoad tile = stream.next(); tile.valid; tile = stream.next()) {
-      if (tile.is_first()) tiles_ahead_ = 0;
-      begin_unit_if_due(tile);
-      if (!tile.sees_nothing()) keys.load(tile);
-      if (tile.is_last() && tiles_ahead_ != kBegun) begin_unit(unit_of(params_, tile.item));
-    }
-    begin_unit(Unit{});  // without rows: the end
-    wait_for_own_copies();
-  }
-
- private:
-  static constexpr int kBegun = -1;
-
-  __device__ void begin_unit_if_due(const TileToLoad& tile) {
-    if (tiles_ahead_ == kBegun) return;
+  __device__ void hand_over_if_due(const TileToLoad& tile) {
+    if (tile.is_first()) tiles_ahead_ = 0;
+    if (tiles_ahead_ == kHandedOver) return;
     const bool room_for_keys = 2 * tiles_ahead_ < C::kSlots;
     if (room_for_keys &&
         !barrier_is_over(shared_address(&shared_.fixed.queries_empty), query_parity_ ^ 1)) {
       ++tiles_ahead_;
       return;
     }
-    begin_unit(unit_of(params_, tile.item));
+    hand_over(unit_of(params_, tile.item));
   }
 
-  __device__ void begin_unit(const Unit& unit) {
+  __device__ void hand_over(const Unit& unit) {
     barrier_wait(shared_address(&shared_.fixed.queries_empty), query_parity_ ^ 1);
     if (!unit.sees_nothing()) load_queries(unit);
     const std::uint32_t full = shared_address(&shared_.fixed.queries_full);
@@ -210,7 +188,7 @@ class KeyAndQueryProducer {
       barrier_arrive(full);
     }
     query_parity_ ^= 1;
-    tiles_ahead_ = kBegun;
+    tiles_ahead_ = kHandedOver;
   }
 
   __device__ void load_queries(const Unit& unit) {
@@ -228,9 +206,12 @@ class KeyAndQueryProducer {
 
   const AttendParams& params_;
   typename C::Shared& shared_;
+  const core::Pages cache_;
+  const bool loads_keys_;
   const int lane_;
+  RingPosition<C::kSlots> position_;
   std::uint32_t query_parity_ = 0;
-  int tiles_ahead_ = kBegun;  // of the current unit's queries
+  int tiles_ahead_ = kHandedOver;  // of the current unit's queries
 };
 
 }  // namespace quire::cuda::mma

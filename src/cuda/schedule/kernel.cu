@@ -78,9 +78,11 @@ __device__ void sum_up(const Arguments& arguments, const schedule::ScheduleView&
   const bool fits = num_seqs <= kSharedSeqs;
 
   std::int64_t own = 0;
+  QUIRE_ROLLED
   for (std::int32_t seq = first; seq < last; ++seq) own += cost_of_seq(arguments, seq);
   std::int64_t total = 0;
   std::int64_t cost = block_inclusive_sum(own, total) - own;
+  QUIRE_ROLLED
   for (std::int32_t seq = first; seq < last; ++seq) {
     schedule.cost_before[seq] = cost;
     if (fits) shared.cost_before[seq] = cost;
@@ -106,6 +108,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   known.header = &shared.header;
   if (num_seqs <= kSharedSeqs) known.cost_before = shared.cost_before;
   const std::int32_t num_ranges = arguments.policy.num_ranges;
+  QUIRE_ROLLED
   for (auto i = static_cast<std::int32_t>(threadIdx.x); i <= num_ranges; i += kThreads) {
     const schedule::PlacedCut cut =
         schedule::place_cut(arguments.policy, arguments.shape, arguments.batch, known, i);

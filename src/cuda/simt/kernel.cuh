@@ -54,7 +54,7 @@ class RowAttention {
         visibility_(params, unit),
         logits_(params, unit.kv_head_begin),
         row_(row),
-        query_(unit.q_begin + row / params.shape.group_size),
+        query_(unit.q_begin + params.group_size.quotient(row)),
         q_(query),
         lane_(lane) {}
 
@@ -119,12 +119,13 @@ class RowAttention {
 #pragma unroll
       for (int i = 0; i < kChunk; ++i) product += q_[at + i] * to_float(chunk.elements[i]);
     }
-    if (logits_.is_linear()) return product * logits_.scale;
+    if (logits_.is_linear()) return product * logits_.scale();
     const std::int32_t head =
         unit_.kv_head_begin * params_.shape.group_size + row_ % params_.shape.group_size;
-    const float slope = logits_.alibi ? params_.tensors.alibi_slopes[head] : 0.0F;
+    const float logit = logits_.capped<true>(product);
+    if (params_.tensors.alibi_slopes == nullptr) return logit;
     const std::int32_t distance = unit_.lengths.position(query_) - key;
-    return logits_.apply(product, slope, fabsf(static_cast<float>(distance)));
+    return logit - LogitTransform::alibi(params_.tensors.alibi_slopes[head], distance);
   }
 
   /// o = o · factor + Σ weight · v over the lanes' keys; a key of weight 0 is not read.
