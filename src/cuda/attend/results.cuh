@@ -127,10 +127,11 @@ struct PartialSlot {
   }
 };
 
-/// Counts a finished piece after all threads of the block have written theirs. One thread calls it,
-/// between two block-wide barriers. @return True for the last piece; the counter is 0 again then.
+/// Counts a finished piece. One thread calls it, between two barriers of all that wrote the piece and
+/// may read the others'. @return True for the last piece; the counter is 0 again then.
 __device__ inline bool arrive_last(const AttendParams& params, const Unit& unit) {
   std::uint32_t* counter = params.schedule.arrivals + unit.first_range;
+  __threadfence();  // what the barrier has gathered becomes visible before the count does
   const std::uint32_t before = atomicAdd(counter, 1U);
   if (before + 1 < static_cast<std::uint32_t>(unit.num_pieces)) return false;
   *counter = 0;
@@ -148,14 +149,14 @@ __device__ inline void merge_pieces(const AttendParams& params, const Unit& unit
     const std::int32_t row = i / columns;
     const std::int32_t column = i % columns * kColumns;
     float max = kNoKey;
-#pragma unroll 4
+#pragma unroll 8
     for (std::int32_t piece = 0; piece < unit.num_pieces; ++piece) {
       max = fmaxf(max, __ldcg(PartialSlot(params, unit, piece).max + row));
     }
     const float base = max == kNoKey ? 0.0F : max;
     float sum = 0.0F;
     float o[kColumns] = {};
-#pragma unroll 4
+#pragma unroll 8
     for (std::int32_t piece = 0; piece < unit.num_pieces; ++piece) {
       const PartialSlot slot(params, unit, piece);
       const float weight = exp2_fast(__ldcg(slot.max + row) - base);

@@ -26,12 +26,38 @@ struct RowTarget {
   std::int32_t head = 0;
 };
 
-__device__ inline Unit unit_of(const AttendParams& params, const schedule::WorkItem& item) {
-  Unit unit{item, schedule::lengths_of(params.shape, params.batch, item.seq)};
-  unit.first_token = params.batch.qo_indptr[item.seq] + item.q_begin;
-  unit.rows = (item.q_end - item.q_begin) * params.shape.group_size;
-  return unit;
+__device__ inline Unit unit_of(const AttendParams& params, const schedule::WorkItem& item,
+                               schedule::Lengths lengths, std::int32_t first_token) {
+  return {item, lengths, first_token, (item.q_end - item.q_begin) * params.shape.group_size};
 }
+
+/// The units of a range, one behind another.
+class UnitCursor {
+ public:
+  __device__ UnitCursor(const AttendParams& params, std::int32_t range)
+      : params_(params),
+        range_(params.schedule.ranges + range),
+        cursor_(params.policy, params.shape, params.batch, params.schedule, range) {}
+
+  /// The first unit, as it stands in the schedule; without rows if the range is empty.
+  __device__ Unit first() {
+    schedule::WorkItem item;
+    cursor_.next(item);
+    return unit_of(params_, item, range_->first_lengths, range_->first_token);
+  }
+  /// The next one; without rows at the end.
+  __device__ Unit next() {
+    schedule::WorkItem item;
+    if (!cursor_.next(item)) return {};
+    return unit_of(params_, item, schedule::lengths_of(params_.shape, params_.batch, item.seq),
+                   params_.batch.qo_indptr[item.seq] + item.q_begin);
+  }
+
+ private:
+  const AttendParams& params_;
+  const schedule::Range* range_;
+  schedule::WorkCursor cursor_;
+};
 
 __device__ inline RowTarget row_target(const AttendParams& params, const Unit& unit,
                                        std::int32_t row) {

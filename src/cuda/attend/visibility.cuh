@@ -16,29 +16,14 @@ namespace quire::cuda {
 class Visibility {
  public:
   __device__ Visibility(const AttendParams& params, const Unit& unit)
-      : shape_(params.shape), batch_(params.batch), unit_(unit) {}
+      : shape_(params.shape), batch_(params.batch), unit_(unit), seen_(keys_seen_by_all()) {}
 
   /// Position of the unit's first query.
   __device__ std::int32_t first_position() const { return unit_.lengths.position(unit_.q_begin); }
 
   /// @return True if every query of the unit sees all keys [begin, end).
   __device__ bool sees_all(std::int32_t begin, std::int32_t end) const {
-    if (begin < unit_.kv_begin || end > unit_.kv_end) return false;
-    switch (shape_.mask) {
-      case Mask::kNone:
-        break;
-      case Mask::kCausal:
-        if (end - 1 > first_position()) return false;
-        break;
-      case Mask::kTree:
-        if (end > unit_.lengths.kv_len - unit_.lengths.qo_len) return false;
-        break;
-      case Mask::kFull:
-        return false;
-    }
-    return shape_.window_left < 0 ||
-           begin >= static_cast<std::int64_t>(unit_.lengths.position(unit_.q_end - 1)) -
-                        shape_.window_left;
+    return begin >= seen_.begin && end <= seen_.end;
   }
 
   /// @return True if query `query` of the request sees key `key`.
@@ -62,6 +47,29 @@ class Visibility {
   }
 
  private:
+  /// Keys that every query of the unit sees, whatever else they see.
+  __device__ schedule::KeyRange keys_seen_by_all() const {
+    schedule::KeyRange seen{unit_.kv_begin, unit_.kv_end};
+    switch (shape_.mask) {
+      case Mask::kNone:
+        break;
+      case Mask::kCausal:
+        seen.end = min(seen.end, first_position() + 1);
+        break;
+      case Mask::kTree:
+        seen.end = min(seen.end, unit_.lengths.kv_len - unit_.lengths.qo_len);
+        break;
+      case Mask::kFull:
+        seen.end = 0;
+        break;
+    }
+    if (shape_.window_left >= 0) {
+      const std::int32_t last = unit_.lengths.position(unit_.q_end - 1);
+      seen.begin = max(seen.begin, last - min(last, shape_.window_left));
+    }
+    return seen;
+  }
+
   __device__ bool sees_node(std::int32_t query, std::int32_t node) const {
     constexpr std::int32_t kWordBits = 32;
     if (node < 0) return true;  // an earlier key
@@ -80,6 +88,7 @@ class Visibility {
   const core::ProblemShape& shape_;
   const core::BatchArrays& batch_;
   const Unit& unit_;
+  const schedule::KeyRange seen_;
 };
 
 /// From a product q·k to a logit in units of log 2.

@@ -39,7 +39,6 @@ __device__ void init_barriers(typename C::Shared& shared) {
 template <typename C>
 __device__ void finish_piece(ConsumerState<C>& state, const Unit& unit) {
   const int thread = state.warp * kWarpSize + state.lane;
-  __threadfence();
   named_barrier<kConsumers>(kUnitEnd);
   if (thread == 0) state.shared.fixed.is_last = arrive_last(state.params, unit);
   named_barrier<kConsumers>(kUnitEnd);

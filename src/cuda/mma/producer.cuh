@@ -19,62 +19,57 @@ inline constexpr int kRowsPerLane = kTileKeys / kWarpSize;
 
 /// The next tile to load, with the page ids of this lane's keys already asked for.
 struct TileToLoad {
-  schedule::WorkItem item;
+  Unit unit;                   // without rows: none
   std::int32_t first_key = 0;  // a multiple of kTileKeys
   std::int32_t pages[kRowsPerLane] = {};
-  bool valid = false;
 
-  __device__ bool sees_nothing() const { return item.kv_begin >= item.kv_end; }
-  __device__ bool is_first() const { return first_key <= item.kv_begin; }
-  __device__ bool is_last() const { return first_key + kTileKeys >= item.kv_end; }
-  __device__ bool has(std::int32_t key) const { return key >= item.kv_begin && key < item.kv_end; }
+  __device__ bool is_first() const { return first_key <= unit.kv_begin; }
+  __device__ bool is_last() const { return first_key + kTileKeys >= unit.kv_end; }
+  __device__ bool has(std::int32_t key) const { return key >= unit.kv_begin && key < unit.kv_end; }
 };
 
 /// The tiles of a range, one behind another.
 class TileStream {
  public:
   __device__ TileStream(const AttendParams& params, std::int32_t range, int lane)
-      : params_(params),
-        cursor_(params.policy, params.shape, params.batch, params.schedule, range),
-        lane_(lane) {
-    next_item();
+      : params_(params), units_(params, range), lane_(lane) {
+    tile_.unit = units_.first();
+    begin_unit();
   }
 
-  /// @return The tile after the last one; the page ids of the one after it are on their way.
-  __device__ TileToLoad next() {
-    const TileToLoad tile = upcoming_;
-    if (!tile.valid) return tile;
-    if (tile.is_last()) {
-      next_item();
+  [[nodiscard]] __device__ const TileToLoad& tile() const { return tile_; }
+
+  /// The page ids of the tile after this one are on their way when this returns.
+  __device__ void advance() {
+    if (tile_.is_last()) {
+      tile_.unit = units_.next();
+      begin_unit();
     } else {
-      upcoming_.first_key += kTileKeys;
+      tile_.first_key += kTileKeys;
       ask_for_pages();
     }
-    return tile;
   }
 
  private:
-  __device__ void next_item() {
-    upcoming_.valid = cursor_.next(upcoming_.item);
-    if (!upcoming_.valid) return;
-    upcoming_.first_key = upcoming_.item.kv_begin / kTileKeys * kTileKeys;
+  __device__ void begin_unit() {
+    tile_.first_key = tile_.unit.kv_begin / kTileKeys * kTileKeys;
     ask_for_pages();
   }
 
   __device__ void ask_for_pages() {
     if (params_.shape.page_size == kContiguousKv) return;
-    const std::int32_t* ids = schedule::page_ids(params_.batch, upcoming_.item.seq);
+    const std::int32_t* ids = schedule::page_ids(params_.batch, tile_.unit.seq);
 #pragma unroll
     for (int i = 0; i < kRowsPerLane; ++i) {
-      const std::int32_t key = upcoming_.first_key + i * kWarpSize + lane_;
-      if (upcoming_.has(key)) upcoming_.pages[i] = __ldg(ids + params_.page_size.quotient(key));
+      const std::int32_t key = tile_.first_key + i * kWarpSize + lane_;
+      if (tile_.has(key)) tile_.pages[i] = __ldg(ids + params_.page_size.quotient(key));
     }
   }
 
   const AttendParams& params_;
-  schedule::WorkCursor cursor_;
-  int lane_;
-  TileToLoad upcoming_;
+  UnitCursor units_;
+  const int lane_;
+  TileToLoad tile_;
 };
 
 /// Loads rows of 16-byte chunks into a tile, 32 at a time; each lane gives the byte offset of one.
@@ -123,12 +118,12 @@ class Producer {
 
   __device__ void run(std::int32_t range) {
     TileStream stream(params_, range, lane_);
-    for (TileToLoad tile = stream.next(); tile.valid; tile = stream.next()) {
+    while (stream.tile().unit.rows > 0) {
+      const TileToLoad tile = stream.tile();
       if (loads_keys_) hand_over_if_due(tile);
-      if (!tile.sees_nothing()) load(tile);
-      if (loads_keys_ && tile.is_last() && tiles_ahead_ != kHandedOver) {
-        hand_over(unit_of(params_, tile.item));
-      }
+      const std::int64_t offsets[kRowsPerLane] = {offset_of(tile, 0), offset_of(tile, 1)};
+      stream.advance();  // before waiting, so that the next pages are there when their turn comes
+      if (!tile.unit.sees_nothing()) load(offsets);
     }
     if (loads_keys_) hand_over(Unit{});  // without rows: the end
     wait_for_own_copies();
@@ -137,15 +132,12 @@ class Producer {
  private:
   static constexpr int kHandedOver = -1;
 
-  __device__ void load(const TileToLoad& tile) {
-    std::int64_t offsets[kRowsPerLane];
-#pragma unroll
-    for (int i = 0; i < kRowsPerLane; ++i) offsets[i] = offset_of(tile, i);
+  __device__ void load(const std::int64_t (&offsets)[kRowsPerLane]) {
     barrier_wait(shared_address(&shared_.empty[position_.slot]), position_.parity ^ 1);
     const std::uint32_t to = shared_address(shared_.ring[position_.slot]);
-#pragma unroll
+#pragma unroll 1
     for (int i = 0; i < kRowsPerLane; ++i) {
-      load_rows<kRowBytes>(to, cache_.data, offsets[i], i * kWarpSize, lane_);
+      load_rows<kRowBytes>(to, cache_.data, i == 0 ? offsets[0] : offsets[1], i * kWarpSize, lane_);
     }
     barrier_arrive_after_copies(shared_address(&shared_.full[position_.slot]));
     position_.advance(2);  // K and V take turns
@@ -155,9 +147,9 @@ class Producer {
   __device__ std::int64_t offset_of(const TileToLoad& tile, int i) const {
     const std::int32_t key = tile.first_key + i * kWarpSize + lane_;
     if (!tile.has(key)) return kNothing;
-    std::int64_t offset = tile.item.kv_head_begin * cache_.head_stride;
+    std::int64_t offset = tile.unit.kv_head_begin * cache_.head_stride;
     if (params_.shape.page_size == kContiguousKv) {
-      offset += (static_cast<std::int64_t>(params_.batch.kv_indptr[tile.item.seq]) + key) *
+      offset += (static_cast<std::int64_t>(params_.batch.kv_indptr[tile.unit.seq]) + key) *
                 cache_.token_stride;
     } else {
       const std::int32_t token = params_.page_size.remainder(key, params_.page_size.quotient(key));
@@ -175,7 +167,7 @@ class Producer {
       ++tiles_ahead_;
       return;
     }
-    hand_over(unit_of(params_, tile.item));
+    hand_over(tile.unit);
   }
 
   __device__ void hand_over(const Unit& unit) {

@@ -114,8 +114,13 @@ __global__ void __launch_bounds__(kThreads, 1)
         schedule::place_cut(arguments.policy, arguments.shape, arguments.batch, known, i);
     if (i > 0) arguments.schedule.ranges[i - 1].end = cut;
     if (i == num_ranges) break;
-    arguments.schedule.ranges[i].begin = cut;
+    arguments.schedule.ranges[i].rest = cut;
     arguments.schedule.arrivals[i] = 0;
+  }
+  __syncthreads();  // a range's end is written by its neighbour's thread
+  QUIRE_ROLLED
+  for (auto i = static_cast<std::int32_t>(threadIdx.x); i < num_ranges; i += kThreads) {
+    schedule::take_first_item(arguments.policy, arguments.shape, arguments.batch, known, i);
   }
 }
 

@@ -206,7 +206,6 @@ __device__ void attend_unit(const AttendParams& params, const Unit& unit, Shared
     attention.store();
   }
   if (unit.num_pieces == 1) return;
-  __threadfence();
   __syncthreads();
   if (thread == 0) shared.is_last = arrive_last(params, unit);
   __syncthreads();
@@ -219,10 +218,9 @@ __global__ void __launch_bounds__(kThreads)
   __shared__ Shared shared;
   if (params.check != nullptr && params.check->what != 0) return;
   const auto range = static_cast<std::int32_t>(blockIdx.x);
-  schedule::WorkCursor cursor(params.policy, params.shape, params.batch, params.schedule, range);
-  schedule::WorkItem item;
-  while (cursor.next(item)) {
-    attend_unit<QueryElement, KvElement>(params, unit_of(params, item), shared);
+  UnitCursor units(params, range);
+  for (Unit unit = units.first(); unit.rows > 0; unit = units.next()) {
+    attend_unit<QueryElement, KvElement>(params, unit, shared);
   }
   store_padding(params, kThreads);
 }
