@@ -34,19 +34,24 @@ struct Config {
   static constexpr int kHeadDimVo = kHeadDimVo_;
   static_assert(kHeadDimQk % 32 == 0 && kHeadDimVo % 32 == 0);
 
-  static constexpr int kTileRows = kHeadDimVo > 192 ? 32 : 64;  // o stays in registers
+  static constexpr int kTileRows = kHeadDimVo > 128 ? 32 : 64;  // o stays in registers
   static constexpr int kKeyBytes = kHeadDimQk * 2;
   static constexpr int kValueBytes = kHeadDimVo * 2;
   static constexpr int kWeightBytes = kTileKeys * 2;
   static constexpr int kSlotBytes = kTileKeys * (kKeyBytes > kValueBytes ? kKeyBytes : kValueBytes);
 
+  /// Weights of a tile; at a unit's end 16 rows of o in fp32.
+  static constexpr int kWeightsBytes = kTileRows * kWeightBytes > 16 * kHeadDimVo * 4
+                                           ? kTileRows* kWeightBytes
+                                           : 16 * kHeadDimVo * 4;
+
   /// All but the ring.
   struct Fixed {
-    alignas(128) std::byte queries[kTileRows * kKeyBytes];     // q of the unit, swizzled
-    alignas(128) std::byte weights[kTileRows * kWeightBytes];  // 2^(x − max) of the tile, swizzled
-    float maxima[kTileRows][kConsumerWarps];                   // of a row over a warp's keys
-    float sums[kTileRows][kConsumerWarps];  // of a row's weights, at a unit's end
-    float final_maxima[kTileRows];          // likewise
+    alignas(128) std::byte queries[kTileRows * kKeyBytes];  // q of the unit, swizzled
+    alignas(128) std::byte weights[kWeightsBytes];          // 2^(x − max) of the tile, swizzled
+    float maxima[kTileRows][kConsumerWarps];                // of a row over a warp's keys
+    float sums[kTileRows][kConsumerWarps];                  // of a row's weights, at a unit's end
+    float final_maxima[kTileRows];                          // likewise
     Unit units[2];                // this one and the next; one without rows ends the range
     std::uint64_t queries_full;   // filled by K's loading warp: copies, and lane 0 for `units`
     std::uint64_t queries_empty;  // drained: one arrival of each computing warp
