@@ -149,24 +149,25 @@ __device__ inline void merge_pieces(const AttendParams& params, const Unit& unit
     const std::int32_t row = i / columns;
     const std::int32_t column = i % columns * kColumns;
     float max = kNoKey;
-#pragma unroll 8
-    for (std::int32_t piece = 0; piece < unit.num_pieces; ++piece) {
-      max = fmaxf(max, __ldcg(PartialSlot(params, unit, piece).max + row));
-    }
-    const float base = max == kNoKey ? 0.0F : max;
     float sum = 0.0F;
     float o[kColumns] = {};
-#pragma unroll 8
+#pragma unroll 4
     for (std::int32_t piece = 0; piece < unit.num_pieces; ++piece) {
       const PartialSlot slot(params, unit, piece);
-      const float weight = exp2_fast(__ldcg(slot.max + row) - base);
+      const float piece_max = __ldcg(slot.max + row);
+      const float piece_sum = __ldcg(slot.sum + row);
       const float4 part =
           __ldcg(reinterpret_cast<const float4*>(slot.o + row * params.shape.head_dim_vo + column));
-      sum += weight * __ldcg(slot.sum + row);
-      o[0] += weight * part.x;
-      o[1] += weight * part.y;
-      o[2] += weight * part.z;
-      o[3] += weight * part.w;
+      const float top = fmaxf(max, piece_max);
+      const float base = top == kNoKey ? 0.0F : top;
+      const float factor = exp2_fast(max - base);
+      const float weight = exp2_fast(piece_max - base);
+      max = top;
+      sum = sum * factor + weight * piece_sum;
+      o[0] = o[0] * factor + weight * part.x;
+      o[1] = o[1] * factor + weight * part.y;
+      o[2] = o[2] * factor + weight * part.z;
+      o[3] = o[3] * factor + weight * part.w;
     }
     const RowTarget target = row_target(params, unit, row);
     const RowResult result = result_of(params, target.head, max, sum);

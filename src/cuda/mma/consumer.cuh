@@ -37,6 +37,7 @@ struct ConsumerState {
   int lane;
   RingPosition<C::kSlots> position;
   std::uint32_t query_parity = 0;
+  bool rehearses = false;  // see `attend_units`
 
   /// The next unit; valid until the one after it is asked for.
   __device__ const Unit& next_unit() {
@@ -49,7 +50,7 @@ struct ConsumerState {
   /// Makes room for the queries of the next unit.
   __device__ void release_queries() {
     __syncwarp();
-    if (lane == 0) barrier_arrive(shared_address(&shared.fixed.queries_empty));
+    if (lane == 0 && !rehearses) barrier_arrive(shared_address(&shared.fixed.queries_empty));
   }
 };
 
@@ -129,11 +130,14 @@ class UnitAttention {
   // --- ring ------------------------------------------------------------------------------------
 
   __device__ std::uint32_t wait_for_slot() {
-    barrier_wait(shared_address(&shared_.full[state_.position.slot]), state_.position.parity);
+    if (!state_.rehearses) {
+      barrier_wait(shared_address(&shared_.full[state_.position.slot]), state_.position.parity);
+    }
     return shared_address(shared_.ring[state_.position.slot]);
   }
 
   __device__ void release_slot() {
+    if (state_.rehearses) return;
     __syncwarp();
     if (lane_ == 0) barrier_arrive(shared_address(&shared_.empty[state_.position.slot]));
     state_.position.advance();

@@ -23,7 +23,7 @@
 namespace quire::cuda::mma {
 
 template <typename C>
-__device__ void init_barriers(typename C::Shared& shared) {
+__device__ void init(typename C::Shared& shared) {
   if (threadIdx.x == 0) {
     for (int slot = 0; slot < C::kSlots; ++slot) {
       barrier_init(shared_address(&shared.full[slot]), kWarpSize);
@@ -31,6 +31,8 @@ __device__ void init_barriers(typename C::Shared& shared) {
     }
     barrier_init(shared_address(&shared.fixed.queries_full), kWarpSize + 1);
     barrier_init(shared_address(&shared.fixed.queries_empty), kConsumerWarps);
+    shared.fixed.units[1] = {};
+    shared.fixed.units[1].kv_end = kTileKeys;  // one tile, no rows
   }
   __syncthreads();
 }
@@ -62,13 +64,27 @@ __device__ void attend_unit(ConsumerState<C>& state, const Unit& unit) {
   if (unit.num_pieces > 1) finish_piece(state, unit);
 }
 
+/// All units of the range; before them, one tile of whatever lies in shared memory, while the first
+/// keys are on their way. Nothing comes of it but that the instructions are in the caches when the
+/// keys arrive: from device memory they take longer than the keys.
+template <typename C>
+__device__ void attend_units(ConsumerState<C>& state) {
+  const Unit* unit = &state.shared.fixed.units[1];  // as `init` left it
+  state.rehearses = opaque(1) != 0;
+  do {
+    attend_unit(state, *unit);
+    state.rehearses = false;
+    unit = &state.next_unit();
+  } while (unit->rows > 0);
+}
+
 template <typename C>
 __global__ void __launch_bounds__(kThreads, sizeof(typename C::Shared) <= kHalf ? 2 : 1)
     attend_kernel(const __grid_constant__ AttendParams params) {
   extern __shared__ __align__(128) std::byte memory[];
   auto& shared = *reinterpret_cast<typename C::Shared*>(memory);
   if (params.check != nullptr && params.check->what != 0) return;
-  init_barriers<C>(shared);
+  init<C>(shared);
 
   const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
@@ -83,10 +99,8 @@ __global__ void __launch_bounds__(kThreads, sizeof(typename C::Shared) <= kHalf 
     }
     return;
   }
-  ConsumerState<C> state{params, shared, warp, lane, {}, 0};
-  for (const Unit* unit = &state.next_unit(); unit->rows > 0; unit = &state.next_unit()) {
-    attend_unit(state, *unit);
-  }
+  ConsumerState<C> state{params, shared, warp, lane};
+  attend_units(state);
   store_padding(params, kConsumers);
 }
 

@@ -39,7 +39,7 @@ class TileStream {
 
   [[nodiscard]] __device__ const TileToLoad& tile() const { return tile_; }
 
-  /// The page ids of the tile after this one are on their way when this returns.
+  /// Asks for the page ids of the next tile; whoever needs them waits.
   __device__ void advance() {
     if (tile_.is_last()) {
       tile_.unit = units_.next();
@@ -119,11 +119,10 @@ class Producer {
   __device__ void run(std::int32_t range) {
     TileStream stream(params_, range, lane_);
     while (stream.tile().unit.rows > 0) {
-      const TileToLoad tile = stream.tile();
+      const TileToLoad& tile = stream.tile();
+      if (!tile.unit.sees_nothing()) load({offset_of(tile, 0), offset_of(tile, 1)});
       if (loads_keys_) hand_over_if_due(tile);
-      const std::int64_t offsets[kRowsPerLane] = {offset_of(tile, 0), offset_of(tile, 1)};
-      stream.advance();  // before waiting, so that the next pages are there when their turn comes
-      if (!tile.unit.sees_nothing()) load(offsets);
+      stream.advance();
     }
     if (loads_keys_) hand_over(Unit{});  // without rows: the end
     wait_for_own_copies();
@@ -132,7 +131,7 @@ class Producer {
  private:
   static constexpr int kHandedOver = -1;
 
-  __device__ void load(const std::int64_t (&offsets)[kRowsPerLane]) {
+  __device__ void load(const std::int64_t (&&offsets)[kRowsPerLane]) {
     barrier_wait(shared_address(&shared_.empty[position_.slot]), position_.parity ^ 1);
     const std::uint32_t to = shared_address(shared_.ring[position_.slot]);
 #pragma unroll 1
@@ -158,15 +157,14 @@ class Producer {
     return offset * static_cast<std::int64_t>(sizeof(typename C::Element));
   }
 
+  /// After the keys of `tile`.
   __device__ void hand_over_if_due(const TileToLoad& tile) {
     if (tile.is_first()) tiles_ahead_ = 0;
     if (tiles_ahead_ == kHandedOver) return;
-    const bool room_for_keys = 2 * tiles_ahead_ < C::kSlots;
-    if (room_for_keys &&
-        !barrier_is_over(shared_address(&shared_.fixed.queries_empty), query_parity_ ^ 1)) {
-      ++tiles_ahead_;
-      return;
-    }
+    ++tiles_ahead_;
+    const bool may_wait = 2 * tiles_ahead_ < C::kSlots && !tile.is_last();
+    const std::uint32_t empty = shared_address(&shared_.fixed.queries_empty);
+    if (may_wait && !__all_sync(kAllLanes, barrier_is_over(empty, query_parity_ ^ 1))) return;
     hand_over(tile.unit);
   }
 
