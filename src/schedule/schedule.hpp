@@ -142,11 +142,10 @@ QUIRE_HOST_DEVICE inline PlacedCut place_cut(const TilePolicy& policy,
                                              const core::BatchArrays& batch, ScheduleView schedule,
                                              std::int32_t index);
 
-/// Completes a range whose `rest` and `end` are where it starts and ends: takes the first item off.
-QUIRE_HOST_DEVICE inline void take_first_item(const TilePolicy& policy,
-                                              const core::ProblemShape& shape,
-                                              const core::BatchArrays& batch, ScheduleView schedule,
-                                              std::int32_t index);
+/// The range between two cuts, its first item taken off.
+QUIRE_HOST_DEVICE inline Range make_range(const TilePolicy& policy, const core::ProblemShape& shape,
+                                          const core::BatchArrays& batch, const PlacedCut& begin,
+                                          const PlacedCut& end, std::int32_t index);
 
 /// Fills the schedule on the host. O(num_seqs).
 inline void build(const TilePolicy& policy, const core::ProblemShape& shape,
@@ -160,6 +159,10 @@ inline bool describes(ScheduleView schedule, const TilePolicy& policy,
 /// Walks a range, piece by piece.
 class WorkCursor {
  public:
+  /// @param index  Of the range.
+  QUIRE_HOST_DEVICE WorkCursor(const TilePolicy& policy, const core::ProblemShape& shape,
+                               const core::BatchArrays& batch, const Range& range,
+                               std::int32_t index);
   QUIRE_HOST_DEVICE WorkCursor(const TilePolicy& policy, const core::ProblemShape& shape,
                                const core::BatchArrays& batch, ScheduleView schedule,
                                std::int32_t index);
@@ -167,9 +170,9 @@ class WorkCursor {
   QUIRE_HOST_DEVICE bool next(WorkItem& item);
 
  private:
-  friend QUIRE_HOST_DEVICE inline void take_first_item(const TilePolicy&, const core::ProblemShape&,
-                                                       const core::BatchArrays&, ScheduleView,
-                                                       std::int32_t);
+  friend QUIRE_HOST_DEVICE inline Range make_range(const TilePolicy&, const core::ProblemShape&,
+                                                   const core::BatchArrays&, const PlacedCut&,
+                                                   const PlacedCut&, std::int32_t);
   QUIRE_HOST_DEVICE void begin_rest();
   QUIRE_HOST_DEVICE bool next_of_rest(WorkItem& item);
   QUIRE_HOST_DEVICE void step_over_unit();
@@ -177,7 +180,7 @@ class WorkCursor {
   const TilePolicy& policy_;
   const core::ProblemShape& shape_;
   const core::BatchArrays& batch_;
-  const Range* range_;
+  const Range& range_;
   std::int32_t index_;
   std::int32_t items_ = 0;  // found so far, up to 2
   PlacedCut at_;

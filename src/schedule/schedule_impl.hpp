@@ -377,9 +377,7 @@ inline void build(const TilePolicy& policy, const core::ProblemShape& shape,
   PlacedCut begin = place_cut(policy, shape, batch, schedule, 0);
   for (std::int32_t index = 0; index < policy.num_ranges; ++index) {
     const PlacedCut end = place_cut(policy, shape, batch, schedule, index + 1);
-    schedule.ranges[index].rest = begin;
-    schedule.ranges[index].end = end;
-    take_first_item(policy, shape, batch, schedule, index);
+    schedule.ranges[index] = make_range(policy, shape, batch, begin, end, index);
     schedule.arrivals[index] = 0;
     begin = end;
   }
@@ -393,18 +391,20 @@ inline bool describes(ScheduleView schedule, const TilePolicy& policy,
 
 QUIRE_HOST_DEVICE inline WorkCursor::WorkCursor(const TilePolicy& policy,
                                                 const core::ProblemShape& shape,
+                                                const core::BatchArrays& batch, const Range& range,
+                                                std::int32_t index)
+    : policy_(policy), shape_(shape), batch_(batch), range_(range), index_(index) {}
+
+QUIRE_HOST_DEVICE inline WorkCursor::WorkCursor(const TilePolicy& policy,
+                                                const core::ProblemShape& shape,
                                                 const core::BatchArrays& batch,
                                                 ScheduleView schedule, std::int32_t index)
-    : policy_(policy),
-      shape_(shape),
-      batch_(batch),
-      range_(schedule.ranges + index),
-      index_(index) {}
+    : WorkCursor(policy, shape, batch, schedule.ranges[index], index) {}
 
 QUIRE_HOST_DEVICE inline bool WorkCursor::next(WorkItem& item) {
   if (items_ == 0) {
     items_ = 1;
-    item = range_->first;
+    item = range_.first;
     return item.q_end > item.q_begin;
   }
   if (items_ == 1) begin_rest();
@@ -413,12 +413,12 @@ QUIRE_HOST_DEVICE inline bool WorkCursor::next(WorkItem& item) {
 
 QUIRE_HOST_DEVICE inline void WorkCursor::begin_rest() {
   items_ = 2;
-  at_ = range_->rest;
+  at_ = range_.rest;
   units_ = units_of(policy_, shape_, at_.lengths);
 }
 
 QUIRE_HOST_DEVICE inline void WorkCursor::step_over_unit() {
-  const PlacedCut& end = range_->end;
+  const PlacedCut& end = range_.end;
   const std::int32_t seq = at_.cut.seq;
   at_.cut = detail::after_unit(units_, at_.cut);
   if (at_.cut.seq == seq) return;
@@ -434,7 +434,7 @@ QUIRE_HOST_DEVICE inline void WorkCursor::step_over_unit() {
 
 QUIRE_HOST_DEVICE inline bool WorkCursor::next_of_rest(WorkItem& item) {
   const Cut at = at_.cut;
-  const Cut end = range_->end.cut;
+  const Cut end = range_.end.cut;
   const bool in_last_unit =
       at.seq == end.seq && at.head_unit == end.head_unit && at.q_tile == end.q_tile;
   if (in_last_unit && at.kv_tile >= end.kv_tile) return false;
@@ -454,35 +454,35 @@ QUIRE_HOST_DEVICE inline bool WorkCursor::next_of_rest(WorkItem& item) {
   item.kv_begin = at.kv_tile == 0 ? keys.begin : static_cast<std::int32_t>(key_at(at.kv_tile));
   item.kv_end = in_last_unit ? static_cast<std::int32_t>(key_at(end.kv_tile)) : keys.end;
   const SplitUnit split = at.kv_tile > 0 ? at_.split
-                          : in_last_unit ? range_->end.split
+                          : in_last_unit ? range_.end.split
                                          : SplitUnit{index_, 1};
   item.piece = index_ - split.first_range;
   item.num_pieces = split.num_pieces;
   item.first_range = split.first_range;
 
   if (in_last_unit) {
-    at_ = range_->end;
+    at_ = range_.end;
   } else {
     step_over_unit();
   }
   return true;
 }
 
-QUIRE_HOST_DEVICE inline void take_first_item(const TilePolicy& policy,
-                                              const core::ProblemShape& shape,
-                                              const core::BatchArrays& batch, ScheduleView schedule,
-                                              std::int32_t index) {
-  Range& range = schedule.ranges[index];
-  WorkCursor cursor(policy, shape, batch, schedule, index);
+QUIRE_HOST_DEVICE inline Range make_range(const TilePolicy& policy, const core::ProblemShape& shape,
+                                          const core::BatchArrays& batch, const PlacedCut& begin,
+                                          const PlacedCut& end, std::int32_t index) {
+  Range range;
+  range.first_lengths = begin.lengths;
+  range.rest = begin;
+  range.end = end;
+  WorkCursor cursor(policy, shape, batch, range, index);
   cursor.begin_rest();
-  range.first = {};
-  range.first_lengths = range.rest.lengths;
-  range.first_token = 0;
   WorkItem first;
-  if (!cursor.next_of_rest(first)) return;
+  if (!cursor.next_of_rest(first)) return range;
   range.first = first;
   range.first_token = batch.qo_indptr[first.seq] + first.q_begin;
   range.rest = cursor.at_;
+  return range;
 }
 
 }  // namespace quire::schedule

@@ -139,41 +139,81 @@ __device__ inline bool arrive_last(const AttendParams& params, const Unit& unit)
   return true;
 }
 
+/// One row of a split unit, by one warp: its lanes first weigh 32 pieces at a time, then add them up,
+/// each in its columns [column, column + 4).
+class RowMerge {
+ public:
+  __device__ RowMerge(const AttendParams& params, const Unit& unit, std::int32_t row, int column)
+      : params_(params), unit_(unit), row_(row), column_(column) {}
+
+  __device__ void run() {
+    for (std::int32_t first = 0; first < unit_.num_pieces; first += kWarpSize) {
+      add(first, min(kWarpSize, unit_.num_pieces - first));
+    }
+  }
+
+  __device__ void store() {
+    if (column_ >= params_.shape.head_dim_vo) return;
+    const RowTarget target = row_target(params_, unit_, row_);
+    const RowResult result = result_of(params_, target.head, max_, sum_);
+    for (float& value : o_) value *= result.o_scale;
+    store_o(params_, target, column_, o_);
+    if (column_ == 0) store_lse(params_, target, result.lse);
+  }
+
+ private:
+  __device__ void add(std::int32_t first, std::int32_t count) {
+    const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
+    float piece_max = kNoKey;
+    float piece_sum = 0.0F;
+    if (lane < count) {
+      const PartialSlot slot(params_, unit_, first + lane);
+      piece_max = __ldcg(slot.max + row_);
+      piece_sum = __ldcg(slot.sum + row_);
+    }
+    const float top = fmaxf(max_, warp_max(piece_max));
+    const float base = top == kNoKey ? 0.0F : top;
+    const float factor = exp2_fast(max_ - base);
+    const float weight = exp2_fast(piece_max - base);
+    max_ = top;
+    sum_ = sum_ * factor + warp_sum(weight * piece_sum);
+    for (float& value : o_) value *= factor;
+    const bool in_row = column_ < params_.shape.head_dim_vo;
+#pragma unroll 4
+    for (std::int32_t piece = 0; piece < count; ++piece) {
+      const float piece_weight = __shfl_sync(kAllLanes, weight, piece);
+      const PartialSlot slot(params_, unit_, first + piece);
+      const float* from = slot.o + row_ * params_.shape.head_dim_vo + (in_row ? column_ : 0);
+      const float4 part = __ldcg(reinterpret_cast<const float4*>(from));
+      o_[0] += piece_weight * part.x;
+      o_[1] += piece_weight * part.y;
+      o_[2] += piece_weight * part.z;
+      o_[3] += piece_weight * part.w;
+    }
+  }
+
+  const AttendParams& params_;
+  const Unit& unit_;
+  const std::int32_t row_;
+  const int column_;
+  float max_ = kNoKey;
+  float sum_ = 0.0F;
+  float o_[4] = {};
+};
+
 /// Joins the pieces of a split unit in the order of the keys and writes o and lse.
 __device__ inline void merge_pieces(const AttendParams& params, const Unit& unit, int thread,
                                     int threads) {
-  constexpr int kColumns = 4;
-  const std::int32_t columns = params.shape.head_dim_vo / kColumns;
+  constexpr int kColumns = 4 * kWarpSize;  // of a warp
+  const int lane = thread % kWarpSize;
 #pragma unroll 1
-  for (std::int32_t i = thread; i < unit.rows * columns; i += threads) {
-    const std::int32_t row = i / columns;
-    const std::int32_t column = i % columns * kColumns;
-    float max = kNoKey;
-    float sum = 0.0F;
-    float o[kColumns] = {};
-#pragma unroll 4
-    for (std::int32_t piece = 0; piece < unit.num_pieces; ++piece) {
-      const PartialSlot slot(params, unit, piece);
-      const float piece_max = __ldcg(slot.max + row);
-      const float piece_sum = __ldcg(slot.sum + row);
-      const float4 part =
-          __ldcg(reinterpret_cast<const float4*>(slot.o + row * params.shape.head_dim_vo + column));
-      const float top = fmaxf(max, piece_max);
-      const float base = top == kNoKey ? 0.0F : top;
-      const float factor = exp2_fast(max - base);
-      const float weight = exp2_fast(piece_max - base);
-      max = top;
-      sum = sum * factor + weight * piece_sum;
-      o[0] = o[0] * factor + weight * part.x;
-      o[1] = o[1] * factor + weight * part.y;
-      o[2] = o[2] * factor + weight * part.z;
-      o[3] = o[3] * factor + weight * part.w;
+  for (std::int32_t row = thread / kWarpSize; row < unit.rows; row += threads / kWarpSize) {
+#pragma unroll 1
+    for (int column = lane * 4; column - lane * 4 < params.shape.head_dim_vo; column += kColumns) {
+      RowMerge merge(params, unit, row, column);
+      merge.run();
+      merge.store();
     }
-    const RowTarget target = row_target(params, unit, row);
-    const RowResult result = result_of(params, target.head, max, sum);
-    for (float& value : o) value *= result.o_scale;
-    store_o(params, target, column, o);
-    if (column == 0) store_lse(params, target, result.lse);
   }
 }
 

@@ -36,14 +36,14 @@ class UnitCursor {
  public:
   __device__ UnitCursor(const AttendParams& params, std::int32_t range)
       : params_(params),
-        range_(params.schedule.ranges + range),
-        cursor_(params.policy, params.shape, params.batch, params.schedule, range) {}
+        range_(params.schedule.ranges[range]),
+        cursor_(params.policy, params.shape, params.batch, range_, range) {}
 
   /// The first unit, as it stands in the schedule; without rows if the range is empty.
   __device__ Unit first() {
     schedule::WorkItem item;
     cursor_.next(item);
-    return unit_of(params_, item, range_->first_lengths, range_->first_token);
+    return unit_of(params_, item, range_.first_lengths, range_.first_token);
   }
   /// The next one; without rows at the end.
   __device__ Unit next() {
@@ -55,7 +55,7 @@ class UnitCursor {
 
  private:
   const AttendParams& params_;
-  const schedule::Range* range_;
+  const schedule::Range& range_;
   schedule::WorkCursor cursor_;
 };
 

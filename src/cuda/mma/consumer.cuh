@@ -74,17 +74,19 @@ class UnitAttention {
   }
 
   __device__ void run() {
-    take_queries();
+    if (takes_part(0)) take_queries();
     for (std::int32_t key = unit_.kv_begin / kTileKeys * kTileKeys; key < unit_.kv_end;
          key += kTileKeys) {
       float scores[kRowTiles][kKeyTiles][4];  // a fragment: 16 rows × 8 keys
-      score(scores);
-      to_logits(scores, key + warp_ * kWarpKeys);
-      online_softmax(scores);
-      accumulate();
+      if (takes_part(0)) {
+        score(scores);
+        to_logits(scores, key + warp_ * kWarpKeys);
+      }
+      if (takes_part(1)) online_softmax(scores);
+      if (takes_part(2)) accumulate();
     }
     if constexpr (!kQueriesInRegisters) release_queries();
-    finish();
+    if (takes_part(3)) finish();
   }
 
  private:
@@ -100,6 +102,14 @@ class UnitAttention {
   static constexpr bool kQueriesInRegisters = kRowTiles * kQuerySteps <= 8;
   /// Of the loops over steps: what keeps the registers of all bodies within a block's share.
   static constexpr int kUnroll = kQueriesInRegisters ? kQuerySteps : 2;
+
+  /// In a rehearsal, which is of a single row tile, each warp goes through one part.
+  __device__ bool rehearses() const { return kRowTiles == 1 && state_.rehearses; }
+  __device__ bool takes_part(int part) const { return !rehearses() || warp_ == part; }
+
+  __device__ void sync(NamedBarrier barrier) const {
+    if (!rehearses()) named_barrier<kConsumers>(barrier);
+  }
 
   /// Row `half` (0 or 1) of row tile `tile` that this thread's fragments hold.
   __device__ int row_of(int tile, int half) const { return tile * 16 + half * 8 + group_; }
@@ -130,14 +140,14 @@ class UnitAttention {
   // --- ring ------------------------------------------------------------------------------------
 
   __device__ std::uint32_t wait_for_slot() {
-    if (!state_.rehearses) {
+    if (!rehearses()) {
       barrier_wait(shared_address(&shared_.full[state_.position.slot]), state_.position.parity);
     }
     return shared_address(shared_.ring[state_.position.slot]);
   }
 
   __device__ void release_slot() {
-    if (state_.rehearses) return;
+    if (rehearses()) return;
     __syncwarp();
     if (lane_ == 0) barrier_arrive(shared_address(&shared_.empty[state_.position.slot]));
     state_.position.advance();
@@ -247,7 +257,7 @@ class UnitAttention {
   /// Logits to weights in shared memory; maxima, sums and o follow.
   __device__ void online_softmax(float (&scores)[kRowTiles][kKeyTiles][4]) {
     publish_maxima(scores);
-    named_barrier<kConsumers>(kMaximaWritten);
+    sync(kMaximaWritten);
     raise_maxima();
 #pragma unroll
     for (int tile = 0; tile < kRowTiles; ++tile) {
@@ -266,7 +276,7 @@ class UnitAttention {
         }
       }
     }
-    named_barrier<kConsumers>(kWeightsWritten);
+    sync(kWeightsWritten);
   }
 
   __device__ void publish_maxima(const float (&scores)[kRowTiles][kKeyTiles][4]) {
@@ -388,7 +398,7 @@ class UnitAttention {
         if (warp_ == 0) shared_.fixed.final_maxima[row] = max_[tile][half];
       }
     }
-    named_barrier<kConsumers>(kUnitEnd);
+    sync(kUnitEnd);
   }
 
   /// This warp's columns of one row tile, [16, kColumns] in fp32, where its share of the weights was.

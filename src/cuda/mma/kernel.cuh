@@ -32,7 +32,8 @@ __device__ void init(typename C::Shared& shared) {
     barrier_init(shared_address(&shared.fixed.queries_full), kWarpSize + 1);
     barrier_init(shared_address(&shared.fixed.queries_empty), kConsumerWarps);
     shared.fixed.units[1] = {};
-    shared.fixed.units[1].kv_end = kTileKeys;  // one tile, no rows
+    shared.fixed.units[1].kv_end = kTileKeys;  // one tile, all of it seen, no rows
+    shared.fixed.units[1].lengths = {1, kTileKeys};
   }
   __syncthreads();
 }
@@ -64,8 +65,8 @@ __device__ void attend_unit(ConsumerState<C>& state, const Unit& unit) {
   if (unit.num_pieces > 1) finish_piece(state, unit);
 }
 
-/// All units of the range; before them, one tile of whatever lies in shared memory, while the first
-/// keys are on their way. Nothing comes of it but that the instructions are in the caches when the
+/// All units of the range; before them, one tile of whatever lies in shared memory, each warp a part
+/// of it, while the first keys are on their way. Nothing comes of it but that the instructions are in the caches when the
 /// keys arrive: from device memory they take longer than the keys.
 template <typename C>
 __device__ void attend_units(ConsumerState<C>& state) {

@@ -39,15 +39,15 @@ class TileStream {
 
   [[nodiscard]] __device__ const TileToLoad& tile() const { return tile_; }
 
-  /// Asks for the page ids of the next tile; whoever needs them waits.
+  /// To the next tile of the unit; asks for its page ids.
   __device__ void advance() {
-    if (tile_.is_last()) {
-      tile_.unit = units_.next();
-      begin_unit();
-    } else {
-      tile_.first_key += kTileKeys;
-      ask_for_pages();
-    }
+    tile_.first_key += kTileKeys;
+    ask_for_pages();
+  }
+  /// To the first tile of the next unit.
+  __device__ void advance_to_next_unit() {
+    tile_.unit = units_.next();
+    begin_unit();
   }
 
  private:
@@ -120,9 +120,13 @@ class Producer {
     TileStream stream(params_, range, lane_);
     while (stream.tile().unit.rows > 0) {
       const TileToLoad& tile = stream.tile();
-      if (!tile.unit.sees_nothing()) load({offset_of(tile, 0), offset_of(tile, 1)});
-      if (loads_keys_) hand_over_if_due(tile);
-      stream.advance();
+      const bool is_first = tile.is_first();
+      const bool is_last = tile.is_last();
+      const std::int64_t offsets[kRowsPerLane] = {offset_of(tile, 0), offset_of(tile, 1)};
+      if (!is_last) stream.advance();  // the next page ids come while this tile waits for its slot
+      if (!tile.unit.sees_nothing()) load(offsets);
+      if (loads_keys_) hand_over_if_due(tile.unit, is_first, is_last);
+      if (is_last) stream.advance_to_next_unit();
     }
     if (loads_keys_) hand_over(Unit{});  // without rows: the end
     wait_for_own_copies();
@@ -131,7 +135,7 @@ class Producer {
  private:
   static constexpr int kHandedOver = -1;
 
-  __device__ void load(const std::int64_t (&&offsets)[kRowsPerLane]) {
+  __device__ void load(const std::int64_t (&offsets)[kRowsPerLane]) {
     barrier_wait(shared_address(&shared_.empty[position_.slot]), position_.parity ^ 1);
     const std::uint32_t to = shared_address(shared_.ring[position_.slot]);
 #pragma unroll 1
@@ -157,15 +161,15 @@ class Producer {
     return offset * static_cast<std::int64_t>(sizeof(typename C::Element));
   }
 
-  /// After the keys of `tile`.
-  __device__ void hand_over_if_due(const TileToLoad& tile) {
-    if (tile.is_first()) tiles_ahead_ = 0;
+  /// After the keys of a tile of `unit`.
+  __device__ void hand_over_if_due(const Unit& unit, bool is_first, bool is_last) {
+    if (is_first) tiles_ahead_ = 0;
     if (tiles_ahead_ == kHandedOver) return;
     ++tiles_ahead_;
-    const bool may_wait = 2 * tiles_ahead_ < C::kSlots && !tile.is_last();
+    const bool may_wait = 2 * tiles_ahead_ < C::kSlots && !is_last;
     const std::uint32_t empty = shared_address(&shared_.fixed.queries_empty);
     if (may_wait && !__all_sync(kAllLanes, barrier_is_over(empty, query_parity_ ^ 1))) return;
-    hand_over(tile.unit);
+    hand_over(unit);
   }
 
   __device__ void hand_over(const Unit& unit) {

@@ -15,7 +15,7 @@ namespace {
 
 constexpr int kThreads = 512;
 constexpr int kWarps = kThreads / kWarpSize;
-constexpr int kSharedSeqs = 4096;  // requests whose running costs fit in shared memory
+constexpr int kSharedSeqs = 2048;  // requests whose running costs fit in shared memory
 
 static_assert(kWarps <= kWarpSize, "the warps' sums are scanned by one warp");
 
@@ -60,6 +60,7 @@ __device__ std::int64_t block_inclusive_sum(std::int64_t value, std::int64_t& to
 struct Shared {
   schedule::Header header;
   std::int64_t cost_before[kSharedSeqs + 1];
+  schedule::PlacedCut cuts[kThreads];  // some ranges' begins and ends
 };
 
 __device__ std::int64_t cost_of_seq(const Arguments& arguments, std::int32_t seq) {
@@ -108,19 +109,22 @@ __global__ void __launch_bounds__(kThreads, 1)
   known.header = &shared.header;
   if (num_seqs <= kSharedSeqs) known.cost_before = shared.cost_before;
   const std::int32_t num_ranges = arguments.policy.num_ranges;
+  const auto thread = static_cast<std::int32_t>(threadIdx.x);
   QUIRE_ROLLED
-  for (auto i = static_cast<std::int32_t>(threadIdx.x); i <= num_ranges; i += kThreads) {
-    const schedule::PlacedCut cut =
-        schedule::place_cut(arguments.policy, arguments.shape, arguments.batch, known, i);
-    if (i > 0) arguments.schedule.ranges[i - 1].end = cut;
-    if (i == num_ranges) break;
-    arguments.schedule.ranges[i].rest = cut;
-    arguments.schedule.arrivals[i] = 0;
-  }
-  __syncthreads();  // a range's end is written by its neighbour's thread
-  QUIRE_ROLLED
-  for (auto i = static_cast<std::int32_t>(threadIdx.x); i < num_ranges; i += kThreads) {
-    schedule::take_first_item(arguments.policy, arguments.shape, arguments.batch, known, i);
+  for (std::int32_t first = 0; first < num_ranges; first += kThreads - 1) {
+    const std::int32_t index = first + thread;
+    if (index <= num_ranges) {
+      shared.cuts[thread] =
+          schedule::place_cut(arguments.policy, arguments.shape, arguments.batch, known, index);
+    }
+    __syncthreads();  // a range ends where its neighbour begins
+    if (index < num_ranges && thread < kThreads - 1) {
+      arguments.schedule.ranges[index] =
+          schedule::make_range(arguments.policy, arguments.shape, arguments.batch,
+                               shared.cuts[thread], shared.cuts[thread + 1], index);
+      arguments.schedule.arrivals[index] = 0;
+    }
+    __syncthreads();
   }
 }
 

@@ -61,9 +61,7 @@ class RowAttention {
   __device__ void run() {
     load_query();
     for (std::int32_t key = unit_.kv_begin; key < unit_.kv_end; key += kTileKeys) attend(key);
-    for (int distance = kWarpSize / 2; distance > 0; distance /= 2) {
-      sum_ += __shfl_xor_sync(kAllLanes, sum_, distance);
-    }
+    sum_ = warp_sum(sum_);
   }
 
   __device__ void store() const {
@@ -98,10 +96,7 @@ class RowAttention {
     const std::int32_t key = first_key + lane_;
     const bool seen = visibility_.sees(query_, key);
     const float logit = seen ? logit_of(key) : kNoKey;
-    float max = logit;
-    for (int distance = kWarpSize / 2; distance > 0; distance /= 2) {
-      max = fmaxf(max, __shfl_xor_sync(kAllLanes, max, distance));
-    }
+    float max = warp_max(logit);
     if (max == kNoKey) return;
     max = fmaxf(max, max_);
     const float factor = exp2f(max_ - max);
