@@ -41,7 +41,7 @@ void add_mma_row(std::vector<core::KernelRow>& rows, std::string_view name, DTyp
   if (dims.empty()) return;
   core::KernelRow row = any_batch();
   row.name = name;
-  row.summary = "tensor cores, 16-bit K and V, up to 64 rows of a group at a time";
+  row.summary = "tensor cores, 16-bit K and V, up to 32 rows of a group at a time";
   row.q_dtypes = core::SetOf<DType>::of(dtype);
   row.kv_dtypes = core::SetOf<DType>::of(dtype);
   row.head_dim_list = dims;

@@ -34,16 +34,15 @@ struct Config {
   static constexpr int kHeadDimVo = kHeadDimVo_;
   static_assert(kHeadDimQk % 32 == 0 && kHeadDimVo % 32 == 0);
 
-  static constexpr int kTileRows = kHeadDimVo > 128 ? 32 : 64;  // o stays in registers
+  static constexpr int kTileRows = 32;  // what o, scores and queries leave of the registers
   static constexpr int kKeyBytes = kHeadDimQk * 2;
   static constexpr int kValueBytes = kHeadDimVo * 2;
   static constexpr int kWeightBytes = kTileKeys * 2;
   static constexpr int kSlotBytes = kTileKeys * (kKeyBytes > kValueBytes ? kKeyBytes : kValueBytes);
 
-  /// Weights of a tile; at a unit's end 16 rows of o in fp32.
-  static constexpr int kWeightsBytes = kTileRows * kWeightBytes > 16 * kHeadDimVo * 4
-                                           ? kTileRows* kWeightBytes
-                                           : 16 * kHeadDimVo * 4;
+  /// Weights of a tile; at a unit's end 8 rows of o in fp32.
+  static constexpr int kWeightsBytes =
+      kTileRows * kWeightBytes > 8 * kHeadDimVo * 4 ? kTileRows* kWeightBytes : 8 * kHeadDimVo * 4;
 
   /// All but the ring.
   struct Fixed {

@@ -377,9 +377,13 @@ class UnitAttention {
     publish_states();
 #pragma unroll
     for (int tile = 0; tile < kRowTiles; ++tile) {
-      if (tile * 16 >= unit_.rows) break;
-      stage(tile);
-      store_rows(tile * 16, min(16, unit_.rows - tile * 16));
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int first = tile * 16 + half * 8;
+        if (first >= unit_.rows) return;
+        stage(tile, half);
+        store_rows(first, min(8, unit_.rows - first));
+      }
     }
   }
 
@@ -401,21 +405,18 @@ class UnitAttention {
     sync(kUnitEnd);
   }
 
-  /// This warp's columns of one row tile, [16, kColumns] in fp32, where its share of the weights was.
+  /// This warp's columns of half a row tile, [8, kColumns] in fp32, where the weights were.
   __device__ float* staged() const {
-    static_assert(sizeof(shared_.fixed.weights) >= kConsumerWarps * 16 * kColumns * sizeof(float));
-    return reinterpret_cast<float*>(shared_.fixed.weights) + warp_ * 16 * kColumns;
+    static_assert(sizeof(shared_.fixed.weights) >= kConsumerWarps * 8 * kColumns * sizeof(float));
+    return reinterpret_cast<float*>(shared_.fixed.weights) + warp_ * 8 * kColumns;
   }
 
-  __device__ void stage(int tile) const {
+  __device__ void stage(int tile, int half) const {
     __syncwarp();
+    float* to = staged() + group_ * kColumns + quad_ * 2;
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      float* to = staged() + (half * 8 + group_) * kColumns + quad_ * 2;
-#pragma unroll
-      for (int column = 0; column < kColumnTiles; ++column) {
-        store_pair(to + column * 8, o_[tile][column][2 * half], o_[tile][column][2 * half + 1]);
-      }
+    for (int column = 0; column < kColumnTiles; ++column) {
+      store_pair(to + column * 8, o_[tile][column][2 * half], o_[tile][column][2 * half + 1]);
     }
     __syncwarp();
   }

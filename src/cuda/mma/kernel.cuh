@@ -4,7 +4,7 @@
 ///
 ///   q [total_q, num_qo_heads, D], K and V pages  ->  o [total_q, num_qo_heads, Dv], lse
 ///
-/// A block walks one range of the schedule: units of at most 64 rows (the queries of a tile times
+/// A block walks one range of the schedule: units of at most 32 rows (the queries of a tile times
 /// the heads of a group, packed) against their keys, 64 at a time. Two warps look pages up and
 /// load (`Producer`), four compute (`UnitAttention`); between them lies a ring of half tiles, K and V in
 /// turn, that stays full across units. Split units are merged by the block that finishes last.
@@ -57,9 +57,7 @@ __device__ void attend_unit(ConsumerState<C>& state, const Unit& unit) {
   }
   if (unit.rows <= 16) {
     UnitAttention<C, 1>(state, unit).run();
-  } else if (unit.rows <= 32) {
-    UnitAttention<C, 2>(state, unit).run();
-  } else if constexpr (C::kTileRows > 32) {
+  } else {
     UnitAttention<C, C::kTileRows / 16>(state, unit).run();
   }
   if (unit.num_pieces > 1) finish_piece(state, unit);
