@@ -35,7 +35,7 @@ schedule::TilePolicy tile_policy(const AttendKernel& kernel, std::int32_t multip
   policy.num_ranges =
       std::min(multiprocessors, kMostMultiprocessors) * kernel.blocks_per_multiprocessor;
   policy.min_split_tiles = 1;
-  policy.cost_of_unit = 2;  // in tiles: reading a tile is what takes time
+  policy.cost_of_unit = 1;  // in tiles: reading a tile is what takes time
   policy.cost_of_tile = 1;
   policy.cost_of_row = 0;
   policy.min_range_cost = 1;

@@ -52,8 +52,8 @@ __device__ __forceinline__ void store_pair(Element* to, float first, float secon
   *reinterpret_cast<std::uint32_t*>(to) = pack<Element>(first, second);
 }
 
-/// Writes neighbouring elements of a row of o in the dtype of o.
-template <int kCount>
+/// Writes neighbouring elements of a row of o: in fp32, if that is the dtype of o, or as `Element`.
+template <typename Element, int kCount>
 __device__ inline void store_o(const AttendParams& params, RowTarget target, std::int32_t column,
                                const float (&values)[kCount]) {
   static_assert(kCount % 2 == 0);
@@ -65,10 +65,8 @@ __device__ inline void store_o(const AttendParams& params, RowTarget target, std
   };
   if (params.shape.o_dtype == DType::kFloat32) {
     store_as(static_cast<float*>(o.data));
-  } else if (params.shape.o_dtype == DType::kBFloat16) {
-    store_as(static_cast<__nv_bfloat16*>(o.data));
   } else {
-    store_as(static_cast<__half*>(o.data));
+    store_as(static_cast<Element*>(o.data));
   }
 }
 
@@ -81,6 +79,7 @@ __device__ inline void store_lse(const AttendParams& params, RowTarget target, f
 
 /// o = 0, lse = −inf for the rows of q beyond the last request. The first `threads` threads of every
 /// block call it.
+template <typename Element>
 __device__ inline void store_padding(const AttendParams& params, int threads) {
   constexpr int kColumns = 2;
   const float zeros[kColumns] = {};
@@ -91,13 +90,14 @@ __device__ inline void store_padding(const AttendParams& params, int threads) {
        token += gridDim.x) {
     for (auto i = static_cast<std::int32_t>(threadIdx.x); i < heads * columns; i += threads) {
       const RowTarget target{token, i / columns};
-      store_o(params, target, i % columns * kColumns, zeros);
+      store_o<Element>(params, target, i % columns * kColumns, zeros);
       if (i % columns == 0) store_lse(params, target, kNoKey);
     }
   }
 }
 
 /// The rows of a unit that sees no key.
+template <typename Element>
 __device__ inline void store_empty_unit(const AttendParams& params, const Unit& unit, int thread,
                                         int threads) {
   constexpr int kColumns = 2;
@@ -107,7 +107,7 @@ __device__ inline void store_empty_unit(const AttendParams& params, const Unit& 
   for (std::int32_t i = thread; i < unit.rows * columns; i += threads) {
     const RowTarget target = row_target(params, unit, i / columns);
     const std::int32_t column = i % columns * kColumns;
-    store_o(params, target, column, zeros);
+    store_o<Element>(params, target, column, zeros);
     if (column == 0) store_lse(params, target, kNoKey);
   }
 }
@@ -141,6 +141,7 @@ __device__ inline bool arrive_last(const AttendParams& params, const Unit& unit)
 
 /// One row of a split unit, by one warp: its lanes first weigh 32 pieces at a time, then add them up,
 /// each in its columns [column, column + 4).
+template <typename Element>
 class RowMerge {
  public:
   __device__ RowMerge(const AttendParams& params, const Unit& unit, std::int32_t row, int column)
@@ -157,7 +158,7 @@ class RowMerge {
     const RowTarget target = row_target(params_, unit_, row_);
     const RowResult result = result_of(params_, target.head, max_, sum_);
     for (float& value : o_) value *= result.o_scale;
-    store_o(params_, target, column_, o_);
+    store_o<Element>(params_, target, column_, o_);
     if (column_ == 0) store_lse(params_, target, result.lse);
   }
 
@@ -202,6 +203,7 @@ class RowMerge {
 };
 
 /// Joins the pieces of a split unit in the order of the keys and writes o and lse.
+template <typename Element>
 __device__ inline void merge_pieces(const AttendParams& params, const Unit& unit, int thread,
                                     int threads) {
   constexpr int kColumns = 4 * kWarpSize;  // of a warp
@@ -210,7 +212,7 @@ __device__ inline void merge_pieces(const AttendParams& params, const Unit& unit
   for (std::int32_t row = thread / kWarpSize; row < unit.rows; row += threads / kWarpSize) {
 #pragma unroll 1
     for (int column = lane * 4; column - lane * 4 < params.shape.head_dim_vo; column += kColumns) {
-      RowMerge merge(params, unit, row, column);
+      RowMerge<Element> merge(params, unit, row, column);
       merge.run();
       merge.store();
     }

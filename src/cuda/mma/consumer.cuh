@@ -187,12 +187,14 @@ class UnitAttention {
 
   /// Products to logits in units of log 2; −inf where a query does not see a key.
   __device__ void to_logits(float (&scores)[kRowTiles][kKeyTiles][4], std::int32_t first_key) {
-    if (logits_.is_linear()) {
+    if (logits_.is_linear()) [[likely]] {
       for_each(scores, [&](float& x, int, int) { x *= logits_.scale(); });
     } else {
       bend(scores, first_key);
     }
-    if (visibility_.sees_all(first_key, first_key + kWarpKeys)) return;
+    if (visibility_.sees_all(first_key, first_key + kWarpKeys)) [[likely]] {
+      return;
+    }
     const std::uint32_t seen = visible_elements(first_key);
     std::uint32_t bit = 1;
     for_each(scores, [&](float& x, int, int) {
@@ -375,15 +377,10 @@ class UnitAttention {
   /// Final results, or the partial result of a piece.
   __device__ void finish() {
     publish_states();
-#pragma unroll
-    for (int tile = 0; tile < kRowTiles; ++tile) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int first = tile * 16 + half * 8;
-        if (first >= unit_.rows) return;
-        stage(tile, half);
-        store_rows(first, min(8, unit_.rows - first));
-      }
+#pragma unroll 1
+    for (int first = 0; first < unit_.rows; first += 8) {
+      stage(first / 8);
+      store_rows(first, min(8, unit_.rows - first));
     }
   }
 
@@ -411,14 +408,25 @@ class UnitAttention {
     return reinterpret_cast<float*>(shared_.fixed.weights) + warp_ * 8 * kColumns;
   }
 
-  __device__ void stage(int tile, int half) const {
+  __device__ void stage(int half_tile) const {
     __syncwarp();
     float* to = staged() + group_ * kColumns + quad_ * 2;
 #pragma unroll
     for (int column = 0; column < kColumnTiles; ++column) {
-      store_pair(to + column * 8, o_[tile][column][2 * half], o_[tile][column][2 * half + 1]);
+      store_pair(to + column * 8, of_half_tile(half_tile, column, 0),
+                 of_half_tile(half_tile, column, 1));
     }
     __syncwarp();
+  }
+
+  /// An element of o by a number that only run time knows: registers cannot be indexed.
+  __device__ float of_half_tile(int half_tile, int column, int i) const {
+    float value = o_[0][column][i];
+#pragma unroll
+    for (int other = 1; other < 2 * kRowTiles; ++other) {
+      if (half_tile == other) value = o_[other / 2][column][other % 2 * 2 + i];
+    }
+    return value;
   }
 
   /// Rows [first, first + count) of the unit from where they are staged.
@@ -446,7 +454,7 @@ class UnitAttention {
       const RowResult result = result_of(params_, target.head, max, sum);
       const float scaled[kAtOnce] = {o.x * result.o_scale, o.y * result.o_scale,
                                      o.z * result.o_scale, o.w * result.o_scale};
-      store_o(params_, target, column, scaled);
+      store_o<Element>(params_, target, column, scaled);
       if (column == 0) store_lse(params_, target, result.lse);
     }
   }

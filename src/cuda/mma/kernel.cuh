@@ -45,13 +45,15 @@ __device__ void finish_piece(ConsumerState<C>& state, const Unit& unit) {
   named_barrier<kConsumers>(kUnitEnd);
   if (thread == 0) state.shared.fixed.is_last = arrive_last(state.params, unit);
   named_barrier<kConsumers>(kUnitEnd);
-  if (state.shared.fixed.is_last) merge_pieces(state.params, unit, thread, kConsumers);
+  if (state.shared.fixed.is_last)
+    merge_pieces<typename C::Element>(state.params, unit, thread, kConsumers);
 }
 
 template <typename C>
 __device__ void attend_unit(ConsumerState<C>& state, const Unit& unit) {
   if (unit.sees_nothing()) {
-    store_empty_unit(state.params, unit, state.warp * kWarpSize + state.lane, kConsumers);
+    store_empty_unit<typename C::Element>(state.params, unit, state.warp * kWarpSize + state.lane,
+                                          kConsumers);
     state.release_queries();
     return;
   }
@@ -100,7 +102,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(typename C::Shared) <= kHalf 
   }
   ConsumerState<C> state{params, shared, warp, lane};
   attend_units(state);
-  store_padding(params, kConsumers);
+  store_padding<typename C::Element>(params, kConsumers);
 }
 
 /// The kernel as the host launches it.

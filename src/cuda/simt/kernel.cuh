@@ -152,7 +152,7 @@ class RowAttention {
       float values[kChunk];
 #pragma unroll
       for (int i = 0; i < kChunk; ++i) values[i] = o_[chunk][i] * result.o_scale;
-      store_o(params_, target, column, values);
+      store_o<QueryElement>(params_, target, column, values);
     }
     if (lane_ == 0) store_lse(params_, target, result.lse);
   }
@@ -192,7 +192,7 @@ __device__ void attend_unit(const AttendParams& params, const Unit& unit, Shared
   const int warp = thread / kWarpSize;
   const int lane = thread % kWarpSize;
   if (unit.sees_nothing()) {
-    store_empty_unit(params, unit, thread, kThreads);
+    store_empty_unit<QueryElement>(params, unit, thread, kThreads);
     return;
   }
   for (std::int32_t row = warp; row < unit.rows; row += kWarps) {
@@ -204,7 +204,7 @@ __device__ void attend_unit(const AttendParams& params, const Unit& unit, Shared
   __syncthreads();
   if (thread == 0) shared.is_last = arrive_last(params, unit);
   __syncthreads();
-  if (shared.is_last) merge_pieces(params, unit, thread, kThreads);
+  if (shared.is_last) merge_pieces<QueryElement>(params, unit, thread, kThreads);
 }
 
 template <typename QueryElement, typename KvElement>
@@ -217,7 +217,7 @@ __global__ void __launch_bounds__(kThreads)
   for (Unit unit = units.first(); unit.rows > 0; unit = units.next()) {
     attend_unit<QueryElement, KvElement>(params, unit, shared);
   }
-  store_padding(params, kThreads);
+  store_padding<QueryElement>(params, kThreads);
 }
 
 template <typename QueryElement, typename KvElement>
