@@ -5,8 +5,13 @@
 
 #if defined(__CUDACC__)
 #define QUIRE_HOST_DEVICE __host__ __device__
-#define QUIRE_ROLLED _Pragma("unroll 1")  // before a loop whose copies would only fill caches
 #else
 #define QUIRE_HOST_DEVICE
+#endif
+
+/// Before a loop whose copies would only fill a GPU's instruction caches.
+#if defined(__CUDA_ARCH__)
+#define QUIRE_ROLLED _Pragma("unroll 1")
+#else
 #define QUIRE_ROLLED
 #endif

@@ -92,7 +92,7 @@ TEST(Append, WritesLargeBatchesInParallel) {
 TEST(Append, IgnoresTheMasksOfTheBatch) {
   AppendBatch batch({});
   batch.batch.full_mask_indptr = TensorView(nullptr, DType::kInt32, {0});  // must not be followed
-  EXPECT_TRUE(batch.append().ok());
+  EXPECT_TRUE(append(batch).ok());
 }
 
 TEST(Append, RefusesABadSlotOrPageAndWritesNothing) {
