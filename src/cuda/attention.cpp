@@ -62,8 +62,9 @@ class ScratchLayout {
   std::size_t head_dim_;
 };
 
-/// Where a kernel that fits the device's shared memory is chosen; without a device, the larger one.
-constexpr std::size_t kAnySharedMemory = ~std::size_t{0};
+/// Devices that can give a block as much, or as little, shared memory as any kernel asks for.
+constexpr std::size_t kMuchSharedMemory = ~std::size_t{0};
+constexpr std::size_t kLittleSharedMemory = 0;
 
 WorkspaceSizes sizes_for(const core::AttentionConfig& config, const AttendKernel& kernel) {
   const schedule::TilePolicy most = tile_policy(kernel, kMostMultiprocessors);
@@ -214,7 +215,9 @@ class CudaAttention final : public internal::AttentionBackend {
 }  // namespace
 
 WorkspaceSizes workspace_sizes(const core::AttentionConfig& config) {
-  return sizes_for(config, kernel_for(config, kAnySharedMemory));
+  const WorkspaceSizes most = sizes_for(config, kernel_for(config, kMuchSharedMemory));
+  const WorkspaceSizes least = sizes_for(config, kernel_for(config, kLittleSharedMemory));
+  return {std::max(most.schedule, least.schedule), std::max(most.scratch, least.scratch)};
 }
 
 std::unique_ptr<internal::AttentionBackend> make_attention(const core::AttentionConfig& config) {
