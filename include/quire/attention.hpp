@@ -16,9 +16,9 @@
 ///     o(i)   = v_scale · Σ_t exp(s(i,t) − lse(i)) · v(t)            over the visible keys t
 ///     lse(i) = log( Σ_t exp(s(i,t)) + exp(sink) )                   natural logarithm
 ///
-/// A row that sees no key has o = 0 and lse = −inf (sinks or not). Memory that no query of the batch
-/// may see is not read. Values that only some queries of a request see must be finite: kernels may
-/// multiply them by 0 for the others (those of the CPU and `cuda.simt` do not).
+/// A row that sees no key has o = 0 and lse = −inf (sinks or not). Memory that no query of the
+/// batch may see is not read. Values that only some queries of a request see must be finite:
+/// kernels may multiply them by 0 for the others (those of the CPU and `cuda.simt` do not).
 #pragma once
 
 #include <cstddef>
@@ -46,8 +46,8 @@ enum class KvLayout : std::int32_t {
 enum class Mask : std::int32_t {
   kNone = 0,    ///< Every key.
   kCausal = 1,  ///< Keys at or before the query's own position (aligned to the end).
-  /// Every key before the request's new ones and, of the new ones, exactly those whose bit is set in
-  /// `Batch::tree_mask`: a query sees its own key only if its bit is set.
+  /// Every key before the request's new ones and, of the new ones, exactly those whose bit is set
+  /// in `Batch::tree_mask`: a query sees its own key only if its bit is set.
   kTree = 2,
   kFull = 3,  ///< The keys whose bit is set (`Batch::full_mask`).
 };
@@ -180,8 +180,8 @@ struct CallOptions {
 /// How an `Attention` is made.
 struct AttentionOptions {
   Executor* executor = nullptr;  ///< CPU threads; null takes `default_executor()`. Must outlive it.
-  /// Forces the kernel of this name (`quire info` lists them). Empty: the first that serves the spec
-  /// or, on the CPU, the one that the environment asks for: `QUIRE_CPU_TIER=portable` takes
+  /// Forces the kernel of this name (`quire info` lists them). Empty: the first that serves the
+  /// spec or, on the CPU, the one that the environment asks for: `QUIRE_CPU_TIER=portable` takes
   /// `cpu.portable`.
   std::string kernel{};
 };
@@ -250,11 +250,11 @@ class QUIRE_API Attention {
   /// Every row of o and lse is written: rows beyond `qo_indptr[num_seqs]` get o = 0, lse = −inf.
   /// @param batch     The batch that `schedule` was made for.
   /// @param tensors   See `AttentionTensors`.
-  /// @param schedule  As `schedule()` left it. Written while the call runs (runs that overlap in time
-  ///   need schedules of their own); ready for the next `run()` afterwards.
+  /// @param schedule  As `schedule()` left it. Written while the call runs (runs that overlap in
+  ///   time need schedules of their own); ready for the next `run()` afterwards.
   /// @param scratch   At least `workspace_sizes().scratch` bytes; any content.
-  /// @return The codes of `schedule()`. `kInvalidArgument` also for a schedule that `schedule()` did
-  ///   not leave for this batch and for page ids that the cache does not have (on the CPU, where
+  /// @return The codes of `schedule()`. `kInvalidArgument` also for a schedule that `schedule()`
+  ///   did not leave for this batch and for page ids that the cache does not have (on the CPU, where
   ///   they are checked before they are followed; elsewhere through `CallOptions::check`).
   Status run(const Batch& batch, const AttentionTensors& tensors, Workspace schedule,
              Workspace scratch, const CallOptions& call = {}) const noexcept;
@@ -291,8 +291,8 @@ struct AppendTensors {
 /// @param layout  Of k_cache and v_cache, whose page_size is read from their shape.
 /// @param batch   Read only if `slot_mapping` is not given: `qo_indptr` and a page table with
 /// lengths.
-/// @return `kInvalidArgument` (a wrong shape, dtype, slot or page id), `kTooLong` (a request of more
-///   keys than int32 counts), `kUnsupported`, `kDeviceError`, `kOutOfMemory` (for the sentence of
+/// @return `kInvalidArgument` (a wrong shape, dtype, slot or page id), `kTooLong` (a request of
+///   more keys than int32 counts), `kUnsupported`, `kDeviceError`, `kOutOfMemory` (for the sentence of
 ///   one of these, or as `default_executor()` throws it); nothing is written then (on the CPU, and
 ///   on CUDA for what the host can see).
 QUIRE_API Status append(Device device, KvLayout layout, const Batch& batch,
@@ -335,8 +335,8 @@ enum class CheckedItem : std::int32_t {
 };
 
 /// Reads the record of checked mode, which it leaves as it is, and turns it into its sentence.
-/// Synchronises with `call.stream`. @return Ok if nothing was found, else the code that the CPU gives the same
-///   offence: `kInvalidArgument` or `kTooLong`; `kInvalidArgument` for no record, `kDeviceError`.
+/// Synchronises with `call.stream`. @return Ok if nothing was found, else the code that the CPU
+///   gives the same offence: `kInvalidArgument` or `kTooLong`; `kInvalidArgument` for no record, `kDeviceError`.
 [[nodiscard]] QUIRE_API Status check_result(Device device, const CheckRecord* record,
                                             const CallOptions& call = {}) noexcept;
 

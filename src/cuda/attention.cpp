@@ -20,8 +20,8 @@
 namespace quire::cuda {
 namespace {
 
-/// Workspaces are sized for so many, so that their sizes are known without a device; a larger device
-/// is not filled.
+/// Workspaces are sized for so many, so that their sizes are known without a device; a larger
+/// device is not filled.
 constexpr std::int32_t kMostMultiprocessors = 160;
 
 /// Bytes that queries, keys and values are read at once.

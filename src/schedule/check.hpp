@@ -13,8 +13,8 @@
 namespace quire::schedule {
 
 /// Checks the lengths, offsets and pages of one request at a time. Reads nothing that an earlier
-/// check of the same request has not allowed; entry `seq + 1` of an indptr belongs to request `seq`,
-/// entry 0 to the first.
+/// check of the same request has not allowed; entry `seq + 1` of an indptr belongs to request
+/// `seq`, entry 0 to the first.
 class RequestChecks {
  public:
   QUIRE_HOST_DEVICE RequestChecks(const core::ProblemShape& shape, const BatchLimits& limits,

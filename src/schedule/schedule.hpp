@@ -4,9 +4,9 @@
 ///
 /// A **unit** is a tile of a request's queries for one kv head (or, for requests with few rows, for
 /// all of them) against all keys that the tile can see, in tiles of `keys_per_tile` keys. All
-/// units of the batch, one after another, form a line whose length is their cost. The line is cut into
-/// `num_ranges` ranges of equal cost; a cut inside a unit splits its keys (**split KV**) and its
-/// pieces are merged by whoever finishes last, always in the order of the keys.
+/// units of the batch, one after another, form a line whose length is their cost. The line is cut
+/// into `num_ranges` ranges of equal cost; a cut inside a unit splits its keys (**split KV**) and
+/// its pieces are merged by whoever finishes last, always in the order of the keys.
 ///
 /// The schedule is the running cost of the requests and the ranges. Where a cut lies,
 /// into how many pieces a unit falls and where a piece leaves its partial result all follow from

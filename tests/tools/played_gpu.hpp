@@ -14,8 +14,8 @@
 
 namespace quire::tool {
 
-/// A GPU that the CPU plays: its memory is the host's, a graph is a function, and every launch takes
-/// 5 microseconds.
+/// A GPU that the CPU plays: its memory is the host's, a graph is a function, and every launch
+/// takes 5 microseconds.
 class PlayedGpu final : public Gpu {
  public:
   /// @param device  What it says it is. Calls of the library need the CPU.

@@ -12,8 +12,8 @@ namespace quire::tool {
 ///   requests of 131,072 keys and 32,768 query tokens.
 BatchLimits engine_limits(const BatchLimits& batch);
 
-/// Measures a workload on a GPU: `run()`, `schedule()` above an empty kernel, and both in one graph;
-/// an append or a schedule by itself.
+/// Measures a workload on a GPU: `run()`, `schedule()` above an empty kernel, and both in one
+/// graph; an append or a schedule by itself.
 Measurement measure_on_gpu(const Workload& workload, const MeasureOptions& options,
                            ColdTimer& timer);
 

@@ -77,8 +77,8 @@ __device__ inline void store_lse(const AttendParams& params, RowTarget target, f
       lse;
 }
 
-/// o = 0, lse = −inf for the rows of q beyond the last request. The first `threads` threads of every
-/// block call it.
+/// o = 0, lse = −inf for the rows of q beyond the last request. The first `threads` threads of
+/// every block call it.
 template <typename Element>
 __device__ inline void store_padding(const AttendParams& params, int threads) {
   constexpr int kColumns = 2;
@@ -127,8 +127,8 @@ struct PartialSlot {
   }
 };
 
-/// Counts a finished piece. One thread calls it, between two barriers of all that wrote the piece and
-/// may read the others'. @return True for the last piece; the counter is 0 again then.
+/// Counts a finished piece. One thread calls it, between two barriers of all that wrote the piece
+/// and may read the others'. @return True for the last piece; the counter is 0 again then.
 __device__ inline bool arrive_last(const AttendParams& params, const Unit& unit) {
   std::uint32_t* counter = params.schedule.arrivals + unit.first_range;
   __threadfence();  // what the barrier has gathered becomes visible before the count does
@@ -139,8 +139,8 @@ __device__ inline bool arrive_last(const AttendParams& params, const Unit& unit)
   return true;
 }
 
-/// One row of a split unit, by one warp: its lanes first weigh 32 pieces at a time, then add them up,
-/// each in its columns [column, column + 4).
+/// One row of a split unit, by one warp: its lanes first weigh 32 pieces at a time, then add them
+/// up, each in its columns [column, column + 4).
 template <typename Element>
 class RowMerge {
  public:

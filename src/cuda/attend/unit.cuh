@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /// @file
-/// A piece of work as kernels see it: the schedule's item with what every role needs of its request.
+/// A piece of work as kernels see it: the schedule's item with what every role needs of its
+/// request.
 #pragma once
 
 #include <cstdint>

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /// @file
-/// Checked mode: kernels that look for the first offence and write it to the caller's record, before
-/// the kernels that would trip over it. A record that holds an offence already is left alone.
+/// Checked mode: kernels that look for the first offence and write it to the caller's record,
+/// before the kernels that would trip over it. A record that holds an offence already is left
+/// alone.
 #pragma once
 
 #include <cuda_runtime_api.h>

@@ -15,8 +15,8 @@ inline constexpr unsigned kAllLanes = 0xffffffffU;
 inline constexpr float kLog2E = 1.4426950408889634F;
 inline constexpr float kLn2 = 0.6931471805599453F;
 
-/// The same number, of which the compiler knows nothing: what follows from it is computed where it is
-/// used, instead of being held in registers from the kernel's first instruction on.
+/// The same number, of which the compiler knows nothing: what follows from it is computed where it
+/// is used, instead of being held in registers from the kernel's first instruction on.
 __device__ __forceinline__ int opaque(int value) {
   asm volatile("" : "+r"(value));
   return value;

@@ -19,8 +19,8 @@ inline constexpr int kThreads = kConsumers + 2 * 32;
 inline constexpr int kTileKeys = 64;
 inline constexpr int kWarpKeys = kTileKeys / kConsumerWarps;
 
-/// Shared memory of a block: such that two fit on a multiprocessor of 228 KiB, that one takes all of
-/// it, and what every device from sm_80 on can give.
+/// Shared memory of a block: such that two fit on a multiprocessor of 228 KiB, that one takes all
+/// of it, and what every device from sm_80 on can give.
 inline constexpr std::size_t kHalf = 113 * 1024;
 inline constexpr std::size_t kWhole = 227 * 1024;
 inline constexpr std::size_t kSmall = 99 * 1024;

@@ -6,8 +6,8 @@
 ///
 /// A block walks one range of the schedule: units of at most 32 rows (the queries of a tile times
 /// the heads of a group, packed) against their keys, 64 at a time. Two warps look pages up and
-/// load (`Producer`), four compute (`UnitAttention`); between them lies a ring of half tiles, K and V in
-/// turn, that stays full across units. Split units are merged by the block that finishes last.
+/// load (`Producer`), four compute (`UnitAttention`); between them lies a ring of half tiles, K and
+/// V in turn, that stays full across units. Split units are merged by the block that finishes last.
 #pragma once
 
 #include <cstdint>
@@ -65,9 +65,9 @@ __device__ void attend_unit(ConsumerState<C>& state, const Unit& unit) {
   if (unit.num_pieces > 1) finish_piece(state, unit);
 }
 
-/// All units of the range; before them, one tile of whatever lies in shared memory, each warp a part
-/// of it, while the first keys are on their way. Nothing comes of it but that the instructions are in the caches when the
-/// keys arrive: from device memory they take longer than the keys.
+/// All units of the range; before them, one tile of whatever lies in shared memory, each warp a
+/// part of it, while the first keys are on their way. Nothing comes of it but that the instructions
+/// are in the caches when the keys arrive: from device memory they take longer than the keys.
 template <typename C>
 __device__ void attend_units(ConsumerState<C>& state) {
   const Unit* unit = &state.shared.fixed.units[1];  // as `init` left it
