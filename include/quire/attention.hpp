@@ -17,8 +17,9 @@
 ///     lse(i) = log( Σ_t exp(s(i,t)) + exp(sink) )                   natural logarithm
 ///
 /// A row that sees no key has o = 0 and lse = −inf (sinks or not). Memory that no query of the
-/// batch may see is not read. Values that only some queries of a request see must be finite:
-/// kernels may multiply them by 0 for the others (those of the CPU and `cuda.simt` do not).
+/// batch may see is not read; keys that only bits of a tree or full mask hide count as seen. Values
+/// that not all queries of a request see must be finite: kernels may multiply them by 0 for the
+/// others (those of the CPU and `cuda.simt` do not).
 #pragma once
 
 #include <cstddef>
@@ -135,7 +136,8 @@ struct Batch {
 };
 
 /// The tensors of one layer. All live on the attention's device. Scales, sinks and slopes are given
-/// exactly if the spec uses them; others are refused.
+/// exactly if the spec uses them; others are refused. On CUDA every row of q, k and v begins at a
+/// multiple of 16 bytes, every row of o at one of two elements.
 struct AttentionTensors {
   TensorView q{};  ///< q_dtype [total_q, num_qo_heads, D]; token and head axes may be strided.
   TensorView k{};  ///< kv_dtype, `NHD` or `HND` with D (paged), or rows (contiguous).
@@ -254,8 +256,9 @@ class QUIRE_API Attention {
   ///   time need schedules of their own); ready for the next `run()` afterwards.
   /// @param scratch   At least `workspace_sizes().scratch` bytes; any content.
   /// @return The codes of `schedule()`. `kInvalidArgument` also for a schedule that `schedule()`
-  ///   did not leave for this batch and for page ids that the cache does not have (on the CPU, where
-  ///   they are checked before they are followed; elsewhere through `CallOptions::check`).
+  ///   did not leave for this batch (on the CPU; elsewhere it must not be given) and for page ids
+  ///   that the cache does not have (on the CPU, where they are checked before they are followed;
+  ///   elsewhere through `CallOptions::check`).
   Status run(const Batch& batch, const AttentionTensors& tensors, Workspace schedule,
              Workspace scratch, const CallOptions& call = {}) const noexcept;
 
@@ -292,9 +295,9 @@ struct AppendTensors {
 /// @param batch   Read only if `slot_mapping` is not given: `qo_indptr` and a page table with
 /// lengths.
 /// @return `kInvalidArgument` (a wrong shape, dtype, slot or page id), `kTooLong` (a request of
-///   more keys than int32 counts), `kUnsupported`, `kDeviceError`, `kOutOfMemory` (for the sentence of
-///   one of these, or as `default_executor()` throws it); nothing is written then (on the CPU, and
-///   on CUDA for what the host can see).
+///   more keys than int32 counts), `kUnsupported`, `kDeviceError`, `kOutOfMemory` (for the sentence
+///   of one of these, or as `default_executor()` throws it); nothing is written then (on the CPU,
+///   and on CUDA for what the host can see).
 QUIRE_API Status append(Device device, KvLayout layout, const Batch& batch,
                         const AppendTensors& tensors, const CallOptions& call = {},
                         const AttentionOptions& options = {}) noexcept;
@@ -336,7 +339,8 @@ enum class CheckedItem : std::int32_t {
 
 /// Reads the record of checked mode, which it leaves as it is, and turns it into its sentence.
 /// Synchronises with `call.stream`. @return Ok if nothing was found, else the code that the CPU
-///   gives the same offence: `kInvalidArgument` or `kTooLong`; `kInvalidArgument` for no record, `kDeviceError`.
+///   gives the same offence: `kInvalidArgument` or `kTooLong`; `kInvalidArgument` for no record,
+///   `kDeviceError`.
 [[nodiscard]] QUIRE_API Status check_result(Device device, const CheckRecord* record,
                                             const CallOptions& call = {}) noexcept;
 

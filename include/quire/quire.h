@@ -507,8 +507,9 @@ QUIRE_API quire_status quire_attention_schedule(const quire_attention* attention
  *  @param scratch   Workspace of at least the scratch size; any content.
  *  @param call      May be NULL.
  *  @return The codes of `quire_attention_schedule`. `QUIRE_INVALID_ARGUMENT` also for a schedule that
- *    was not left for this batch and for page ids that the cache does not have (on the CPU, where
- *    they are checked before they are followed; elsewhere through `quire_call_options::check`). */
+ *    was not left for this batch (on the CPU; elsewhere it must not be given) and for page ids that
+ *    the cache does not have (on the CPU, where they are checked before they are followed; elsewhere
+ *    through `quire_call_options::check`). */
 QUIRE_API quire_status quire_attention_run(const quire_attention* attention,
                                            const quire_batch* batch,
                                            const quire_attention_tensors* tensors, void* schedule,

@@ -31,7 +31,7 @@ schedule::TilePolicy tile_policy(const AttendKernel& kernel, std::int32_t multip
   schedule::TilePolicy policy;
   policy.keys_per_tile = kernel.tile_keys;
   policy.tile_rows = kernel.tile_rows;
-  policy.all_heads_rows = 0;
+  policy.all_heads_rows = 0;  // kernels take one kv head at a time
   policy.num_ranges =
       std::min(multiprocessors, kMostMultiprocessors) * kernel.blocks_per_multiprocessor;
   policy.min_split_tiles = 1;
@@ -78,7 +78,7 @@ std::size_t shared_memory_of(std::int32_t device) {
   throw_if_error("attention",
                  cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
   const char* forced = std::getenv("QUIRE_CUDA_SHARED_MEMORY");
-  if (forced != nullptr) bytes = std::min(bytes, std::atoi(forced));
+  if (forced != nullptr) bytes = std::clamp(std::atoi(forced), 0, bytes);
   return static_cast<std::size_t>(bytes);
 }
 

@@ -212,7 +212,7 @@ TEST(Schedule, CoversEveryRowAndKeyExactlyOnceInRandomBatches) {
   EXPECT_GT(split_units, kRandomBatches / 10) << "the batches hardly exercise split KV";
 }
 
-TEST(Schedule, BalancesWorkersToWithinAFewTiles) {
+TEST(Schedule, BalancesRangesToWithinAFewTiles) {
   std::mt19937 random(2);
   for (int round = 0; round < kRandomBatches / 10; ++round) {
     const Scheduled scheduled(random_policy(random), random_shape(random), random_lengths(random));
@@ -262,7 +262,7 @@ TEST(Schedule, CoversEveryVisiblePairOnceWhenCountedPairByPair) {
   }
 }
 
-TEST(Schedule, SplitsOneLongRequestAmongAllWorkers) {
+TEST(Schedule, SplitsOneLongRequestAmongAllRanges) {
   TilePolicy policy;
   policy.num_ranges = 16;
   core::ProblemShape shape;
@@ -280,7 +280,7 @@ TEST(Schedule, SplitsOneLongRequestAmongAllWorkers) {
   }
 }
 
-TEST(Schedule, OfABatchWithoutQueriesHasNoWorkers) {
+TEST(Schedule, OfABatchWithoutQueriesHasNoRanges) {
   const Scheduled none(TilePolicy{}, random_shape(*std::make_unique<std::mt19937>(4)), {});
   EXPECT_EQ(none.view.header->num_ranges, 0);
   core::ProblemShape shape;

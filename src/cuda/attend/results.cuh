@@ -119,8 +119,8 @@ struct PartialSlot {
   float* sum;  // [max_rows]
 
   __device__ PartialSlot(const AttendParams& params, const Unit& unit, std::int32_t piece) {
-    const std::int32_t row =
-        schedule::partial_slot(unit.first_range, piece) * params.max_rows;  // of all slots
+    const std::int64_t row = static_cast<std::int64_t>(params.max_rows) *
+                             schedule::partial_slot(unit.first_range, piece);  // of all slots
     o = params.partials.o + row * params.shape.head_dim_vo;
     max = params.partials.max + row;
     sum = params.partials.sum + row;

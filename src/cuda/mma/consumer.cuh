@@ -188,32 +188,30 @@ class UnitAttention {
   /// Products to logits in units of log 2; −inf where a query does not see a key.
   __device__ void to_logits(float (&scores)[kRowTiles][kKeyTiles][4], std::int32_t first_key) {
     if (logits_.is_linear()) [[likely]] {
-      for_each(scores, [&](float& x, int, int) { x *= logits_.scale(); });
+      for_each(scores, [&](float& x) { x *= logits_.scale(); });
     } else {
-      bend(scores, first_key);
+      cap_and_alibi(scores, first_key);
     }
     if (visibility_.sees_all(first_key, first_key + kWarpKeys)) [[likely]] {
       return;
     }
     const std::uint32_t seen = visible_elements(first_key);
     std::uint32_t bit = 1;
-    for_each(scores, [&](float& x, int, int) {
+    for_each(scores, [&](float& x) {
       if ((seen & bit) == 0) x = kNoKey;
       bit <<= 1;
     });
   }
 
-  /// Calls `body(x, row, key)` for the thread's elements; `key` counts from the warp's first.
+  /// Calls `body(x)` for the thread's elements.
   template <typename Body>
   __device__ void for_each(float (&scores)[kRowTiles][kKeyTiles][4], const Body& body) const {
 #pragma unroll
-    for (int tile = 0; tile < kRowTiles; ++tile) {
+    for (auto& tile : scores) {
 #pragma unroll
-      for (int keys = 0; keys < kKeyTiles; ++keys) {
+      for (auto& fragment : tile) {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          body(scores[tile][keys][i], row_of(tile, i / 2), keys * 8 + quad_ * 2 + i % 2);
-        }
+        for (float& x : fragment) body(x);
       }
     }
   }
@@ -233,14 +231,15 @@ class UnitAttention {
   }
 
   /// Soft cap and ALiBi.
-  __device__ void bend(float (&scores)[kRowTiles][kKeyTiles][4], std::int32_t first_key) const {
-    for_each(scores, [&](float& x, int, int) { x = logits_.template capped<false>(x); });
+  __device__ void cap_and_alibi(float (&scores)[kRowTiles][kKeyTiles][4],
+                                std::int32_t first_key) const {
+    for_each(scores, [&](float& x) { x = logits_.template capped<false>(x); });
     if (params_.tensors.alibi_slopes == nullptr) return;
 #pragma unroll
     for (int tile = 0; tile < kRowTiles; ++tile) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const std::int32_t row = min(row_of(tile, half), unit_.rows - 1);
+        const std::int32_t row = max(0, min(row_of(tile, half), unit_.rows - 1));
         const std::int32_t query = params_.group_size.quotient(row);
         const float slope =
             __ldg(params_.tensors.alibi_slopes + unit_.kv_head_begin * params_.shape.group_size +

@@ -17,7 +17,7 @@ inline constexpr std::int32_t kMaxGroupSize = 32;
 struct Instance {
   DType dtype = DType::kNone;  ///< of q, K and V
   core::HeadDims head_dims;
-  AttendKernel large;  ///< where a multiprocessor has 228 KiB of shared memory
+  AttendKernel large;  ///< where a block can have as much shared memory as it asks for
   AttendKernel small;  ///< where a block can have 99 KiB
 };
 

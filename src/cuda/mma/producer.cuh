@@ -14,7 +14,7 @@
 
 namespace quire::cuda::mma {
 
-/// Keys (or rows of q) that a lane looks up: two of a tile's 64.
+/// Keys that a lane looks up: two of a tile's 64.
 inline constexpr int kRowsPerLane = kTileKeys / kWarpSize;
 
 /// The next tile to load, with the page ids of this lane's keys already asked for.
@@ -72,9 +72,10 @@ class TileStream {
   TileToLoad tile_;
 };
 
-/// Loads rows of 16-byte chunks into a tile, 32 at a time; each lane gives the byte offset of one.
 inline constexpr std::int64_t kNothing = -1;
 
+/// Loads rows of 16-byte chunks into a tile, 32 at a time; each lane gives the byte offset of one,
+/// or `kNothing` for zeros.
 template <int kRowBytes>
 __device__ __forceinline__ void load_rows(std::uint32_t to, const void* base, std::int64_t offset,
                                           int first_row, int lane) {
