@@ -72,31 +72,57 @@ class TileStream {
   TileToLoad tile_;
 };
 
-inline constexpr std::int64_t kNothing = -1;
+/// Instead of the offset of a row: zeros, and nothing is read. A multiple of 16, as offsets are.
+inline constexpr std::int64_t kNothing = -16;
 
-/// Loads rows of 16-byte chunks into a tile, 32 at a time; each lane gives the byte offset of one,
-/// or `kNothing` for zeros.
+/// Loads 32 rows of 16-byte chunks into a tile; each lane gives the byte offset of one, or
+/// `kNothing`. A copy of the warp takes 32 chunks. Loading warps do nothing but this, and are busy
+/// with it all the time: every instruction per copy counts.
 template <int kRowBytes>
 __device__ __forceinline__ void load_rows(std::uint32_t to, const void* base, std::int64_t offset,
                                           int first_row, int lane) {
+  using Layout = Swizzle<kRowBytes>;
   constexpr int kChunks = kRowBytes / 16;
   constexpr int kBatch = kChunks % 8 == 0 ? 8 : 4;  // offsets are fetched ahead of their use
   const auto* bytes = static_cast<const std::byte*>(base);
+  if constexpr (kWarpSize % kChunks == 0) {
+    // A copy takes whole rows, so that a lane stays in its column of chunks.
+    constexpr int kRows = kWarpSize / kChunks;
+    static_assert(kBatch * kRows % Layout::kChunks == 0, "batches are swizzled alike");
+    const int row = static_cast<int>(static_cast<unsigned>(lane) / kChunks);
+    const int chunk = static_cast<int>(static_cast<unsigned>(lane) % kChunks);
+    const std::byte* column = bytes + chunk * 16;
+    const std::uint32_t place = Layout::chunk(Layout::row(0, row), chunk);
+    to += static_cast<std::uint32_t>(first_row * kRowBytes);
 #pragma unroll 1
-  for (int first = 0; first < kChunks; first += kBatch) {
-    std::int64_t from[kBatch];
+    for (int first = 0; first < kWarpSize; first += kBatch * kRows) {
+      std::int64_t from[kBatch];
 #pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
-      from[i] = __shfl_sync(kAllLanes, offset, ((first + i) * kWarpSize + lane) / kChunks);
+      for (int i = 0; i < kBatch; ++i) {
+        from[i] = __shfl_sync(kAllLanes, offset, first + i * kRows + row);
+      }
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        copy_async(to + Layout::chunk(place, i * kRows % Layout::kChunks) + i * kRows * kRowBytes,
+                   column + from[i], from[i] != kNothing);
+      }
+      to += kBatch * kRows * kRowBytes;
     }
+  } else {
+#pragma unroll 1
+    for (int first = 0; first < kChunks; first += kBatch) {
+      std::int64_t from[kBatch];
 #pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
-      const int at = (first + i) * kWarpSize + lane;
-      const int chunk = at % kChunks;
-      const bool valid = from[i] != kNothing;
-      const std::uint32_t row = Swizzle<kRowBytes>::row(to, first_row + at / kChunks);
-      copy_async(Swizzle<kRowBytes>::chunk(row, chunk), bytes + (valid ? from[i] + chunk * 16 : 0),
-                 valid);
+      for (int i = 0; i < kBatch; ++i) {
+        from[i] = __shfl_sync(kAllLanes, offset, ((first + i) * kWarpSize + lane) / kChunks);
+      }
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        const int at = (first + i) * kWarpSize + lane;
+        const int chunk = at % kChunks;
+        copy_async(Layout::chunk(Layout::row(to, first_row + at / kChunks), chunk),
+                   bytes + chunk * 16 + from[i], from[i] != kNothing);
+      }
     }
   }
 }
