@@ -130,7 +130,7 @@ class CpuAttention final : public internal::AttentionBackend {
   }
 
   [[nodiscard]] schedule::ScheduleView view_of(Workspace workspace) const {
-    return schedule::view_of(workspace.data(), config.limits.max_num_seqs, policy_.num_ranges);
+    return schedule::view_of(policy_, config.limits.max_num_seqs, workspace.data());
   }
 
   /// A workspace that `schedule()` did not fill for this batch must not be followed.
@@ -175,7 +175,7 @@ struct Plan {
         threads(config.executor->concurrency()),
         policy(tile_policy(config.shape, threads)),
         layout(tier, config.shape, policy, threads) {
-    sizes.schedule = schedule::schedule_bytes(config.limits.max_num_seqs, policy.num_ranges);
+    sizes.schedule = schedule::schedule_bytes(policy, config.limits.max_num_seqs);
     sizes.scratch = layout.bytes();
   }
 

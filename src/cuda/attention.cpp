@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <array>
 #include <cstdlib>
+#include <numeric>
 
 #include "core/backend.hpp"
 #include "cuda/attend/params.hpp"
@@ -27,13 +28,15 @@ constexpr std::int32_t kMostMultiprocessors = 160;
 /// Bytes that queries, keys and values are read at once.
 constexpr std::int64_t kAlignment = 16;
 
-schedule::TilePolicy tile_policy(const AttendKernel& kernel, std::int32_t multiprocessors) {
+/// Of `blocks` blocks, each with a range and one of the heads that go abreast.
+schedule::TilePolicy tile_policy(const AttendKernel& kernel, std::int32_t blocks,
+                                 std::int32_t heads_abreast) {
   schedule::TilePolicy policy;
   policy.keys_per_tile = kernel.tile_keys;
   policy.tile_rows = kernel.tile_rows;
   policy.all_heads_rows = 0;  // kernels take one kv head at a time
-  policy.num_ranges =
-      std::min(multiprocessors, kMostMultiprocessors) * kernel.blocks_per_multiprocessor;
+  policy.num_ranges = blocks / heads_abreast;
+  policy.heads_abreast = heads_abreast;
   policy.min_split_tiles = 1;
   policy.cost_of_unit = 1;  // in tiles: reading a tile is what takes time
   policy.cost_of_tile = 1;
@@ -46,7 +49,7 @@ schedule::TilePolicy tile_policy(const AttendKernel& kernel, std::int32_t multip
 class ScratchLayout {
  public:
   ScratchLayout(const core::ProblemShape& shape, const schedule::TilePolicy& policy)
-      : rows_(2 * static_cast<std::size_t>(policy.num_ranges) *
+      : rows_(2 * static_cast<std::size_t>(policy.num_ranges * policy.heads_abreast) *
               static_cast<std::size_t>(schedule::max_item_rows(policy, shape))),
         head_dim_(static_cast<std::size_t>(shape.head_dim_vo)) {}
 
@@ -67,8 +70,9 @@ constexpr std::size_t kMuchSharedMemory = ~std::size_t{0};
 constexpr std::size_t kLittleSharedMemory = 0;
 
 WorkspaceSizes sizes_for(const core::AttentionConfig& config, const AttendKernel& kernel) {
-  const schedule::TilePolicy most = tile_policy(kernel, kMostMultiprocessors);
-  return {schedule::schedule_bytes(config.limits.max_num_seqs, most.num_ranges),
+  const schedule::TilePolicy most =
+      tile_policy(kernel, kMostMultiprocessors * kernel.blocks_per_multiprocessor, 1);
+  return {schedule::schedule_bytes(most, config.limits.max_num_seqs),
           ScratchLayout(config.shape, most).bytes()};
 }
 
@@ -115,10 +119,10 @@ std::int64_t used(std::int64_t stride, std::int64_t size) { return size > 1 ? st
 class CudaAttention final : public internal::AttentionBackend {
  public:
   CudaAttention(const core::AttentionConfig& attention_config, const AttendKernel& kernel,
-                std::int32_t multiprocessors, WorkspaceSizes workspaces)
+                const schedule::TilePolicy& policy, WorkspaceSizes workspaces)
       : AttentionBackend(attention_config, workspaces),
         kernel_(kernel),
-        policy_(tile_policy(kernel, multiprocessors)),
+        policy_(policy),
         layout_(config.shape, policy_),
         max_rows_(schedule::max_item_rows(policy_, config.shape)) {}
 
@@ -160,7 +164,8 @@ class CudaAttention final : public internal::AttentionBackend {
       params.max_rows = max_rows_;
       params.check = call.check;
       std::array<void*, 1> arguments{&params};
-      error = cudaLaunchKernel(kernel_.function, dim3(static_cast<unsigned>(policy_.num_ranges)),
+      const std::int32_t blocks = policy_.num_ranges * policy_.heads_abreast;
+      error = cudaLaunchKernel(kernel_.function, dim3(static_cast<unsigned>(blocks)),
                                dim3(static_cast<unsigned>(kernel_.threads)), arguments.data(),
                                kernel_.shared_bytes, stream);
     }
@@ -169,7 +174,7 @@ class CudaAttention final : public internal::AttentionBackend {
 
  private:
   [[nodiscard]] schedule::ScheduleView view_of(Workspace workspace) const {
-    return schedule::view_of(workspace.data(), config.limits.max_num_seqs, policy_.num_ranges);
+    return schedule::view_of(policy_, config.limits.max_num_seqs, workspace.data());
   }
 
   /// @return The name of a tensor whose rows do not begin where kernels can read or write them.
@@ -226,7 +231,13 @@ std::unique_ptr<internal::AttentionBackend> make_attention(const core::Attention
   const AttendKernel kernel = kernel_for(config, shared_memory_of(config.device.index));
   prepare(kernel);
   throw_if_error("attention", prepare_schedule());
-  return std::make_unique<CudaAttention>(config, kernel, multiprocessors_of(config.device.index),
+  const std::int32_t blocks =
+      std::min(multiprocessors_of(config.device.index), kMostMultiprocessors) *
+      kernel.blocks_per_multiprocessor;
+  // Blocks that read the same pages at the same time, for different heads, find page ids in the
+  // second-level cache and pages open in memory.
+  const std::int32_t heads_abreast = std::gcd(config.shape.num_kv_heads, blocks);
+  return std::make_unique<CudaAttention>(config, kernel, tile_policy(kernel, blocks, heads_abreast),
                                          workspace_sizes(config));
 }
 

@@ -3,7 +3,8 @@
 /// How a ragged batch is cut into equal work.
 ///
 /// A **unit** is a tile of a request's queries for one kv head (or, for requests with few rows, for
-/// all of them) against all keys that the tile can see, in tiles of `keys_per_tile` keys. All
+/// all of them; or for several heads that go abreast) against all keys that the tile can see, in
+/// tiles of `keys_per_tile` keys. All
 /// units of the batch, one after another, form a line whose length is their cost. The line is cut
 /// into `num_ranges` ranges of equal cost; a cut inside a unit splits its keys (**split KV**) and
 /// its pieces are merged by whoever finishes last, always in the order of the keys.
@@ -24,13 +25,16 @@
 
 namespace quire::schedule {
 
-/// How a kernel wants its work cut, and what it costs. Costs have one free unit.
+/// How a kernel wants its work cut, and what it costs. Costs have one free unit and are those of
+/// one of the heads that go abreast.
 struct TilePolicy {
   std::int32_t keys_per_tile = 64;
   std::int32_t tile_rows = 128;  ///< rows (token × head of the group) of a one-head unit
   std::int32_t all_heads_rows =
       0;                        ///< requests with ≤ so many rows over all heads: one unit; 0: none
   std::int32_t num_ranges = 1;  ///< ranges at most
+  std::int32_t heads_abreast =
+      1;  ///< kv heads of a unit, a divisor of all: each is somebody else's, who has the same ranges
   std::int32_t min_split_tiles = 2;  ///< no piece of a split unit is shorter
   std::int32_t cost_of_unit = 8;     ///< start and end of a unit, ≥ 1
   std::int32_t cost_of_tile = 6;     ///< reading one kv head's tile
@@ -96,21 +100,22 @@ struct ScheduleView {
   Header* header = nullptr;
   std::int64_t* cost_before = nullptr;  // [max_num_seqs + 1]: running cost of the requests
   Range* ranges = nullptr;              // [policy.num_ranges]; those not in use are empty
-  std::uint32_t* arrivals =
-      nullptr;  // [policy.num_ranges]: pieces done of a split unit; 0 between runs
+  std::uint32_t* arrivals = nullptr;    // [policy.num_ranges, policy.heads_abreast]: pieces done of
+                                        // a split unit; 0 between runs
 };
 
 /// Bytes that a `ScheduleView` needs.
-QUIRE_HOST_DEVICE inline std::size_t schedule_bytes(std::int32_t max_num_seqs,
-                                                    std::int32_t num_ranges);
+QUIRE_HOST_DEVICE inline std::size_t schedule_bytes(const TilePolicy& policy,
+                                                    std::int32_t max_num_seqs);
 /// Lays a `ScheduleView` out in a workspace of `schedule_bytes`.
-QUIRE_HOST_DEVICE inline ScheduleView view_of(void* workspace, std::int32_t max_num_seqs,
-                                              std::int32_t num_ranges);
+QUIRE_HOST_DEVICE inline ScheduleView view_of(const TilePolicy& policy, std::int32_t max_num_seqs,
+                                              void* workspace);
 
 /// A request's units: `head_units` × `q_tiles`.
 struct SequenceUnits {
   Lengths lengths;
-  std::int32_t head_units = 0;       ///< num_kv_heads, or 1 with all heads in it
+  std::int32_t head_units = 0;       ///< num_kv_heads / kv_heads
+  std::int32_t kv_heads = 0;         ///< of a unit
   std::int32_t q_tiles = 0;          ///< per head unit
   std::int32_t tokens_per_tile = 0;  ///< queries of a tile; the last may have fewer
 };

@@ -82,7 +82,7 @@ class UnitLine {
   }
 
   QUIRE_HOST_DEVICE std::int64_t cost_of_kv_tile(std::int32_t q_tile) const {
-    const std::int64_t kv_heads = units_.head_units == 1 ? shape_.num_kv_heads : 1;
+    const std::int64_t kv_heads = units_.kv_heads / policy_.heads_abreast;
     const std::int64_t rows = queries_in_tile(q_tile) * kv_heads * shape_.group_size;
     return kv_heads * policy_.cost_of_tile + rows * policy_.cost_of_row;
   }
@@ -226,19 +226,21 @@ QUIRE_HOST_DEVICE inline SplitUnit split_unit(ScheduleView schedule, const Equal
 
 }  // namespace detail
 
-QUIRE_HOST_DEVICE inline std::size_t schedule_bytes(std::int32_t max_num_seqs,
-                                                    std::int32_t num_ranges) {
+QUIRE_HOST_DEVICE inline std::size_t schedule_bytes(const TilePolicy& policy,
+                                                    std::int32_t max_num_seqs) {
+  const auto num_ranges = static_cast<std::size_t>(policy.num_ranges);
+  const auto heads_abreast = static_cast<std::size_t>(policy.heads_abreast);
   return sizeof(Header) + (static_cast<std::size_t>(max_num_seqs) + 1) * sizeof(std::int64_t) +
-         static_cast<std::size_t>(num_ranges) * (sizeof(Range) + sizeof(std::uint32_t));
+         num_ranges * (sizeof(Range) + heads_abreast * sizeof(std::uint32_t));
 }
 
-QUIRE_HOST_DEVICE inline ScheduleView view_of(void* workspace, std::int32_t max_num_seqs,
-                                              std::int32_t num_ranges) {
+QUIRE_HOST_DEVICE inline ScheduleView view_of(const TilePolicy& policy, std::int32_t max_num_seqs,
+                                              void* workspace) {
   ScheduleView view;
   view.header = static_cast<Header*>(workspace);
   view.cost_before = reinterpret_cast<std::int64_t*>(view.header + 1);
   view.ranges = reinterpret_cast<Range*>(view.cost_before + max_num_seqs + 1);
-  view.arrivals = reinterpret_cast<std::uint32_t*>(view.ranges + num_ranges);
+  view.arrivals = reinterpret_cast<std::uint32_t*>(view.ranges + policy.num_ranges);
   return view;
 }
 
@@ -267,7 +269,8 @@ QUIRE_HOST_DEVICE inline SequenceUnits units_of(const TilePolicy& policy,
   if (lengths.qo_len <= 0) return units;
   const bool all_heads =
       static_cast<std::int64_t>(lengths.qo_len) * shape.num_qo_heads <= policy.all_heads_rows;
-  units.head_units = all_heads ? 1 : shape.num_kv_heads;
+  units.kv_heads = all_heads ? shape.num_kv_heads : policy.heads_abreast;
+  units.head_units = shape.num_kv_heads / units.kv_heads;
   units.tokens_per_tile = all_heads ? lengths.qo_len : tokens_per_tile(policy, shape);
   units.q_tiles = (lengths.qo_len - 1) / units.tokens_per_tile + 1;
   return units;
@@ -348,10 +351,11 @@ inline std::uint64_t digest_of(const TilePolicy& policy, const core::ProblemShap
   for (const std::int64_t value :
        {std::int64_t{policy.keys_per_tile}, std::int64_t{policy.tile_rows},
         std::int64_t{policy.all_heads_rows}, std::int64_t{policy.num_ranges},
-        std::int64_t{policy.min_split_tiles}, std::int64_t{policy.cost_of_unit},
-        std::int64_t{policy.cost_of_tile}, std::int64_t{policy.cost_of_row}, policy.min_range_cost,
-        std::int64_t{shape.num_kv_heads}, std::int64_t{shape.group_size},
-        static_cast<std::int64_t>(shape.mask), std::int64_t{shape.window_left}}) {
+        std::int64_t{policy.heads_abreast}, std::int64_t{policy.min_split_tiles},
+        std::int64_t{policy.cost_of_unit}, std::int64_t{policy.cost_of_tile},
+        std::int64_t{policy.cost_of_row}, policy.min_range_cost, std::int64_t{shape.num_kv_heads},
+        std::int64_t{shape.group_size}, static_cast<std::int64_t>(shape.mask),
+        std::int64_t{shape.window_left}}) {
     add(value);
   }
   for (std::int32_t seq = 0; seq < batch.num_seqs; ++seq) {
@@ -378,7 +382,9 @@ inline void build(const TilePolicy& policy, const core::ProblemShape& shape,
   for (std::int32_t index = 0; index < policy.num_ranges; ++index) {
     const PlacedCut end = place_cut(policy, shape, batch, schedule, index + 1);
     schedule.ranges[index] = make_range(policy, shape, batch, begin, end, index);
-    schedule.arrivals[index] = 0;
+    for (std::int32_t head = 0; head < policy.heads_abreast; ++head) {
+      schedule.arrivals[index * policy.heads_abreast + head] = 0;
+    }
     begin = end;
   }
 }
@@ -445,10 +451,9 @@ QUIRE_HOST_DEVICE inline bool WorkCursor::next_of_rest(WorkItem& item) {
   const auto key_at = [&](std::int32_t tile) {
     return static_cast<std::int64_t>(first_tile + tile) * policy_.keys_per_tile;
   };
-  const bool all_heads = units_.head_units == 1;
   item.seq = at.seq;
-  item.kv_head_begin = all_heads ? 0 : at.head_unit;
-  item.kv_head_end = all_heads ? shape_.num_kv_heads : at.head_unit + 1;
+  item.kv_head_begin = at.head_unit * units_.kv_heads;
+  item.kv_head_end = item.kv_head_begin + units_.kv_heads;
   item.q_begin = at.q_tile * units_.tokens_per_tile;
   item.q_end = item.q_begin + line.queries_in_tile(at.q_tile);
   item.kv_begin = at.kv_tile == 0 ? keys.begin : static_cast<std::int32_t>(key_at(at.kv_tile));

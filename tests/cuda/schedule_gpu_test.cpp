@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstring>
 #include <memory>
+#include <numeric>
 #include <random>
 #include <span>
 #include <vector>
@@ -132,6 +133,7 @@ Case random_case(unsigned seed) {
   policy.tile_rows = random.one_of({1, 16, 64, 128});
   policy.all_heads_rows = random.one_of({0, 16, 64});
   policy.num_ranges = random.one_of({1, 2, 13, 132, 264, 2000});
+  policy.heads_abreast = std::gcd(shape.num_kv_heads, random.one_of({1, 2, 4, 8}));
   policy.min_split_tiles = random.in(1, 4);
   policy.cost_of_unit = random.in(1, 40);
   policy.cost_of_tile = random.in(0, 40);
@@ -152,20 +154,21 @@ struct Made {
 };
 
 std::size_t bytes_of(const Case& test) {
-  return schedule::schedule_bytes(static_cast<std::int32_t>(test.lengths.qo_indptr.size() - 1),
-                                  test.policy.num_ranges);
+  return schedule::schedule_bytes(test.policy,
+                                  static_cast<std::int32_t>(test.lengths.qo_indptr.size() - 1));
 }
 
 Made read(const Case& test, schedule::ScheduleView view) {
   const std::size_t num_seqs = test.lengths.qo_indptr.size() - 1;
   const auto num_ranges = static_cast<std::size_t>(test.policy.num_ranges);
+  const auto heads_abreast = static_cast<std::size_t>(test.policy.heads_abreast);
   const auto* const ranges = reinterpret_cast<const std::byte*>(view.ranges);
   return {view.header->num_seqs,
           view.header->num_ranges,
           view.header->total_cost,
           std::vector<std::int64_t>(view.cost_before, view.cost_before + num_seqs + 1),
           std::vector<std::byte>(ranges, ranges + num_ranges * sizeof(schedule::Range)),
-          std::vector<std::uint32_t>(view.arrivals, view.arrivals + num_ranges)};
+          std::vector<std::uint32_t>(view.arrivals, view.arrivals + num_ranges * heads_abreast)};
 }
 
 /// `Batch` over arrays that lie wherever `address_of` says.
@@ -199,7 +202,7 @@ HostWork host_work(const Case& test) {
       test.lengths, [](const std::vector<std::int32_t>& values) { return values.data(); });
   work.workspace.resize(bytes_of(test), kPoison);
   const schedule::ScheduleView view =
-      schedule::view_of(work.workspace.data(), batch.num_seqs, test.policy.num_ranges);
+      schedule::view_of(test.policy, batch.num_seqs, work.workspace.data());
   schedule::build(test.policy, test.shape, batch, view);
   work.made = read(test, view);
   for (std::int32_t range = 0; range < test.policy.num_ranges; ++range) {
@@ -241,12 +244,11 @@ void expect_same_schedule(const Case& test) {
       });
   const DeviceArray<std::byte> workspace(bytes_of(test));
   const schedule::ScheduleView view =
-      schedule::view_of(workspace.data(), batch.num_seqs, test.policy.num_ranges);
+      schedule::view_of(test.policy, batch.num_seqs, workspace.data());
   require(cuda::launch_schedule(test.policy, test.shape, batch, view, nullptr, nullptr));
 
   std::vector<std::byte> copy = workspace.to_host();
-  const Made made =
-      read(test, schedule::view_of(copy.data(), batch.num_seqs, test.policy.num_ranges));
+  const Made made = read(test, schedule::view_of(test.policy, batch.num_seqs, copy.data()));
   EXPECT_EQ(made.num_seqs, host.made.num_seqs);
   EXPECT_EQ(made.num_ranges, host.made.num_ranges);
   EXPECT_EQ(made.total_cost, host.made.total_cost);
@@ -305,7 +307,7 @@ TEST(ScheduleOnTheDevice, MayBeCapturedAndReplayedForOtherLengths) {
   batch.kv_len = kv_len.data();
   const DeviceArray<std::byte> workspace(bytes_of(test));
   const schedule::ScheduleView view =
-      schedule::view_of(workspace.data(), batch.num_seqs, test.policy.num_ranges);
+      schedule::view_of(test.policy, batch.num_seqs, workspace.data());
 
   cudaStream_t stream = nullptr;
   require(cudaStreamCreate(&stream));
@@ -322,7 +324,7 @@ TEST(ScheduleOnTheDevice, MayBeCapturedAndReplayedForOtherLengths) {
   require(cudaGraphLaunch(executable, stream));
   require(cudaStreamSynchronize(stream));
   std::vector<std::byte> copy = workspace.to_host();
-  EXPECT_EQ(read(test, schedule::view_of(copy.data(), 3, test.policy.num_ranges)).cost_before,
+  EXPECT_EQ(read(test, schedule::view_of(test.policy, 3, copy.data())).cost_before,
             host_work(test).made.cost_before);
   require(cudaGraphExecDestroy(executable));
   require(cudaGraphDestroy(graph));

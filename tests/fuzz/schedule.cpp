@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <map>
+#include <numeric>
 #include <tuple>
 #include <vector>
 
@@ -33,6 +34,7 @@ class Problem {
     policy_.tile_rows = bytes_.between(1, 200);
     policy_.all_heads_rows = bytes_.between(0, 100);
     policy_.num_ranges = bytes_.between(1, 64);
+    policy_.heads_abreast = std::gcd(shape_.num_kv_heads, bytes_.between(1, 4));
     policy_.min_split_tiles = bytes_.between(1, 6);
     policy_.cost_of_unit = bytes_.between(1, 30);
     policy_.cost_of_tile = bytes_.between(0, 12);
@@ -43,10 +45,10 @@ class Problem {
 
   void run() {
     std::vector<std::uint64_t> workspace(
-        schedule::schedule_bytes(batch_.num_seqs, policy_.num_ranges) / sizeof(std::uint64_t) + 1,
+        schedule::schedule_bytes(policy_, batch_.num_seqs) / sizeof(std::uint64_t) + 1,
         ~std::uint64_t{0});
     const schedule::ScheduleView view =
-        schedule::view_of(workspace.data(), batch_.num_seqs, policy_.num_ranges);
+        schedule::view_of(policy_, batch_.num_seqs, workspace.data());
     schedule::build(policy_, shape_, batch_, view);
     std::map<Unit, std::vector<WorkItem>> units;
     for (std::int32_t range = 0; range < policy_.num_ranges; ++range) {

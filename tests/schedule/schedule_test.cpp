@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <map>
+#include <numeric>
 #include <random>
 #include <set>
 #include <tuple>
@@ -35,8 +36,8 @@ class Scheduled {
     batch.num_seqs = static_cast<std::int32_t>(seqs.size());
     batch.qo_indptr = qo_indptr_.data();
     batch.kv_len = kv_len_.data();
-    workspace_.resize(schedule_bytes(batch.num_seqs, policy.num_ranges) / 8 + 1, ~std::uint64_t{0});
-    view = view_of(workspace_.data(), batch.num_seqs, policy.num_ranges);
+    workspace_.resize(schedule_bytes(policy, batch.num_seqs) / 8 + 1, ~std::uint64_t{0});
+    view = view_of(policy, batch.num_seqs, workspace_.data());
     build(policy, shape, batch, view);
   }
   Scheduled(const Scheduled&) = delete;
@@ -76,12 +77,13 @@ core::ProblemShape random_shape(std::mt19937& random) {
   return shape;
 }
 
-TilePolicy random_policy(std::mt19937& random) {
+TilePolicy random_policy(std::mt19937& random, const core::ProblemShape& shape) {
   TilePolicy policy;
   policy.keys_per_tile = 1 << pick(random, 2, 7);
   policy.tile_rows = pick(random, 1, 64);
   policy.all_heads_rows = pick(random, 0, 1) == 0 ? 0 : pick(random, 1, 64);
   policy.num_ranges = pick(random, 1, 40);
+  policy.heads_abreast = std::gcd(shape.num_kv_heads, pick(random, 1, 4));
   policy.min_split_tiles = pick(random, 1, 4);
   policy.cost_of_unit = pick(random, 1, 20);
   policy.cost_of_tile = pick(random, 0, 10);
@@ -114,7 +116,7 @@ std::vector<Lengths> random_lengths(std::mt19937& random) {
 
 std::int64_t cost_of_item(const Scheduled& scheduled, const WorkItem& item) {
   const TilePolicy& policy = scheduled.policy;
-  const std::int64_t heads = item.kv_head_end - item.kv_head_begin;
+  const std::int64_t heads = (item.kv_head_end - item.kv_head_begin) / policy.heads_abreast;
   const std::int64_t rows = (item.q_end - item.q_begin) * heads * scheduled.shape.group_size;
   const std::int64_t tiles = item.kv_begin >= item.kv_end
                                  ? 0
@@ -205,7 +207,8 @@ TEST(Schedule, CoversEveryRowAndKeyExactlyOnceInRandomBatches) {
   std::mt19937 random(1);
   int split_units = 0;
   for (int round = 0; round < kRandomBatches; ++round) {
-    const Scheduled scheduled(random_policy(random), random_shape(random), random_lengths(random));
+    const core::ProblemShape shape = random_shape(random);
+    const Scheduled scheduled(random_policy(random, shape), shape, random_lengths(random));
     expect_exact_cover(scheduled, split_units);
     if (HasFatalFailure()) FAIL() << "in round " << round;
   }
@@ -215,7 +218,8 @@ TEST(Schedule, CoversEveryRowAndKeyExactlyOnceInRandomBatches) {
 TEST(Schedule, BalancesRangesToWithinAFewTiles) {
   std::mt19937 random(2);
   for (int round = 0; round < kRandomBatches / 10; ++round) {
-    const Scheduled scheduled(random_policy(random), random_shape(random), random_lengths(random));
+    const core::ProblemShape shape = random_shape(random);
+    const Scheduled scheduled(random_policy(random, shape), shape, random_lengths(random));
     expect_balance(scheduled);
     if (HasFatalFailure()) FAIL() << "in round " << round;
   }
@@ -231,7 +235,8 @@ bool sees(const core::ProblemShape& shape, Lengths seq, std::int32_t query, std:
 TEST(Schedule, CoversEveryVisiblePairOnceWhenCountedPairByPair) {
   std::mt19937 random(3);
   for (int round = 0; round < 300; ++round) {
-    const Scheduled scheduled(random_policy(random), random_shape(random), random_lengths(random));
+    const core::ProblemShape shape = random_shape(random);
+    const Scheduled scheduled(random_policy(random, shape), shape, random_lengths(random));
     for (std::int32_t seq = 0; seq < scheduled.batch.num_seqs; ++seq) {
       const Lengths lengths = scheduled.seqs[static_cast<std::size_t>(seq)];
       std::vector<int> count(

@@ -112,6 +112,13 @@ __device__ inline void store_empty_unit(const AttendParams& params, const Unit& 
   }
 }
 
+/// What every head that goes abreast has one of, for the unit's head.
+__device__ inline std::int32_t abreast(const AttendParams& params, const Unit& unit,
+                                       std::int32_t index) {
+  const std::int32_t heads = params.policy.heads_abreast;
+  return index * heads + unit.kv_head_begin % heads;
+}
+
 /// Where a piece of a split unit leaves its partial result.
 struct PartialSlot {
   float* o;    // [max_rows, head_dim_vo]
@@ -119,8 +126,9 @@ struct PartialSlot {
   float* sum;  // [max_rows]
 
   __device__ PartialSlot(const AttendParams& params, const Unit& unit, std::int32_t piece) {
-    const std::int64_t row = static_cast<std::int64_t>(params.max_rows) *
-                             schedule::partial_slot(unit.first_range, piece);  // of all slots
+    const std::int64_t slot =
+        abreast(params, unit, schedule::partial_slot(unit.first_range, piece));
+    const std::int64_t row = slot * params.max_rows;  // of all slots
     o = params.partials.o + row * params.shape.head_dim_vo;
     max = params.partials.max + row;
     sum = params.partials.sum + row;
@@ -130,7 +138,7 @@ struct PartialSlot {
 /// Counts a finished piece. One thread calls it, between two barriers of all that wrote the piece
 /// and may read the others'. @return True for the last piece; the counter is 0 again then.
 __device__ inline bool arrive_last(const AttendParams& params, const Unit& unit) {
-  std::uint32_t* counter = params.schedule.arrivals + unit.first_range;
+  std::uint32_t* counter = params.schedule.arrivals + abreast(params, unit, unit.first_range);
   __threadfence();  // what the barrier has gathered becomes visible before the count does
   const std::uint32_t before = atomicAdd(counter, 1U);
   if (before + 1 < static_cast<std::uint32_t>(unit.num_pieces)) return false;

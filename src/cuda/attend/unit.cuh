@@ -27,35 +27,41 @@ struct RowTarget {
   std::int32_t head = 0;
 };
 
-__device__ inline Unit unit_of(const AttendParams& params, const schedule::WorkItem& item,
-                               schedule::Lengths lengths, std::int32_t first_token) {
-  return {item, lengths, first_token, (item.q_end - item.q_begin) * params.shape.group_size};
-}
-
-/// The units of a range, one behind another.
+/// The units of a block, one behind another: its head's part of each unit of a range.
 class UnitCursor {
  public:
-  __device__ UnitCursor(const AttendParams& params, std::int32_t range)
+  __device__ UnitCursor(const AttendParams& params, std::int32_t block)
       : params_(params),
-        range_(params.schedule.ranges[range]),
-        cursor_(params.policy, params.shape, params.batch, range_, range) {}
+        head_(block % params.policy.heads_abreast),
+        range_(params.schedule.ranges[block / params.policy.heads_abreast]),
+        cursor_(params.policy, params.shape, params.batch, range_,
+                block / params.policy.heads_abreast) {}
 
   /// The first unit, as it stands in the schedule; without rows if the range is empty.
   __device__ Unit first() {
     schedule::WorkItem item;
     cursor_.next(item);
-    return unit_of(params_, item, range_.first_lengths, range_.first_token);
+    return unit_of(item, range_.first_lengths, range_.first_token);
   }
   /// The next one; without rows at the end.
   __device__ Unit next() {
     schedule::WorkItem item;
     if (!cursor_.next(item)) return {};
-    return unit_of(params_, item, schedule::lengths_of(params_.shape, params_.batch, item.seq),
+    return unit_of(item, schedule::lengths_of(params_.shape, params_.batch, item.seq),
                    params_.batch.qo_indptr[item.seq] + item.q_begin);
   }
 
  private:
+  __device__ Unit unit_of(const schedule::WorkItem& item, schedule::Lengths lengths,
+                          std::int32_t first_token) const {
+    Unit unit{item, lengths, first_token, (item.q_end - item.q_begin) * params_.shape.group_size};
+    unit.kv_head_begin += head_;
+    unit.kv_head_end = unit.kv_head_begin + 1;
+    return unit;
+  }
+
   const AttendParams& params_;
+  const std::int32_t head_;  // of those that go abreast
   const schedule::Range& range_;
   schedule::WorkCursor cursor_;
 };

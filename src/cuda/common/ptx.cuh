@@ -67,15 +67,12 @@ __device__ __forceinline__ bool barrier_is_over(std::uint32_t barrier, std::uint
 /// Waits until the phase with this parity is over.
 __device__ __forceinline__ void barrier_wait(std::uint32_t barrier, std::uint32_t parity) {
 #if __CUDA_ARCH__ >= 900
-  constexpr std::uint32_t kNanoseconds =
-      10'000'000;  // of sleep at most: others need the issue slots
-  std::uint32_t over = 0;
+  std::uint32_t over = 0;  // a try that sleeps for a while: others need the issue slots
   while (over == 0) {
     asm volatile(
-        "{ .reg .pred p; mbarrier.try_wait.parity.shared.b64 p, [%1], %2, %3; "
-        "selp.u32 %0, 1, 0, p; }"
+        "{ .reg .pred p; mbarrier.try_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
         : "=r"(over)
-        : "r"(barrier), "r"(parity), "r"(kNanoseconds)
+        : "r"(barrier), "r"(parity)
         : "memory");
   }
 #else

@@ -91,6 +91,13 @@ struct Swizzle {
     return (row ^ static_cast<std::uint32_t>(chunk % kChunks * kChunkBytes)) +
            static_cast<std::uint32_t>(chunk / kChunks * kChunks * kChunkBytes);
   }
+  /// Address of the chunk `rows` rows below the one at `place`. `rows` is a multiple of a power of
+  /// two that is larger than the row of `place`.
+  static __device__ __forceinline__ std::uint32_t later_row(std::uint32_t place, int rows) {
+    const int key = kChunks == 8 ? rows % 8 : rows / 2 % 4;
+    return (place ^ static_cast<std::uint32_t>(key * kChunkBytes)) +
+           static_cast<std::uint32_t>(rows * kRowBytes);
+  }
 };
 
 /// A place in the ring and how often it was passed.

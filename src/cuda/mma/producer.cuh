@@ -14,118 +14,203 @@
 
 namespace quire::cuda::mma {
 
-/// Keys that a lane looks up: two of a tile's 64.
-inline constexpr int kRowsPerLane = kTileKeys / kWarpSize;
+/// Keys that lie at equal strides, whatever page they are in, if the page size is a multiple of it
+/// (contiguous K and V are one endless page). With other page sizes every key is a run of its own.
+inline constexpr int kRunKeys = 16;
 
-/// The next tile to load, with the page ids of this lane's keys already asked for.
-struct TileToLoad {
-  Unit unit;                   // without rows: none
-  std::int32_t first_key = 0;  // a multiple of kTileKeys
-  std::int32_t pages[kRowsPerLane] = {};
+/// Runs of a stretch that a lane looks up.
+inline constexpr int kRunsPerLane = kTileKeys / kWarpSize;
 
-  __device__ bool is_first() const { return first_key <= unit.kv_begin; }
-  __device__ bool is_last() const { return first_key + kTileKeys >= unit.kv_end; }
-  __device__ bool has(std::int32_t key) const { return key >= unit.kv_begin && key < unit.kv_end; }
-};
-
-/// The tiles of a range, one behind another.
-class TileStream {
+/// The range's keys, a stretch of 64 runs at a time: 16 tiles, or one if keys are scattered. The
+/// page ids of the next stretch are on their way while this one is loaded.
+class KeyStream {
  public:
-  __device__ TileStream(const AttendParams& params, std::int32_t range, int lane)
-      : params_(params), units_(params, range), lane_(lane) {
-    tile_.unit = units_.first();
+  __device__ KeyStream(const AttendParams& params, const core::Pages& cache, std::int32_t element,
+                       std::int32_t range, int lane)
+      : params_(params),
+        cache_(cache),
+        element_(element),
+        run_keys_(params.shape.page_size % kRunKeys == 0 ? kRunKeys : 1),
+        lane_(lane),
+        units_(params, range) {
+    next_.unit = units_.first();
     begin_unit();
   }
 
-  [[nodiscard]] __device__ const TileToLoad& tile() const { return tile_; }
-
-  /// To the next tile of the unit; asks for its page ids.
-  __device__ void advance() {
-    tile_.first_key += kTileKeys;
-    ask_for_pages();
+  /// To the next stretch. @return False at the end of the range.
+  __device__ bool advance() {
+    unit_ = next_.unit;
+    first_key_ = next_.first_key;
+#pragma unroll
+    for (int i = 0; i < kRunsPerLane; ++i) offsets_[i] = offset_of_next(i);
+    if (unit_.rows == 0) return false;
+    next_.first_key += kTileKeys * run_keys_;
+    if (next_.first_key < unit_.kv_end) {
+      ask_for_pages();
+    } else {
+      next_.unit = units_.next();
+      begin_unit();
+    }
+    return true;
   }
-  /// To the first tile of the next unit.
-  __device__ void advance_to_next_unit() {
-    tile_.unit = units_.next();
-    begin_unit();
+
+  [[nodiscard]] __device__ const Unit& unit() const { return unit_; }
+  /// First key of the stretch, a multiple of kTileKeys.
+  [[nodiscard]] __device__ std::int32_t first_key() const { return first_key_; }
+  /// End of the stretch or, before that, of the unit's keys.
+  [[nodiscard]] __device__ std::int32_t end() const {
+    return min(first_key_ + kTileKeys * run_keys_, unit_.kv_end);
+  }
+  [[nodiscard]] __device__ bool has_runs() const { return run_keys_ > 1; }
+  /// Byte offset of this lane's run among 32 · `half` and the 31 behind it.
+  [[nodiscard]] __device__ std::int64_t offset(int half) const {
+    return half == 0 ? offsets_[0] : offsets_[1];
   }
 
  private:
+  /// The next stretch, with the page ids of this lane's runs already asked for.
+  struct Next {
+    Unit unit;  // without rows: none
+    std::int32_t first_key = 0;
+    std::int32_t pages[kRunsPerLane] = {};
+  };
+
   __device__ void begin_unit() {
-    tile_.first_key = tile_.unit.kv_begin / kTileKeys * kTileKeys;
+    next_.first_key = next_.unit.kv_begin / kTileKeys * kTileKeys;
     ask_for_pages();
+  }
+
+  /// First key of this lane's run `i` of the next stretch.
+  __device__ std::int32_t key_of_next(int i) const {
+    return next_.first_key + (i * kWarpSize + lane_) * run_keys_;
+  }
+  /// @return False for runs of which no key is seen: page ids may be missing there.
+  __device__ bool next_has(std::int32_t key) const {
+    return key + run_keys_ > next_.unit.kv_begin && key < next_.unit.kv_end;
   }
 
   __device__ void ask_for_pages() {
     if (params_.shape.page_size == kContiguousKv) return;
-    const std::int32_t* ids = schedule::page_ids(params_.batch, tile_.unit.seq);
+    const std::int32_t* ids = schedule::page_ids(params_.batch, next_.unit.seq);
 #pragma unroll
-    for (int i = 0; i < kRowsPerLane; ++i) {
-      const std::int32_t key = tile_.first_key + i * kWarpSize + lane_;
-      if (tile_.has(key)) tile_.pages[i] = __ldg(ids + params_.page_size.quotient(key));
+    for (int i = 0; i < kRunsPerLane; ++i) {
+      const std::int32_t key = key_of_next(i);
+      if (next_has(key)) next_.pages[i] = __ldg(ids + params_.page_size.quotient(key));
     }
+  }
+
+  /// In bytes, of this lane's run `i` of the next stretch.
+  __device__ std::int64_t offset_of_next(int i) const {
+    const std::int32_t key = key_of_next(i);
+    if (!next_has(key)) return 0;
+    std::int64_t offset = next_.unit.kv_head_begin * cache_.head_stride;
+    if (params_.shape.page_size == kContiguousKv) {
+      offset += (static_cast<std::int64_t>(params_.batch.kv_indptr[next_.unit.seq]) + key) *
+                cache_.token_stride;
+    } else {
+      const std::int32_t token = params_.page_size.remainder(key, params_.page_size.quotient(key));
+      offset += next_.pages[i] * cache_.page_stride + token * cache_.token_stride;
+    }
+    return offset * element_;
   }
 
   const AttendParams& params_;
-  UnitCursor units_;
+  const core::Pages& cache_;
+  const std::int32_t element_;  // bytes
+  const std::int32_t run_keys_;
   const int lane_;
-  TileToLoad tile_;
+  UnitCursor units_;
+  Next next_;
+  Unit unit_;
+  std::int32_t first_key_ = 0;
+  std::int64_t offsets_[kRunsPerLane] = {};
 };
 
-/// Instead of the offset of a row: zeros, and nothing is read. A multiple of 16, as offsets are.
-inline constexpr std::int64_t kNothing = -16;
+/// Rows [begin, end) are loaded, the others become zeros and nothing is read.
+struct RowRange {
+  int begin;
+  int end;
 
-/// Loads 32 rows of 16-byte chunks into a tile; each lane gives the byte offset of one, or
-/// `kNothing`. A copy of the warp takes 32 chunks. Loading warps do nothing but this, and are busy
-/// with it all the time: every instruction per copy counts.
+  [[nodiscard]] __device__ RowRange from(int row) const { return {begin - row, end - row}; }
+  [[nodiscard]] __device__ bool has(int row) const { return row >= begin && row < end; }
+  [[nodiscard]] __device__ bool has_all(int rows) const { return begin <= 0 && end >= rows; }
+};
+
+/// Loads 16 rows at a time into a tile. Loading warps are busy with it all the time: every
+/// instruction per copy counts. A copy of the warp takes 32 chunks of 16 bytes; after `kPeriod`
+/// copies every lane is in its column again, so that places are computed once.
 template <int kRowBytes>
-__device__ __forceinline__ void load_rows(std::uint32_t to, const void* base, std::int64_t offset,
-                                          int first_row, int lane) {
-  using Layout = Swizzle<kRowBytes>;
-  constexpr int kChunks = kRowBytes / 16;
-  constexpr int kBatch = kChunks % 8 == 0 ? 8 : 4;  // offsets are fetched ahead of their use
-  const auto* bytes = static_cast<const std::byte*>(base);
-  if constexpr (kWarpSize % kChunks == 0) {
-    // A copy takes whole rows, so that a lane stays in its column of chunks.
-    constexpr int kRows = kWarpSize / kChunks;
-    static_assert(kBatch * kRows % Layout::kChunks == 0, "batches are swizzled alike");
-    const int row = static_cast<int>(static_cast<unsigned>(lane) / kChunks);
-    const int chunk = static_cast<int>(static_cast<unsigned>(lane) % kChunks);
-    const std::byte* column = bytes + chunk * 16;
-    const std::uint32_t place = Layout::chunk(Layout::row(0, row), chunk);
-    to += static_cast<std::uint32_t>(first_row * kRowBytes);
-#pragma unroll 1
-    for (int first = 0; first < kWarpSize; first += kBatch * kRows) {
-      std::int64_t from[kBatch];
+class RowLoader {
+ public:
+  __device__ explicit RowLoader(int lane) {
 #pragma unroll
-      for (int i = 0; i < kBatch; ++i) {
-        from[i] = __shfl_sync(kAllLanes, offset, first + i * kRows + row);
-      }
-#pragma unroll
-      for (int i = 0; i < kBatch; ++i) {
-        copy_async(to + Layout::chunk(place, i * kRows % Layout::kChunks) + i * kRows * kRowBytes,
-                   column + from[i], from[i] != kNothing);
-      }
-      to += kBatch * kRows * kRowBytes;
+    for (int i = 0; i < kPeriod; ++i) {
+      const auto chunk = static_cast<unsigned>(i * kWarpSize + lane);
+      row_[i] = static_cast<int>(chunk / kChunks);
+      column_[i] = static_cast<int>(chunk % kChunks) * 16;
+      place_[i] = Layout::chunk(Layout::row(0, row_[i]), static_cast<int>(chunk % kChunks));
     }
-  } else {
-#pragma unroll 1
-    for (int first = 0; first < kChunks; first += kBatch) {
-      std::int64_t from[kBatch];
+  }
+
+  /// Rows at equal strides.
+  __device__ __forceinline__ void load_run(std::uint32_t to, const std::byte* from,
+                                           std::int64_t stride, RowRange rows) const {
+    if (rows.has_all(kRunKeys)) {
+      load_run<true>(to, from, stride, rows);
+    } else {
+      load_run<false>(to, from, stride, rows);
+    }
+  }
+
+  /// Rows anywhere: row i at the offset that lane `first_lane` + i gives.
+  __device__ __forceinline__ void load_scattered(std::uint32_t to, const std::byte* base,
+                                                 std::int64_t offset, int first_lane,
+                                                 RowRange rows) const {
 #pragma unroll
-      for (int i = 0; i < kBatch; ++i) {
-        from[i] = __shfl_sync(kAllLanes, offset, ((first + i) * kWarpSize + lane) / kChunks);
-      }
+    for (int step = 0; step < kSteps; ++step) {
 #pragma unroll
-      for (int i = 0; i < kBatch; ++i) {
-        const int at = (first + i) * kWarpSize + lane;
-        const int chunk = at % kChunks;
-        copy_async(Layout::chunk(Layout::row(to, first_row + at / kChunks), chunk),
-                   bytes + chunk * 16 + from[i], from[i] != kNothing);
+      for (int i = 0; i < kPeriod; ++i) {
+        const int row = row_[i] + step * kPeriodRows;
+        const std::int64_t from = __shfl_sync(kAllLanes, offset, first_lane + row);
+        copy_async(to + place(i, step), base + column_[i] + from, rows.has(row));
       }
     }
   }
-}
+
+ private:
+  using Layout = Swizzle<kRowBytes>;
+  static constexpr int kChunks = kRowBytes / 16;
+  static constexpr int kPeriod = kWarpSize % kChunks == 0 ? 1 : 3;
+  static constexpr int kPeriodRows = kPeriod * kWarpSize / kChunks;
+  static constexpr int kSteps = kRunKeys / kPeriodRows;
+  static_assert(kPeriod * kWarpSize % kChunks == 0 && kRunKeys % kPeriodRows == 0);
+
+  /// Of copy `i` of a period, from the first row on. Places of a period are swizzled like those of
+  /// the first one, but for a number that is known at compile time.
+  __device__ __forceinline__ std::uint32_t place(int i, int step) const {
+    return Layout::later_row(place_[i], step * kPeriodRows);
+  }
+
+  template <bool kWhole>
+  __device__ __forceinline__ void load_run(std::uint32_t to, const std::byte* from,
+                                           std::int64_t stride, RowRange rows) const {
+    const std::byte* at[kPeriod];
+#pragma unroll
+    for (int i = 0; i < kPeriod; ++i) at[i] = from + column_[i] + row_[i] * stride;
+#pragma unroll(kWhole ? kSteps : 1)
+    for (int step = 0; step < kSteps; ++step) {
+#pragma unroll
+      for (int i = 0; i < kPeriod; ++i) {
+        copy_async(to + place(i, step), at[i], kWhole || rows.has(row_[i] + step * kPeriodRows));
+        at[i] += kPeriodRows * stride;
+      }
+    }
+  }
+
+  int row_[kPeriod];
+  int column_[kPeriod];
+  std::uint32_t place_[kPeriod];
+};
 
 /// A loading warp. The one of K also hands each unit and its queries over: as soon as there is room
 /// for them, and at the latest when the ring holds nothing but this unit, since the computing warps
@@ -139,21 +224,22 @@ class Producer {
         shared_(shared),
         cache_(loads_keys ? params.tensors.k : params.tensors.v),
         loads_keys_(loads_keys),
-        lane_(lane) {
+        lane_(lane),
+        rows_(lane) {
     position_.slot = loads_keys ? 0 : 1;
   }
 
   __device__ void run(std::int32_t range) {
-    TileStream stream(params_, range, lane_);
-    while (stream.tile().unit.rows > 0) {
-      const TileToLoad& tile = stream.tile();
-      const bool is_first = tile.is_first();
-      const bool is_last = tile.is_last();
-      const std::int64_t offsets[kRowsPerLane] = {offset_of(tile, 0), offset_of(tile, 1)};
-      if (!is_last) stream.advance();  // the next page ids come while this tile waits for its slot
-      if (!tile.unit.sees_nothing()) load(offsets);
-      if (loads_keys_) hand_over_if_due(tile.unit, is_first, is_last);
-      if (is_last) stream.advance_to_next_unit();
+    KeyStream stream(params_, cache_, kElementBytes, range, lane_);
+    while (stream.advance()) {
+      const Unit& unit = stream.unit();
+      std::int32_t key = stream.first_key();
+      do {
+        if (!unit.sees_nothing()) load(stream, key);
+        const bool is_first = key <= unit.kv_begin;
+        key += kTileKeys;
+        if (loads_keys_) hand_over_if_due(unit, is_first, key >= unit.kv_end);
+      } while (key < stream.end());
     }
     if (loads_keys_) hand_over(Unit{});  // without rows: the end
     wait_for_own_copies();
@@ -161,31 +247,31 @@ class Producer {
 
  private:
   static constexpr int kHandedOver = -1;
+  static constexpr int kElementBytes = sizeof(typename C::Element);
 
-  __device__ void load(const std::int64_t (&offsets)[kRowsPerLane]) {
+  /// The tile that begins at `key`.
+  __device__ void load(const KeyStream& stream, std::int32_t key) {
+    const auto* const base = static_cast<const std::byte*>(cache_.data);
+    const std::int64_t stride = cache_.token_stride * kElementBytes;
+    const RowRange rows{stream.unit().kv_begin - key, stream.unit().kv_end - key};
+    const int first_run = (key - stream.first_key()) / kRunKeys;
     barrier_wait(shared_address(&shared_.empty[position_.slot]), position_.parity ^ 1);
     const std::uint32_t to = shared_address(shared_.ring[position_.slot]);
 #pragma unroll 1
-    for (int i = 0; i < kRowsPerLane; ++i) {
-      load_rows<kRowBytes>(to, cache_.data, i == 0 ? offsets[0] : offsets[1], i * kWarpSize, lane_);
+    for (int first = 0; first < kTileKeys; first += kRunKeys) {
+      const std::uint32_t to_rows = to + static_cast<std::uint32_t>(first * kRowBytes);
+      if (stream.has_runs()) {
+        const int run = first_run + first / kRunKeys;
+        const std::int64_t offset =
+            __shfl_sync(kAllLanes, stream.offset(run / kWarpSize), run % kWarpSize);
+        rows_.load_run(to_rows, base + offset, stride, rows.from(first));
+      } else {
+        rows_.load_scattered(to_rows, base, stream.offset(first / kWarpSize), first % kWarpSize,
+                             rows.from(first));
+      }
     }
     barrier_arrive_after_copies(shared_address(&shared_.full[position_.slot]));
     position_.advance(2);  // K and V take turns
-  }
-
-  /// In bytes, of this lane's key `i`.
-  __device__ std::int64_t offset_of(const TileToLoad& tile, int i) const {
-    const std::int32_t key = tile.first_key + i * kWarpSize + lane_;
-    if (!tile.has(key)) return kNothing;
-    std::int64_t offset = tile.unit.kv_head_begin * cache_.head_stride;
-    if (params_.shape.page_size == kContiguousKv) {
-      offset += (static_cast<std::int64_t>(params_.batch.kv_indptr[tile.unit.seq]) + key) *
-                cache_.token_stride;
-    } else {
-      const std::int32_t token = params_.page_size.remainder(key, params_.page_size.quotient(key));
-      offset += tile.pages[i] * cache_.page_stride + token * cache_.token_stride;
-    }
-    return offset * static_cast<std::int64_t>(sizeof(typename C::Element));
   }
 
   /// After the keys of a tile of `unit`.
@@ -212,16 +298,20 @@ class Producer {
     tiles_ahead_ = kHandedOver;
   }
 
+  /// Lane i gives the place of row i.
   __device__ void load_queries(const Unit& unit) {
+    static_assert(C::kTileRows <= kWarpSize);
     const core::Rows& q = params_.tensors.q;
-    for (std::int32_t first = 0; first < unit.rows; first += kWarpSize) {
-      std::int64_t offset = kNothing;
-      if (first + lane_ < unit.rows) {
-        const RowTarget row = row_target(params_, unit, first + lane_);
-        offset = (row.token * q.token_stride + row.head * q.head_stride) *
-                 static_cast<std::int64_t>(sizeof(typename C::Element));
-      }
-      load_rows<C::kKeyBytes>(shared_address(shared_.fixed.queries), q.data, offset, first, lane_);
+    const RowTarget row = row_target(params_, unit, min(lane_, unit.rows - 1));
+    const std::int64_t offset =
+        (row.token * q.token_stride + row.head * q.head_stride) * kElementBytes;
+    const std::uint32_t to = shared_address(shared_.fixed.queries);
+    const RowLoader<C::kKeyBytes> rows(lane_);
+#pragma unroll 1
+    for (int first = 0; first < unit.rows; first += kRunKeys) {
+      rows.load_scattered(to + static_cast<std::uint32_t>(first * C::kKeyBytes),
+                          static_cast<const std::byte*>(q.data), offset, first,
+                          {0, unit.rows - first});
     }
   }
 
@@ -230,6 +320,7 @@ class Producer {
   const core::Pages cache_;
   const bool loads_keys_;
   const int lane_;
+  const RowLoader<kRowBytes> rows_;
   RingPosition<C::kSlots> position_;
   std::uint32_t query_parity_ = 0;
   int tiles_ahead_ = kHandedOver;  // of the current unit's queries

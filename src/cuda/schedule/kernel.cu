@@ -122,7 +122,11 @@ __global__ void __launch_bounds__(kThreads, 1)
       arguments.schedule.ranges[index] =
           schedule::make_range(arguments.policy, arguments.shape, arguments.batch,
                                shared.cuts[thread], shared.cuts[thread + 1], index);
-      arguments.schedule.arrivals[index] = 0;
+      const std::int32_t heads = arguments.policy.heads_abreast;
+      QUIRE_ROLLED
+      for (std::int32_t head = 0; head < heads; ++head) {
+        arguments.schedule.arrivals[index * heads + head] = 0;
+      }
     }
     __syncthreads();
   }
