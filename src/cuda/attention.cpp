@@ -116,6 +116,13 @@ bool is_aligned(const void* data, std::int64_t element_size,
 /// A stride that is used: of an axis of more than one element.
 std::int64_t used(std::int64_t stride, std::int64_t size) { return size > 1 ? stride : 0; }
 
+/// Blocks that read the same pages at the same time, for different heads, find page ids in the
+/// second-level cache and rows of memory open. At least two ranges: kernels rehearse on two pieces.
+std::int32_t heads_abreast(std::int32_t num_kv_heads, std::int32_t blocks) {
+  const std::int32_t heads = std::gcd(num_kv_heads, blocks);
+  return heads < blocks ? heads : 1;
+}
+
 class CudaAttention final : public internal::AttentionBackend {
  public:
   CudaAttention(const core::AttentionConfig& attention_config, const AttendKernel& kernel,
@@ -234,11 +241,9 @@ std::unique_ptr<internal::AttentionBackend> make_attention(const core::Attention
   const std::int32_t blocks =
       std::min(multiprocessors_of(config.device.index), kMostMultiprocessors) *
       kernel.blocks_per_multiprocessor;
-  // Blocks that read the same pages at the same time, for different heads, find page ids in the
-  // second-level cache and pages open in memory.
-  const std::int32_t heads_abreast = std::gcd(config.shape.num_kv_heads, blocks);
-  return std::make_unique<CudaAttention>(config, kernel, tile_policy(kernel, blocks, heads_abreast),
-                                         workspace_sizes(config));
+  return std::make_unique<CudaAttention>(
+      config, kernel, tile_policy(kernel, blocks, heads_abreast(config.shape.num_kv_heads, blocks)),
+      workspace_sizes(config));
 }
 
 }  // namespace quire::cuda

@@ -112,33 +112,34 @@ __device__ inline void store_empty_unit(const AttendParams& params, const Unit& 
   }
 }
 
-/// What every head that goes abreast has one of, for the unit's head.
-__device__ inline std::int32_t abreast(const AttendParams& params, const Unit& unit,
-                                       std::int32_t index) {
-  const std::int32_t heads = params.policy.heads_abreast;
-  return index * heads + unit.kv_head_begin % heads;
-}
+/// Where the pieces of a split unit leave their partial results: rows of `PartialStates`, of which
+/// there are few enough that 32 bits count their elements.
+class PartialRows {
+ public:
+  __device__ PartialRows(const AttendParams& params, const Unit& unit)
+      : heads_(params.policy.heads_abreast),
+        max_rows_(params.max_rows),
+        head_(unit.kv_head_begin % heads_),
+        first_range_(unit.first_range) {}
 
-/// Where a piece of a split unit leaves its partial result.
-struct PartialSlot {
-  float* o;    // [max_rows, head_dim_vo]
-  float* max;  // [max_rows]
-  float* sum;  // [max_rows]
-
-  __device__ PartialSlot(const AttendParams& params, const Unit& unit, std::int32_t piece) {
-    const std::int64_t slot =
-        abreast(params, unit, schedule::partial_slot(unit.first_range, piece));
-    const std::int64_t row = slot * params.max_rows;  // of all slots
-    o = params.partials.o + row * params.shape.head_dim_vo;
-    max = params.partials.max + row;
-    sum = params.partials.sum + row;
+  __device__ std::int32_t at(std::int32_t piece, std::int32_t row) const {
+    const std::int32_t slot = schedule::partial_slot(first_range_, piece);
+    return (slot * heads_ + head_) * max_rows_ + row;
   }
+  /// Index of the unit's arrival counter.
+  __device__ std::int32_t counter() const { return first_range_ * heads_ + head_; }
+
+ private:
+  const std::int32_t heads_;
+  const std::int32_t max_rows_;
+  const std::int32_t head_;  // of those that go abreast
+  const std::int32_t first_range_;
 };
 
 /// Counts a finished piece. One thread calls it, between two barriers of all that wrote the piece
 /// and may read the others'. @return True for the last piece; the counter is 0 again then.
 __device__ inline bool arrive_last(const AttendParams& params, const Unit& unit) {
-  std::uint32_t* counter = params.schedule.arrivals + abreast(params, unit, unit.first_range);
+  std::uint32_t* counter = params.schedule.arrivals + PartialRows(params, unit).counter();
   __threadfence();  // what the barrier has gathered becomes visible before the count does
   const std::uint32_t before = atomicAdd(counter, 1U);
   if (before + 1 < static_cast<std::uint32_t>(unit.num_pieces)) return false;
@@ -147,13 +148,17 @@ __device__ inline bool arrive_last(const AttendParams& params, const Unit& unit)
   return true;
 }
 
-/// One row of a split unit, by one warp: its lanes first weigh 32 pieces at a time, then add them
-/// up, each in its columns [column, column + 4).
+/// One row of a split unit, by one warp, each lane in its columns [column, column + 4).
 template <typename Element>
 class RowMerge {
  public:
   __device__ RowMerge(const AttendParams& params, const Unit& unit, std::int32_t row, int column)
-      : params_(params), unit_(unit), row_(row), column_(column) {}
+      : params_(params),
+        unit_(unit),
+        rows_(params, unit),
+        row_(row),
+        column_(column),
+        is_in_row_(column < params.shape.head_dim_vo) {}
 
   __device__ void run() {
     for (std::int32_t first = 0; first < unit_.num_pieces; first += kWarpSize) {
@@ -161,24 +166,56 @@ class RowMerge {
     }
   }
 
-  __device__ void store() {
-    if (column_ >= params_.shape.head_dim_vo) return;
+  __device__ void store(bool writes) {
     const RowTarget target = row_target(params_, unit_, row_);
     const RowResult result = result_of(params_, target.head, max_, sum_);
     for (float& value : o_) value *= result.o_scale;
+    if (!is_in_row_ || !writes) return;
     store_o<Element>(params_, target, column_, o_);
     if (column_ == 0) store_lse(params_, target, result.lse);
   }
 
  private:
+  static constexpr int kBatch = 16;  // pieces that are on their way at the same time
+
+  /// Pieces [first, first + count), at most one for each lane to weigh.
   __device__ void add(std::int32_t first, std::int32_t count) {
+    float weight = 0.0F;
+#pragma unroll 1
+    for (std::int32_t begin = 0; begin < count; begin += kBatch) {
+      float4 parts[kBatch];
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        parts[i] = part_of(first + min(begin + i, count - 1));
+      }
+      if (begin == 0) weight = weigh(first, count);
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        const float piece_weight = __shfl_sync(kAllLanes, weight, begin + i);
+        if (begin + i >= count) break;
+        o_[0] += piece_weight * parts[i].x;
+        o_[1] += piece_weight * parts[i].y;
+        o_[2] += piece_weight * parts[i].z;
+        o_[3] += piece_weight * parts[i].w;
+      }
+    }
+  }
+
+  __device__ float4 part_of(std::int32_t piece) const {
+    const std::int32_t from =
+        rows_.at(piece, row_) * params_.shape.head_dim_vo + (is_in_row_ ? column_ : 0);
+    return __ldcg(reinterpret_cast<const float4*>(params_.partials.o + from));
+  }
+
+  /// Takes maxima and sums in. @return What this lane's piece is multiplied by.
+  __device__ float weigh(std::int32_t first, std::int32_t count) {
     const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
     float piece_max = kNoKey;
     float piece_sum = 0.0F;
     if (lane < count) {
-      const PartialSlot slot(params_, unit_, first + lane);
-      piece_max = __ldcg(slot.max + row_);
-      piece_sum = __ldcg(slot.sum + row_);
+      const std::int32_t from = rows_.at(first + lane, row_);
+      piece_max = __ldcg(params_.partials.max + from);
+      piece_sum = __ldcg(params_.partials.sum + from);
     }
     const float top = fmaxf(max_, warp_max(piece_max));
     const float base = top == kNoKey ? 0.0F : top;
@@ -187,33 +224,25 @@ class RowMerge {
     max_ = top;
     sum_ = sum_ * factor + warp_sum(weight * piece_sum);
     for (float& value : o_) value *= factor;
-    const bool in_row = column_ < params_.shape.head_dim_vo;
-#pragma unroll 4
-    for (std::int32_t piece = 0; piece < count; ++piece) {
-      const float piece_weight = __shfl_sync(kAllLanes, weight, piece);
-      const PartialSlot slot(params_, unit_, first + piece);
-      const float* from = slot.o + row_ * params_.shape.head_dim_vo + (in_row ? column_ : 0);
-      const float4 part = __ldcg(reinterpret_cast<const float4*>(from));
-      o_[0] += piece_weight * part.x;
-      o_[1] += piece_weight * part.y;
-      o_[2] += piece_weight * part.z;
-      o_[3] += piece_weight * part.w;
-    }
+    return weight;
   }
 
   const AttendParams& params_;
   const Unit& unit_;
+  const PartialRows rows_;
   const std::int32_t row_;
   const int column_;
+  const bool is_in_row_;
   float max_ = kNoKey;
   float sum_ = 0.0F;
   float o_[4] = {};
 };
 
 /// Joins the pieces of a split unit in the order of the keys and writes o and lse.
+/// @param writes  False in a rehearsal.
 template <typename Element>
 __device__ inline void merge_pieces(const AttendParams& params, const Unit& unit, int thread,
-                                    int threads) {
+                                    int threads, bool writes) {
   constexpr int kColumns = 4 * kWarpSize;  // of a warp
   const int lane = thread % kWarpSize;
 #pragma unroll 1
@@ -222,7 +251,7 @@ __device__ inline void merge_pieces(const AttendParams& params, const Unit& unit
     for (int column = lane * 4; column - lane * 4 < params.shape.head_dim_vo; column += kColumns) {
       RowMerge<Element> merge(params, unit, row, column);
       merge.run();
-      merge.store();
+      merge.store(writes);
     }
   }
 }

@@ -10,7 +10,7 @@
 
 namespace quire::cuda::mma {
 
-/// Warps of a block: four that compute, one that loads K and q, one that loads V.
+/// Warps of a block: four that compute, one that loads K, one that loads V and q.
 inline constexpr int kConsumerWarps = 4;
 inline constexpr int kConsumers = kConsumerWarps * 32;
 inline constexpr int kThreads = kConsumers + 2 * 32;
@@ -18,6 +18,10 @@ inline constexpr int kThreads = kConsumers + 2 * 32;
 /// Keys per tile; every computing warp scores a quarter of them.
 inline constexpr int kTileKeys = 64;
 inline constexpr int kWarpKeys = kTileKeys / kConsumerWarps;
+
+/// Keys that lie at equal strides, whatever page they are in, if the page size is a multiple of it
+/// (contiguous K and V are one endless page). With other page sizes every key is a run of its own.
+inline constexpr int kRunKeys = 16;
 
 /// Shared memory of a block: such that two fit on a multiprocessor of 228 KiB, that one takes all
 /// of it, and what every device from sm_80 on can give.
@@ -52,7 +56,7 @@ struct Config {
     float sums[kTileRows][kConsumerWarps];                  // of a row's weights, at a unit's end
     float final_maxima[kTileRows];                          // likewise
     Unit units[2];                // this one and the next; one without rows ends the range
-    std::uint64_t queries_full;   // filled by K's loading warp: copies, and lane 0 for `units`
+    std::uint64_t queries_full;   // filled by V's loading warp: copies, and lane 0 for `units`
     std::uint64_t queries_empty;  // drained: one arrival of each computing warp
     bool is_last;                 // piece of a split unit
   };

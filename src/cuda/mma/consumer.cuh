@@ -441,11 +441,12 @@ class UnitAttention {
       const float sum = (sums.x + sums.y) + (sums.z + sums.w);
       const float max = shared_.fixed.final_maxima[row];
       if (unit_.num_pieces > 1) {
-        const PartialSlot slot(params_, unit_, unit_.piece);
-        *reinterpret_cast<float4*>(slot.o + row * C::kHeadDimVo + column) = o;
+        const std::int32_t to = PartialRows(params_, unit_).at(unit_.piece, row);
+        if (rehearses()) continue;
+        *reinterpret_cast<float4*>(params_.partials.o + to * C::kHeadDimVo + column) = o;
         if (column == 0) {
-          slot.max[row] = max;
-          slot.sum[row] = sum;
+          params_.partials.max[to] = max;
+          params_.partials.sum[to] = sum;
         }
         continue;
       }

@@ -31,9 +31,12 @@ __device__ void init(typename C::Shared& shared) {
     }
     barrier_init(shared_address(&shared.fixed.queries_full), kWarpSize + 1);
     barrier_init(shared_address(&shared.fixed.queries_empty), kConsumerWarps);
-    shared.fixed.units[1] = {};
-    shared.fixed.units[1].kv_end = kTileKeys;  // one tile, all of it seen, no rows
-    shared.fixed.units[1].lengths = {1, kTileKeys};
+    Unit& rehearsal = shared.fixed.units[1];
+    rehearsal = {};
+    rehearsal.kv_end = kTileKeys;  // one tile, all of it seen
+    rehearsal.lengths = {1, kTileKeys};
+    rehearsal.rows = 1;
+    rehearsal.num_pieces = 2;
   }
   __syncthreads();
 }
@@ -42,11 +45,13 @@ __device__ void init(typename C::Shared& shared) {
 template <typename C>
 __device__ void finish_piece(ConsumerState<C>& state, const Unit& unit) {
   const int thread = state.warp * kWarpSize + state.lane;
-  named_barrier<kConsumers>(kUnitEnd);
-  if (thread == 0) state.shared.fixed.is_last = arrive_last(state.params, unit);
-  named_barrier<kConsumers>(kUnitEnd);
-  if (state.shared.fixed.is_last)
-    merge_pieces<typename C::Element>(state.params, unit, thread, kConsumers);
+  if (!state.rehearses) {
+    named_barrier<kConsumers>(kUnitEnd);
+    if (thread == 0) state.shared.fixed.is_last = arrive_last(state.params, unit);
+    named_barrier<kConsumers>(kUnitEnd);
+    if (!state.shared.fixed.is_last) return;
+  }
+  merge_pieces<typename C::Element>(state.params, unit, thread, kConsumers, !state.rehearses);
 }
 
 template <typename C>

@@ -158,8 +158,8 @@ class RowAttention {
   }
 
   __device__ void store_partial() const {
-    const PartialSlot slot(params_, unit_, unit_.piece);
-    float* o = slot.o + static_cast<std::int64_t>(row_) * params_.shape.head_dim_vo;
+    const std::int32_t to = PartialRows(params_, unit_).at(unit_.piece, row_);
+    float* o = params_.partials.o + to * params_.shape.head_dim_vo;
 #pragma unroll
     for (int chunk = 0; chunk < kChunksPerLane; ++chunk) {
       const int column = (chunk * kWarpSize + lane_) * kChunk;
@@ -168,8 +168,8 @@ class RowAttention {
       for (int i = 0; i < kChunk; ++i) o[column + i] = o_[chunk][i];
     }
     if (lane_ == 0) {
-      slot.max[row_] = max_;
-      slot.sum[row_] = sum_;
+      params_.partials.max[to] = max_;
+      params_.partials.sum[to] = sum_;
     }
   }
 
@@ -204,7 +204,7 @@ __device__ void attend_unit(const AttendParams& params, const Unit& unit, Shared
   __syncthreads();
   if (thread == 0) shared.is_last = arrive_last(params, unit);
   __syncthreads();
-  if (shared.is_last) merge_pieces<QueryElement>(params, unit, thread, kThreads);
+  if (shared.is_last) merge_pieces<QueryElement>(params, unit, thread, kThreads, true);
 }
 
 template <typename QueryElement, typename KvElement>

@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file
+/// Where the tiles of a block lie: its units, one behind another, and the pages of their keys.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/attend/params.hpp"
+#include "cuda/attend/unit.cuh"
+#include "cuda/common/ptx.cuh"
+#include "cuda/mma/config.cuh"
+#include "schedule/schedule.hpp"
+
+namespace quire::cuda::mma {
+
+/// Runs of a stretch that a lane looks up.
+inline constexpr int kRunsPerLane = kTileKeys / kWarpSize;
+
+/// The tiles of a range. Their places are known for a stretch of 64 runs at a time: 16 tiles, or one
+/// if keys are scattered.
+class TileStream {
+ public:
+  __device__ TileStream(const AttendParams& params, const core::Pages& cache, std::int32_t element,
+                        std::int32_t block, int lane)
+      : params_(params),
+        cache_(cache),
+        element_(element),
+        run_keys_(params.shape.page_size % kRunKeys == 0 ? kRunKeys : 1),
+        lane_(lane),
+        units_(params, block) {
+    next_.unit = units_.first();
+    begin_next_unit();
+    begin_stretch();
+  }
+
+  /// The unit of the tile; without rows at the end of the range.
+  [[nodiscard]] __device__ const Unit& unit() const { return unit_; }
+  /// First key of the tile, a multiple of kTileKeys.
+  [[nodiscard]] __device__ std::int32_t key() const { return key_; }
+  [[nodiscard]] __device__ bool is_first_of_unit() const { return key_ <= unit_.kv_begin; }
+  [[nodiscard]] __device__ bool is_last_of_unit() const { return key_ + kTileKeys >= unit_.kv_end; }
+
+  /// Asks for the page ids of the next stretch, once. Call it early, so that they are there in time.
+  __device__ void look_ahead() {
+    if (looked_ahead_) return;
+    looked_ahead_ = true;
+    if (stretch_end() < unit_.kv_end) {
+      next_.first_key = stretch_end();
+      ask_for_pages();
+    } else {
+      next_.unit = units_.next();
+      begin_next_unit();
+    }
+  }
+
+  /// To the next tile. The next stretch must have been asked for.
+  __device__ void advance() {
+    key_ += kTileKeys;
+    if (key_ >= min(stretch_end(), unit_.kv_end)) begin_stretch();
+  }
+
+  [[nodiscard]] __device__ bool has_runs() const { return run_keys_ > 1; }
+  /// Byte offset of run `run` of the tile. All lanes call it.
+  [[nodiscard]] __device__ std::int64_t offset_of_run(int run) const {
+    const int at = (key_ - first_key_) / kRunKeys + run;
+    return __shfl_sync(kAllLanes, at < kWarpSize ? offsets_[0] : offsets_[1], at % kWarpSize);
+  }
+  /// Of keys that are runs of their own: byte offset of this lane's key in half `half` of the tile.
+  [[nodiscard]] __device__ std::int64_t offset_of_key(int half) const {
+    return half == 0 ? offsets_[0] : offsets_[1];
+  }
+
+ private:
+  /// The next stretch, with the page ids of this lane's runs already asked for.
+  struct Next {
+    Unit unit;
+    std::int32_t first_key = 0;
+    std::int32_t pages[kRunsPerLane] = {};
+  };
+
+  __device__ std::int32_t stretch_end() const { return first_key_ + kTileKeys * run_keys_; }
+
+  __device__ void begin_stretch() {
+    unit_ = next_.unit;
+    first_key_ = next_.first_key;
+    key_ = next_.first_key;
+    looked_ahead_ = false;
+#pragma unroll
+    for (int i = 0; i < kRunsPerLane; ++i) offsets_[i] = offset_of_next(i);
+  }
+
+  __device__ void begin_next_unit() {
+    next_.first_key = next_.unit.kv_begin / kTileKeys * kTileKeys;
+    ask_for_pages();
+  }
+
+  /// First key of this lane's run `i` of the next stretch.
+  __device__ std::int32_t key_of_next(int i) const {
+    return next_.first_key + (i * kWarpSize + lane_) * run_keys_;
+  }
+  /// @return False for runs of which no key is seen: page ids may be missing there.
+  __device__ bool next_has(std::int32_t key) const {
+    return key + run_keys_ > next_.unit.kv_begin && key < next_.unit.kv_end;
+  }
+
+  __device__ void ask_for_pages() {
+    if (params_.shape.page_size == kContiguousKv) return;
+    const std::int32_t* ids = schedule::page_ids(params_.batch, next_.unit.seq);
+#pragma unroll
+    for (int i = 0; i < kRunsPerLane; ++i) {
+      const std::int32_t key = key_of_next(i);
+      if (next_has(key)) next_.pages[i] = __ldg(ids + params_.page_size.quotient(key));
+    }
+  }
+
+  /// In bytes, of this lane's run `i` of the next stretch.
+  __device__ std::int64_t offset_of_next(int i) const {
+    const std::int32_t key = key_of_next(i);
+    if (!next_has(key)) return 0;
+    std::int64_t offset = next_.unit.kv_head_begin * cache_.head_stride;
+    if (params_.shape.page_size == kContiguousKv) {
+      offset += (static_cast<std::int64_t>(params_.batch.kv_indptr[next_.unit.seq]) + key) *
+                cache_.token_stride;
+    } else {
+      const std::int32_t token = params_.page_size.remainder(key, params_.page_size.quotient(key));
+      offset += next_.pages[i] * cache_.page_stride + token * cache_.token_stride;
+    }
+    return offset * element_;
+  }
+
+  const AttendParams& params_;
+  const core::Pages& cache_;
+  const std::int32_t element_;  // bytes
+  const std::int32_t run_keys_;
+  const int lane_;
+  UnitCursor units_;
+  Next next_;
+  Unit unit_;
+  std::int32_t first_key_ = 0;  // of the stretch
+  std::int32_t key_ = 0;
+  std::int64_t offsets_[kRunsPerLane] = {};
+  bool looked_ahead_ = false;
+};
+
+}  // namespace quire::cuda::mma
