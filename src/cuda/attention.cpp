@@ -56,8 +56,7 @@ class ScratchLayout {
   [[nodiscard]] std::size_t bytes() const { return rows_ * (head_dim_ + 2) * sizeof(float); }
   [[nodiscard]] PartialStates states(std::byte* scratch) const {
     auto* o = reinterpret_cast<float*>(scratch);
-    float* max = o + rows_ * head_dim_;
-    return {o, max, max + rows_};
+    return {o, reinterpret_cast<float2*>(o + rows_ * head_dim_)};
   }
 
  private:

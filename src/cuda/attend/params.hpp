@@ -3,6 +3,8 @@
 /// What the attention kernels are given, and how a backend finds and launches one of them.
 #pragma once
 
+#include <vector_types.h>
+
 #include <cstddef>
 #include <cstdint>
 
@@ -16,9 +18,10 @@ namespace quire::cuda {
 /// Partial results of split units, a slot per piece (`schedule::partial_slot`). A row is a query of
 /// one head of the unit's group; rows are ordered by query, then head.
 struct PartialStates {
-  float* o = nullptr;    // [slots, max_rows, head_dim_vo]: Σ 2^(x − max) · v
-  float* max = nullptr;  // [slots, max_rows]: of the logits x, in units of log 2; −inf: no key seen
-  float* sum = nullptr;  // [slots, max_rows]: Σ 2^(x − max)
+  float* o = nullptr;  // [slots, max_rows, head_dim_vo]: Σ 2^(x − max) · v
+  float2* max_and_sum =
+      nullptr;  // [slots, max_rows]: max of the logits x, in units of log 2 (−inf:
+                // no key seen), and Σ 2^(x − max)
 };
 
 /// Everything that a kernel reads, in constant memory.

@@ -161,9 +161,8 @@ class RowMerge {
         is_in_row_(column < params.shape.head_dim_vo) {}
 
   __device__ void run() {
-    for (std::int32_t first = 0; first < unit_.num_pieces; first += kWarpSize) {
-      add(first, min(kWarpSize, unit_.num_pieces - first));
-    }
+#pragma unroll 1
+    for (std::int32_t first = 0; first < unit_.num_pieces; first += kBatch) add(first);
   }
 
   __device__ void store(bool writes) {
@@ -178,53 +177,35 @@ class RowMerge {
  private:
   static constexpr int kBatch = 16;  // pieces that are on their way at the same time
 
-  /// Pieces [first, first + count), at most one for each lane to weigh.
-  __device__ void add(std::int32_t first, std::int32_t count) {
-    float weight = 0.0F;
-#pragma unroll 1
-    for (std::int32_t begin = 0; begin < count; begin += kBatch) {
-      float4 parts[kBatch];
+  /// Pieces [first, first + kBatch), as many of them as there are.
+  __device__ void add(std::int32_t first) {
+    float4 parts[kBatch];
+    float2 states[kBatch];
 #pragma unroll
-      for (int i = 0; i < kBatch; ++i) {
-        parts[i] = part_of(first + min(begin + i, count - 1));
-      }
-      if (begin == 0) weight = weigh(first, count);
+    for (int i = 0; i < kBatch; ++i) {
+      const std::int32_t from = rows_.at(min(first + i, unit_.num_pieces - 1), row_);
+      states[i] = __ldcg(params_.partials.max_and_sum + from);
+      parts[i] = __ldcg(reinterpret_cast<const float4*>(
+          params_.partials.o + from * params_.shape.head_dim_vo + (is_in_row_ ? column_ : 0)));
+    }
+    float max = max_;
 #pragma unroll
-      for (int i = 0; i < kBatch; ++i) {
-        const float piece_weight = __shfl_sync(kAllLanes, weight, begin + i);
-        if (begin + i >= count) break;
-        o_[0] += piece_weight * parts[i].x;
-        o_[1] += piece_weight * parts[i].y;
-        o_[2] += piece_weight * parts[i].z;
-        o_[3] += piece_weight * parts[i].w;
-      }
-    }
-  }
-
-  __device__ float4 part_of(std::int32_t piece) const {
-    const std::int32_t from =
-        rows_.at(piece, row_) * params_.shape.head_dim_vo + (is_in_row_ ? column_ : 0);
-    return __ldcg(reinterpret_cast<const float4*>(params_.partials.o + from));
-  }
-
-  /// Takes maxima and sums in. @return What this lane's piece is multiplied by.
-  __device__ float weigh(std::int32_t first, std::int32_t count) {
-    const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
-    float piece_max = kNoKey;
-    float piece_sum = 0.0F;
-    if (lane < count) {
-      const std::int32_t from = rows_.at(first + lane, row_);
-      piece_max = __ldcg(params_.partials.max + from);
-      piece_sum = __ldcg(params_.partials.sum + from);
-    }
-    const float top = fmaxf(max_, warp_max(piece_max));
-    const float base = top == kNoKey ? 0.0F : top;
+    for (const float2& state : states) max = fmaxf(max, state.x);
+    const float base = max == kNoKey ? 0.0F : max;
     const float factor = exp2_fast(max_ - base);
-    const float weight = exp2_fast(piece_max - base);
-    max_ = top;
-    sum_ = sum_ * factor + warp_sum(weight * piece_sum);
+    max_ = max;
+    sum_ *= factor;
     for (float& value : o_) value *= factor;
-    return weight;
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      if (first + i >= unit_.num_pieces) break;
+      const float weight = exp2_fast(states[i].x - base);
+      sum_ += weight * states[i].y;
+      o_[0] += weight * parts[i].x;
+      o_[1] += weight * parts[i].y;
+      o_[2] += weight * parts[i].z;
+      o_[3] += weight * parts[i].w;
+    }
   }
 
   const AttendParams& params_;

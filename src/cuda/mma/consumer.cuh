@@ -444,10 +444,7 @@ class UnitAttention {
         const std::int32_t to = PartialRows(params_, unit_).at(unit_.piece, row);
         if (rehearses()) continue;
         *reinterpret_cast<float4*>(params_.partials.o + to * C::kHeadDimVo + column) = o;
-        if (column == 0) {
-          params_.partials.max[to] = max;
-          params_.partials.sum[to] = sum;
-        }
+        if (column == 0) params_.partials.max_and_sum[to] = make_float2(max, sum);
         continue;
       }
       const RowTarget target = row_target(params_, unit_, row);

@@ -167,10 +167,7 @@ class RowAttention {
 #pragma unroll
       for (int i = 0; i < kChunk; ++i) o[column + i] = o_[chunk][i];
     }
-    if (lane_ == 0) {
-      params_.partials.max[to] = max_;
-      params_.partials.sum[to] = sum_;
-    }
+    if (lane_ == 0) params_.partials.max_and_sum[to] = make_float2(max_, sum_);
   }
 
   const AttendParams& params_;
