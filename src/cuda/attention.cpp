@@ -128,10 +128,9 @@ bool is_aligned(const void* data, std::int64_t element_size,
 std::int64_t used(std::int64_t stride, std::int64_t size) { return size > 1 ? stride : 0; }
 
 /// Blocks that read the same pages at the same time, for different heads, find page ids in the
-/// second-level cache and rows of memory open. At least two ranges: kernels rehearse on two pieces.
+/// second-level cache and rows of memory open.
 std::int32_t heads_abreast(std::int32_t num_kv_heads, std::int32_t blocks) {
-  const std::int32_t heads = std::gcd(num_kv_heads, blocks);
-  return heads < blocks ? heads : 1;
+  return std::gcd(num_kv_heads, blocks);
 }
 
 class CudaAttention final : public internal::AttentionBackend {

@@ -165,11 +165,11 @@ class RowMerge {
     for (std::int32_t first = 0; first < unit_.num_pieces; first += kBatch) add(first);
   }
 
-  __device__ void store(bool writes) {
+  __device__ void store() {
     const RowTarget target = row_target(params_, unit_, row_);
     const RowResult result = result_of(params_, target.head, max_, sum_);
     for (float& value : o_) value *= result.o_scale;
-    if (!is_in_row_ || !writes) return;
+    if (!is_in_row_) return;
     store_o<Element>(params_, target, column_, o_);
     if (column_ == 0) store_lse(params_, target, result.lse);
   }
@@ -177,7 +177,8 @@ class RowMerge {
  private:
   static constexpr int kBatch = 16;  // pieces that are on their way at the same time
 
-  /// Pieces [first, first + kBatch), as many of them as there are.
+  /// Pieces [first, first + kBatch), as many of them as there are. Without branches, so that all
+  /// loads are on their way before the first of them is waited for.
   __device__ void add(std::int32_t first) {
     float4 parts[kBatch];
     float2 states[kBatch];
@@ -198,8 +199,7 @@ class RowMerge {
     for (float& value : o_) value *= factor;
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
-      if (first + i >= unit_.num_pieces) break;
-      const float weight = exp2_fast(states[i].x - base);
+      const float weight = first + i < unit_.num_pieces ? exp2_fast(states[i].x - base) : 0.0F;
       sum_ += weight * states[i].y;
       o_[0] += weight * parts[i].x;
       o_[1] += weight * parts[i].y;
@@ -220,10 +220,9 @@ class RowMerge {
 };
 
 /// Joins the pieces of a split unit in the order of the keys and writes o and lse.
-/// @param writes  False in a rehearsal.
 template <typename Element>
 __device__ inline void merge_pieces(const AttendParams& params, const Unit& unit, int thread,
-                                    int threads, bool writes) {
+                                    int threads) {
   constexpr int kColumns = 4 * kWarpSize;  // of a warp
   const int lane = thread % kWarpSize;
 #pragma unroll 1
@@ -232,7 +231,7 @@ __device__ inline void merge_pieces(const AttendParams& params, const Unit& unit
     for (int column = lane * 4; column - lane * 4 < params.shape.head_dim_vo; column += kColumns) {
       RowMerge<Element> merge(params, unit, row, column);
       merge.run();
-      merge.store(writes);
+      merge.store();
     }
   }
 }

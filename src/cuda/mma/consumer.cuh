@@ -37,7 +37,6 @@ struct ConsumerState {
   int lane;
   RingPosition<C::kSlots> position;
   std::uint32_t query_parity = 0;
-  bool rehearses = false;  // see `attend_units`
 
   /// The next unit; valid until the one after it is asked for.
   __device__ const Unit& next_unit() {
@@ -50,7 +49,7 @@ struct ConsumerState {
   /// Makes room for the queries of the next unit.
   __device__ void release_queries() {
     __syncwarp();
-    if (lane == 0 && !rehearses) barrier_arrive(shared_address(&shared.fixed.queries_empty));
+    if (lane == 0) barrier_arrive(shared_address(&shared.fixed.queries_empty));
   }
 };
 
@@ -74,19 +73,17 @@ class UnitAttention {
   }
 
   __device__ void run() {
-    if (takes_part(0)) take_queries();
+    take_queries();
     for (std::int32_t key = unit_.kv_begin / kTileKeys * kTileKeys; key < unit_.kv_end;
          key += kTileKeys) {
       float scores[kRowTiles][kKeyTiles][4];  // a fragment: 16 rows × 8 keys
-      if (takes_part(0)) {
-        score(scores);
-        to_logits(scores, key + warp_ * kWarpKeys);
-      }
-      if (takes_part(1)) online_softmax(scores);
-      if (takes_part(2)) accumulate();
+      score(scores);
+      to_logits(scores, key + warp_ * kWarpKeys);
+      online_softmax(scores);
+      accumulate();
     }
     if constexpr (!kQueriesInRegisters) release_queries();
-    if (takes_part(3)) finish();
+    finish();
   }
 
  private:
@@ -102,14 +99,6 @@ class UnitAttention {
   static constexpr bool kQueriesInRegisters = kRowTiles * kQuerySteps <= 8;
   /// Of the loops over steps: what keeps the registers of all bodies within a block's share.
   static constexpr int kUnroll = kQueriesInRegisters ? kQuerySteps : 2;
-
-  /// In a rehearsal, which is of a single row tile, each warp goes through one part.
-  __device__ bool rehearses() const { return kRowTiles == 1 && state_.rehearses; }
-  __device__ bool takes_part(int part) const { return !rehearses() || warp_ == part; }
-
-  __device__ void sync(NamedBarrier barrier) const {
-    if (!rehearses()) named_barrier<kConsumers>(barrier);
-  }
 
   /// Row `half` (0 or 1) of row tile `tile` that this thread's fragments hold.
   __device__ int row_of(int tile, int half) const { return tile * 16 + half * 8 + group_; }
@@ -140,14 +129,11 @@ class UnitAttention {
   // --- ring ------------------------------------------------------------------------------------
 
   __device__ std::uint32_t wait_for_slot() {
-    if (!rehearses()) {
-      barrier_wait(shared_address(&shared_.full[state_.position.slot]), state_.position.parity);
-    }
+    barrier_wait(shared_address(&shared_.full[state_.position.slot]), state_.position.parity);
     return shared_address(shared_.ring[state_.position.slot]);
   }
 
   __device__ void release_slot() {
-    if (rehearses()) return;
     __syncwarp();
     if (lane_ == 0) barrier_arrive(shared_address(&shared_.empty[state_.position.slot]));
     state_.position.advance();
@@ -258,7 +244,7 @@ class UnitAttention {
   /// Logits to weights in shared memory; maxima, sums and o follow.
   __device__ void online_softmax(float (&scores)[kRowTiles][kKeyTiles][4]) {
     publish_maxima(scores);
-    sync(kMaximaWritten);
+    named_barrier<kConsumers>(kMaximaWritten);
     raise_maxima();
 #pragma unroll
     for (int tile = 0; tile < kRowTiles; ++tile) {
@@ -277,7 +263,7 @@ class UnitAttention {
         }
       }
     }
-    sync(kWeightsWritten);
+    named_barrier<kConsumers>(kWeightsWritten);
   }
 
   __device__ void publish_maxima(const float (&scores)[kRowTiles][kKeyTiles][4]) {
@@ -398,7 +384,7 @@ class UnitAttention {
         if (warp_ == 0) shared_.fixed.final_maxima[row] = max_[tile][half];
       }
     }
-    sync(kUnitEnd);
+    named_barrier<kConsumers>(kUnitEnd);
   }
 
   /// This warp's columns of half a row tile, [8, kColumns] in fp32, where the weights were.
@@ -442,7 +428,6 @@ class UnitAttention {
       const float max = shared_.fixed.final_maxima[row];
       if (unit_.num_pieces > 1) {
         const std::int32_t to = PartialRows(params_, unit_).at(unit_.piece, row);
-        if (rehearses()) continue;
         *reinterpret_cast<float4*>(params_.partials.o + to * C::kHeadDimVo + column) = o;
         if (column == 0) params_.partials.max_and_sum[to] = make_float2(max, sum);
         continue;

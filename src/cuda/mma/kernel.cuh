@@ -33,12 +33,6 @@ __device__ void init(typename C::Shared& shared) {
     barrier_init(shared_address(&shared.fixed.queries_empty), kConsumerWarps);
     barrier_init(shared_address(&shared.fixed.drawn.full), 1);
     barrier_init(shared_address(&shared.fixed.drawn.empty), 1);
-    Unit& rehearsal = shared.fixed.units[1];
-    rehearsal = {};
-    rehearsal.kv_end = kTileKeys;  // one tile, all of it seen
-    rehearsal.lengths = {1, kTileKeys};
-    rehearsal.rows = 1;
-    rehearsal.num_pieces = 2;
   }
   __syncthreads();
 }
@@ -47,13 +41,12 @@ __device__ void init(typename C::Shared& shared) {
 template <typename C>
 __device__ void finish_piece(ConsumerState<C>& state, const Unit& unit) {
   const int thread = state.warp * kWarpSize + state.lane;
-  if (!state.rehearses) {
-    named_barrier<kConsumers>(kUnitEnd);
-    if (thread == 0) state.shared.fixed.is_last = arrive_last(state.params, unit);
-    named_barrier<kConsumers>(kUnitEnd);
-    if (!state.shared.fixed.is_last) return;
+  named_barrier<kConsumers>(kUnitEnd);
+  if (thread == 0) state.shared.fixed.is_last = arrive_last(state.params, unit);
+  named_barrier<kConsumers>(kUnitEnd);
+  if (state.shared.fixed.is_last) {
+    merge_pieces<typename C::Element>(state.params, unit, thread, kConsumers);
   }
-  merge_pieces<typename C::Element>(state.params, unit, thread, kConsumers, !state.rehearses);
 }
 
 template <typename C>
@@ -72,18 +65,15 @@ __device__ void attend_unit(ConsumerState<C>& state, const Unit& unit) {
   if (unit.num_pieces > 1) finish_piece(state, unit);
 }
 
-/// All units of the range; before them, one tile of whatever lies in shared memory, each warp a
-/// part of it, while the first keys are on their way. Nothing comes of it but that the instructions
-/// are in the caches when the keys arrive: from device memory they take longer than the keys.
+/// All units of the block's ranges.
 template <typename C>
 __device__ void attend_units(ConsumerState<C>& state) {
-  const Unit* unit = &state.shared.fixed.units[1];  // as `init` left it
-  state.rehearses = opaque(1) != 0;
-  do {
-    attend_unit(state, *unit);
-    state.rehearses = false;
-    unit = &state.next_unit();
-  } while (unit->rows > 0);
+#pragma unroll 1
+  while (true) {
+    const Unit& unit = state.next_unit();
+    if (unit.rows == 0) return;
+    attend_unit(state, unit);
+  }
 }
 
 template <typename C>

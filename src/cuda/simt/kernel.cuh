@@ -201,7 +201,7 @@ __device__ void attend_unit(const AttendParams& params, const Unit& unit, Shared
   __syncthreads();
   if (thread == 0) shared.is_last = arrive_last(params, unit);
   __syncthreads();
-  if (shared.is_last) merge_pieces<QueryElement>(params, unit, thread, kThreads, true);
+  if (shared.is_last) merge_pieces<QueryElement>(params, unit, thread, kThreads);
 }
 
 template <typename QueryElement, typename KvElement>
