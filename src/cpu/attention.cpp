@@ -35,7 +35,7 @@ struct RunContext {
   std::atomic<std::int64_t> next_padding{0};
 
   void work(std::int32_t task_index) noexcept {
-    const std::int32_t ranges = schedule.header->cuts.num_ranges;
+    const std::int32_t ranges = schedule.header->num_ranges;
     for (std::int32_t range = next_range.fetch_add(1, std::memory_order_relaxed); range < ranges;
          range = next_range.fetch_add(1, std::memory_order_relaxed)) {
       schedule::WorkItem item;
@@ -148,7 +148,7 @@ class CpuAttention final : public internal::AttentionBackend {
     const std::int64_t padding = batch.qo_indptr[batch.num_seqs];
     context.next_padding.store(padding, std::memory_order_relaxed);
     const std::int64_t parts = std::max<std::int64_t>(
-        schedule.header->cuts.num_ranges, (tensors.total_q - padding + kPaddingRows - 1) / kPaddingRows);
+        schedule.header->num_ranges, (tensors.total_q - padding + kPaddingRows - 1) / kPaddingRows);
     const auto tasks =
         static_cast<std::int32_t>(std::min<std::int64_t>(parts, layout_.num_tasks()));
     if (tasks <= 1) {

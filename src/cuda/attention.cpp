@@ -25,10 +25,6 @@ namespace {
 /// device is not filled.
 constexpr std::int32_t kMostMultiprocessors = 160;
 
-/// A range for each block, and short ones to be drawn; if possible as many as are placed at once.
-constexpr std::int32_t kMostRangesPerWalker = 3;
-constexpr std::int32_t kRanges = 511;
-
 /// Bytes that queries, keys and values are read at once.
 constexpr std::int64_t kAlignment = 16;
 
@@ -39,14 +35,7 @@ schedule::TilePolicy tile_policy(const AttendKernel& kernel, std::int32_t blocks
   policy.keys_per_tile = kernel.tile_keys;
   policy.tile_rows = kernel.tile_rows;
   policy.all_heads_rows = 0;  // kernels take one kv head at a time
-  policy.num_walkers = blocks / heads_abreast;
-  policy.num_ranges = policy.num_walkers;
-  if (kernel.draws_ranges) {
-    policy.num_ranges =
-        std::min(kMostRangesPerWalker * policy.num_walkers, std::max(policy.num_walkers, kRanges));
-    policy.short_percent = 10;
-    policy.min_short_cost = 2;
-  }
+  policy.num_ranges = blocks / heads_abreast;
   policy.heads_abreast = heads_abreast;
   policy.min_split_tiles = 1;
   policy.cost_of_unit = 1;  // in tiles: reading a tile is what takes time
@@ -80,9 +69,8 @@ constexpr std::size_t kMuchSharedMemory = ~std::size_t{0};
 constexpr std::size_t kLittleSharedMemory = 0;
 
 WorkspaceSizes sizes_for(const core::AttentionConfig& config, const AttendKernel& kernel) {
-  const std::int32_t blocks = kMostMultiprocessors * kernel.blocks_per_multiprocessor;
-  schedule::TilePolicy most = tile_policy(kernel, blocks, 1);
-  if (kernel.draws_ranges) most.num_ranges = kMostRangesPerWalker * blocks;
+  const schedule::TilePolicy most =
+      tile_policy(kernel, kMostMultiprocessors * kernel.blocks_per_multiprocessor, 1);
   return {schedule::schedule_bytes(most, config.limits.max_num_seqs),
           ScratchLayout(config.shape, most).bytes()};
 }
@@ -181,7 +169,7 @@ class CudaAttention final : public internal::AttentionBackend {
       params.max_rows = max_rows_;
       params.check = call.check;
       std::array<void*, 1> arguments{&params};
-      const std::int32_t blocks = policy_.num_walkers * policy_.heads_abreast;
+      const std::int32_t blocks = policy_.num_ranges * policy_.heads_abreast;
       error = cudaLaunchKernel(kernel_.function, dim3(static_cast<unsigned>(blocks)),
                                dim3(static_cast<unsigned>(kernel_.threads)), arguments.data(),
                                kernel_.shared_bytes, stream);

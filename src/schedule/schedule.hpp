@@ -40,43 +40,12 @@ struct TilePolicy {
   std::int32_t cost_of_tile = 6;     ///< reading one kv head's tile
   std::int32_t cost_of_row = 1;      ///< one row against one tile
   std::int64_t min_range_cost = 1;   ///< below it, fewer ranges
-  /// If > 0: so many ranges are walked at the same time, one by each walker. The others, shorter
-  /// and at the end of the line, are for whoever is done first.
-  std::int32_t num_walkers = 0;
-  std::int32_t short_percent = 0;   ///< of the cost that the shorter ranges share
-  std::int64_t min_short_cost = 1;  ///< of a shorter one
-};
-
-/// Equal cuts of a stretch of the line, before snapping to tiles.
-struct EqualCuts {
-  std::int64_t length = 0;  ///< of a range
-  std::int64_t longer = 0;  ///< so many ranges, the first ones, are one longer
-
-  QUIRE_HOST_DEVICE static EqualCuts of(std::int64_t cost, std::int32_t num_ranges);
-  /// Start of range `index`.
-  [[nodiscard]] QUIRE_HOST_DEVICE std::int64_t at(std::int64_t index) const;
-  /// The first range that starts at `cost` or behind it.
-  [[nodiscard]] QUIRE_HOST_DEVICE std::int64_t first_from(std::int64_t cost) const;
-};
-
-/// The ranges in use: long ones, one for each walker, then short ones.
-struct RangeCuts {
-  std::int32_t num_ranges = 0;  ///< 0 for a batch without queries
-  std::int32_t num_long = 0;
-  std::int64_t long_cost = 0;  ///< of all long ones
-  EqualCuts longs;
-  EqualCuts shorts;
-
-  [[nodiscard]] QUIRE_HOST_DEVICE std::int64_t at(std::int64_t index) const;
-  [[nodiscard]] QUIRE_HOST_DEVICE std::int64_t first_from(std::int64_t cost) const;
 };
 
 /// What `schedule()` writes and everything else reads.
 struct Header {
   std::int32_t num_seqs = 0;
-  std::uint32_t drawn = 0;  ///< short ranges, by walkers on a device; 0 between runs
-  std::uint32_t done = 0;   ///< walkers on a device that draw no more; 0 between runs
-  RangeCuts cuts;
+  std::int32_t num_ranges = 0;  ///< ranges in use, 0 for a batch without queries
   std::int64_t total_cost = 0;
   std::uint64_t digest = 0;  ///< of lengths and policy, see `describes`; 0 where a device made it
 };
@@ -202,8 +171,6 @@ class WorkCursor {
   QUIRE_HOST_DEVICE WorkCursor(const TilePolicy& policy, const core::ProblemShape& shape,
                                const core::BatchArrays& batch, ScheduleView schedule,
                                std::int32_t index);
-  /// Goes on with another range.
-  QUIRE_HOST_DEVICE void enter(const Range& range, std::int32_t index);
   /// @return False when the range is done.
   QUIRE_HOST_DEVICE bool next(WorkItem& item);
 
@@ -218,9 +185,9 @@ class WorkCursor {
   const TilePolicy& policy_;
   const core::ProblemShape& shape_;
   const core::BatchArrays& batch_;
-  const Range* range_;
+  const Range& range_;
   std::int32_t index_;
-  std::int32_t items_ = 0;  // of the range, found so far, up to 2
+  std::int32_t items_ = 0;  // found so far, up to 2
   PlacedCut at_;
   SequenceUnits units_;
 };

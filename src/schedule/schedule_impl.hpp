@@ -168,6 +168,29 @@ QUIRE_HOST_DEVICE inline std::int32_t seq_at(ScheduleView schedule, std::int64_t
   return low;
 }
 
+/// Equal cuts of a line, before snapping to tiles.
+class EqualCuts {
+ public:
+  QUIRE_HOST_DEVICE explicit EqualCuts(const Header& header)
+      : length_(header.total_cost / header.num_ranges),
+        longer_(header.total_cost - length_ * header.num_ranges) {}
+
+  /// Start of range `index`. The first ones are one longer than the others.
+  [[nodiscard]] QUIRE_HOST_DEVICE std::int64_t at(std::int64_t index) const {
+    return length_ * index + min_of(index, longer_);
+  }
+  /// The first range that starts at `cost` or behind it.
+  [[nodiscard]] QUIRE_HOST_DEVICE std::int64_t first_from(std::int64_t cost) const {
+    const std::int64_t end_of_longer = longer_ * (length_ + 1);
+    if (cost <= end_of_longer) return ceil_div(cost, length_ + 1);
+    return longer_ + ceil_div(cost - end_of_longer, length_);
+  }
+
+ private:
+  std::int64_t length_;
+  std::int64_t longer_;
+};
+
 /// The first place after a unit; a request without queries may follow.
 QUIRE_HOST_DEVICE inline Cut after_unit(const SequenceUnits& units, Cut cut) {
   cut.kv_tile = 0;
@@ -180,8 +203,9 @@ QUIRE_HOST_DEVICE inline Cut after_unit(const SequenceUnits& units, Cut cut) {
 }
 
 /// The ranges that start inside a unit, past its first tile, as a split unit.
-QUIRE_HOST_DEVICE inline SplitUnit split_unit(const RangeCuts& cuts, const UnitLine& line,
-                                              std::int32_t q_tile, std::int64_t unit_begin) {
+QUIRE_HOST_DEVICE inline SplitUnit split_unit(ScheduleView schedule, const EqualCuts& cuts,
+                                              const UnitLine& line, std::int32_t q_tile,
+                                              std::int64_t unit_begin) {
   const std::int64_t unit_end = unit_begin + line.cost_of_unit(q_tile);
   const std::int32_t tiles = line.kv_tiles(q_tile);
   const auto is_inner = [&](std::int64_t index) {
@@ -191,7 +215,8 @@ QUIRE_HOST_DEVICE inline SplitUnit split_unit(const RangeCuts& cuts, const UnitL
     return at > 0 && at < tiles;
   };
   std::int64_t first = cuts.first_from(unit_begin);
-  std::int64_t last = min_of<std::int64_t>(cuts.first_from(unit_end), cuts.num_ranges - 1);
+  std::int64_t last =
+      min_of<std::int64_t>(cuts.first_from(unit_end), schedule.header->num_ranges - 1);
   QUIRE_ROLLED
   while (last >= first && !is_inner(last)) --last;
   QUIRE_ROLLED
@@ -200,31 +225,6 @@ QUIRE_HOST_DEVICE inline SplitUnit split_unit(const RangeCuts& cuts, const UnitL
 }
 
 }  // namespace detail
-
-QUIRE_HOST_DEVICE inline EqualCuts EqualCuts::of(std::int64_t cost, std::int32_t num_ranges) {
-  if (num_ranges == 0) return {};
-  const std::int64_t length = cost / num_ranges;
-  return {length, cost - length * num_ranges};
-}
-
-QUIRE_HOST_DEVICE inline std::int64_t EqualCuts::at(std::int64_t index) const {
-  return length * index + detail::min_of(index, longer);
-}
-
-QUIRE_HOST_DEVICE inline std::int64_t EqualCuts::first_from(std::int64_t cost) const {
-  const std::int64_t end_of_longer = longer * (length + 1);
-  if (cost <= end_of_longer) return detail::ceil_div(cost, length + 1);
-  return longer + detail::ceil_div(cost - end_of_longer, length);
-}
-
-QUIRE_HOST_DEVICE inline std::int64_t RangeCuts::at(std::int64_t index) const {
-  return index < num_long ? longs.at(index) : long_cost + shorts.at(index - num_long);
-}
-
-QUIRE_HOST_DEVICE inline std::int64_t RangeCuts::first_from(std::int64_t cost) const {
-  return cost <= long_cost ? longs.first_from(cost)
-                           : num_long + shorts.first_from(cost - long_cost);
-}
 
 QUIRE_HOST_DEVICE inline std::size_t schedule_bytes(const TilePolicy& policy,
                                                     std::int32_t max_num_seqs) {
@@ -283,27 +283,16 @@ QUIRE_HOST_DEVICE inline std::int64_t cost_of(const TilePolicy& policy,
   return units.head_units * detail::UnitLine(policy, shape, units).cost();
 }
 
-/// The ranges of a batch of `total_cost`: as many as pay, and never so many that two cuts could fall
-/// into one tile. Short ones only if each walker has a long one and every other walker a short one.
-QUIRE_HOST_DEVICE inline RangeCuts cuts_for(const TilePolicy& policy,
-                                            const core::ProblemShape& shape,
-                                            std::int64_t total_cost) {
-  RangeCuts cuts;
-  if (total_cost == 0) return cuts;
-  const std::int64_t tile_cost = max_cost_of_kv_tile(policy, shape);
-  const std::int64_t share = detail::max_of(policy.min_range_cost, tile_cost);
-  const std::int32_t walkers = policy.num_walkers > 0 ? policy.num_walkers : policy.num_ranges;
-  cuts.num_long = static_cast<std::int32_t>(
-      detail::max_of<std::int64_t>(1, detail::min_of<std::int64_t>(walkers, total_cost / share)));
-  const std::int64_t short_cost = total_cost / 100 * policy.short_percent;
-  auto num_short = static_cast<std::int32_t>(detail::min_of<std::int64_t>(
-      policy.num_ranges - walkers, short_cost / detail::max_of(policy.min_short_cost, tile_cost)));
-  if (total_cost - short_cost < walkers * share || 2 * num_short < walkers) num_short = 0;
-  cuts.num_ranges = cuts.num_long + num_short;
-  cuts.long_cost = num_short > 0 ? total_cost - short_cost : total_cost;
-  cuts.longs = EqualCuts::of(cuts.long_cost, cuts.num_long);
-  cuts.shorts = EqualCuts::of(total_cost - cuts.long_cost, num_short);
-  return cuts;
+/// Ranges in use for a batch of `total_cost`: as many as pay, and never so many that two cuts could
+/// fall into one tile.
+QUIRE_HOST_DEVICE inline std::int32_t ranges_for(const TilePolicy& policy,
+                                                 const core::ProblemShape& shape,
+                                                 std::int64_t total_cost) {
+  if (total_cost == 0) return 0;
+  const std::int64_t share =
+      detail::max_of(policy.min_range_cost, max_cost_of_kv_tile(policy, shape));
+  return static_cast<std::int32_t>(detail::max_of<std::int64_t>(
+      1, detail::min_of<std::int64_t>(policy.num_ranges, total_cost / share)));
 }
 
 QUIRE_HOST_DEVICE inline PlacedCut place_cut(const TilePolicy& policy,
@@ -313,12 +302,13 @@ QUIRE_HOST_DEVICE inline PlacedCut place_cut(const TilePolicy& policy,
   const Header& header = *schedule.header;
   PlacedCut placed;
   Cut& cut = placed.cut;
-  if (index >= header.cuts.num_ranges) {
+  if (index >= header.num_ranges) {
     // After the last request with queries: nobody walks over the empty ones behind it.
     cut.seq = header.total_cost == 0 ? 0 : detail::seq_at(schedule, header.total_cost - 1) + 1;
     return placed;
   }
-  const std::int64_t cost = header.cuts.at(index);
+  const detail::EqualCuts cuts(header);
+  const std::int64_t cost = cuts.at(index);
   cut.seq = detail::seq_at(schedule, cost);
   std::int64_t begin = schedule.cost_before[cut.seq];
   placed.lengths = lengths_of(shape, batch, cut.seq);
@@ -333,7 +323,7 @@ QUIRE_HOST_DEVICE inline PlacedCut place_cut(const TilePolicy& policy,
   cut.kv_tile = line.snap(cut.q_tile, cost - begin);
   if (cut.kv_tile == 0) return placed;
   if (cut.kv_tile < line.kv_tiles(cut.q_tile)) {
-    placed.split = detail::split_unit(header.cuts, line, cut.q_tile, begin);
+    placed.split = detail::split_unit(schedule, cuts, line, cut.q_tile, begin);
     return placed;
   }
   const std::int32_t seq = cut.seq;
@@ -365,8 +355,7 @@ inline std::uint64_t digest_of(const TilePolicy& policy, const core::ProblemShap
         std::int64_t{policy.cost_of_unit}, std::int64_t{policy.cost_of_tile},
         std::int64_t{policy.cost_of_row}, policy.min_range_cost, std::int64_t{shape.num_kv_heads},
         std::int64_t{shape.group_size}, static_cast<std::int64_t>(shape.mask),
-        std::int64_t{shape.window_left}, std::int64_t{policy.num_walkers},
-        std::int64_t{policy.short_percent}, policy.min_short_cost}) {
+        std::int64_t{shape.window_left}}) {
     add(value);
   }
   for (std::int32_t seq = 0; seq < batch.num_seqs; ++seq) {
@@ -387,11 +376,7 @@ inline void build(const TilePolicy& policy, const core::ProblemShape& shape,
     cost += cost_of(policy, shape, units_of(policy, shape, lengths_of(shape, batch, seq)));
   }
   schedule.cost_before[batch.num_seqs] = cost;
-  *schedule.header = {batch.num_seqs,
-                      0,
-                      0,
-                      cuts_for(policy, shape, cost),
-                      cost,
+  *schedule.header = {batch.num_seqs, ranges_for(policy, shape, cost), cost,
                       detail::digest_of(policy, shape, batch)};
   PlacedCut begin = place_cut(policy, shape, batch, schedule, 0);
   for (std::int32_t index = 0; index < policy.num_ranges; ++index) {
@@ -414,7 +399,7 @@ QUIRE_HOST_DEVICE inline WorkCursor::WorkCursor(const TilePolicy& policy,
                                                 const core::ProblemShape& shape,
                                                 const core::BatchArrays& batch, const Range& range,
                                                 std::int32_t index)
-    : policy_(policy), shape_(shape), batch_(batch), range_(&range), index_(index) {}
+    : policy_(policy), shape_(shape), batch_(batch), range_(range), index_(index) {}
 
 QUIRE_HOST_DEVICE inline WorkCursor::WorkCursor(const TilePolicy& policy,
                                                 const core::ProblemShape& shape,
@@ -422,16 +407,10 @@ QUIRE_HOST_DEVICE inline WorkCursor::WorkCursor(const TilePolicy& policy,
                                                 ScheduleView schedule, std::int32_t index)
     : WorkCursor(policy, shape, batch, schedule.ranges[index], index) {}
 
-QUIRE_HOST_DEVICE inline void WorkCursor::enter(const Range& range, std::int32_t index) {
-  range_ = &range;
-  index_ = index;
-  items_ = 0;
-}
-
 QUIRE_HOST_DEVICE inline bool WorkCursor::next(WorkItem& item) {
   if (items_ == 0) {
     items_ = 1;
-    item = range_->first;
+    item = range_.first;
     return item.q_end > item.q_begin;
   }
   if (items_ == 1) begin_rest();
@@ -440,12 +419,12 @@ QUIRE_HOST_DEVICE inline bool WorkCursor::next(WorkItem& item) {
 
 QUIRE_HOST_DEVICE inline void WorkCursor::begin_rest() {
   items_ = 2;
-  at_ = range_->rest;
+  at_ = range_.rest;
   units_ = units_of(policy_, shape_, at_.lengths);
 }
 
 QUIRE_HOST_DEVICE inline void WorkCursor::step_over_unit() {
-  const PlacedCut& end = range_->end;
+  const PlacedCut& end = range_.end;
   const std::int32_t seq = at_.cut.seq;
   at_.cut = detail::after_unit(units_, at_.cut);
   if (at_.cut.seq == seq) return;
@@ -461,7 +440,7 @@ QUIRE_HOST_DEVICE inline void WorkCursor::step_over_unit() {
 
 QUIRE_HOST_DEVICE inline bool WorkCursor::next_of_rest(WorkItem& item) {
   const Cut at = at_.cut;
-  const Cut end = range_->end.cut;
+  const Cut end = range_.end.cut;
   const bool in_last_unit =
       at.seq == end.seq && at.head_unit == end.head_unit && at.q_tile == end.q_tile;
   if (in_last_unit && at.kv_tile >= end.kv_tile) return false;
@@ -480,14 +459,14 @@ QUIRE_HOST_DEVICE inline bool WorkCursor::next_of_rest(WorkItem& item) {
   item.kv_begin = at.kv_tile == 0 ? keys.begin : static_cast<std::int32_t>(key_at(at.kv_tile));
   item.kv_end = in_last_unit ? static_cast<std::int32_t>(key_at(end.kv_tile)) : keys.end;
   const SplitUnit split = at.kv_tile > 0 ? at_.split
-                          : in_last_unit ? range_->end.split
+                          : in_last_unit ? range_.end.split
                                          : SplitUnit{index_, 1};
   item.piece = index_ - split.first_range;
   item.num_pieces = split.num_pieces;
   item.first_range = split.first_range;
 
   if (in_last_unit) {
-    at_ = range_->end;
+    at_ = range_.end;
   } else {
     step_over_unit();
   }

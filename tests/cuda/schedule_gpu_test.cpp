@@ -139,9 +139,6 @@ Case random_case(unsigned seed) {
   policy.cost_of_tile = random.in(0, 40);
   policy.cost_of_row = random.in(1, 3);
   policy.min_range_cost = random.one_of({1, 1000, 100000});
-  policy.num_walkers = random.one_of({0, 0, 1, policy.num_ranges / 2, policy.num_ranges});
-  policy.short_percent = random.one_of({1, 10, 50});
-  policy.min_short_cost = random.one_of({1, 100});
   result.lengths = random_lengths(random, shape.page_size);
   return result;
 }
@@ -167,7 +164,7 @@ Made read(const Case& test, schedule::ScheduleView view) {
   const auto heads_abreast = static_cast<std::size_t>(test.policy.heads_abreast);
   const auto* const ranges = reinterpret_cast<const std::byte*>(view.ranges);
   return {view.header->num_seqs,
-          view.header->cuts.num_ranges,
+          view.header->num_ranges,
           view.header->total_cost,
           std::vector<std::int64_t>(view.cost_before, view.cost_before + num_seqs + 1),
           std::vector<std::byte>(ranges, ranges + num_ranges * sizeof(schedule::Range)),

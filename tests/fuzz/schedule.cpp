@@ -40,9 +40,6 @@ class Problem {
     policy_.cost_of_tile = bytes_.between(0, 12);
     policy_.cost_of_row = bytes_.between(1, 4);
     policy_.min_range_cost = bytes_.take<std::uint16_t>() + 1;
-    policy_.num_walkers = bytes_.between(0, policy_.num_ranges);
-    policy_.short_percent = bytes_.between(0, 99);
-    policy_.min_short_cost = bytes_.take<std::uint16_t>() + 1;
     draw_lengths();
   }
 

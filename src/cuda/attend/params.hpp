@@ -46,7 +46,6 @@ struct AttendKernel {
   std::int32_t blocks_per_multiprocessor = 0;
   std::int32_t tile_rows = 0;  ///< rows of a unit at most
   std::int32_t tile_keys = 0;
-  bool draws_ranges = false;  ///< blocks go on with short ranges when theirs is done
 };
 
 }  // namespace quire::cuda

@@ -27,29 +27,21 @@ struct RowTarget {
   std::int32_t head = 0;
 };
 
-/// The units of a range, one behind another, in one of the heads that go abreast. Ranges are
-/// counted with their heads: range · heads_abreast + head.
+/// The units of a block, one behind another: its head's part of each unit of a range.
 class UnitCursor {
  public:
-  __device__ UnitCursor(const AttendParams& params, std::int32_t range_and_head)
+  __device__ UnitCursor(const AttendParams& params, std::int32_t block)
       : params_(params),
-        cursor_(params.policy, params.shape, params.batch, *params.schedule.ranges, 0) {
-    enter(range_and_head);
-  }
-
-  __device__ void enter(std::int32_t range_and_head) {
-    const std::int32_t heads = params_.policy.heads_abreast;
-    const std::int32_t range = range_and_head / heads;
-    head_ = range_and_head - range * heads;
-    range_ = params_.schedule.ranges + range;
-    cursor_.enter(*range_, range);
-  }
+        head_(block % params.policy.heads_abreast),
+        range_(params.schedule.ranges[block / params.policy.heads_abreast]),
+        cursor_(params.policy, params.shape, params.batch, range_,
+                block / params.policy.heads_abreast) {}
 
   /// The first unit, as it stands in the schedule; without rows if the range is empty.
   __device__ Unit first() {
     schedule::WorkItem item;
     cursor_.next(item);
-    return unit_of(item, range_->first_lengths, range_->first_token);
+    return unit_of(item, range_.first_lengths, range_.first_token);
   }
   /// The next one; without rows at the end.
   __device__ Unit next() {
@@ -69,8 +61,8 @@ class UnitCursor {
   }
 
   const AttendParams& params_;
-  const schedule::Range* range_ = nullptr;
-  std::int32_t head_ = 0;  // of those that go abreast
+  const std::int32_t head_;  // of those that go abreast
+  const schedule::Range& range_;
   schedule::WorkCursor cursor_;
 };
 

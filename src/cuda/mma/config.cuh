@@ -7,7 +7,6 @@
 #include <cstdint>
 
 #include "cuda/attend/unit.cuh"
-#include "cuda/mma/range_draw.cuh"
 
 namespace quire::cuda::mma {
 
@@ -59,7 +58,6 @@ struct Config {
     Unit units[2];                // this one and the next; one without rows ends the range
     std::uint64_t queries_full;   // filled by V's loading warp: copies, and lane 0 for `units`
     std::uint64_t queries_empty;  // drained: one arrival of each computing warp
-    DrawnRange drawn;             // by K's loading warp, for V's
     bool is_last;                 // piece of a split unit
   };
 

@@ -4,7 +4,7 @@
 ///
 ///   q [total_q, num_qo_heads, D], K and V pages  ->  o [total_q, num_qo_heads, Dv], lse
 ///
-/// A block walks one range of the schedule, then draws short ones: units of at most 32 rows (the queries of a tile times
+/// A block walks one range of the schedule: units of at most 32 rows (the queries of a tile times
 /// the heads of a group, packed) against their keys, 64 at a time. Two warps look pages up and
 /// load (`Producer`), four compute (`UnitAttention`); between them lies a ring of half tiles, K and
 /// V in turn, that stays full across units. Split units are merged by the block that finishes last.
@@ -31,8 +31,6 @@ __device__ void init(typename C::Shared& shared) {
     }
     barrier_init(shared_address(&shared.fixed.queries_full), kWarpSize + 1);
     barrier_init(shared_address(&shared.fixed.queries_empty), kConsumerWarps);
-    barrier_init(shared_address(&shared.fixed.drawn.full), 1);
-    barrier_init(shared_address(&shared.fixed.drawn.empty), 1);
   }
   __syncthreads();
 }
@@ -86,13 +84,14 @@ __global__ void __launch_bounds__(kThreads, sizeof(typename C::Shared) <= kHalf 
 
   const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
+  const auto range = static_cast<std::int32_t>(blockIdx.x);
   if (warp >= kConsumerWarps) {
     if constexpr (C::kKeyBytes == C::kValueBytes) {
-      Producer<C, C::kKeyBytes>(params, shared, warp == kConsumerWarps, lane).run();
+      Producer<C, C::kKeyBytes>(params, shared, warp == kConsumerWarps, lane).run(range);
     } else if (warp == kConsumerWarps) {
-      Producer<C, C::kKeyBytes>(params, shared, true, lane).run();
+      Producer<C, C::kKeyBytes>(params, shared, true, lane).run(range);
     } else {
-      Producer<C, C::kValueBytes>(params, shared, false, lane).run();
+      Producer<C, C::kValueBytes>(params, shared, false, lane).run(range);
     }
     return;
   }
@@ -111,7 +110,6 @@ AttendKernel describe_kernel() {
   kernel.blocks_per_multiprocessor = sizeof(typename C::Shared) <= kHalf ? 2 : 1;
   kernel.tile_rows = C::kTileRows;
   kernel.tile_keys = kTileKeys;
-  kernel.draws_ranges = true;
   return kernel;
 }
 

@@ -32,21 +32,17 @@ class Producer {
     position_.slot = loads_keys ? 0 : 1;
   }
 
-  __device__ void run() {
-    const RangeDraw draw(params_, shared_.fixed.drawn, loads_keys_, lane_);
-    TileStream tiles(params_, cache_, kElementBytes, draw, lane_);
-    bool nothing_is_loaded = true;
-    bool tile_is_loaded = tiles.unit().rows == 0;
-    while (!tiles.is_done()) {
-      // Before a tile is loaded; but nothing delays the first one.
-      if (tile_is_loaded || !nothing_is_loaded) tiles.look_ahead();
-      if (tile_is_loaded) {
+  __device__ void run(std::int32_t block) {
+    TileStream tiles(params_, cache_, kElementBytes, block, lane_);
+    bool has_begun = false;
+    for (bool is_loaded = false; tiles.unit().rows > 0; is_loaded = !is_loaded) {
+      if (has_begun) tiles.look_ahead();  // before a tile is loaded, but nothing delays the first
+      if (is_loaded) {
         tiles.advance();
       } else {
         load_and_hand_over(tiles);
-        nothing_is_loaded = false;
+        has_begun = true;
       }
-      tile_is_loaded = !tile_is_loaded;
     }
     if (!loads_keys_) hand_over_end();
     wait_for_own_copies();

@@ -9,7 +9,6 @@
 #include "cuda/attend/unit.cuh"
 #include "cuda/common/ptx.cuh"
 #include "cuda/mma/config.cuh"
-#include "cuda/mma/range_draw.cuh"
 #include "schedule/schedule.hpp"
 
 namespace quire::cuda::mma {
@@ -17,27 +16,24 @@ namespace quire::cuda::mma {
 /// Runs of a stretch that a lane looks up.
 inline constexpr int kRunsPerLane = kTileKeys / kWarpSize;
 
-/// The tiles of a block's ranges. Their places are known for a stretch of 64 runs at a time: 16 tiles, or one
+/// The tiles of a range. Their places are known for a stretch of 64 runs at a time: 16 tiles, or one
 /// if keys are scattered.
 class TileStream {
  public:
   __device__ TileStream(const AttendParams& params, const core::Pages& cache, std::int32_t element,
-                        RangeDraw draw, int lane)
+                        std::int32_t block, int lane)
       : params_(params),
         cache_(cache),
         element_(element),
         run_keys_(params.shape.page_size % kRunKeys == 0 ? kRunKeys : 1),
         lane_(lane),
-        draw_(draw),
-        units_(params, static_cast<std::int32_t>(blockIdx.x)) {
+        units_(params, block) {
     next_.unit = units_.first();
     begin_next_unit();
     begin_stretch();
   }
 
-  /// True behind the last tile.
-  [[nodiscard]] __device__ bool is_done() const { return is_done_; }
-  /// The unit of the tile; without rows if the range is empty.
+  /// The unit of the tile; without rows at the end of the range.
   [[nodiscard]] __device__ const Unit& unit() const { return unit_; }
   /// First key of the tile, a multiple of kTileKeys.
   [[nodiscard]] __device__ std::int32_t key() const { return key_; }
@@ -53,7 +49,6 @@ class TileStream {
       ask_for_pages();
     } else {
       next_.unit = units_.next();
-      while (next_.unit.rows == 0 && enter_drawn_range()) next_.unit = units_.first();
       begin_next_unit();
     }
   }
@@ -61,9 +56,7 @@ class TileStream {
   /// To the next tile. The next stretch must have been asked for.
   __device__ void advance() {
     key_ += kTileKeys;
-    if (key_ < min(stretch_end(), unit_.kv_end)) return;
-    begin_stretch();
-    is_done_ = unit_.rows == 0;
+    if (key_ >= min(stretch_end(), unit_.kv_end)) begin_stretch();
   }
 
   [[nodiscard]] __device__ bool has_runs() const { return run_keys_ > 1; }
@@ -84,13 +77,6 @@ class TileStream {
     std::int32_t first_key = 0;
     std::int32_t pages[kRunsPerLane] = {};
   };
-
-  __device__ bool enter_drawn_range() {
-    const std::int32_t range_and_head = draw_.next();
-    if (range_and_head == RangeDraw::kNone) return false;
-    units_.enter(range_and_head);
-    return true;
-  }
 
   __device__ std::int32_t stretch_end() const { return first_key_ + kTileKeys * run_keys_; }
 
@@ -147,7 +133,6 @@ class TileStream {
   const std::int32_t element_;  // bytes
   const std::int32_t run_keys_;
   const int lane_;
-  RangeDraw draw_;
   UnitCursor units_;
   Next next_;
   Unit unit_;
@@ -155,7 +140,6 @@ class TileStream {
   std::int32_t key_ = 0;
   std::int64_t offsets_[kRunsPerLane] = {};
   bool looked_ahead_ = false;
-  bool is_done_ = false;
 };
 
 }  // namespace quire::cuda::mma

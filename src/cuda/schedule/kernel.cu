@@ -92,8 +92,8 @@ __device__ void sum_up(const Arguments& arguments, const schedule::ScheduleView&
   if (threadIdx.x != 0) return;
   schedule.cost_before[num_seqs] = total;
   if (fits) shared.cost_before[num_seqs] = total;
-  shared.header = {
-      num_seqs, 0, 0, schedule::cuts_for(arguments.policy, arguments.shape, total), total, 0};
+  shared.header = {num_seqs, schedule::ranges_for(arguments.policy, arguments.shape, total), total,
+                   0};
   *schedule.header = shared.header;
 }
 
