@@ -58,7 +58,9 @@ class Producer {
 #pragma unroll 1
     for (bool is_loaded = false;; is_loaded = true) {
       if (!loads_keys_ && tiles_ahead_ != kHandedOver) {
-        const bool is_due = is_loaded && (tiles.is_last_of_unit() || 2 * tiles_ahead_ >= C::kSlots);
+        const bool is_full =
+            2 * tiles_ahead_ + 1 >= C::kSlots;  // the next V takes its first K's place
+        const bool is_due = is_loaded && (tiles.is_last_of_unit() || is_full);
         hand_over(tiles.unit(), is_due);
       }
       if (is_loaded) return;
