@@ -34,15 +34,15 @@ class Producer {
 
   __device__ void run(std::int32_t block) {
     TileStream tiles(params_, cache_, kElementBytes, block, lane_);
-    bool has_begun = false;
-    for (bool is_loaded = false; tiles.unit().rows > 0; is_loaded = !is_loaded) {
-      if (has_begun) tiles.look_ahead();  // before a tile is loaded, but nothing delays the first
-      if (is_loaded) {
-        tiles.advance();
-      } else {
-        load_and_hand_over(tiles);
-        has_begun = true;
-      }
+    if (tiles.unit().rows > 0) {
+      load_and_hand_over(tiles);  // nothing delays the first tile
+      tiles.look_ahead();
+      tiles.advance();
+    }
+    while (tiles.unit().rows > 0) {
+      tiles.look_ahead();
+      load_and_hand_over(tiles);
+      tiles.advance();
     }
     if (!loads_keys_) hand_over_end();
     wait_for_own_copies();
@@ -58,8 +58,8 @@ class Producer {
 #pragma unroll 1
     for (bool is_loaded = false;; is_loaded = true) {
       if (!loads_keys_ && tiles_ahead_ != kHandedOver) {
-        const bool is_full =
-            2 * tiles_ahead_ + 1 >= C::kSlots;  // the next V takes its first K's place
+        // The next V would take the place of the unit's first K.
+        const bool is_full = 2 * tiles_ahead_ + 1 >= C::kSlots;
         const bool is_due = is_loaded && (tiles.is_last_of_unit() || is_full);
         hand_over(tiles.unit(), is_due);
       }

@@ -4,8 +4,8 @@
 //
 //   lengths [num_seqs]  ->  cost_before [num_seqs + 1], header  ->  cuts  ->  ranges [num_ranges]
 //
-// One block; a thread sums up neighbouring requests, so that any batch is one scan, and places one
-// cut. Running costs are searched in shared memory, if they fit.
+// One block; a thread sums up neighbouring requests, so that any batch is one scan, and some threads
+// place one cut each. Running costs are searched in shared memory, if they fit.
 #include "cuda/schedule/kernel.hpp"
 
 #include "cuda/common/ptx.cuh"
@@ -13,7 +13,8 @@
 namespace quire::cuda {
 namespace {
 
-constexpr int kThreads = 512;
+constexpr int kThreads = 1024;
+constexpr int kCutsAtOnce = 512;
 constexpr int kWarps = kThreads / kWarpSize;
 constexpr int kSharedSeqs = 2048;  // requests whose running costs fit in shared memory
 
@@ -60,7 +61,7 @@ __device__ std::int64_t block_inclusive_sum(std::int64_t value, std::int64_t& to
 struct Shared {
   schedule::Header header;
   std::int64_t cost_before[kSharedSeqs + 1];
-  schedule::PlacedCut cuts[kThreads];  // some ranges' begins and ends
+  schedule::PlacedCut cuts[kCutsAtOnce];  // some ranges' begins and ends
 };
 
 __device__ std::int64_t cost_of_seq(const Arguments& arguments, std::int32_t seq) {
@@ -78,16 +79,19 @@ __device__ void sum_up(const Arguments& arguments, const schedule::ScheduleView&
   const std::int32_t last = min(first + share, num_seqs);
   const bool fits = num_seqs <= kSharedSeqs;
 
-  std::int64_t own = 0;
-  QUIRE_ROLLED
-  for (std::int32_t seq = first; seq < last; ++seq) own += cost_of_seq(arguments, seq);
-  std::int64_t total = 0;
-  std::int64_t cost = block_inclusive_sum(own, total) - own;
+  std::int64_t* const costs = fits ? shared.cost_before : schedule.cost_before;
+  std::int64_t own = 0;  // of this thread's requests
   QUIRE_ROLLED
   for (std::int32_t seq = first; seq < last; ++seq) {
-    schedule.cost_before[seq] = cost;
-    if (fits) shared.cost_before[seq] = cost;
-    cost += cost_of_seq(arguments, seq);
+    costs[seq] = own;
+    own += cost_of_seq(arguments, seq);
+  }
+  std::int64_t total = 0;
+  const std::int64_t before = block_inclusive_sum(own, total) - own;
+  QUIRE_ROLLED
+  for (std::int32_t seq = first; seq < last; ++seq) {
+    costs[seq] += before;
+    if (fits) schedule.cost_before[seq] = costs[seq];
   }
   if (threadIdx.x != 0) return;
   schedule.cost_before[num_seqs] = total;
@@ -111,14 +115,14 @@ __global__ void __launch_bounds__(kThreads, 1)
   const std::int32_t num_ranges = arguments.policy.num_ranges;
   const auto thread = static_cast<std::int32_t>(threadIdx.x);
   QUIRE_ROLLED
-  for (std::int32_t first = 0; first < num_ranges; first += kThreads - 1) {
+  for (std::int32_t first = 0; first < num_ranges; first += kCutsAtOnce - 1) {
     const std::int32_t index = first + thread;
-    if (index <= num_ranges) {
+    if (thread < kCutsAtOnce && index <= num_ranges) {
       shared.cuts[thread] =
           schedule::place_cut(arguments.policy, arguments.shape, arguments.batch, known, index);
     }
     __syncthreads();  // a range ends where its neighbour begins
-    if (index < num_ranges && thread < kThreads - 1) {
+    if (index < num_ranges && thread < kCutsAtOnce - 1) {
       arguments.schedule.ranges[index] =
           schedule::make_range(arguments.policy, arguments.shape, arguments.batch,
                                shared.cuts[thread], shared.cuts[thread + 1], index);
