@@ -25,12 +25,14 @@ namespace quire::tool {
 namespace {
 
 constexpr std::int32_t kDefaultPresetRequests = 500;
+constexpr std::int32_t kSimulatedLayers = 32;
 
 struct ReplayCommand {
   ReplayOptions replay;
   std::string trace;
   std::string preset;
   std::int32_t requests = 0;
+  std::int32_t layers = 0;
   std::string arrivals = "asap";
   bool no_attention = false;
   bool json = false;
@@ -82,6 +84,11 @@ void run_replay(ReplayCommand command, Session& session) {
   check_options(command);
   const Source source = source_of(command);
   command.replay.attention = !command.no_attention;
+  if (command.layers > 0) {
+    command.replay.layers = command.layers;
+  } else if (command.no_attention) {
+    command.replay.layers = kSimulatedLayers;
+  }
   command.replay.arrivals = command.arrivals == "trace" ? Arrivals::kTrace : Arrivals::kAsap;
   constexpr std::int64_t kSteps = 1000;
   Progress progress("replay", kSteps);
@@ -117,12 +124,14 @@ void add_source_options(CLI::App& app, ReplayCommand& command) {
              "asap: all at once; trace: at the trace's times, skipping idleness");
 }
 
-void add_engine_options(CLI::App& app, ReplayOptions& options) {
+void add_engine_options(CLI::App& app, ReplayCommand& command) {
+  ReplayOptions& options = command.replay;
   constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max();
   constexpr std::int64_t kMostLayers = 1000;
   add_device(app, options.device);
   add_shape(app, options.shape);
-  add_whole(app, "--layers", options.layers, 1, kMostLayers, "Attention layers");
+  add_whole(app, "--layers", command.layers, 0, kMostLayers,
+            fmt::format("Attention layers; 0 is 1, or {} with --no-attention", kSimulatedLayers));
   add_whole(app, "--pages", options.pages, 1, kMost, "Pages of the cache of each layer");
   add_whole(app, "--max-tokens-per-step", options.max_tokens_per_step, 1, kMost,
             "New tokens of a step");
@@ -133,6 +142,22 @@ void add_engine_options(CLI::App& app, ReplayOptions& options) {
   add_seed(app, options.seed);
 }
 
+void add_simulation_options(CLI::App& app, ReplayCommand& command) {
+  constexpr double kMost = 1e9;
+  constexpr double kLeast = 1e-9;
+  CostModel& cost = command.replay.cost;
+  app.add_flag(
+      "--no-attention", command.no_attention,
+      "Pages and batching only, at full speed. Time is simulated: a step takes overhead + "
+      "bytes / bandwidth + FLOP / peak. Bytes: weights (2 each), K and V that are seen and "
+      "written. FLOP: 2 a weight and token, 4 an element of a head, query and key seen");
+  add_real(app, "--step-overhead", cost.overhead_us, 0, kMost, "Simulated: µs of every step");
+  add_real(app, "--bandwidth", cost.bandwidth_gbps, kLeast, kMost, "Simulated: GB/s read");
+  add_real(app, "--peak", cost.peak_tflops, kLeast, kMost, "Simulated: TFLOP/s");
+  add_real(app, "--weights", cost.params_billion, 0, kMost,
+           "Simulated: parameters of the model, in 1e9");
+}
+
 }  // namespace
 
 void add_replay(CLI::App& app, Session& session) {
@@ -140,8 +165,8 @@ void add_replay(CLI::App& app, Session& session) {
   CLI::App* sub = app.add_subcommand(
       "replay", "Serve a request trace with real attention on real pages, and check it");
   add_source_options(*sub, *command);
-  add_engine_options(*sub, command->replay);
-  sub->add_flag("--no-attention", command->no_attention, "Pages and batching only");
+  add_engine_options(*sub, *command);
+  add_simulation_options(*sub, *command);
   add_json(*sub, command->json, "Print one JSON object");
   sub->callback([command, &session] { run_replay(*command, session); });
 }

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "common/shape.hpp"
+#include "replay/cost_model.hpp"
 
 namespace quire::tool {
 
@@ -23,7 +24,9 @@ struct ReplayOptions {
   std::int32_t check_every = 50;  ///< Steps between spot checks; 0 checks nothing.
   double duration_s = 0;          ///< No request is taken in after that; 0 takes all.
   Arrivals arrivals = Arrivals::kAsap;
-  bool attention = true;
+  bool attention = true;    ///< Computed and timed; else time is simulated.
+  CostModel cost;           ///< Of the simulation.
+  bool keep_steps = false;  ///< The recording has steps and events, not only latencies.
   std::uint64_t seed = 1;
   std::int32_t threads = 0;
 };
