@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// quire replay: serves a request trace with real attention on real pages.
+// quire replay: serves a request trace with real attention on real pages, or on a simulated clock.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -146,11 +146,8 @@ void add_simulation_options(CLI::App& app, ReplayCommand& command) {
   constexpr double kMost = 1e9;
   constexpr double kLeast = 1e-9;
   CostModel& cost = command.replay.cost;
-  app.add_flag(
-      "--no-attention", command.no_attention,
-      "Pages and batching only, at full speed. Time is simulated: a step takes overhead + "
-      "bytes / bandwidth + FLOP / peak. Bytes: weights (2 each), K and V that are seen and "
-      "written. FLOP: 2 a weight and token, 4 an element of a head, query and key seen");
+  app.add_flag("--no-attention", command.no_attention,
+               "Pages and batching only, on a simulated clock");
   add_real(app, "--step-overhead", cost.overhead_us, 0, kMost, "Simulated: µs of every step");
   add_real(app, "--bandwidth", cost.bandwidth_gbps, kLeast, kMost, "Simulated: GB/s read");
   add_real(app, "--peak", cost.peak_tflops, kLeast, kMost, "Simulated: TFLOP/s");
@@ -158,16 +155,26 @@ void add_simulation_options(CLI::App& app, ReplayCommand& command) {
            "Simulated: parameters of the model, in 1e9");
 }
 
+constexpr const char* kFooter =
+    "Simulated time (--no-attention): a step takes overhead + bytes / bandwidth + FLOP / peak.\n"
+    "  bytes  weights (2 each, once a step), K and V of the keys that a request's new tokens see\n"
+    "         (once a request), K and V that are written\n"
+    "  FLOP   2 a weight and new token; 4 x head dim a query head, layer, query and key it sees\n"
+    "The defaults of bandwidth and peak were measured on an H200 "
+    "(docs/benchmarks/2026-11-26-h200).";
+
 }  // namespace
 
 void add_replay(CLI::App& app, Session& session) {
   const auto command = std::make_shared<ReplayCommand>();
   CLI::App* sub = app.add_subcommand(
-      "replay", "Serve a request trace with real attention on real pages, and check it");
+      "replay",
+      "Serve a request trace with attention on pages, or simulate that; report what was done");
   add_source_options(*sub, *command);
   add_engine_options(*sub, *command);
   add_simulation_options(*sub, *command);
   add_json(*sub, command->json, "Print one JSON object");
+  sub->footer(kFooter);
   sub->callback([command, &session] { run_replay(*command, session); });
 }
 
