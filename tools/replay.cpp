@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <fstream>
 #include <limits>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -16,6 +17,7 @@
 #include "common/options.hpp"
 #include "common/terminal.hpp"
 #include "replay/engine.hpp"
+#include "replay/html_report.hpp"
 #include "replay/options.hpp"
 #include "replay/report.hpp"
 #include "trace/preset.hpp"
@@ -35,6 +37,7 @@ struct ReplayCommand {
   std::int32_t layers = 0;
   std::string arrivals = "asap";
   bool no_attention = false;
+  std::string report;
   bool json = false;
 };
 
@@ -80,6 +83,15 @@ void check_options(const ReplayCommand& command) {
   }
 }
 
+void write_file(const std::string& path, const std::string& content) {
+  std::ofstream file(path, std::ios::binary);
+  file << content;
+  file.close();
+  if (!file) {
+    throw CommandError(ExitCode::kFailed, fmt::format("{}: could not be written", path));
+  }
+}
+
 void run_replay(ReplayCommand command, Session& session) {
   check_options(command);
   const Source source = source_of(command);
@@ -90,6 +102,7 @@ void run_replay(ReplayCommand command, Session& session) {
     command.replay.layers = kSimulatedLayers;
   }
   command.replay.arrivals = command.arrivals == "trace" ? Arrivals::kTrace : Arrivals::kAsap;
+  command.replay.keep_steps = command.replay.keep_pages = !command.report.empty();
   constexpr std::int64_t kSteps = 1000;
   Progress progress("replay", kSteps);
   const ReplayReport report =
@@ -99,6 +112,9 @@ void run_replay(ReplayCommand command, Session& session) {
                                     stats.running, stats.used_pages));
       });
   progress.wipe();
+  if (!command.report.empty()) {
+    write_file(command.report, html_report(command.replay, report, source.words));
+  }
   if (command.json) {
     fmt::print("{}\n", report_json(command.replay, report, source.words).dump());
   } else {
@@ -173,6 +189,8 @@ void add_replay(CLI::App& app, Session& session) {
   add_source_options(*sub, *command);
   add_engine_options(*sub, *command);
   add_simulation_options(*sub, *command);
+  sub->add_option("--report", command->report, "Write what happened as an HTML page to look at")
+      ->type_name("FILE");
   add_json(*sub, command->json, "Print one JSON object");
   sub->footer(kFooter);
   sub->callback([command, &session] { run_replay(*command, session); });

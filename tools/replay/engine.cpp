@@ -119,6 +119,7 @@ class Engine {
         batcher_(table_, batcher_spec(options, requests.size())),
         builder_(table_),
         recorder_(recorder_spec(options, requests.size())) {
+    if (options.keep_pages) report_.pages.emplace(options.pages);
     if (!options.attention) return;
     model_ = std::make_unique<Model>(options, work_.longest);
   }
@@ -188,6 +189,7 @@ class Engine {
     copies_.clear();
     batcher_.commit(plan_, copies_).throw_if_error();
     recorder_.committed(plan_, batcher_.stats(), report_.virtual_s);
+    if (report_.pages) report_.pages->committed(plan_, table_, report_.virtual_s);
     const StagedBatch batch = build();
     times.planning += watch.lap();
     count_positions(batch);
@@ -198,6 +200,7 @@ class Engine {
     times.planning += watch.lap();
     add(times);
     recorder_.finished(ended_, report_.virtual_s);
+    if (report_.pages) report_.pages->finished(ended_);
     return true;
   }
 

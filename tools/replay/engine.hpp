@@ -14,6 +14,7 @@
 #include "quire/recorder.hpp"
 #include "replay/layers.hpp"
 #include "replay/options.hpp"
+#include "replay/page_history.hpp"
 #include "replay/spot_check.hpp"
 #include "trace/request.hpp"
 
@@ -45,6 +46,7 @@ struct ReplayReport {
   double checking_s = 0;
   double virtual_s = 0;              ///< That clock at the end.
   std::optional<Recorder> recorder;  ///< Its times are of that clock.
+  std::optional<PageHistory> pages;  ///< If they were to be kept.
   std::vector<TailWaste> tail_waste;
   Positions mean;                    ///< Over all steps.
   Positions peak;                    ///< Of the step with the most tokens in cache.

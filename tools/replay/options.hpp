@@ -27,6 +27,7 @@ struct ReplayOptions {
   bool attention = true;    ///< Computed and timed; else time is simulated.
   CostModel cost;           ///< Of the simulation.
   bool keep_steps = false;  ///< The recording has steps and events, not only latencies.
+  bool keep_pages = false;  ///< Page maps are kept.
   std::uint64_t seed = 1;
   std::int32_t threads = 0;
 };

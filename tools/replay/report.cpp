@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
+#include "bench/embedded.hpp"
 #include "common/format.hpp"
 #include "common/options.hpp"
 #include "common/statistics.hpp"
@@ -206,6 +207,29 @@ std::string report_text(const ReplayOptions& options, const ReplayReport& report
   add_memory(table, options, report);
   add_checks(table, options, report);
   return table.text();
+}
+
+std::string report_setup(const ReplayOptions& options) {
+  return fmt::format("{}; {} pages of {} tokens; steps of at most {} tokens and {} requests",
+                     shape_text(options), human_count(options.pages), options.shape.page_size,
+                     human_count(options.max_tokens_per_step), human_count(options.max_seqs));
+}
+
+nlohmann::json report_settings(const ReplayOptions& options, const ReplayReport& report) {
+  const auto row = [](const char* name, const std::string& value) {
+    return nlohmann::json::array({name, value});
+  };
+  nlohmann::json rows = nlohmann::json::array();
+  rows.push_back(row("arrivals", arrivals_text(options)));
+  rows.push_back(row("kernel", report.kernel.empty() ? "none: bookkeeping only" : report.kernel));
+  if (!options.attention) rows.push_back(row("step time", cost_text(options)));
+  rows.push_back(row("tokens", fmt::format("{} prefill, {} decode, of them {} computed again",
+                                           human_count(report.batcher.prefill_tokens),
+                                           human_count(report.batcher.decode_tokens),
+                                           human_count(report.batcher.recomputed_tokens))));
+  rows.push_back(row("seed", fmt::format("{}", options.seed)));
+  rows.push_back(row("made by", fmt::format("quire {}, commit {}", version(), kBuildCommit)));
+  return rows;
 }
 
 nlohmann::ordered_json report_json(const ReplayOptions& options, const ReplayReport& report,
