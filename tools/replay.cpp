@@ -19,6 +19,7 @@
 #include "replay/engine.hpp"
 #include "replay/html_report.hpp"
 #include "replay/options.hpp"
+#include "replay/perfetto.hpp"
 #include "replay/report.hpp"
 #include "trace/preset.hpp"
 #include "trace/reader.hpp"
@@ -38,6 +39,7 @@ struct ReplayCommand {
   std::string arrivals = "asap";
   bool no_attention = false;
   std::string report;
+  std::string timeline;
   bool json = false;
 };
 
@@ -83,9 +85,11 @@ void check_options(const ReplayCommand& command) {
   }
 }
 
-void write_file(const std::string& path, const std::string& content) {
+/// @param write  Writes the content to a stream.
+template <typename Write>
+void write_file(const std::string& path, Write write) {
   std::ofstream file(path, std::ios::binary);
-  file << content;
+  write(file);
   file.close();
   if (!file) {
     throw CommandError(ExitCode::kFailed, fmt::format("{}: could not be written", path));
@@ -102,7 +106,8 @@ void run_replay(ReplayCommand command, Session& session) {
     command.replay.layers = kSimulatedLayers;
   }
   command.replay.arrivals = command.arrivals == "trace" ? Arrivals::kTrace : Arrivals::kAsap;
-  command.replay.keep_steps = command.replay.keep_pages = !command.report.empty();
+  command.replay.keep_steps = !command.report.empty() || !command.timeline.empty();
+  command.replay.keep_pages = !command.report.empty();
   constexpr std::int64_t kSteps = 1000;
   Progress progress("replay", kSteps);
   const ReplayReport report =
@@ -113,7 +118,13 @@ void run_replay(ReplayCommand command, Session& session) {
       });
   progress.wipe();
   if (!command.report.empty()) {
-    write_file(command.report, html_report(command.replay, report, source.words));
+    write_file(command.report, [&](std::ostream& file) {
+      file << html_report(command.replay, report, source.words);
+    });
+  }
+  if (!command.timeline.empty()) {
+    write_file(command.timeline,
+               [&](std::ostream& file) { write_perfetto(file, *report.recorder); });
   }
   if (command.json) {
     fmt::print("{}\n", report_json(command.replay, report, source.words).dump());
@@ -190,6 +201,9 @@ void add_replay(CLI::App& app, Session& session) {
   add_engine_options(*sub, *command);
   add_simulation_options(*sub, *command);
   sub->add_option("--report", command->report, "Write what happened as an HTML page to look at")
+      ->type_name("FILE");
+  sub->add_option("--timeline", command->timeline,
+                  "Write steps, requests and counters as a trace for ui.perfetto.dev")
       ->type_name("FILE");
   add_json(*sub, command->json, "Print one JSON object");
   sub->footer(kFooter);
