@@ -189,7 +189,7 @@ class Engine {
     copies_.clear();
     batcher_.commit(plan_, copies_).throw_if_error();
     recorder_.committed(plan_, batcher_.stats(), report_.virtual_s);
-    if (report_.pages) report_.pages->committed(plan_, table_, report_.virtual_s);
+    look_at_pages();
     const StagedBatch batch = build();
     times.planning += watch.lap();
     count_positions(batch);
@@ -202,6 +202,14 @@ class Engine {
     recorder_.finished(ended_, report_.virtual_s);
     if (report_.pages) report_.pages->finished(ended_);
     return true;
+  }
+
+  void look_at_pages() {
+    if (!report_.pages) return;
+    report_.pages->committed(plan_, table_, report_.virtual_s);
+    if (options_.chosen_step < 0) return;
+    if (plan_.step != static_cast<std::uint64_t>(options_.chosen_step)) return;
+    report_.chosen_map = report_.pages->now(plan_, table_, report_.virtual_s);
   }
 
   StagedBatch build() {

@@ -44,9 +44,10 @@ struct ReplayReport {
   StepTimes times;                   ///< Sums over all steps.
   double wall_s = 0;                 ///< Everything, the spot checks included.
   double checking_s = 0;
-  double virtual_s = 0;              ///< That clock at the end.
-  std::optional<Recorder> recorder;  ///< Its times are of that clock.
-  std::optional<PageHistory> pages;  ///< If they were to be kept.
+  double virtual_s = 0;               ///< That clock at the end.
+  std::optional<Recorder> recorder;   ///< Its times are of that clock.
+  std::optional<PageHistory> pages;   ///< If they were to be kept.
+  std::optional<PageMap> chosen_map;  ///< Of the chosen step, if there was such a step.
   std::vector<TailWaste> tail_waste;
   Positions mean;                    ///< Over all steps.
   Positions peak;                    ///< Of the step with the most tokens in cache.

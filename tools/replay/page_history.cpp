@@ -41,14 +41,19 @@ PageHistory::Column PageHistory::column_of(const PageMap& map) const {
   return column;
 }
 
+PageMap PageHistory::now(const StepPlan& plan, const PageTable& table, double time_s) const {
+  PageMap map = running_.map(table);
+  map.step = plan.step;
+  map.time_s = time_s;
+  return map;
+}
+
 void PageHistory::committed(const StepPlan& plan, const PageTable& table, double time_s) {
   running_.committed(plan);
   const bool wants_column = plan.step % column_every_ == 0;
   const bool wants_map = plan.step % map_every_ == 0;
   if (!wants_column && !wants_map) return;
-  PageMap map = running_.map(table);
-  map.step = plan.step;
-  map.time_s = time_s;
+  PageMap map = now(plan, table, time_s);
   if (const std::int32_t used = map.num_used(); used > most_used_) {
     most_used_ = used;
     fullest_ = map;

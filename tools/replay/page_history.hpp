@@ -31,6 +31,8 @@ class PageHistory {
 
   /// After the commit of a plan.
   void committed(const StepPlan& plan, const PageTable& table, double time_s);
+  /// @return The map after `committed`.
+  [[nodiscard]] PageMap now(const StepPlan& plan, const PageTable& table, double time_s) const;
   /// After the finish of its step.
   void finished(std::span<const std::uint64_t> ended) { running_.finished(ended); }
 
