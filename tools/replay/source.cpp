@@ -74,8 +74,9 @@ void add_engine_options(CLI::App& app, ServingOptions& serving) {
   constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max();
   constexpr std::int64_t kMostLayers = 1000;
   add_shape(app, options.shape);
-  add_whole(app, "--layers", serving.layers, 0, kMostLayers,
-            fmt::format("Attention layers; 0 is 1, or {} where time is simulated", kSimulatedLayers));
+  add_whole(
+      app, "--layers", serving.layers, 0, kMostLayers,
+      fmt::format("Attention layers; 0 is 1, or {} where time is simulated", kSimulatedLayers));
   add_whole(app, "--pages", options.pages, 1, kMost, "Pages of the cache of each layer");
   add_whole(app, "--max-tokens-per-step", options.max_tokens_per_step, 1, kMost,
             "New tokens of a step");
