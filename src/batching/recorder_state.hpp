@@ -28,19 +28,21 @@ class Ring {
     if (records_.size() < capacity_) {
       records_.push_back(record);
     } else {
-      records_[static_cast<std::size_t>(pushed_ % capacity_)] = record;
+      records_[next_] = record;
     }
+    if (++next_ == capacity_) next_ = 0;
     return pushed_++;
   }
   /// @return A record by its number; null once it is displaced.
   [[nodiscard]] T* find(std::uint64_t number) noexcept {
-    const bool kept = number < pushed_ && pushed_ - number <= records_.size();
-    return kept ? &records_[static_cast<std::size_t>(number % capacity_)] : nullptr;
+    const std::uint64_t back = pushed_ - number;  // places behind the next one; no division
+    if (number >= pushed_ || back > records_.size()) return nullptr;
+    const auto places = static_cast<std::size_t>(back);
+    return &records_[next_ >= places ? next_ - places : next_ + capacity_ - places];
   }
   [[nodiscard]] Records<T> view() const noexcept {
     const std::span<const T> all = records_;
-    const std::size_t oldest =
-        records_.size() < capacity_ ? 0 : static_cast<std::size_t>(pushed_ % capacity_);
+    const std::size_t oldest = records_.size() < capacity_ ? 0 : next_;
     return {all.subspan(oldest), all.first(oldest)};
   }
   [[nodiscard]] std::int64_t displaced() const noexcept {
@@ -50,6 +52,7 @@ class Ring {
  private:
   std::size_t capacity_;
   std::vector<T> records_;
+  std::size_t next_ = 0;  ///< where the next record goes
   std::uint64_t pushed_ = 0;
 };
 
