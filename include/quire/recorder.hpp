@@ -39,7 +39,7 @@ struct RequestEvent {
   double end = 0.0;             ///< When the last step was finished; `begin` of what takes no time.
   std::int32_t position = 0;    ///< Of the first token.
   std::int32_t num_tokens = 0;  ///< See `EventKind`; else those computed.
-  EventKind kind = EventKind::kSubmit;
+  EventKind kind = EventKind::kSubmit;  ///< What happened.
 };
 
 /// What a step was made of, and the state that it left.
