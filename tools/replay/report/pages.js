@@ -140,7 +140,7 @@ function describeMap(map) {
     if (map.refs[i] > 1) ++shared;
     if (map.owner[i] > 1) { ++owned; empty += data.pageSize - map.filled[i]; }
   }
-  const scope = data.pagesPerCell > 1 ? ` (every ${count(data.pagesPerCell)} pages)` : '';
+  const scope = data.pagesPerCell > 1 ? `, of every ${count(data.pagesPerCell)}${ordinal(data.pagesPerCell)} page,` : '';
   element('moment-text').textContent =
     `Step ${count(map.step)}, at ${moment(map.time, 10)}: ${count(used)} of ${count(map.owner.length)} pages in use` +
     ` (${percent(used, map.owner.length)})${scope}, ${count(map.request.length)} requests, ${count(shared)} pages shared, ` +
