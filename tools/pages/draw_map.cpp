@@ -151,7 +151,7 @@ std::string legend(const PageMap& map, const Ranking& ranking, const MapStyle& s
 }
 
 std::string key(MapShow show) {
-  const std::string rest =
+  std::string rest =
       fmt::format("{} free, {} in use by no running request\n", kFreeCell, kOthersCell);
   switch (show) {
     case MapShow::kOwner:
