@@ -14,7 +14,7 @@ cd "$(dirname "$0")/.."
 
 build_packages=(g++ cmake ninja-build libfmt-dev libhwy-dev libcli11-dev nlohmann-json3-dev
                 zlib1g-dev)
-test_packages=(libgtest-dev libgmock-dev librapidcheck-dev clang-19 libclang-rt-19-dev
+test_packages=(libgtest-dev libgmock-dev librapidcheck-dev libbenchmark-dev clang-19 libclang-rt-19-dev
                abigail-tools pkg-config python3 binutils)
 cuda_packages=(python3-venv)
 lint_packages=(clang-format-19 doxygen shellcheck python3)

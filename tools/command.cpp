@@ -29,6 +29,7 @@ void add_subcommands(CLI::App& app, Session& session) {
   add_memory(app, session);
   add_bench(app, session);
   add_replay(app, session);
+  add_map(app, session);
   // After the subcommands, which would inherit it.
   app.footer(
       "Results go to stdout, errors to stderr; every subcommand has --json and --help.\n"
@@ -36,7 +37,8 @@ void add_subcommands(CLI::App& app, Session& session) {
       "First steps:\n"
       "  quire check                       is the arithmetic right on this machine?\n"
       "  quire memory 100 50 75 200        what do pages save?\n"
-      "  quire replay --preset azure-conv  serve a day's kind of requests\n");
+      "  quire replay --preset azure-conv  serve a day's kind of requests\n"
+      "  quire map --preset azure-conv     who has which page?\n");
 }
 
 ExitCode report(ExitCode code, std::string_view text) {

@@ -16,6 +16,7 @@ struct Session {
 
 void add_info(CLI::App& app, Session& session);
 void add_check(CLI::App& app, Session& session);
+void add_map(CLI::App& app, Session& session);
 void add_memory(CLI::App& app, Session& session);
 void add_bench(CLI::App& app, Session& session);
 void add_replay(CLI::App& app, Session& session);

@@ -1,148 +1,166 @@
 // SPDX-License-Identifier: Apache-2.0
-// quire replay: serves a request trace with real attention on real pages.
+// quire replay: serves a request trace with real attention on real pages, or on a simulated clock.
 #include <fmt/format.h>
 
-#include <algorithm>
+#include <fstream>
 #include <limits>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
-#include <utility>
-#include <vector>
 
 #include "command.hpp"
-#include "common/format.hpp"
 #include "common/numbers.hpp"
 #include "common/options.hpp"
 #include "common/terminal.hpp"
 #include "replay/engine.hpp"
+#include "replay/html_report.hpp"
 #include "replay/options.hpp"
+#include "replay/perfetto.hpp"
 #include "replay/report.hpp"
-#include "trace/preset.hpp"
-#include "trace/reader.hpp"
+#include "replay/source.hpp"
 
 namespace quire::tool {
 namespace {
 
-constexpr std::int32_t kDefaultPresetRequests = 500;
-
 struct ReplayCommand {
-  ReplayOptions replay;
-  std::string trace;
-  std::string preset;
-  std::int32_t requests = 0;
-  std::string arrivals = "asap";
+  ServingOptions serving;
   bool no_attention = false;
+  std::string report;
+  std::string timeline;
+  std::string snapshot;
+  std::int32_t snapshot_step = -1;
   bool json = false;
 };
 
-struct Source {
-  std::vector<TraceRequest> requests;
-  std::string words;
-};
-
-Source source_of(const ReplayCommand& command) {
-  if (command.preset.empty()) {
-    TraceReading trace = load_trace(command.trace, static_cast<std::size_t>(command.requests));
-    std::string words = fmt::format("{} ({}, {} requests)", command.trace, trace.format,
-                                    human_count(static_cast<std::int64_t>(trace.requests.size())));
-    return {std::move(trace.requests), std::move(words)};
-  }
-  const Preset* preset = find_preset(command.preset);
-  if (preset == nullptr) {
-    std::string known;
-    for (const Preset& each : presets()) {
-      known += (known.empty() ? "" : ", ") + std::string(each.name);
-    }
-    throw CommandError(ExitCode::kUsage, fmt::format("--preset: expected one of {}, got {}", known,
-                                                     in_quotes(command.preset)));
-  }
-  // With a duration alone, requests do not run out before the time does.
-  const std::int32_t unnamed = command.replay.duration_s > 0
-                                   ? std::numeric_limits<std::int16_t>::max()
-                                   : kDefaultPresetRequests;
-  const std::int32_t count = command.requests > 0 ? command.requests : unnamed;
-  return {
-      draw_requests(*preset, static_cast<std::size_t>(count), command.replay.seed),
-      fmt::format("preset {}, seed {}: {}", preset->name, command.replay.seed, preset->summary)};
-}
-
 void check_options(const ReplayCommand& command) {
   const auto refuse = [](const std::string& text) { throw CommandError(ExitCode::kUsage, text); };
-  if (command.trace.empty() == command.preset.empty()) {
+  const ServingOptions& serving = command.serving;
+  if (serving.trace.empty() == serving.preset.empty()) {
     refuse("expected a TRACE file or --preset NAME\nTry quire replay --help");
   }
-  if (!is_float(command.replay.shape.dtype)) refuse("--dtype: expected fp32, fp16 or bf16");
-  if (!is_float(command.replay.shape.cache_dtype())) {
+  if (!is_float(serving.replay.shape.dtype)) refuse("--dtype: expected fp32, fp16 or bf16");
+  if (!is_float(serving.replay.shape.cache_dtype())) {
     refuse("--kv-dtype: expected fp32, fp16 or bf16");
+  }
+  if (command.snapshot_step >= 0 && command.snapshot.empty()) {
+    refuse("--snapshot-step: expected --snapshot FILE with it");
   }
 }
 
-void run_replay(ReplayCommand command, Session& session) {
+/// A file that is opened before the work and written after it. Nothing without a path.
+class OutputFile {
+ public:
+  explicit OutputFile(const std::string& path) : path_(path) {
+    if (path.empty()) return;
+    file_.emplace(path, std::ios::binary);
+    check("could not be opened for writing");
+  }
+  /// @param write  Writes the content to a stream.
+  template <typename Write>
+  void fill(Write write) {
+    if (!file_) return;
+    write(*file_);
+    file_->close();
+    check("could not be written");
+  }
+
+ private:
+  void check(const char* what) const {
+    if (!*file_) throw CommandError(ExitCode::kFailed, fmt::format("{}: {}", path_, what));
+  }
+
+  std::string path_;
+  std::optional<std::ofstream> file_;
+};
+
+void write_snapshot(const ReplayCommand& command, const ReplayReport& report, std::ostream& file) {
+  if (command.snapshot_step >= 0 && !report.chosen_map) {
+    throw CommandError(ExitCode::kUsage,
+                       fmt::format("--snapshot-step: expected a step before {}, got {}",
+                                   report.batcher.steps, command.snapshot_step));
+  }
+  file << page_map_json(report.chosen_map ? *report.chosen_map : report.pages->fullest()) << "\n";
+}
+
+void run_replay(const ReplayCommand& command, Session& session) {
   check_options(command);
-  const Source source = source_of(command);
-  command.replay.attention = !command.no_attention;
-  command.replay.arrivals = command.arrivals == "trace" ? Arrivals::kTrace : Arrivals::kAsap;
+  const Source source = load_source(command.serving);
+  ReplayOptions options = command.serving.resolved(!command.no_attention);
+  options.keep_steps = !command.report.empty() || !command.timeline.empty();
+  options.keep_pages = !command.report.empty() || !command.snapshot.empty();
+  options.chosen_step = command.snapshot_step;
+  OutputFile page(command.report);
+  OutputFile timeline(command.timeline);
+  OutputFile snapshot(command.snapshot);
   constexpr std::int64_t kSteps = 1000;
   Progress progress("replay", kSteps);
   const ReplayReport report =
-      replay(command.replay, source.requests, [&](double part, const BatcherStats& stats) {
+      replay(options, source.requests, [&](double part, const BatcherStats& stats) {
         progress.update(static_cast<std::int64_t>(part * kSteps),
                         fmt::format("{} served, {} running, {} pages", stats.finished,
                                     stats.running, stats.used_pages));
       });
   progress.wipe();
+  page.fill([&](std::ostream& file) { file << html_report(options, report, source.words); });
+  timeline.fill([&](std::ostream& file) { write_perfetto(file, *report.recorder); });
+  snapshot.fill([&](std::ostream& file) { write_snapshot(command, report, file); });
   if (command.json) {
-    fmt::print("{}\n", report_json(command.replay, report, source.words).dump());
+    fmt::print("{}\n", report_json(options, report, source.words).dump());
   } else {
-    fmt::print("{}", report_text(command.replay, report, source.words));
+    fmt::print("{}", report_text(options, report, source.words));
   }
   if (!report.passed()) session.exit_code = ExitCode::kFailed;
 }
 
-void add_source_options(CLI::App& app, ReplayCommand& command) {
-  constexpr double kLongest = 1e9;
-  app.add_option("TRACE", command.trace, "Azure LLM inference CSV or Mooncake JSONL, .gz or not")
-      ->type_name("FILE");
-  std::string names;
-  for (const Preset& preset : presets())
-    names += (names.empty() ? "" : ", ") + std::string(preset.name);
-  app.add_option("--preset", command.preset, "Requests drawn as in a trace: " + names)
-      ->type_name("NAME");
-  add_whole(app, "--requests", command.requests, 0, TraceReading::kMostRequests,
-            "At most so many; 0 is all (500 of a preset)");
-  add_real(app, "--duration", command.replay.duration_s, 0, kLongest,
-           "Take no request in after so many seconds; 0 takes all");
-  add_choice(app, "--arrivals", command.arrivals, {"asap", "trace"},
-             "asap: all at once; trace: at the trace's times, skipping idleness");
-}
-
-void add_engine_options(CLI::App& app, ReplayOptions& options) {
+void add_computing_options(CLI::App& app, ReplayOptions& options) {
   constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max();
-  constexpr std::int64_t kMostLayers = 1000;
   add_device(app, options.device);
-  add_shape(app, options.shape);
-  add_whole(app, "--layers", options.layers, 1, kMostLayers, "Attention layers");
-  add_whole(app, "--pages", options.pages, 1, kMost, "Pages of the cache of each layer");
-  add_whole(app, "--max-tokens-per-step", options.max_tokens_per_step, 1, kMost,
-            "New tokens of a step");
-  add_whole(app, "--max-seqs", options.max_seqs, 1, kMost, "Requests running at the same time");
   add_whole(app, "--check-every", options.check_every, 0, kMost,
             "Steps between spot checks against the oracle; 0 is never");
   add_whole(app, "--threads", options.threads, 0, kMostThreads, "0 is the default (quire info)");
-  add_seed(app, options.seed);
 }
+
+void add_output_options(CLI::App& app, ReplayCommand& command) {
+  constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max();
+  app.add_option("--report", command.report, "Write what happened as an HTML page to look at")
+      ->type_name("FILE");
+  app.add_option("--timeline", command.timeline,
+                 "Write steps, requests and counters as a trace for ui.perfetto.dev")
+      ->type_name("FILE");
+  app.add_option("--snapshot", command.snapshot,
+                 "Write the pages of a step for quire map: of the fullest step that was looked at")
+      ->type_name("FILE");
+  add_whole(app, "--snapshot-step", command.snapshot_step, -1, kMost, "… of this step instead");
+  add_json(app, command.json, "Print one JSON object");
+}
+
+constexpr const char* kFooter =
+    "Simulated time (--no-attention): a step takes overhead + bytes / bandwidth + FLOP / peak.\n"
+    "  bytes  weights (2 each, once a step), K and V of the keys that a request's new tokens see\n"
+    "         (once a request), K and V that are written\n"
+    "  FLOP   2 a weight and new token; 4 x head dim a query head, layer, query and key it sees\n"
+    "The defaults of bandwidth and peak were measured on an H200 "
+    "(docs/benchmarks/2026-11-26-h200).";
 
 }  // namespace
 
 void add_replay(CLI::App& app, Session& session) {
   const auto command = std::make_shared<ReplayCommand>();
   CLI::App* sub = app.add_subcommand(
-      "replay", "Serve a request trace with real attention on real pages, and check it");
-  add_source_options(*sub, *command);
-  add_engine_options(*sub, command->replay);
-  sub->add_flag("--no-attention", command->no_attention, "Pages and batching only");
-  add_json(*sub, command->json, "Print one JSON object");
+      "replay",
+      "Serve a request trace with attention on pages, or simulate that; report what was done");
+  sub->add_option("TRACE", command->serving.trace,
+                  "Azure LLM inference CSV or Mooncake JSONL, .gz or not")
+      ->type_name("FILE");
+  add_source_options(*sub, command->serving);
+  add_engine_options(*sub, command->serving);
+  add_computing_options(*sub, command->serving.replay);
+  sub->add_flag("--no-attention", command->no_attention,
+                "Pages and batching only, on a simulated clock");
+  add_cost_options(*sub, command->serving.replay.cost);
+  add_output_options(*sub, *command);
+  sub->footer(kFooter);
   sub->callback([command, &session] { run_replay(*command, session); });
 }
 

@@ -9,12 +9,14 @@
 #include <utility>
 
 #include "cache/failure.hpp"
+#include "cache/page_table_state.hpp"
 
 namespace quire {
 inline namespace v0 {
 namespace {
 
 using cache::failure;
+using internal::PageTableState;
 
 constexpr std::int64_t kMaxInt32 = std::numeric_limits<std::int32_t>::max();
 constexpr std::size_t kMaxTable = std::numeric_limits<std::size_t>::max() / 16;  // entries
@@ -118,26 +120,37 @@ void write_tokens(std::span<const PageId> pages, std::int32_t page_size, std::in
   }
 }
 
-// Writes the entries' rows, then the padding.
-void write(std::span<const BatchEntry> entries, const PageTable& table, std::size_t columns,
+std::int32_t slot_of(const BatchEntry& entry) noexcept {
+  return static_cast<std::int32_t>(entry.seq.slot);
+}
+
+// Writes the entries' rows, then the padding. The entries have been checked.
+void write(std::span<const BatchEntry> entries, const PageTableState& table, std::size_t columns,
            bool csr, const Arrays& to) noexcept {
-  const std::int32_t page_size = table.pool_spec().page_size;
+  const std::int32_t page_size = table.pool->spec.page_size;
   std::size_t tokens = 0;
   std::size_t num_pages = 0;
   for (std::size_t row = 0; row < to.kv_len.size(); ++row) {
     const bool padding = row >= entries.size();
     const std::span<const PageId> pages =
-        padding ? std::span<const PageId>() : table.pages(entries[row].seq);
-    const std::int32_t length = padding ? 0 : table.length(entries[row].seq);
+        padding ? std::span<const PageId>() : table.pages(slot_of(entries[row]));
+    const std::int32_t length = padding ? 0 : table.at(slot_of(entries[row])).length;
+    const std::int32_t in_last_page =
+        length == 0 ? 0 : length - static_cast<std::int32_t>(pages.size() - 1) * page_size;
     const std::int32_t new_tokens = padding ? 0 : entries[row].new_tokens;
     to.qo_indptr[row] = static_cast<std::int32_t>(tokens);
     to.kv_len[row] = length;
-    write_tokens(pages, page_size, length - new_tokens, length, to.positions.data() + tokens,
-                 to.slot_mapping.data() + tokens);
+    if (new_tokens == 1) {  // decodes, without a division
+      to.positions[tokens] = length - 1;
+      to.slot_mapping[tokens] = std::int64_t{pages.back()} * page_size + in_last_page - 1;
+    } else {
+      write_tokens(pages, page_size, length - new_tokens, length, to.positions.data() + tokens,
+                   to.slot_mapping.data() + tokens);
+    }
     tokens += static_cast<std::size_t>(new_tokens);
     if (csr) {
       to.kv_page_indptr[row] = static_cast<std::int32_t>(num_pages);
-      to.kv_last_page_len[row] = length == 0 ? 0 : (length - 1) % page_size + 1;
+      to.kv_last_page_len[row] = in_last_page;
       std::ranges::copy(pages, to.kv_page_indices.begin() + static_cast<std::ptrdiff_t>(num_pages));
       num_pages += pages.size();
     }
@@ -229,13 +242,14 @@ std::size_t BatchBuilder::staging_size(const BatchShape& shape) noexcept {
 }
 
 Status BatchBuilder::check_entry(const BatchEntry& entry, std::size_t index) noexcept {
-  const std::int32_t length = table_.length(entry.seq);
-  if (length < 0) {
+  const PageTableState& table = *table_.state_;
+  if (table.find(entry.seq) == PageTableState::kNoSlot) {
     return failure(ErrorCode::kBadHandle,
                    "[batch_builder] entries[{}]: expected a live sequence, got slot {} of "
                    "generation {}",
                    index, entry.seq.slot, entry.seq.generation);
   }
+  const std::int32_t length = table.at(slot_of(entry)).length;
   if (std::exchange(last_use_[entry.seq.slot], num_calls_) == num_calls_) {
     return failure(ErrorCode::kInvalidArgument,
                    "[batch_builder] entries[{}]: expected each sequence once, got slot {} again",
@@ -246,16 +260,20 @@ Status BatchBuilder::check_entry(const BatchEntry& entry, std::size_t index) noe
                    "[batch_builder] entries[{}]: expected new_tokens in [0, {}], got {}", index,
                    length, entry.new_tokens);
   }
-  const std::span<const PageId> pages = table_.pages(entry.seq);
-  const std::int32_t first_page = (length - entry.new_tokens) / table_.pool_spec().page_size;
-  const std::size_t written_from =
-      entry.new_tokens == 0 ? pages.size() : static_cast<std::size_t>(first_page);
+  const std::span<const PageId> pages = table.pages(slot_of(entry));
+  std::size_t written_from = pages.size();
+  if (entry.new_tokens == 1) {
+    --written_from;
+  } else if (entry.new_tokens > 1) {
+    written_from =
+        static_cast<std::size_t>((length - entry.new_tokens) / table.pool->spec.page_size);
+  }
   for (const PageId page : pages.subspan(written_from)) {
-    if (table_.ref_count(page) == 1) continue;
+    if (table.pool->page(page).refs == 1) continue;
     return failure(ErrorCode::kInvalidArgument,
                    "[batch_builder] entries[{}]: expected new tokens in pages of its own, got page "
                    "{} with {} references",
-                   index, page, table_.ref_count(page));
+                   index, page, table.pool->page(page).refs);
   }
   return {};
 }
@@ -272,7 +290,8 @@ Result<BatchShape> BatchBuilder::tight_shape(std::span<const BatchEntry> entries
   for (std::size_t index = 0; index < entries.size(); ++index) {
     Status status = check_entry(entries[index], index);
     if (!status.ok()) return status;
-    const auto pages = static_cast<std::int32_t>(table_.pages(entries[index].seq).size());
+    const std::int32_t pages =
+        table_.state_->pages_for(table_.state_->at(slot_of(entries[index])).length);
     tokens += entries[index].new_tokens;
     num_pages += pages;
     shape.pages_per_seq = std::max(shape.pages_per_seq, pages);
@@ -320,7 +339,7 @@ Result<StagedBatch> BatchBuilder::stage(std::span<const BatchEntry> entries, con
                    layout->total, kStagingAlignment, staging.size(), address % kStagingAlignment);
   }
   const Arrays arrays(staging, *layout);
-  write(entries, table_, static_cast<std::size_t>(std::max(shape.pages_per_seq, 0)),
+  write(entries, *table_.state_, static_cast<std::size_t>(std::max(shape.pages_per_seq, 0)),
         shape.total_pages != BatchShape::kOmitted, arrays);
 
   StagedBatch batch;
@@ -329,7 +348,7 @@ Result<StagedBatch> BatchBuilder::stage(std::span<const BatchEntry> entries, con
   batch.num_tokens = need.total_q;
   for (const BatchEntry& entry : entries) {
     batch.max_q_len = std::max(batch.max_q_len, entry.new_tokens);
-    batch.max_kv_len = std::max(batch.max_kv_len, table_.length(entry.seq));
+    batch.max_kv_len = std::max(batch.max_kv_len, table_.state_->at(slot_of(entry)).length);
   }
   batch.bytes = staging.first(layout->total);
   batch.qo_indptr = arrays.qo_indptr;

@@ -116,14 +116,16 @@ Status check_items(const BatcherState& state, const StepPlan& plan, Demand& dema
       demand.pages += state.pages_for(item.num_new_tokens);
       continue;
     }
-    if (state.table.length(place.seq) != place.cached) {
+    if (!state.is_as_left(place)) {
       return failure(
           ErrorCode::kBadHandle,
           "[batcher] commit: expected the sequence of request {} as it was left, got one "
           "that was destroyed or changed",
           item.request);
     }
-    demand.pages += state.table.pages_needed(place.seq, item.num_new_tokens);
+    demand.pages += item.num_new_tokens == 1
+                        ? state.pages_for_next(place)
+                        : state.table.pages_needed(place.seq, item.num_new_tokens);
   }
   return {};
 }
@@ -174,7 +176,7 @@ void carry_out(BatcherState& state, StepItem& item, std::vector<CopyOp>& copies)
     item.seq = place.seq;
   }
   static_cast<void>(state.table.append(place.seq, item.num_new_tokens, copies));
-  place.cached += item.num_new_tokens;
+  state.grow(place, item.num_new_tokens);
   place.in_step = true;
   place.samples = item.samples;
   (item.is_prefill ? state.counters.prefill_tokens : state.counters.decode_tokens) +=
@@ -199,7 +201,7 @@ Batcher::Batcher(PageTable& table, const BatcherSpec& spec) {
         fmt::format("[batcher] max_requests: expected at least 1, got {}", spec.max_requests));
   }
   try {
-    state_ = std::make_unique<BatcherState>(PageTable(table.state_), spec);
+    state_ = std::make_unique<BatcherState>(PageTable(table.state_), *table.state_, spec);
   } catch (const std::bad_alloc&) {
     throw Error(ErrorCode::kOutOfMemory,
                 fmt::format("[batcher] max_requests: expected memory for {} requests, got none",

@@ -7,9 +7,11 @@ namespace quire {
 inline namespace v0 {
 namespace internal {
 
-BatcherState::BatcherState(PageTable shared_table, const BatcherSpec& batcher_spec)
+BatcherState::BatcherState(PageTable shared_table, const PageTableState& table_state,
+                           const BatcherSpec& batcher_spec)
     : spec(batcher_spec),
       table(std::move(shared_table)),
+      sequences(table_state),
       places(static_cast<std::size_t>(batcher_spec.max_requests)) {
   for (std::int32_t index = 0; index + 1 < spec.max_requests; ++index) at(index).next = index + 1;
 }
@@ -76,7 +78,7 @@ void BatcherState::preempt_newest() noexcept {
   counters.recomputed_tokens += place.cached;
   ++counters.preemptions;
   place.seq = {};
-  place.cached = 0;
+  place.cached = place.num_pages = place.tail_room = 0;
   enqueue_preempted(index);
 }
 

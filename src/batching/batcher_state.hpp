@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "cache/page_table_state.hpp"
 #include "quire/batcher.hpp"
 
 namespace quire {
@@ -28,6 +29,8 @@ struct BatcherState {
     std::uint64_t ticket = 0;  ///< number of its `submit`: breaks ties of arrival
     SeqId seq;                 ///< while running
     std::int32_t cached = 0;   ///< tokens that its sequence has, those of a step in flight included
+    std::int32_t num_pages = 0;  ///< that hold them
+    std::int32_t tail_room = 0;  ///< tokens that the last of these still holds
     std::int32_t generated = 0;  ///< tokens sampled; a preemption keeps them
     std::int32_t prev = kNobody;
     std::int32_t next = kNobody;
@@ -43,7 +46,9 @@ struct BatcherState {
     [[nodiscard]] bool decodes() const noexcept { return missing() == 1; }
   };
 
-  BatcherState(PageTable shared_table, const BatcherSpec& batcher_spec);
+  /// @param table_state  Of the table, which keeps it alive.
+  BatcherState(PageTable shared_table, const PageTableState& table_state,
+               const BatcherSpec& batcher_spec);
   BatcherState(const BatcherState&) = delete;
   BatcherState& operator=(const BatcherState&) = delete;
   ~BatcherState();
@@ -63,6 +68,28 @@ struct BatcherState {
     const std::int32_t page_size = table.pool_spec().page_size;
     return tokens / page_size + (tokens % page_size != 0 ? 1 : 0);
   }
+  /// @return True if the sequence of a running request is as the batcher left it.
+  [[nodiscard]] bool is_as_left(const Place& place) const noexcept {
+    const std::int32_t slot = sequences.find(place.seq);
+    return slot != PageTableState::kNoSlot && sequences.at(slot).length == place.cached;
+  }
+  /// @return Pages that one more token takes, of a sequence that is as it was left: what
+  ///   `table.pages_needed(seq, 1)` says, without a division. Every decode of every step asks.
+  [[nodiscard]] std::int32_t pages_for_next(const Place& place) const noexcept {
+    if (place.tail_room == 0) return 1;
+    return sequences.pool->page(tail_of(place)).refs > 1 ? 1 : 0;
+  }
+  /// The sequence of a request has `n` more tokens.
+  void grow(Place& place, std::int32_t n) const noexcept {
+    place.cached += n;
+    place.tail_room -= n;
+    if (place.tail_room >= 0) return;
+    const std::int64_t page_size = sequences.pool->spec.page_size;
+    const std::int64_t added = (page_size - 1 - place.tail_room) / page_size;
+    place.num_pages += static_cast<std::int32_t>(added);
+    place.tail_room += static_cast<std::int32_t>(added * page_size);
+  }
+
   /// @return The item of a request that computes `n` tokens next.
   [[nodiscard]] StepItem item(std::int32_t index, std::int32_t n) const noexcept;
 
@@ -74,8 +101,15 @@ struct BatcherState {
   void preempt_newest() noexcept;
   void end(std::int32_t index) noexcept;  ///< of a running request, which leaves `running` by hand
 
+  /// @return The last page of a running request; a page that it once had, if its sequence is not as
+  ///   it was left.
+  [[nodiscard]] PageId tail_of(const Place& place) const noexcept {
+    return sequences.row(static_cast<std::int32_t>(place.seq.slot))[place.num_pages - 1];
+  }
+
   BatcherSpec spec;
   PageTable table;
+  const PageTableState& sequences;  ///< the table's, for what is asked of every item of every step
   std::vector<Place> places;
   std::unordered_map<std::uint64_t, std::int32_t> index_of;  ///< by `Request::id`
   std::vector<std::int32_t> running;                         ///< oldest first; `commit` reserves

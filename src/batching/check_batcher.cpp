@@ -32,6 +32,15 @@ Status check_running(const BatcherState& state) noexcept {
                      "[batcher] check: request {} has a sequence of {} tokens, {} cached, {} known",
                      place.request.id, state.table.length(place.seq), place.cached, place.known());
     }
+    if (place.num_pages != state.pages_for(place.cached) ||
+        std::int64_t{place.num_pages} * state.table.pool_spec().page_size - place.cached !=
+            place.tail_room) {
+      return failure(
+          ErrorCode::kInternal,
+          "[batcher] check: request {} is said to have {} pages with room for {} tokens, "
+          "its {} tokens have others",
+          place.request.id, place.num_pages, place.tail_room, place.cached);
+    }
     if (place.in_step && !state.in_flight) {
       return failure(ErrorCode::kInternal,
                      "[batcher] check: request {} takes part in a step that is not in flight",

@@ -35,6 +35,7 @@ void Planner::serve_running() {
     if (place.decodes()) --decodes_to_come_;
     const std::int32_t kept_back = place.decodes() ? 0 : decodes_to_come_;
     const std::int32_t least = rank == 0 ? 1 : 0;  // the oldest always moves on
+    if (place.decodes() && std::max(tokens_left_, least) > 0 && add_decode(index, place)) continue;
     std::int32_t n = std::min(place.missing(), std::max(tokens_left_ - kept_back, least));
     if (n > 0) n = std::min(n, make_room(rank));
     if (n > 0) add(index, n);
@@ -89,12 +90,25 @@ std::int32_t Planner::count_decodes() const noexcept {
 
 void Planner::add(std::int32_t index, std::int32_t n) {
   const BatcherState::Place& place = state_.at(index);
+  add(index, n,
+      place.phase == BatcherState::Phase::kRunning ? state_.table.pages_needed(place.seq, n)
+                                                   : state_.pages_for(n));
+}
+
+void Planner::add(std::int32_t index, std::int32_t n, std::int32_t pages) {
   plan_.items.push_back(state_.item(index, n));
   plan_.num_tokens += n;
   tokens_left_ -= n;
-  free_pages_ -= place.phase == BatcherState::Phase::kRunning
-                     ? state_.table.pages_needed(place.seq, n)
-                     : state_.pages_for(n);
+  free_pages_ -= pages;
+}
+
+// The usual case in short: a decode that finds its page. False leaves it to the general one.
+bool Planner::add_decode(std::int32_t index, const BatcherState::Place& place) {
+  if (!state_.is_as_left(place)) return false;
+  const std::int32_t pages = state_.pages_for_next(place);
+  if (pages > free_pages_) return false;
+  add(index, 1, pages);
+  return true;
 }
 
 // There is work but no item: not even the oldest request finds a page or a sequence.

@@ -48,6 +48,8 @@ class Planner {
   std::int32_t make_room(std::int32_t rank) noexcept;
   [[nodiscard]] std::int32_t count_decodes() const noexcept;
   void add(std::int32_t index, std::int32_t n);
+  void add(std::int32_t index, std::int32_t n, std::int32_t pages);
+  bool add_decode(std::int32_t index, const internal::BatcherState::Place& place);
 
   const internal::BatcherState& state_;
   StepPlan& plan_;

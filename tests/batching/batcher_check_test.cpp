@@ -37,6 +37,14 @@ TEST_F(BrokenBatcher, ASequenceOfAnotherLengthIsNoticed) {
   expect_noticed("[batcher] check: request 1 has a sequence of 4 tokens, 3 cached, 5 known");
 }
 
+TEST_F(BrokenBatcher, ARoomThatTheLastPageDoesNotHaveIsNoticed) {
+  state().at(0).tail_room = 1;
+  expect_noticed(
+      "[batcher] check: request 1 is said to have 1 pages with room for 1 tokens, its 4 tokens "
+      "have "
+      "others");
+}
+
 TEST_F(BrokenBatcher, ALeftOverPartInAStepIsNoticed) {
   state().at(1).in_step = true;
   expect_noticed("[batcher] check: request 2 takes part in a step that is not in flight");

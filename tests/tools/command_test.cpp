@@ -36,10 +36,10 @@ void expect_error(const std::vector<std::string>& arguments, int exit_code,
 TEST(Command, HelpNamesTheSubcommandsAndTheExitCodes) {
   const CommandResult result = run_quire({"--help"});
   EXPECT_EQ(result.exit_code, 0);
-  for (const char* name : {"info", "check", "memory", "bench", "replay", "Exit codes"}) {
+  for (const char* name : {"info", "check", "memory", "bench", "replay", "map", "Exit codes"}) {
     EXPECT_THAT(result.out, HasSubstr(name));
   }
-  for (const char* name : {"info", "check", "memory", "bench", "replay"}) {
+  for (const char* name : {"info", "check", "memory", "bench", "replay", "map"}) {
     const CommandResult help = run_quire({name, "--help"});
     EXPECT_EQ(help.exit_code, 0) << name;
     EXPECT_THAT(help.out, AllOf(HasSubstr("--json"), HasSubstr("--help"))) << name;
@@ -53,12 +53,13 @@ TEST(Command, VersionIsALine) {
 }
 
 TEST(Command, WrongUsageGetsItsSentenceAndExitCodeTwo) {
-  expect_error({}, 2,
-               "expected one of info, check, memory, bench, replay, got nothing\nTry quire --help");
+  expect_error(
+      {}, 2,
+      "expected one of info, check, memory, bench, replay, map, got nothing\nTry quire --help");
   expect_error({"frobnicate"}, 2,
-               "expected one of info, check, memory, bench, replay, got \"frobnicate\"\n"
+               "expected one of info, check, memory, bench, replay, map, got \"frobnicate\"\n"
                "Try quire --help");
-  const std::string names = "expected one of info, check, memory, bench, replay, got ";
+  const std::string names = "expected one of info, check, memory, bench, replay, map, got ";
   expect_error({"chekc"}, 2, names + "\"chekc\"; nearest: check\nTry quire --help");
   expect_error({"mem", "1"}, 2, names + "\"mem\"; nearest: memory\nTry quire --help");
   expect_error({"bogus"}, 2, names + "\"bogus\"\nTry quire --help");
@@ -82,6 +83,13 @@ TEST(Command, WrongUsageGetsItsSentenceAndExitCodeTwo) {
                "Try quire check --help");
   expect_error({"check", "--dtype", "int8"}, 2, "--dtype: expected fp32, fp16 or bf16");
   expect_error({"replay"}, 2, "expected a TRACE file or --preset NAME\nTry quire replay --help");
+  expect_error({"map"}, 2,
+               "expected a SNAPSHOT file, --trace FILE or --preset NAME\nTry quire map --help");
+  expect_error({"map", "/nonexistent"}, 2, "/nonexistent: expected a file, got none");
+  expect_error({"replay", "--preset", "azure-conv", "--report", "/nonexistent/out.html"}, 1,
+               "/nonexistent/out.html: could not be opened for writing");
+  expect_error({"replay", "--preset", "azure-conv", "--snapshot-step", "3"}, 2,
+               "--snapshot-step: expected --snapshot FILE with it");
   expect_error({"replay", "--preset", "azure"}, 2,
                "--preset: expected one of azure-conv, mooncake-conv, got \"azure\"");
   expect_error({"bench", "--workload", "nothing"}, 2,
@@ -232,6 +240,37 @@ TEST(Command, ReplayOfAPresetNeedsNoFile) {
       {"replay", "--preset", "azure-conv", "--requests", "20", "--no-attention", "--json"});
   EXPECT_EQ(result.exit_code, 0) << result.error;
   EXPECT_EQ(json::parse(result.out).at("requests_served"), 20);
+}
+
+TEST(Command, ReplayWithoutAttentionIsTheSameEveryTime) {
+  const auto run = [] {
+    json report = json::parse(run_quire({"replay", "--preset", "azure-conv", "--requests", "50",
+                                         "--no-attention", "--arrivals", "trace", "--json"})
+                                  .out);
+    EXPECT_GT(report.at("first_token_s").at("p99").get<double>(), 0);
+    EXPECT_EQ(report.at("layers"), 32);
+    for (const char* measured : {"wall_s", "seconds_batching"}) report.erase(measured);
+    return report;
+  };
+  EXPECT_EQ(run(), run());
+}
+
+TEST(Command, ASnapshotOfAReplayIsTheMapOfItsStep) {
+  const std::string path = write_file("map.json", "");
+  const std::vector<std::string> serving = {"--preset", "azure-conv", "--requests",
+                                            "20",       "--pages",    "500"};
+  std::vector<std::string> replay = {"replay", "--no-attention",  "--snapshot",
+                                     path,     "--snapshot-step", "9"};
+  replay.insert(replay.end(), serving.begin(), serving.end());
+  EXPECT_EQ(run_quire(replay).exit_code, 0);
+  std::vector<std::string> map = {"map", "--step", "9"};
+  map.insert(map.end(), serving.begin(), serving.end());
+  const CommandResult simulated = run_quire(map);
+  EXPECT_EQ(simulated.exit_code, 0) << simulated.error;
+  EXPECT_THAT(simulated.out, AllOf(StartsWith("step 9, at "), HasSubstr("of 500 pages")));
+  EXPECT_EQ(run_quire({"map", path}).out, simulated.out);
+  map[2] = "100000";
+  EXPECT_EQ(run_quire(map).exit_code, 2);
 }
 
 }  // namespace

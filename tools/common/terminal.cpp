@@ -2,6 +2,7 @@
 #include "common/terminal.hpp"
 
 #include <fmt/format.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -21,19 +22,25 @@ bool is_terminal(int descriptor) {
   return isatty(descriptor) == 1 && term != nullptr && std::string_view(term) != "dumb";
 }
 
-bool colours_wanted() {
-  const char* no_color = std::getenv("NO_COLOR");
-  return is_terminal(STDOUT_FILENO) && (no_color == nullptr || *no_color == '\0');
-}
-
 double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
 }  // namespace
 
+bool stdout_has_colours() {
+  const char* no_color = std::getenv("NO_COLOR");
+  return is_terminal(STDOUT_FILENO) && (no_color == nullptr || *no_color == '\0');
+}
+
+int terminal_width(int otherwise) {
+  winsize size{};
+  if (!is_terminal(STDOUT_FILENO) || ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) != 0) return otherwise;
+  return size.ws_col > 0 ? size.ws_col : otherwise;
+}
+
 std::string painted(std::string_view text, Paint paint) {
-  static const bool kColours = colours_wanted();
+  static const bool kColours = stdout_has_colours();
   if (!kColours) return std::string(text);
   const char* code = paint == Paint::kGood ? "32" : paint == Paint::kBad ? "31" : "1";
   return fmt::format("\033[{}m{}\033[0m", code, text);

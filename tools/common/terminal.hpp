@@ -17,6 +17,11 @@ enum class Paint { kGood, kBad, kStrong };
 /// @return The text, painted if stdout is a terminal and NO_COLOR is not set.
 std::string painted(std::string_view text, Paint paint);
 
+/// @return True if stdout is a terminal and NO_COLOR is not set.
+bool stdout_has_colours();
+/// @return Columns of the terminal on stdout; `otherwise` if it is none.
+int terminal_width(int otherwise);
+
 /// One line on stderr that says how far the work is and when it will end. Draws nothing unless
 /// stderr is a terminal; wipes its line when destroyed, so that results stand alone.
 class Progress {

@@ -2,11 +2,13 @@
 #include "replay/engine.hpp"
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <limits>
 #include <memory>
 #include <utility>
 
+#include "memory.hpp"
 #include "quire/batch_builder.hpp"
 #include "quire/page_pool.hpp"
 #include "quire/page_table.hpp"
@@ -14,9 +16,11 @@
 namespace quire::tool {
 namespace {
 
-/// Requests that wait in the batcher when there are more: enough for a step to admit as many as it
-/// can, few enough that a replay ends soon after its duration.
+/// Requests that wait in the batcher when there are more. Where attention is computed: enough for a
+/// step to admit as many as it can, few enough that a replay ends soon after its duration. Where
+/// time is simulated: all that have arrived, so that the queue is as long as it would be.
 constexpr std::int32_t kQueueAhead = 16;
+constexpr std::int32_t kSimulatedQueue = 1 << 20;
 
 /// A trace may say that nothing was generated; the batcher samples at least once.
 std::int32_t new_tokens(const TraceRequest& request) { return std::max(request.output_tokens, 1); }
@@ -49,6 +53,51 @@ Work work_of(std::span<const TraceRequest> requests, std::int32_t pool_tokens) {
   return work;
 }
 
+/// The batcher has room for all that wait and all that run.
+BatcherSpec batcher_spec(const ReplayOptions& options, std::size_t num_requests) {
+  constexpr std::int64_t kLeast = 65536;
+  constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max();
+  const std::int64_t waiting = options.attention ? kQueueAhead : kSimulatedQueue;
+  const std::int64_t useful = std::max<std::int64_t>(1, static_cast<std::int64_t>(num_requests));
+  return {static_cast<std::int32_t>(
+      std::min({std::max(kLeast, waiting + options.max_seqs), useful, kMost}))};
+}
+
+/// Latencies of every request, and, if asked for, all that a report draws.
+RecorderSpec recorder_spec(const ReplayOptions& options, std::size_t num_requests) {
+  constexpr std::int64_t kMostEnded = std::int64_t{1} << 24;
+  constexpr std::int32_t kMostSteps = 1 << 22;
+  constexpr std::int64_t kEventsPerRequest = 64;
+  constexpr std::int64_t kMostEvents = std::int64_t{1} << 24;
+  const std::int64_t requests = std::max<std::int64_t>(1, static_cast<std::int64_t>(num_requests));
+  RecorderSpec spec;
+  spec.max_ended = static_cast<std::int32_t>(std::min(requests, kMostEnded));
+  spec.max_requests = batcher_spec(options, num_requests).max_requests;
+  spec.max_steps = options.keep_steps ? kMostSteps : 1;
+  spec.max_events =
+      options.keep_steps
+          ? static_cast<std::int32_t>(std::min(kEventsPerRequest * requests, kMostEvents))
+          : 1;
+  return spec;
+}
+
+std::vector<TailWaste> tail_waste_of(std::span<const TraceRequest> requests) {
+  constexpr double kPercent = 100;
+  std::vector<std::int32_t> lengths;
+  lengths.reserve(requests.size());
+  for (const TraceRequest& request : requests) {
+    lengths.push_back(request.input_tokens + new_tokens(request));
+  }
+  std::vector<TailWaste> waste;
+  for (const std::int32_t page_size : {16, 32, 64, 128, 256}) {
+    const MemoryFigures figures = memory_figures(lengths, page_size);
+    const auto empty = static_cast<double>(figures.paged - figures.used);
+    const auto paged = static_cast<double>(std::max<std::int64_t>(1, figures.paged));
+    waste.push_back({page_size, kPercent * empty / paged});
+  }
+  return waste;
+}
+
 /// What computes and what checks.
 struct Model {
   Model(const ReplayOptions& options, std::int32_t max_kv_len)
@@ -67,8 +116,10 @@ class Engine {
         work_(work_of(requests, tokens_of_pool(options))),
         pool_({options.pages, options.shape.page_size}),
         table_(pool_, {options.max_seqs, work_.longest}),
-        batcher_(table_),
-        builder_(table_) {
+        batcher_(table_, batcher_spec(options, requests.size())),
+        builder_(table_),
+        recorder_(recorder_spec(options, requests.size())) {
+    if (options.keep_pages) report_.pages.emplace(options.pages);
     if (!options.attention) return;
     model_ = std::make_unique<Model>(options, work_.longest);
   }
@@ -96,7 +147,7 @@ class Engine {
   /// Hands requests to the batcher. @return False if no more will come.
   bool take_in() {
     const bool over = options_.duration_s > 0 && elapsed() >= options_.duration_s;
-    while (!over && next_ < requests_.size() && batcher_.stats().waiting < kQueueAhead) {
+    while (!over && next_ < requests_.size() && has_room()) {
       const TraceRequest& request = requests_[next_];
       const bool timed = options_.arrivals == Arrivals::kTrace;
       if (timed && batcher_.idle()) {
@@ -109,10 +160,18 @@ class Engine {
     return !over && next_ < requests_.size();
   }
 
-  void submit(const TraceRequest& request, double arrival) {
-    const Status status =
-        batcher_.submit({next_, request.input_tokens, new_tokens(request), arrival});
+  [[nodiscard]] bool has_room() const {
+    const BatcherStats stats = batcher_.stats();
+    return stats.waiting < (options_.attention ? kQueueAhead : kSimulatedQueue) &&
+           stats.waiting + stats.running < recorder_.spec().max_requests;
+  }
+
+  void submit(const TraceRequest& trace, double arrival) {
+    const Request request = {next_, trace.input_tokens, new_tokens(trace), arrival};
+    const Status status = batcher_.submit(request);
     if (status.ok()) {
+      const bool timed = options_.arrivals == Arrivals::kTrace;
+      recorder_.submitted(request, timed ? arrival : report_.virtual_s);
       ++report_.requests;
       return;
     }
@@ -129,6 +188,8 @@ class Engine {
     if (plan_.items.empty()) return more;
     copies_.clear();
     batcher_.commit(plan_, copies_).throw_if_error();
+    recorder_.committed(plan_, batcher_.stats(), report_.virtual_s);
+    look_at_pages();
     const StagedBatch batch = build();
     times.planning += watch.lap();
     count_positions(batch);
@@ -138,7 +199,17 @@ class Engine {
     batcher_.finish(plan_, {}, ended_).throw_if_error();
     times.planning += watch.lap();
     add(times);
+    recorder_.finished(ended_, report_.virtual_s);
+    if (report_.pages) report_.pages->finished(ended_);
     return true;
+  }
+
+  void look_at_pages() {
+    if (!report_.pages) return;
+    report_.pages->committed(plan_, table_, report_.virtual_s);
+    if (options_.chosen_step < 0) return;
+    if (plan_.step != static_cast<std::uint64_t>(options_.chosen_step)) return;
+    report_.chosen_map = report_.pages->now(plan_, table_, report_.virtual_s);
   }
 
   StagedBatch build() {
@@ -174,8 +245,11 @@ class Engine {
   }
 
   void add(const StepTimes& times) {
-    report_.step_seconds.push_back(times.total());
-    report_.virtual_s += times.total();
+    const double seconds =
+        options_.attention ? times.total()
+                           : step_seconds(options_.cost, options_.shape, options_.layers, plan_);
+    report_.step_seconds.push_back(seconds);
+    report_.virtual_s += seconds;
     report_.times.planning += times.planning;
     report_.times.generating += times.generating;
     report_.times.appending += times.appending;
@@ -190,7 +264,7 @@ class Engine {
     report_.left_out = static_cast<std::int64_t>(requests_.size() - next_);
     report_.batcher = batcher_.stats();
     report_.lost_pages = pool_.num_used();
-    report_.broken_invariant = table_.check().message();
+    report_.broken_invariant = batcher_.check().message();  // table and pool included
     if (model_ != nullptr) {
       report_.kernel = model_->layers.kernel();
       report_.checks = model_->checker.result();
@@ -200,6 +274,8 @@ class Engine {
                              static_cast<std::uint64_t>(options_.shape.heads.kv) *
                              static_cast<std::uint64_t>(options_.shape.head_dim) *
                              size_of(options_.shape.cache_dtype());
+    report_.tail_waste = tail_waste_of(requests_);
+    report_.recorder = std::move(recorder_);
     static_cast<void>(elapsed());
   }
 
@@ -211,6 +287,7 @@ class Engine {
   PageTable table_;
   Batcher batcher_;
   BatchBuilder builder_;
+  Recorder recorder_;
   std::unique_ptr<Model> model_;  // null without attention
   StepPlan plan_;
   std::vector<CopyOp> copies_;

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "common/shape.hpp"
+#include "replay/cost_model.hpp"
 
 namespace quire::tool {
 
@@ -23,7 +24,11 @@ struct ReplayOptions {
   std::int32_t check_every = 50;  ///< Steps between spot checks; 0 checks nothing.
   double duration_s = 0;          ///< No request is taken in after that; 0 takes all.
   Arrivals arrivals = Arrivals::kAsap;
-  bool attention = true;
+  bool attention = true;          ///< Computed and timed; else time is simulated.
+  CostModel cost;                 ///< Of the simulation.
+  bool keep_steps = false;        ///< The recording has steps and events, not only latencies.
+  bool keep_pages = false;        ///< Page maps are kept.
+  std::int64_t chosen_step = -1;  ///< Its page map is kept; −1 is none.
   std::uint64_t seed = 1;
   std::int32_t threads = 0;
 };

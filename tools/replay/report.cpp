@@ -6,11 +6,13 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
+#include "bench/embedded.hpp"
 #include "common/format.hpp"
 #include "common/options.hpp"
 #include "common/statistics.hpp"
 #include "common/table.hpp"
 #include "common/terminal.hpp"
+#include "replay/latency.hpp"
 
 namespace quire::tool {
 namespace {
@@ -41,9 +43,31 @@ std::string shape_text(const ReplayOptions& options) {
   return text;
 }
 
-std::string arrivals_text(Arrivals arrivals) {
-  return arrivals == Arrivals::kAsap ? "all at once, in the trace's order (time follows the work)"
-                                     : "at the trace's times, on a clock that counts the work";
+std::string arrivals_text(const ReplayOptions& options) {
+  const std::string clock =
+      options.attention ? "on a clock that counts the work" : "on a simulated clock";
+  return (options.arrivals == Arrivals::kAsap ? "all at once, in the trace's order, "
+                                              : "at the trace's times, ") +
+         clock;
+}
+
+std::string cost_text(const ReplayOptions& options) {
+  const CostModel& cost = options.cost;
+  return fmt::format("{} µs + bytes at {} GB/s + FLOP at {} TFLOP/s, {}e9 weights",
+                     cost.overhead_us, cost.bandwidth_gbps, cost.peak_tflops, cost.params_billion);
+}
+
+void add_latencies(Table& table, const ReplayReport& report) {
+  if (!report.recorder) return;
+  const Latencies latencies = latencies_of(report.recorder->ended());
+  const auto row = [&](const char* name, const Percentiles& seconds, const char* what) {
+    table.add({name, fmt::format("p50 {}, p90 {}, p99 {}, max {}{}", human_duration(seconds.p50),
+                                 human_duration(seconds.p90), human_duration(seconds.p99),
+                                 human_duration(seconds.max), what)});
+  };
+  row("time to 1st token", latencies.first_token, "");
+  row("time per token", latencies.per_token, " (means of the requests)");
+  row("longest gap", latencies.longest_gap, " (between two tokens of a request)");
 }
 
 std::string requests_text(const ReplayReport& report) {
@@ -56,7 +80,7 @@ std::string requests_text(const ReplayReport& report) {
 }
 
 void add_speed(Table& table, const ReplayReport& report) {
-  const double total = report.times.total();
+  const double total = report.busy_s();
   const auto rate = [total](std::int64_t tokens) {
     return human_count(static_cast<std::int64_t>(share(static_cast<double>(tokens), total)));
   };
@@ -96,9 +120,43 @@ void add_memory(Table& table, const ReplayOptions& options, const ReplayReport& 
                          percent(stats.peak_used_pages, options.pages), options.shape.page_size)});
   table.add({"memory, mean step", positions(report.mean)});
   table.add({"memory, fullest", positions(report.peak)});
+  std::string waste;
+  for (const TailWaste& tail : report.tail_waste) {
+    waste += fmt::format("{}{:.2f} % at page {}", waste.empty() ? "" : ", ", tail.percent,
+                         tail.page_size);
+  }
+  if (!waste.empty()) table.add({"tail waste", waste + " (of the pages at final length)"});
   table.add(
       {"preemptions", fmt::format("{} ({} tokens computed again)", human_count(stats.preemptions),
                                   human_count(stats.recomputed_tokens))});
+}
+
+nlohmann::ordered_json percentiles_json(const Percentiles& seconds) {
+  return {{"count", seconds.count},
+          {"p50", seconds.p50},
+          {"p90", seconds.p90},
+          {"p99", seconds.p99},
+          {"max", seconds.max}};
+}
+
+void add_json_of_recorder(nlohmann::ordered_json& json, const ReplayOptions& options,
+                          const ReplayReport& report) {
+  if (report.recorder) {
+    const Latencies latencies = latencies_of(report.recorder->ended());
+    json["first_token_s"] = percentiles_json(latencies.first_token);
+    json["per_token_s"] = percentiles_json(latencies.per_token);
+    json["longest_gap_s"] = percentiles_json(latencies.longest_gap);
+    json["whole_request_s"] = percentiles_json(latencies.whole_request);
+  }
+  auto& waste = json["tail_waste_percent"] = nlohmann::ordered_json::object();
+  for (const TailWaste& tail : report.tail_waste) {
+    waste[fmt::format("{}", tail.page_size)] = tail.percent;
+  }
+  if (options.attention) return;
+  json["cost_model"] = {{"overhead_us", options.cost.overhead_us},
+                        {"bandwidth_gbps", options.cost.bandwidth_gbps},
+                        {"peak_tflops", options.cost.peak_tflops},
+                        {"params_billion", options.cost.params_billion}};
 }
 
 std::string verdict(bool good) {
@@ -130,72 +188,109 @@ std::string report_text(const ReplayOptions& options, const ReplayReport& report
   Table table({"requests", requests_text(report)});
   if (report.refused > 0) table.add({"first refusal", report.first_refusal});
   table.add({"source", source});
-  table.add({"arrivals", arrivals_text(options.arrivals)});
+  table.add({"arrivals", arrivals_text(options)});
   table.add({"model", shape_text(options)});
   table.add({"kernel", report.kernel.empty() ? "none: bookkeeping only" : report.kernel});
-  table.add({"wall time", fmt::format("{}, of which spot checks {}", human_duration(report.wall_s),
-                                      human_duration(report.checking_s))});
+  if (options.attention) {
+    table.add(
+        {"wall time", fmt::format("{}, of which spot checks {}", human_duration(report.wall_s),
+                                  human_duration(report.checking_s))});
+  } else {
+    table.add({"step time", cost_text(options)});
+    table.add(
+        {"wall time",
+         fmt::format("{}, of which batching {}; simulated {}", human_duration(report.wall_s),
+                     human_duration(report.times.planning), human_duration(report.virtual_s))});
+  }
   add_speed(table, report);
+  add_latencies(table, report);
   add_memory(table, options, report);
   add_checks(table, options, report);
   return table.text();
+}
+
+std::string report_setup(const ReplayOptions& options) {
+  return fmt::format("{}; {} pages of {} tokens; steps of at most {} tokens and {} requests",
+                     shape_text(options), human_count(options.pages), options.shape.page_size,
+                     human_count(options.max_tokens_per_step), human_count(options.max_seqs));
+}
+
+nlohmann::json report_settings(const ReplayOptions& options, const ReplayReport& report) {
+  const auto row = [](const char* name, const std::string& value) {
+    return nlohmann::json::array({name, value});
+  };
+  nlohmann::json rows = nlohmann::json::array();
+  rows.push_back(row("arrivals", arrivals_text(options)));
+  rows.push_back(row("kernel", report.kernel.empty() ? "none: bookkeeping only" : report.kernel));
+  if (!options.attention) rows.push_back(row("step time", cost_text(options)));
+  rows.push_back(row("tokens", fmt::format("{} prefill, {} decode, of them {} computed again",
+                                           human_count(report.batcher.prefill_tokens),
+                                           human_count(report.batcher.decode_tokens),
+                                           human_count(report.batcher.recomputed_tokens))));
+  rows.push_back(row("seed", fmt::format("{}", options.seed)));
+  rows.push_back(row("made by", fmt::format("quire {}, commit {}", version(), kBuildCommit)));
+  return rows;
 }
 
 nlohmann::ordered_json report_json(const ReplayOptions& options, const ReplayReport& report,
                                    const std::string& source) {
   const BatcherStats& stats = report.batcher;
   const StepTimes& times = report.times;
+  const double busy = report.busy_s();
   const auto positions = [](const Positions& at) {
     return nlohmann::ordered_json{{"used", at.used}, {"paged", at.paged}, {"padded", at.padded}};
   };
-  return {{"schema", 1},
-          {"command", "replay"},
-          {"source", source},
-          {"seed", options.seed},
-          {"arrivals", arrivals_name(options.arrivals)},
-          {"layers", options.layers},
-          {"num_qo_heads", options.shape.heads.qo},
-          {"num_kv_heads", options.shape.heads.kv},
-          {"head_dim", options.shape.head_dim},
-          {"dtype", to_string(options.shape.dtype)},
-          {"kv_dtype", to_string(options.shape.cache_dtype())},
-          {"page_size", options.shape.page_size},
-          {"pages", options.pages},
-          {"max_tokens_per_step", options.max_tokens_per_step},
-          {"max_seqs", options.max_seqs},
-          {"attention", options.attention},
-          {"device", device_name(options.device)},
-          {"kernel", report.kernel},
-          {"requests_served", stats.finished},
-          {"requests_refused", report.refused},
-          {"requests_left_out", report.left_out},
-          {"prefill_tokens", stats.prefill_tokens},
-          {"decode_tokens", stats.decode_tokens},
-          {"recomputed_tokens", stats.recomputed_tokens},
-          {"preemptions", stats.preemptions},
-          {"steps", stats.steps},
-          {"wall_s", report.wall_s},
-          {"virtual_s", report.virtual_s},
-          {"tokens_per_s", share(static_cast<double>(report.tokens()), times.total())},
-          {"decode_tokens_per_s", share(static_cast<double>(stats.decode_tokens), times.total())},
-          {"step_ms_p50", step_ms(report, 0.5)},
-          {"step_ms_p95", step_ms(report, kHigh)},
-          {"step_ms_max", step_ms(report, 1)},
-          {"seconds_attention", times.attention},
-          {"seconds_append", times.appending},
-          {"seconds_batching", times.planning},
-          {"seconds_generating", times.generating},
-          {"seconds_checking", report.checking_s},
-          {"attention_share", share(times.attention, times.total())},
-          {"peak_pages", stats.peak_used_pages},
-          {"bytes_per_position", report.position_bytes},
-          {"mean_positions", positions(report.mean)},
-          {"peak_positions", positions(report.peak)},
-          {"spot_checks", report.checks.rows},
-          {"spot_checks_failed", report.checks.failed},
-          {"max_error", report.checks.max_error},
-          {"lost_pages", report.lost_pages},
-          {"passed", report.passed()}};
+  nlohmann::ordered_json json = {
+      {"schema", 1},
+      {"command", "replay"},
+      {"source", source},
+      {"seed", options.seed},
+      {"arrivals", arrivals_name(options.arrivals)},
+      {"layers", options.layers},
+      {"num_qo_heads", options.shape.heads.qo},
+      {"num_kv_heads", options.shape.heads.kv},
+      {"head_dim", options.shape.head_dim},
+      {"dtype", to_string(options.shape.dtype)},
+      {"kv_dtype", to_string(options.shape.cache_dtype())},
+      {"page_size", options.shape.page_size},
+      {"pages", options.pages},
+      {"max_tokens_per_step", options.max_tokens_per_step},
+      {"max_seqs", options.max_seqs},
+      {"attention", options.attention},
+      {"device", device_name(options.device)},
+      {"kernel", report.kernel},
+      {"requests_served", stats.finished},
+      {"requests_refused", report.refused},
+      {"requests_left_out", report.left_out},
+      {"prefill_tokens", stats.prefill_tokens},
+      {"decode_tokens", stats.decode_tokens},
+      {"recomputed_tokens", stats.recomputed_tokens},
+      {"preemptions", stats.preemptions},
+      {"steps", stats.steps},
+      {"wall_s", report.wall_s},
+      {"virtual_s", report.virtual_s},
+      {"tokens_per_s", share(static_cast<double>(report.tokens()), busy)},
+      {"decode_tokens_per_s", share(static_cast<double>(stats.decode_tokens), busy)},
+      {"step_ms_p50", step_ms(report, 0.5)},
+      {"step_ms_p95", step_ms(report, kHigh)},
+      {"step_ms_max", step_ms(report, 1)},
+      {"seconds_attention", times.attention},
+      {"seconds_append", times.appending},
+      {"seconds_batching", times.planning},
+      {"seconds_generating", times.generating},
+      {"seconds_checking", report.checking_s},
+      {"attention_share", share(times.attention, times.total())},
+      {"peak_pages", stats.peak_used_pages},
+      {"bytes_per_position", report.position_bytes},
+      {"mean_positions", positions(report.mean)},
+      {"peak_positions", positions(report.peak)},
+      {"spot_checks", report.checks.rows},
+      {"spot_checks_failed", report.checks.failed},
+      {"max_error", report.checks.max_error},
+      {"lost_pages", report.lost_pages},
+      {"passed", report.passed()}};
+  add_json_of_recorder(json, options, report);
+  return json;
 }
 
 }  // namespace quire::tool

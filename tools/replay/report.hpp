@@ -15,4 +15,9 @@ std::string report_text(const ReplayOptions& options, const ReplayReport& report
 nlohmann::ordered_json report_json(const ReplayOptions& options, const ReplayReport& report,
                                    const std::string& source);
 
+/// @return Model, pool and budget in a line.
+std::string report_setup(const ReplayOptions& options);
+/// @return Pairs of a setting and its value, in words.
+nlohmann::json report_settings(const ReplayOptions& options, const ReplayReport& report);
+
 }  // namespace quire::tool
