@@ -148,91 +148,137 @@ __device__ inline bool arrive_last(const AttendParams& params, const Unit& unit)
   return true;
 }
 
-/// One row of a split unit, by one warp, each lane in its columns [column, column + 4).
-template <typename Element>
+/// Some rows of a split unit, by one warp, each lane in its columns [column, column + 4). The rows
+/// are `row`, `row` + `row_step` and so on; those that the unit does not have are not stored.
+/// @tparam kPieces  Of a row, that are on their way at the same time; so are all the rows.
+template <typename Element, int kRows, int kPieces>
 class RowMerge {
  public:
-  __device__ RowMerge(const AttendParams& params, const Unit& unit, std::int32_t row, int column)
+  __device__ RowMerge(const AttendParams& params, const Unit& unit, std::int32_t row,
+                      std::int32_t row_step, int column)
       : params_(params),
         unit_(unit),
         rows_(params, unit),
         row_(row),
+        row_step_(row_step),
         column_(column),
-        is_in_row_(column < params.shape.head_dim_vo) {}
+        is_in_row_(column < params.shape.head_dim_vo) {
+#pragma unroll
+    for (float& max : max_) max = kNoKey;
+  }
 
   __device__ void run() {
 #pragma unroll 1
-    for (std::int32_t first = 0; first < unit_.num_pieces; first += kBatch) add(first);
+    for (std::int32_t first = 0; first < unit_.num_pieces; first += kPieces) add(first);
   }
 
   __device__ void store() {
-    const RowTarget target = row_target(params_, unit_, row_);
-    const RowResult result = result_of(params_, target.head, max_, sum_);
-    for (float& value : o_) value *= result.o_scale;
-    if (!is_in_row_) return;
-    store_o<Element>(params_, target, column_, o_);
-    if (column_ == 0) store_lse(params_, target, result.lse);
+#pragma unroll 1
+    for (int i = 0; i < kRows && row_ + i * row_step_ < unit_.rows; ++i) {
+      const RowTarget target = row_target(params_, unit_, row_ + i * row_step_);
+      const RowResult result = result_of(params_, target.head, of_row(max_, i), of_row(sum_, i));
+      if (!is_in_row_) continue;
+      const float o[4] = {of_row(o_[0], i) * result.o_scale, of_row(o_[1], i) * result.o_scale,
+                          of_row(o_[2], i) * result.o_scale, of_row(o_[3], i) * result.o_scale};
+      store_o<Element>(params_, target, column_, o);
+      if (column_ == 0) store_lse(params_, target, result.lse);
+    }
   }
 
  private:
-  static constexpr int kBatch = 16;  // pieces that are on their way at the same time
-
-  /// Pieces [first, first + kBatch), as many of them as there are. Without branches, so that all
+  /// Pieces [first, first + kPieces), as many of them as there are. Without branches, so that all
   /// loads are on their way before the first of them is waited for.
   __device__ void add(std::int32_t first) {
-    float4 parts[kBatch];
-    float2 states[kBatch];
+    float4 parts[kRows][kPieces];
+    float2 states[kRows][kPieces];
 #pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
-      const std::int32_t from = rows_.at(min(first + i, unit_.num_pieces - 1), row_);
-      states[i] = __ldcg(params_.partials.max_and_sum + from);
-      parts[i] = __ldcg(reinterpret_cast<const float4*>(
-          params_.partials.o + from * params_.shape.head_dim_vo + (is_in_row_ ? column_ : 0)));
+    for (int i = 0; i < kRows; ++i) {
+      const std::int32_t row = min(row_ + i * row_step_, unit_.rows - 1);
+#pragma unroll
+      for (int piece = 0; piece < kPieces; ++piece) {
+        const std::int32_t from = rows_.at(min(first + piece, unit_.num_pieces - 1), row);
+        states[i][piece] = __ldcg(params_.partials.max_and_sum + from);
+        parts[i][piece] = __ldcg(reinterpret_cast<const float4*>(
+            params_.partials.o + from * params_.shape.head_dim_vo + (is_in_row_ ? column_ : 0)));
+      }
     }
-    float max = max_;
+    const int count = min(kPieces, unit_.num_pieces - first);
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      add(i, states[i], parts[i], count);
+    }
+  }
+
+  __device__ void add(int i, const float2 (&states)[kPieces], const float4 (&parts)[kPieces],
+                      int count) {
+    float max = max_[i];
 #pragma unroll
     for (const float2& state : states) max = fmaxf(max, state.x);
     const float base = max == kNoKey ? 0.0F : max;
-    const float factor = exp2_fast(max_ - base);
-    max_ = max;
-    sum_ *= factor;
-    for (float& value : o_) value *= factor;
+    const float factor = exp2_fast(max_[i] - base);
+    max_[i] = max;
+    sum_[i] *= factor;
 #pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
-      const float weight = first + i < unit_.num_pieces ? exp2_fast(states[i].x - base) : 0.0F;
-      sum_ += weight * states[i].y;
-      o_[0] += weight * parts[i].x;
-      o_[1] += weight * parts[i].y;
-      o_[2] += weight * parts[i].z;
-      o_[3] += weight * parts[i].w;
+    for (auto& of_rows : o_) of_rows[i] *= factor;
+#pragma unroll
+    for (int piece = 0; piece < kPieces; ++piece) {
+      const float weight = piece < count ? exp2_fast(states[piece].x - base) : 0.0F;
+      sum_[i] += weight * states[piece].y;
+      o_[0][i] += weight * parts[piece].x;
+      o_[1][i] += weight * parts[piece].y;
+      o_[2][i] += weight * parts[piece].z;
+      o_[3][i] += weight * parts[piece].w;
     }
+  }
+
+  /// The value of a row by a number that only run time knows: registers cannot be indexed.
+  static __device__ float of_row(const float (&values)[kRows], int row) {
+    float value = values[0];
+#pragma unroll
+    for (int other = 1; other < kRows; ++other) value = row == other ? values[other] : value;
+    return value;
   }
 
   const AttendParams& params_;
   const Unit& unit_;
   const PartialRows rows_;
   const std::int32_t row_;
+  const std::int32_t row_step_;
   const int column_;
   const bool is_in_row_;
-  float max_ = kNoKey;
-  float sum_ = 0.0F;
-  float o_[4] = {};
+  float max_[kRows];
+  float sum_[kRows] = {};
+  float o_[4][kRows] = {};
 };
 
-/// Joins the pieces of a split unit in the order of the keys and writes o and lse.
-template <typename Element>
-__device__ inline void merge_pieces(const AttendParams& params, const Unit& unit, int thread,
-                                    int threads) {
+/// A warp's rows of the unit: `row`, `row` + `row_step` and so on.
+template <typename Element, int kRows, int kPieces>
+__device__ __forceinline__ void merge_rows(const AttendParams& params, const Unit& unit,
+                                           std::int32_t row, std::int32_t row_step) {
   constexpr int kColumns = 4 * kWarpSize;  // of a warp
-  const int lane = thread % kWarpSize;
+  const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
 #pragma unroll 1
-  for (std::int32_t row = thread / kWarpSize; row < unit.rows; row += threads / kWarpSize) {
+  for (; row < unit.rows; row += kRows * row_step) {
 #pragma unroll 1
     for (int column = lane * 4; column - lane * 4 < params.shape.head_dim_vo; column += kColumns) {
-      RowMerge<Element> merge(params, unit, row, column);
+      RowMerge<Element, kRows, kPieces> merge(params, unit, row, row_step, column);
       merge.run();
       merge.store();
     }
+  }
+}
+
+/// Joins the pieces of a split unit in the order of the keys and writes o and lse: many rows of few
+/// pieces at a time, or many pieces of a row.
+template <typename Element>
+__device__ inline void merge_pieces(const AttendParams& params, const Unit& unit, int thread,
+                                    int threads) {
+  const std::int32_t warp = thread / kWarpSize;
+  const std::int32_t warps = threads / kWarpSize;
+  if (unit.num_pieces <= 4 && unit.rows > warps) {
+    merge_rows<Element, 4, 4>(params, unit, warp, warps);
+  } else {
+    merge_rows<Element, 1, 16>(params, unit, warp, warps);
   }
 }
 
