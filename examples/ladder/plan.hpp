@@ -18,18 +18,18 @@ inline constexpr int kSegmentMembers = kSegmentRows / kGroup;
 /// Queries of `num_members` requests against keys [kv_begin, kv_end), which lie on the same pages
 /// for all of them.
 struct Segment {
-  int first_member;  ///< In the plan's `members`.
-  int num_members;   ///< 1 … kSegmentMembers.
-  int kv_begin;      ///< A multiple of kPageSize.
-  int kv_end;        ///< ≥ kv_begin; equal for a request that has nothing of its own.
-  int part;          ///< Where the results go: the part of these rows' results.
+  int first_member = 0;  ///< In the plan's `members`.
+  int num_members = 0;   ///< 1 … kSegmentMembers.
+  int kv_begin = 0;      ///< A multiple of kPageSize.
+  int kv_end = 0;        ///< ≥ kv_begin; equal for a request that has nothing of its own.
+  int part = 0;          ///< Where the results go: the part of these rows' results.
 };
 
 /// Segments on the host.
 struct Plan {
-  std::vector<Segment> segments;
-  std::vector<int> members;    ///< Requests, segment after segment.
-  std::vector<int> num_parts;  ///< [batch]: results that a request's rows have, from part 0 on.
+  std::vector<Segment> segments{};
+  std::vector<int> members{};    ///< Requests, segment after segment.
+  std::vector<int> num_parts{};  ///< [batch]: results that a request's rows have, from part 0 on.
   int max_parts = 1;
 };
 

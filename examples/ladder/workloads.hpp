@@ -19,8 +19,8 @@ struct Workload {
   int num_kv_heads = 0;
   int num_pages = 0;   ///< Of the pool; more than the tables name.
   int max_blocks = 0;  ///< Entries of a request in the page table.
-  std::vector<RequestInfo> requests;
-  std::vector<int> page_table;  ///< [batch, max_blocks]; beyond a request's last page, rubbish
+  std::vector<RequestInfo> requests{};
+  std::vector<int> page_table{};  ///< [batch, max_blocks]; beyond a request's last page, rubbish
 
   [[nodiscard]] int batch() const { return static_cast<int>(requests.size()); }
   [[nodiscard]] int num_rows() const { return batch() * num_qo_heads; }
