@@ -2,7 +2,7 @@
 # quire::cutlass: the CuTe headers, as system headers. Looks at, in this order: the cache variable
 # CUTLASS_INCLUDE_DIR, find_package(NvidiaCutlass), the package nvidia-cutlass in the project's .venv
 # or in the Python on PATH. Downloads nothing.
-include_guard()
+include_guard(GLOBAL)
 
 # quire_python_folders(VARIABLE): the site-packages that the package may be in.
 function(quire_python_folders variable)
