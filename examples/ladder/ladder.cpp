@@ -100,8 +100,7 @@ struct BrokenTable {
 
 BrokenTable break_table(const Workload& workload) {
   BrokenTable broken{.page_table = workload.page_table};
-  // The longest request of the odd workload that shares nothing; elsewhere, the last request's last
-  // page, which is its own everywhere.
+  // The last page of the last request: in every workload its own.
   broken.request = workload.batch() - 1;
   const RequestInfo& info = workload.requests[static_cast<std::size_t>(broken.request)];
   broken.entry = info.kv_page_start + pages_of(info.seq_len) - 1;
