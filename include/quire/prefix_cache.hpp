@@ -21,9 +21,9 @@ inline namespace v0 {
 
 /// How a cache finds prefixes.
 struct PrefixCacheSpec {
-  /// The least tokens of a page that are worth a copy of it: a match ends inside a page only if it
-  /// takes that many from it. 1…page_size; `page_size` or more: only whole pages are matched, but
-  /// for a page that was published in part, all of which always counts.
+  /// The least tokens of a page that are worth a copy of it: a match ends inside a page, or with a
+  /// page that was published in part, only if it takes that many from it. At least 1; more than
+  /// page_size − 1: only whole pages are matched.
   std::int32_t min_partial_tokens = 1;
   /// Of the index. Results do not depend on it; a secret one keeps strangers from making lookups
   /// slow on purpose.

@@ -119,17 +119,20 @@ Status check_pages(const PrefixCacheState& cache, std::span<const PageId> pages,
   return {};
 }
 
-// New pages must not be in an index yet, nor twice in the call. `clock` is this call's alone: as the
-// last use of a page that is not in the index it means "seen".
-Status check_new_pages(PrefixCacheState& cache, std::span<const PageId> pages) noexcept {
-  for (const PageId page : pages) {
-    if (cache.pool->page(page).indexed) {
+// The pages from `known` on must not be in an index yet, no page twice in the call. `clock` is this
+// call's alone: as the last use of a page that is not in the index it means "seen".
+Status check_new_pages(PrefixCacheState& cache, std::span<const PageId> pages,
+                       std::size_t known) noexcept {
+  for (std::size_t index = 0; index < pages.size(); ++index) {
+    const PageId page = pages[index];
+    if (index >= known && cache.pool->page(page).indexed) {
       return failure(
           ErrorCode::kInvalidArgument,
           "[prefix_cache] publish: expected new pages, got page {}, which is in an index "
           "for other tokens",
           page);
     }
+    if (cache.has(page)) continue;
     if (cache.node(page).last_use == cache.clock) {
       return failure(ErrorCode::kInvalidArgument,
                      "[prefix_cache] publish: expected different pages, got page {} twice", page);
@@ -311,7 +314,7 @@ Result<std::int32_t> PrefixCache::publish(std::uint64_t name_space,
   const std::span<const PageId> added = pages.subspan(known.pages());
   const std::uint64_t first_use = cache.clock + pages.size() + 1;
   ++cache.clock;
-  status = check_new_pages(cache, added);
+  status = check_new_pages(cache, pages, known.pages());
   if (!status.ok()) return status;
 
   cache.clock = first_use;

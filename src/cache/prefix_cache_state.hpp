@@ -63,7 +63,7 @@ struct PrefixCacheState {
     std::int32_t pages = 0;
     std::uint64_t hash = 0;  ///< of the last one; without one, what the first would start from
   };
-  /// The child that has the most tokens in common with a run.
+  /// The child that has the most tokens in common with a run; of several, the least.
   struct Closest {
     PageId page = kNoPage;
     std::int32_t common = 0;
@@ -113,6 +113,8 @@ struct PrefixCacheState {
   /// @return The path of a prefix whose pages from index i on get the clock `first_use` − i.
   Path use_path(const PrefixRun& prefix, std::uint64_t first_use) noexcept;
   [[nodiscard]] Closest closest_child(PageId parent, const PrefixRun& run) const noexcept;
+  /// @return The least child that does not come before a run.
+  [[nodiscard]] PageId least_from(PageId parent, const PrefixRun& run) const noexcept;
   /// @return The child that a match ends inside, if it is worth it.
   [[nodiscard]] Closest partial_match(const Path& path, const PrefixRun& prefix) const noexcept;
 

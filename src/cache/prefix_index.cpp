@@ -118,24 +118,34 @@ PrefixCacheState::Path PrefixCacheState::use_path(const PrefixRun& prefix,
   });
 }
 
+// The longest common beginning lies on the way to where the run belongs; of the children that share
+// it, the least one is what the search for that beginning ends at.
 PrefixCacheState::Closest PrefixCacheState::closest_child(PageId parent,
                                                           const PrefixRun& run) const noexcept {
-  Closest best;
+  std::size_t longest = 0;
   PageId page = first_child(parent);
   while (page != kNoPage) {
     const Node& child = node(page);
-    if (child.name_space != run.name_space) {
-      page = run.name_space < child.name_space ? child.less : child.greater;
-      continue;
+    if (child.name_space == run.name_space) {
+      longest = std::max(longest, common_tokens(run.tokens, tokens_of(page)));
+      if (longest == run.tokens.size()) break;
     }
-    const std::span<const std::int32_t> tokens_here = tokens_of(page);
-    const std::size_t common = common_tokens(run.tokens, tokens_here);
-    if (std::cmp_greater(common, best.common)) best = {page, static_cast<std::int32_t>(common)};
-    if (common == run.tokens.size()) break;
-    const bool after = common == tokens_here.size() || run.tokens[common] > tokens_here[common];
-    page = after ? child.greater : child.less;
+    page = compare(run_of(page), run) < 0 ? child.greater : child.less;
   }
-  return best;
+  if (longest == 0) return {};
+  const PrefixRun beginning{run.name_space, run.tokens.first(longest)};
+  return {least_from(parent, beginning), static_cast<std::int32_t>(longest)};
+}
+
+PageId PrefixCacheState::least_from(PageId parent, const PrefixRun& run) const noexcept {
+  PageId least = kNoPage;
+  PageId page = first_child(parent);
+  while (page != kNoPage) {
+    const bool before = compare(run_of(page), run) < 0;
+    if (!before) least = page;
+    page = before ? node(page).greater : node(page).less;
+  }
+  return least;
 }
 
 PrefixCacheState::Closest PrefixCacheState::partial_match(const Path& path,
@@ -145,9 +155,7 @@ PrefixCacheState::Closest PrefixCacheState::partial_match(const Path& path,
       prefix.tokens.subspan(static_cast<std::size_t>(path.pages) * size);
   const Closest best =
       closest_child(path.last, {prefix.name_space, rest.first(std::min(rest.size(), size))});
-  if (best.common == 0) return {};
-  const bool whole = best.common == node(best.page).num_tokens;
-  return whole || best.common >= spec.min_partial_tokens ? best : Closest{};
+  return best.common >= spec.min_partial_tokens ? best : Closest{};
 }
 
 void PrefixCacheState::insert(PageId page, PageId parent, std::uint64_t hash,
