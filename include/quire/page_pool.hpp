@@ -33,7 +33,7 @@ struct TestAccess;
 }  // namespace internal
 
 /// Hands out pages and counts the references to them. A page is free, or has references held by
-/// callers (through this class) and by page tables. One owner: calls must not overlap in time.
+/// callers (through this class), by page tables and by prefix caches. One owner: calls must not overlap in time.
 /// All memory is taken at construction; every call is all-or-nothing; pages come in a fixed order.
 /// Movable, not copyable; a moved-from pool may only be destroyed or assigned to.
 class QUIRE_API PagePool {
@@ -53,7 +53,7 @@ class QUIRE_API PagePool {
   [[nodiscard]] std::int32_t num_free() const noexcept;
   /// @return Pages that something refers to. O(1).
   [[nodiscard]] std::int32_t num_used() const noexcept;
-  /// @return References to a page, the page tables' included; 0 for a free page and for an id that
+  /// @return References to a page, those of tables and caches included; 0 for a free page and for an id that
   ///   the pool does not have. O(1).
   [[nodiscard]] std::int32_t ref_count(PageId page) const noexcept;
 
@@ -68,7 +68,7 @@ class QUIRE_API PagePool {
   Status retain(PageId page) noexcept { return retain(std::span<const PageId>(&page, 1)); }
 
   /// Takes back a reference of the caller from each page, once per occurrence; a page without
-  /// references is free. References of page tables cannot be released here. O(pages).
+  /// references is free. References of tables and caches cannot be released here. O(pages).
   /// @return `kBadHandle` if the caller does not hold that many references to a page (a second
   ///   release, say) or the id is unknown; nothing was changed then.
   Status release(std::span<const PageId> pages) noexcept;
@@ -83,8 +83,9 @@ class QUIRE_API PagePool {
  private:
   friend struct internal::TestAccess;
   friend class PageTable;
+  friend class PrefixCache;
 
-  std::shared_ptr<internal::PagePoolState> state_;  // shared with the page tables on the pool
+  std::shared_ptr<internal::PagePoolState> state_;  // shared with the tables and caches on it
 };
 
 }  // namespace v0

@@ -136,7 +136,7 @@ class QUIRE_API PageTable {
   [[nodiscard]] std::int32_t ref_count(PageId page) const noexcept;
 
   /// Recomputes what must always hold, the pool's invariants included: references equal table
-  /// entries plus the callers' own; page counts fit the lengths; no page twice in a sequence; free
+  /// entries plus those of callers and prefix caches; page counts fit the lengths; no page twice in a sequence; free
   /// slots are listed once. O(num_pages + entries). Allocates.
   /// @return `kInternal` with the first violation, `kOutOfMemory`.
   [[nodiscard]] Status check() const noexcept;
@@ -145,6 +145,7 @@ class QUIRE_API PageTable {
   friend struct internal::TestAccess;
   friend class BatchBuilder;
   friend class Batcher;
+  friend class PrefixCache;
   explicit PageTable(std::shared_ptr<internal::PageTableState> state) noexcept;
 
   std::shared_ptr<internal::PageTableState> state_;  // shared with builders and batchers on it

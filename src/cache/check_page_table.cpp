@@ -51,18 +51,18 @@ Status count_entries(const PageTableState& table, std::int32_t slot,
   return {};
 }
 
-// References are table entries plus those of callers. Another table's pages are its own affair:
+// References are table entries plus those of callers and caches. Another table's pages are its own affair:
 // tables never share pages.
 Status compare_references(const PageTableState& table, const std::vector<PageUse>& uses) noexcept {
   for (PageId id = 0; id < table.pool->spec.num_pages; ++id) {
     const PagePoolState::Page& page = table.pool->page(id);
     const std::int32_t entries = uses[static_cast<std::size_t>(id)].entries;
     const bool may_be_anothers = entries == 0 && table.pool->num_tables > 1;
-    if (may_be_anothers || page.refs - page.caller_refs == entries) continue;
+    if (may_be_anothers || page.table_refs() == entries) continue;
     return failure(ErrorCode::kInternal,
-                   "[page_table] check: page {} has {} references, {} of them the callers', and {} "
-                   "table entries",
-                   id, page.refs, page.caller_refs, entries);
+                   "[page_table] check: page {} has {} references, {} of them the callers' and {} a "
+                   "prefix cache's, and {} table entries",
+                   id, page.refs, page.caller_refs, page.indexed ? 1 : 0, entries);
   }
   return {};
 }

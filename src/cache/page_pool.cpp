@@ -46,7 +46,7 @@ Status release_one(PagePoolState& pool, PageId page) noexcept {
   if (pool.page(page).caller_refs == 0) {
     return failure(ErrorCode::kBadHandle,
                    "[page_pool] release: expected a page that the caller holds, got page {} ({})",
-                   page, pool.page(page).refs == 0 ? "free" : "held by page tables only");
+                   page, pool.page(page).refs == 0 ? "free" : "held by tables and caches only");
   }
   --pool.page(page).caller_refs;
   pool.drop_ref(page);
@@ -80,10 +80,11 @@ Status check_counts(const PagePoolState& pool) noexcept {
   for (PageId id = 0; id < pool.spec.num_pages; ++id) {
     const PagePoolState::Page& page = pool.page(id);
     if (page.refs == 0) ++without_refs;
-    if (page.caller_refs < 0 || page.refs < page.caller_refs) {
+    if (page.caller_refs < 0 || page.table_refs() < 0) {
       return failure(ErrorCode::kInternal,
-                     "[page_pool] check: page {} has {} references, {} of them the callers'", id,
-                     page.refs, page.caller_refs);
+                     "[page_pool] check: page {} has {} references, {} of them the callers' and {} "
+                     "a prefix cache's",
+                     id, page.refs, page.caller_refs, page.indexed ? 1 : 0);
     }
   }
   if (without_refs == pool.num_free) return {};

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /// @file
-/// What a `PagePool` and the page tables on it share. Nothing is checked here: `PagePool` and
-/// `PageTable` check first, then change.
+/// What a `PagePool` and the page tables and prefix caches on it share. Nothing is checked here:
+/// they check first, then change.
 #pragma once
 
 #include <cstddef>
@@ -15,12 +15,17 @@ inline namespace v0 {
 namespace internal {
 
 struct PagePoolState {
-  /// 12 bytes a page. The free pages are a linked list, which `check` can walk without memory: a
+  /// 16 bytes a page. The free pages are a linked list, which `check` can walk without memory: a
   /// list that ends after `num_free` pages cannot hold one twice.
   struct Page {
     std::int32_t refs = 0;         ///< all references; 0 is free
-    std::int32_t caller_refs = 0;  ///< those of them that callers hold; the rest are table entries
+    std::int32_t caller_refs = 0;  ///< those of them that callers hold
     PageId next_free = kNoPage;    ///< meaningful for a free page only
+    bool indexed = false;          ///< a prefix cache holds one of them; the rest are table entries
+
+    [[nodiscard]] std::int32_t table_refs() const noexcept {
+      return refs - caller_refs - (indexed ? 1 : 0);
+    }
 
     friend bool operator==(const Page&, const Page&) = default;
   };
@@ -71,6 +76,7 @@ struct PagePoolState {
   PageId first_free;
   std::int32_t num_free;
   std::int32_t num_tables = 0;  ///< page tables on the pool
+  std::int32_t num_caches = 0;  ///< prefix caches on the pool
 };
 
 }  // namespace internal

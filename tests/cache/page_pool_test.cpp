@@ -225,7 +225,8 @@ TEST_F(BrokenPagePool, ALinkOutOfThePoolIsNoticed) {
 
 TEST_F(BrokenPagePool, MoreCallersReferencesThanReferencesAreNoticed) {
   state().page(1).caller_refs = 2;
-  expect_noticed("[page_pool] check: page 1 has 1 references, 2 of them the callers'");
+  expect_noticed(
+      "[page_pool] check: page 1 has 1 references, 2 of them the callers' and 0 a prefix cache's");
 }
 
 }  // namespace

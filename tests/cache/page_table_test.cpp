@@ -409,20 +409,23 @@ class BrokenPageTable : public PageTables {
 TEST_F(BrokenPageTable, ALeakedReferenceIsNoticed) {
   state().pool->add_ref(1);
   expect_noticed(
-      "[page_table] check: page 1 has 3 references, 0 of them the callers', and 2 table entries");
+      "[page_table] check: page 1 has 3 references, 0 of them the callers' and 0 a prefix cache's, "
+      "and 2 table entries");
   state().pool->page(1).refs = 2;
 }
 
 TEST_F(BrokenPageTable, ALeakedPageIsNoticed) {
   EXPECT_EQ(state().pool->take(), 2);
   expect_noticed(
-      "[page_table] check: page 2 has 1 references, 0 of them the callers', and 0 table entries");
+      "[page_table] check: page 2 has 1 references, 0 of them the callers' and 0 a prefix cache's, "
+      "and 0 table entries");
 }
 
 TEST_F(BrokenPageTable, AMissingReferenceIsNoticed) {
   state().pool->drop_ref(0);
   expect_noticed(
-      "[page_table] check: page 0 has 1 references, 0 of them the callers', and 2 table entries");
+      "[page_table] check: page 0 has 1 references, 0 of them the callers' and 0 a prefix cache's, "
+      "and 2 table entries");
   state().pool->add_ref(0);
 }
 

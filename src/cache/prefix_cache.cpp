@@ -1,0 +1,397 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "quire/prefix_cache.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <new>
+#include <utility>
+
+#include "cache/failure.hpp"
+#include "cache/page_table_state.hpp"
+#include "cache/prefix_cache_state.hpp"
+#include "cache/prefix_hash.hpp"
+
+namespace quire {
+inline namespace v0 {
+namespace internal {
+
+PrefixCacheState::PrefixCacheState(std::shared_ptr<PagePoolState> pages_of,
+                                   const PrefixCacheSpec& cache_spec)
+    : pool(std::move(pages_of)),
+      spec(cache_spec),
+      nodes(pool->pages.size()),
+      tokens(std::make_unique_for_overwrite<std::int32_t[]>(
+          pool->pages.size() * static_cast<std::size_t>(pool->spec.page_size))),
+      buckets(std::bit_ceil(pool->pages.size()), kNoPage),
+      by_worth(pool->spec.num_pages),
+      by_expiry(pool->spec.num_pages) {
+  ++pool->num_caches;
+}
+
+PrefixCacheState::~PrefixCacheState() {
+  for (PageId page = 0; page < pool->spec.num_pages; ++page) {
+    if (!has(page)) continue;
+    pool->page(page).indexed = false;
+    pool->drop_ref(page);
+  }
+  --pool->num_caches;
+}
+
+}  // namespace internal
+
+namespace {
+
+using cache::failure;
+using internal::PageTableState;
+using internal::PrefixCacheState;
+using internal::PrefixRun;
+
+std::shared_ptr<PrefixCacheState> make_state(std::shared_ptr<internal::PagePoolState> pool,
+                                             const PrefixCacheSpec& spec) {
+  if (spec.min_partial_tokens < 1) {
+    throw Error(ErrorCode::kInvalidArgument,
+                fmt::format("[prefix_cache] min_partial_tokens: expected at least 1, got {}",
+                            spec.min_partial_tokens));
+  }
+  const std::int32_t num_pages = pool->spec.num_pages;
+  try {
+    return std::make_shared<PrefixCacheState>(std::move(pool), spec);
+  } catch (const std::bad_alloc&) {  // bad_array_new_length included
+    throw Error(ErrorCode::kOutOfMemory,
+                fmt::format("[prefix_cache] expected memory for an index of {} pages, got none",
+                            num_pages));
+  }
+}
+
+// The first tokens that can be counted.
+std::span<const std::int32_t> countable(std::span<const std::int32_t> tokens) noexcept {
+  constexpr std::size_t kMost = std::numeric_limits<std::int32_t>::max();
+  return tokens.first(std::min(tokens.size(), kMost));
+}
+
+std::size_t pages_for(std::size_t tokens, std::int32_t page_size) noexcept {
+  const auto size = static_cast<std::size_t>(page_size);
+  return tokens / size + (tokens % size != 0 ? 1 : 0);
+}
+
+// The part of a prefix that stands on its page `index`.
+PrefixRun run_at(const PrefixRun& prefix, std::size_t index, std::int32_t page_size) noexcept {
+  const auto size = static_cast<std::size_t>(page_size);
+  const std::span<const std::int32_t> rest = prefix.tokens.subspan(index * size);
+  return {prefix.name_space, rest.first(std::min(rest.size(), size))};
+}
+
+Status check_retention(const Retention& retention) noexcept {
+  if (retention.priority < 0 || retention.priority > Retention::kMaxPriority) {
+    return failure(ErrorCode::kInvalidArgument,
+                   "[prefix_cache] publish: expected a priority in [0, {}], got {}",
+                   Retention::kMaxPriority, retention.priority);
+  }
+  if (retention.time_to_live < 0) {
+    return failure(ErrorCode::kInvalidArgument,
+                   "[prefix_cache] publish: expected a time to live of at least 0, got {}",
+                   retention.time_to_live);
+  }
+  return {};
+}
+
+Status no_call_by_listener(const char* call) noexcept {
+  return failure(ErrorCode::kInvalidArgument,
+                 "[prefix_cache] {}: expected a call from outside of the listener", call);
+}
+
+// Every page must be in use.
+Status check_pages(const PrefixCacheState& cache, std::span<const PageId> pages,
+                   std::size_t num_tokens) noexcept {
+  const std::size_t expected = pages_for(num_tokens, cache.page_size());
+  if (pages.size() != expected) {
+    return failure(ErrorCode::kInvalidArgument,
+                   "[prefix_cache] publish: expected {} pages for {} tokens, got {}", expected,
+                   num_tokens, pages.size());
+  }
+  for (const PageId page : pages) {
+    if (cache.pool->has(page) && cache.pool->page(page).refs > 0) continue;
+    return failure(ErrorCode::kBadHandle,
+                   "[prefix_cache] publish: expected pages in use, got page {} ({})", page,
+                   cache.pool->has(page) ? "free" : "unknown");
+  }
+  return {};
+}
+
+// The pages from `known` on must not be in an index yet, no page twice in the call. `clock` is this
+// call's alone: as the last use of a page that is not in the index it means "seen".
+Status check_new_pages(PrefixCacheState& cache, std::span<const PageId> pages,
+                       std::size_t known) noexcept {
+  for (std::size_t index = 0; index < pages.size(); ++index) {
+    const PageId page = pages[index];
+    if (index >= known && cache.pool->page(page).indexed) {
+      return failure(
+          ErrorCode::kInvalidArgument,
+          "[prefix_cache] publish: expected new pages, got page {}, which is in an index "
+          "for other tokens",
+          page);
+    }
+    if (cache.has(page)) continue;
+    if (cache.node(page).last_use == cache.clock) {
+      return failure(ErrorCode::kInvalidArgument,
+                     "[prefix_cache] publish: expected different pages, got page {} twice", page);
+    }
+    cache.node(page).last_use = cache.clock;
+  }
+  return {};
+}
+
+// The part of a prefix that the index knows: whole pages, and perhaps one that begins with the rest.
+struct Known {
+  PrefixCacheState::Path path;
+  PageId rest = kNoPage;
+
+  [[nodiscard]] PageId last() const noexcept { return rest != kNoPage ? rest : path.last; }
+  [[nodiscard]] std::size_t pages() const noexcept {
+    return static_cast<std::size_t>(path.pages) + (rest != kNoPage ? 1 : 0);
+  }
+};
+
+Known find_known(const PrefixCacheState& cache, const PrefixRun& prefix) noexcept {
+  Known known{cache.find_path(prefix)};
+  const auto whole = static_cast<std::size_t>(known.path.pages);
+  if (whole + 1 != pages_for(prefix.tokens.size(), cache.page_size())) return known;
+  const PrefixRun run = run_at(prefix, whole, cache.page_size());
+  const PrefixCacheState::Closest closest = cache.closest_child(known.path.last, run);
+  if (std::cmp_equal(closest.common, run.tokens.size())) known.rest = closest.page;
+  return known;
+}
+
+// Counts as a use of what is known; the first page of all gets the clock `first_use`.
+void use_known(PrefixCacheState& cache, const Known& known, std::uint64_t first_use,
+               const Retention& retention) noexcept {
+  PageId page = known.last();
+  for (std::size_t index = known.pages(); index-- > 0; page = cache.node(page).parent) {
+    cache.retain(page, retention);
+    cache.use(page, first_use - index);
+  }
+}
+
+// Puts the pages behind what is known into the index.
+void store(PrefixCacheState& cache, const Known& known, const PrefixRun& prefix,
+           std::span<const PageId> pages, std::uint64_t first_use,
+           const Retention& retention) noexcept {
+  PageId parent = known.path.last;
+  std::uint64_t hash = known.path.hash;
+  for (std::size_t index = known.pages(); index < pages.size(); ++index) {
+    const PageId page = pages[index];
+    const PrefixRun run = run_at(prefix, index, cache.page_size());
+    hash = cache::hash_run(hash, run.tokens);
+    cache.insert(page, parent, hash, run);
+    cache.node(page).priority = retention.priority;
+    cache.node(page).time_to_live = retention.time_to_live;
+    cache.use(page, first_use - index);
+    parent = page;
+  }
+  if (known.pages() < pages.size()) cache.enlist(parent);
+}
+
+}  // namespace
+
+PrefixListener::~PrefixListener() = default;
+
+PrefixLease::PrefixLease() noexcept = default;
+PrefixLease::PrefixLease(PrefixLease&& other) noexcept
+    : state_(std::move(other.state_)),
+      page_(std::exchange(other.page_, kNoPage)),
+      num_tokens_(std::exchange(other.num_tokens_, 0)) {}
+PrefixLease& PrefixLease::operator=(PrefixLease&& other) noexcept {
+  if (this == &other) return *this;
+  release();
+  state_ = std::move(other.state_);
+  page_ = std::exchange(other.page_, kNoPage);
+  num_tokens_ = std::exchange(other.num_tokens_, 0);
+  return *this;
+}
+PrefixLease::~PrefixLease() { release(); }
+
+void PrefixLease::release() noexcept {
+  if (page_ != kNoPage) {
+    --state_->node(page_).leases;
+    --state_->stats.leases;
+  }
+  page_ = kNoPage;
+  num_tokens_ = 0;
+  state_.reset();
+}
+
+std::int32_t PrefixLease::num_pages() const noexcept {
+  if (page_ == kNoPage) return 0;
+  return static_cast<std::int32_t>(
+      pages_for(static_cast<std::size_t>(num_tokens_), state_->page_size()));
+}
+
+void PrefixLease::copy_pages(std::span<PageId> pages) const noexcept {
+  PageId page = page_;
+  for (auto index = static_cast<std::size_t>(num_pages()); index-- > 0;) {
+    if (index < pages.size()) pages[index] = page;
+    page = state_->node(page).parent;
+  }
+}
+
+PrefixCache::PrefixCache(PagePool& pool, const PrefixCacheSpec& spec)
+    : state_(make_state(pool.state_, spec)) {}
+PrefixCache::PrefixCache(PrefixCache&&) noexcept = default;
+PrefixCache& PrefixCache::operator=(PrefixCache&&) noexcept = default;
+PrefixCache::~PrefixCache() = default;
+
+const PrefixCacheSpec& PrefixCache::spec() const noexcept { return state_->spec; }
+PrefixCacheStats PrefixCache::stats() const noexcept { return state_->stats; }
+
+PrefixLease PrefixCache::match(std::uint64_t name_space,
+                               std::span<const std::int32_t> tokens) noexcept {
+  PrefixCacheState& cache = *state_;
+  PrefixLease lease;
+  if (cache.announcing) return lease;
+  const PrefixRun prefix{name_space, countable(tokens)};
+  // A use for each page that could be found, and one for a partial page.
+  cache.clock += pages_for(prefix.tokens.size(), cache.page_size()) + 1;
+  const PrefixCacheState::Path path = cache.use_path(prefix, cache.clock);
+  const PrefixCacheState::Closest partial = cache.partial_match(path, prefix);
+  if (partial.page != kNoPage) {
+    cache.use(partial.page, cache.clock - static_cast<std::uint64_t>(path.pages));
+  }
+  lease.page_ = partial.page != kNoPage ? partial.page : path.last;
+  lease.num_tokens_ = path.pages * cache.page_size() + partial.common;
+  ++cache.stats.lookups;
+  cache.stats.asked_tokens += static_cast<std::int64_t>(prefix.tokens.size());
+  cache.stats.hit_tokens += lease.num_tokens_;
+  if (lease.page_ == kNoPage) return lease;
+  lease.state_ = state_;
+  ++cache.node(lease.page_).leases;
+  ++cache.stats.leases;
+  return lease;
+}
+
+std::int32_t PrefixCache::match_length(std::uint64_t name_space,
+                                       std::span<const std::int32_t> tokens) const noexcept {
+  const PrefixRun prefix{name_space, countable(tokens)};
+  const PrefixCacheState::Path path = state_->find_path(prefix);
+  return path.pages * state_->page_size() + state_->partial_match(path, prefix).common;
+}
+
+Result<SeqId> PrefixCache::adopt(const PrefixLease& lease, PageTable& table) const noexcept {
+  PageTableState& rows = *table.state_;
+  if (lease.state_ != state_ || rows.pool != state_->pool) {
+    return failure(ErrorCode::kBadHandle,
+                   "[prefix_cache] adopt: expected a lease of this cache and a table on its pool");
+  }
+  if (lease.num_tokens_ > rows.spec.max_tokens_per_seq) {
+    return failure(ErrorCode::kTooLong,
+                   "[prefix_cache] adopt: expected at most {} tokens in a sequence, got {}",
+                   rows.spec.max_tokens_per_seq, lease.num_tokens_);
+  }
+  if (rows.first_free_slot == PageTableState::kNoSlot) {
+    return failure(ErrorCode::kQueueFull,
+                   "[prefix_cache] adopt: expected a free sequence slot, got {} of {} in use",
+                   rows.num_live, rows.spec.max_seqs);
+  }
+  const SeqId seq = rows.take_slot(lease.num_tokens_);
+  const auto slot = static_cast<std::int32_t>(seq.slot);
+  lease.copy_pages({rows.row(slot), static_cast<std::size_t>(lease.num_pages())});
+  for (const PageId page : rows.pages(slot)) state_->pool->add_ref(page);
+  return seq;
+}
+
+Result<std::int32_t> PrefixCache::publish(std::uint64_t name_space,
+                                          std::span<const std::int32_t> tokens,
+                                          std::span<const PageId> pages,
+                                          const Retention& retention) noexcept {
+  PrefixCacheState& cache = *state_;
+  const PrefixRun prefix{name_space, tokens};
+  if (cache.announcing) return no_call_by_listener("publish");
+  Status status = check_retention(retention);
+  if (status.ok()) status = check_pages(cache, pages, tokens.size());
+  if (!status.ok()) return status;
+
+  const Known known = find_known(cache, prefix);
+  const std::span<const PageId> added = pages.subspan(known.pages());
+  const std::uint64_t first_use = cache.clock + pages.size() + 1;
+  ++cache.clock;
+  status = check_new_pages(cache, pages, known.pages());
+  if (!status.ok()) return status;
+
+  cache.clock = first_use;
+  use_known(cache, known, first_use, retention);
+  store(cache, known, prefix, pages, first_use, retention);
+  cache.stats.stored += std::ssize(added);
+  for (const PageId page : added) {
+    cache.announce(PrefixEvent::Kind::kStored, page, cache.node(page).parent, cache.run_of(page));
+  }
+  return static_cast<std::int32_t>(added.size());
+}
+
+Result<std::int32_t> PrefixCache::publish(std::uint64_t name_space, const PageTable& table,
+                                          SeqId seq, std::span<const std::int32_t> tokens,
+                                          const Retention& retention) noexcept {
+  const PageTableState& rows = *table.state_;
+  const std::int32_t slot = rows.find(seq);
+  if (rows.pool != state_->pool || slot == PageTableState::kNoSlot) {
+    return failure(ErrorCode::kBadHandle,
+                   "[prefix_cache] publish: expected a live sequence of a table on the cache's "
+                   "pool, got slot {} of generation {}",
+                   seq.slot, seq.generation);
+  }
+  if (std::cmp_greater(tokens.size(), rows.at(slot).length)) {
+    return failure(ErrorCode::kInvalidArgument,
+                   "[prefix_cache] publish: expected at most the sequence's {} tokens, got {}",
+                   rows.at(slot).length, tokens.size());
+  }
+  return publish(name_space, tokens,
+                 rows.pages(slot).first(pages_for(tokens.size(), state_->page_size())), retention);
+}
+
+std::int32_t PrefixCache::evict(std::int32_t num_pages) noexcept {
+  return state_->announcing ? 0 : state_->evict(num_pages, false);
+}
+
+std::int32_t PrefixCache::evict_expired() noexcept {
+  constexpr std::int32_t kAll = std::numeric_limits<std::int32_t>::max();
+  return state_->announcing ? 0 : state_->evict(kAll, true);
+}
+
+std::int32_t PrefixCache::erase(std::uint64_t name_space) noexcept {
+  PrefixCacheState& cache = *state_;
+  if (cache.announcing) return 0;
+  std::int32_t erased = 0;
+  for (PageId id = 0; id < cache.pool->spec.num_pages; ++id) {
+    PageId page = id;  // a leaf, then what has become one
+    while (cache.has(page) && cache.node(page).name_space == name_space &&
+           cache.node(page).num_children == 0 && cache.node(page).leases == 0) {
+      const PageId parent = cache.node(page).parent;
+      cache.remove_and_announce(page);
+      ++erased;
+      page = parent;
+    }
+  }
+  cache.stats.erased += erased;
+  return erased;
+}
+
+std::int32_t PrefixCache::evictable_pages() const noexcept {
+  PrefixCacheState& cache = *state_;
+  cache.mark_held(++cache.last_mark);
+  return static_cast<std::int32_t>(std::ranges::count_if(cache.nodes, [&](const auto& node) {
+    return node.num_tokens > 0 && node.mark != cache.last_mark;
+  }));
+}
+
+void PrefixCache::set_time(std::int64_t now) noexcept { state_->now = std::max(state_->now, now); }
+
+bool PrefixCache::contains(PageId page) const noexcept { return state_->has(page); }
+
+std::span<const std::int32_t> PrefixCache::tokens(PageId page) const noexcept {
+  if (!state_->has(page)) return {};
+  return state_->tokens_of(page);
+}
+
+void PrefixCache::set_listener(PrefixListener* listener) noexcept { state_->listener = listener; }
+
+}  // namespace v0
+}  // namespace quire
