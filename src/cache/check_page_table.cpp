@@ -59,10 +59,11 @@ Status compare_references(const PageTableState& table, const std::vector<PageUse
     const std::int32_t entries = uses[static_cast<std::size_t>(id)].entries;
     const bool may_be_anothers = entries == 0 && table.pool->num_tables > 1;
     if (may_be_anothers || page.table_refs() == entries) continue;
-    return failure(ErrorCode::kInternal,
-                   "[page_table] check: page {} has {} references, {} of them the callers' and {} a "
-                   "prefix cache's, and {} table entries",
-                   id, page.refs, page.caller_refs, page.indexed ? 1 : 0, entries);
+    return failure(
+        ErrorCode::kInternal,
+        "[page_table] check: page {} has {} references, {} of them the callers' and {} a "
+        "prefix cache's, and {} table entries",
+        id, page.refs, page.caller_refs, page.indexed ? 1 : 0, entries);
   }
   return {};
 }

@@ -165,8 +165,8 @@ TEST_F(PageTables, TheCallerCannotReleaseATablesPage) {
   make(2);
   expect_failure(
       pool_.release(0), ErrorCode::kBadHandle,
-      "[page_pool] release: expected a page that the caller holds, got page 0 (held by page tables "
-      "only)");
+      "[page_pool] release: expected a page that the caller holds, got page 0 (held by tables and "
+      "caches only)");
   expect_sound();
 }
 
