@@ -16,6 +16,7 @@
 #include "cuda/kernels.hpp"
 #include "cuda/runtime.hpp"
 #include "cuda/schedule/kernel.hpp"
+#include "cuda/simt/instances.hpp"
 #include "schedule/schedule.hpp"
 
 namespace quire::cuda {
@@ -24,6 +25,10 @@ namespace {
 /// Workspaces are sized for so many, so that their sizes are known without a device; a larger
 /// device is not filled.
 constexpr std::int32_t kMostMultiprocessors = 160;
+static_assert(2LL * kMostMultiprocessors * simt::kBlocksPerMultiprocessor * simt::kMaxGroupSize *
+                      simt::kMaxHeadDim <=
+                  INT32_MAX,
+              "elements of partial results are counted by 32 bits");
 
 /// Bytes that queries, keys and values are read at once.
 constexpr std::int64_t kAlignment = 16;

@@ -62,6 +62,7 @@ std::vector<core::KernelRow> make_rows() {
   simt.kv_dtypes = kFloats;
   simt.head_dim_multiple = simt::kHeadDimStep;
   simt.head_dim_max = simt::kMaxHeadDim;
+  simt.max_group_size = simt::kMaxGroupSize;
   rows.push_back(simt);
   return rows;
 }

@@ -9,6 +9,9 @@ namespace quire::cuda::simt {
 
 inline constexpr std::int32_t kHeadDimStep = 8;
 inline constexpr std::int32_t kMaxHeadDim = 512;
+/// 32 bits count the elements of all partial results.
+inline constexpr std::int32_t kMaxGroupSize = 2048;
+inline constexpr std::int32_t kBlocksPerMultiprocessor = 4;
 
 /// @return The kernel for queries and keys of these dtypes, each float32, float16 or bfloat16.
 AttendKernel kernel_for(DType q_dtype, DType kv_dtype);

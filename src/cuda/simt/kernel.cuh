@@ -222,7 +222,7 @@ AttendKernel describe_kernel() {
   AttendKernel kernel;
   kernel.function = reinterpret_cast<const void*>(&attend_kernel<QueryElement, KvElement>);
   kernel.threads = kThreads;
-  kernel.blocks_per_multiprocessor = 4;
+  kernel.blocks_per_multiprocessor = kBlocksPerMultiprocessor;
   kernel.tile_rows = kTileRows;
   kernel.tile_keys = kTileKeys;
   return kernel;
