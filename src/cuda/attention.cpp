@@ -30,23 +30,34 @@ static_assert(2LL * kMostMultiprocessors * simt::kBlocksPerMultiprocessor * simt
                   INT32_MAX,
               "elements of partial results are counted by 32 bits");
 
+/// Rows of a request for one kv head up to which small units serve it best.
+constexpr std::int32_t kLargeRequestRows = 64;
+
 /// Bytes that queries, keys and values are read at once.
 constexpr std::int64_t kAlignment = 16;
 
-/// Of `blocks` blocks, each with a range and one of the heads that go abreast.
-schedule::TilePolicy tile_policy(const AttendKernel& kernel, std::int32_t blocks,
+/// In `shares` shares, a range in one of the heads that go abreast each.
+schedule::TilePolicy tile_policy(const AttendKernel& kernel, std::int32_t shares,
                                  std::int32_t heads_abreast) {
   schedule::TilePolicy policy;
   policy.keys_per_tile = kernel.tile_keys;
   policy.tile_rows = kernel.tile_rows;
   policy.all_heads_rows = 0;  // kernels take one kv head at a time
-  policy.num_ranges = blocks / heads_abreast;
+  policy.num_ranges = shares / heads_abreast;
   policy.heads_abreast = heads_abreast;
   policy.min_split_tiles = 1;
   policy.cost_of_unit = 1;  // in tiles: reading a tile is what takes time
   policy.cost_of_tile = 1;
   policy.cost_of_row = 0;
   policy.min_range_cost = 1;
+  if (kernel.large_tile_rows > 0) {
+    // A multiprocessor multiplies such a tile in about the time in which it reads a small one.
+    policy.large.over_rows = kLargeRequestRows;
+    policy.large.tile_rows = kernel.large_tile_rows;
+    policy.large.min_split_tiles = 8;
+    policy.large.cost_of_unit = 2;
+    policy.large.cost_of_tile = 1;
+  }
   return policy;
 }
 
@@ -69,32 +80,39 @@ class ScratchLayout {
   std::size_t head_dim_;
 };
 
-/// Devices that can give a block as much, or as little, shared memory as any kernel asks for.
-constexpr std::size_t kMuchSharedMemory = ~std::size_t{0};
-constexpr std::size_t kLittleSharedMemory = 0;
-
 WorkspaceSizes sizes_for(const core::AttentionConfig& config, const AttendKernel& kernel) {
   const schedule::TilePolicy most =
-      tile_policy(kernel, kMostMultiprocessors * kernel.blocks_per_multiprocessor, 1);
+      tile_policy(kernel, kMostMultiprocessors * kernel.shares_per_multiprocessor(), 1);
   return {schedule::schedule_bytes(most, config.limits.max_num_seqs),
           ScratchLayout(config.shape, most).bytes()};
 }
 
+std::int32_t attribute_of(std::int32_t device, cudaDeviceAttr attribute) {
+  int value = 0;
+  throw_if_error("attention", cudaDeviceGetAttribute(&value, attribute, device));
+  return value;
+}
+
 /// What the device gives, or what `QUIRE_CUDA_SHARED_MEMORY` (bytes) says instead.
 std::size_t shared_memory_of(std::int32_t device) {
-  int bytes = 0;
-  throw_if_error("attention",
-                 cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  int bytes = attribute_of(device, cudaDevAttrMaxSharedMemoryPerBlockOptin);
   const char* forced = std::getenv("QUIRE_CUDA_SHARED_MEMORY");
   if (forced != nullptr) bytes = std::clamp(std::atoi(forced), 0, bytes);
   return static_cast<std::size_t>(bytes);
 }
 
-std::int32_t multiprocessors_of(std::int32_t device) {
-  int count = 0;
-  throw_if_error("attention",
-                 cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
-  return count;
+/// The first of `kernels` that the device can run.
+AttendKernel choose_kernel(const std::vector<AttendKernel>& kernels, std::int32_t device) {
+  const std::size_t shared_bytes = shared_memory_of(device);
+  const std::int32_t capability =
+      10 * attribute_of(device, cudaDevAttrComputeCapabilityMajor) +
+      attribute_of(device, cudaDevAttrComputeCapabilityMinor);
+  for (const AttendKernel& kernel : kernels) {
+    const bool is_for_device =
+        kernel.compute_capability == 0 || kernel.compute_capability == capability;
+    if (is_for_device && kernel.shared_bytes <= shared_bytes) return kernel;
+  }
+  return kernels.back();
 }
 
 /// Loads the kernel onto the current device, so that its first launch may be captured.
@@ -120,10 +138,10 @@ bool is_aligned(const void* data, std::int64_t element_size,
 /// A stride that is used: of an axis of more than one element.
 std::int64_t used(std::int64_t stride, std::int64_t size) { return size > 1 ? stride : 0; }
 
-/// Blocks that read the same pages at the same time, for different heads, find page ids in the
+/// Shares that read the same pages at the same time, for different heads, find page ids in the
 /// second-level cache and rows of memory open.
-std::int32_t heads_abreast(std::int32_t num_kv_heads, std::int32_t blocks) {
-  return std::gcd(num_kv_heads, blocks);
+std::int32_t heads_abreast(std::int32_t num_kv_heads, std::int32_t shares) {
+  return std::gcd(num_kv_heads, shares);
 }
 
 class CudaAttention final : public internal::AttentionBackend {
@@ -174,7 +192,8 @@ class CudaAttention final : public internal::AttentionBackend {
       params.max_rows = max_rows_;
       params.check = call.check;
       std::array<void*, 1> arguments{&params};
-      const std::int32_t blocks = policy_.num_ranges * policy_.heads_abreast;
+      const std::int32_t blocks =
+          policy_.num_ranges * policy_.heads_abreast / kernel_.shares_per_block;
       error = cudaLaunchKernel(kernel_.function, dim3(static_cast<unsigned>(blocks)),
                                dim3(static_cast<unsigned>(kernel_.threads)), arguments.data(),
                                kernel_.shared_bytes, stream);
@@ -230,22 +249,27 @@ class CudaAttention final : public internal::AttentionBackend {
 }  // namespace
 
 WorkspaceSizes workspace_sizes(const core::AttentionConfig& config) {
-  const WorkspaceSizes most = sizes_for(config, kernel_for(config, kMuchSharedMemory));
-  const WorkspaceSizes least = sizes_for(config, kernel_for(config, kLittleSharedMemory));
-  return {std::max(most.schedule, least.schedule), std::max(most.scratch, least.scratch)};
+  WorkspaceSizes most;
+  for (const AttendKernel& kernel : kernels_for(config)) {
+    const WorkspaceSizes sizes = sizes_for(config, kernel);
+    most.schedule = std::max(most.schedule, sizes.schedule);
+    most.scratch = std::max(most.scratch, sizes.scratch);
+  }
+  return most;
 }
 
 std::unique_ptr<internal::AttentionBackend> make_attention(const core::AttentionConfig& config) {
   const CurrentDevice current(config.device);
   throw_if_error("attention", current.error());
-  const AttendKernel kernel = kernel_for(config, shared_memory_of(config.device.index));
+  const AttendKernel kernel = choose_kernel(kernels_for(config), config.device.index);
   prepare(kernel);
   throw_if_error("attention", prepare_schedule());
-  const std::int32_t blocks =
-      std::min(multiprocessors_of(config.device.index), kMostMultiprocessors) *
-      kernel.blocks_per_multiprocessor;
+  const std::int32_t shares =
+      std::min(attribute_of(config.device.index, cudaDevAttrMultiProcessorCount),
+               kMostMultiprocessors) *
+      kernel.shares_per_multiprocessor();
   return std::make_unique<CudaAttention>(
-      config, kernel, tile_policy(kernel, blocks, heads_abreast(config.shape.num_kv_heads, blocks)),
+      config, kernel, tile_policy(kernel, shares, heads_abreast(config.shape.num_kv_heads, shares)),
       workspace_sizes(config));
 }
 

@@ -7,6 +7,7 @@
 
 #include "cuda/mma/instances.hpp"
 #include "cuda/simt/instances.hpp"
+#include "cuda/sm90/instances.hpp"
 
 namespace quire::cuda {
 namespace {
@@ -74,14 +75,22 @@ std::span<const core::KernelRow> kernel_rows() noexcept {
   return rows;
 }
 
-AttendKernel kernel_for(const core::AttentionConfig& config, std::size_t shared_bytes) {
+std::vector<AttendKernel> kernels_for(const core::AttentionConfig& config) {
   const AttentionSpec& spec = config.spec;
-  if (config.kernel->name == kSimtName) return simt::kernel_for(spec.q_dtype, spec.kv_dtype);
+  if (config.kernel->name == kSimtName) return {simt::kernel_for(spec.q_dtype, spec.kv_dtype)};
+  const auto is_meant = [&](const auto& instance) {
+    return instance.dtype == spec.kv_dtype && instance.head_dims.qk == spec.head_dim_qk &&
+           instance.head_dims.vo == spec.head_dim_vo;
+  };
+  std::vector<AttendKernel> kernels;
+  for (const sm90::Instance& instance : sm90::instances()) {
+    if (is_meant(instance)) kernels.push_back(instance.kernel);
+  }
   for (const mma::Instance& instance : mma::instances()) {
-    if (instance.dtype == spec.kv_dtype && instance.head_dims.qk == spec.head_dim_qk &&
-        instance.head_dims.vo == spec.head_dim_vo) {
-      return shared_bytes >= instance.large.shared_bytes ? instance.large : instance.small;
-    }
+    if (!is_meant(instance)) continue;
+    kernels.push_back(instance.large);
+    kernels.push_back(instance.small);
+    return kernels;
   }
   throw Error(ErrorCode::kInternal,
               "[attention] the kernel table names a kernel that is not there");

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 /// @file
-/// From a row of the kernel table to a compiled kernel.
+/// From a row of the kernel table to compiled kernels.
 #pragma once
 
-#include <cstddef>
 #include <string_view>
+#include <vector>
 
 #include "core/backend.hpp"
 #include "cuda/attend/params.hpp"
@@ -13,8 +13,8 @@ namespace quire::cuda {
 
 inline constexpr std::string_view kSimtName = "cuda.simt";
 
-/// @param shared_bytes  Shared memory that a block of the device can have.
+/// The kernels that serve a spec, the fastest first; the last one runs on every device.
 /// @throws Error `kInternal` if the table and the compiled kernels disagree.
-AttendKernel kernel_for(const core::AttentionConfig& config, std::size_t shared_bytes);
+std::vector<AttendKernel> kernels_for(const core::AttentionConfig& config);
 
 }  // namespace quire::cuda

@@ -25,6 +25,15 @@
 
 namespace quire::schedule {
 
+/// Requests with many rows, if a kernel cuts them otherwise than those with few.
+struct LargeUnits {
+  std::int32_t over_rows = INT32_MAX;  ///< rows of a request for one kv head that are few
+  std::int32_t tile_rows = 0;          ///< as in `TilePolicy`, and so are the others
+  std::int32_t min_split_tiles = 1;
+  std::int32_t cost_of_unit = 1;
+  std::int32_t cost_of_tile = 1;
+};
+
 /// How a kernel wants its work cut, and what it costs. Costs have one free unit and are those of
 /// one of the heads that go abreast.
 struct TilePolicy {
@@ -40,6 +49,7 @@ struct TilePolicy {
   std::int32_t cost_of_tile = 6;     ///< reading one kv head's tile
   std::int32_t cost_of_row = 1;      ///< one row against one tile
   std::int64_t min_range_cost = 1;   ///< below it, fewer ranges
+  LargeUnits large;
 };
 
 /// What `schedule()` writes and everything else reads.
@@ -118,6 +128,7 @@ struct SequenceUnits {
   std::int32_t kv_heads = 0;         ///< of a unit
   std::int32_t q_tiles = 0;          ///< per head unit
   std::int32_t tokens_per_tile = 0;  ///< queries of a tile; the last may have fewer
+  bool are_large = false;
 };
 
 /// Where piece `piece` of a unit that `first_range` begins leaves its partial result: one of

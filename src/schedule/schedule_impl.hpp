@@ -82,20 +82,21 @@ class UnitLine {
   }
 
   QUIRE_HOST_DEVICE std::int64_t cost_of_kv_tile(std::int32_t q_tile) const {
+    if (units_.are_large) return policy_.large.cost_of_tile;
     const std::int64_t kv_heads = units_.kv_heads / policy_.heads_abreast;
     const std::int64_t rows = queries_in_tile(q_tile) * kv_heads * shape_.group_size;
     return kv_heads * policy_.cost_of_tile + rows * policy_.cost_of_row;
   }
 
   QUIRE_HOST_DEVICE std::int64_t cost_of_unit(std::int32_t q_tile) const {
-    return policy_.cost_of_unit + kv_tiles(q_tile) * cost_of_kv_tile(q_tile);
+    return cost_of_begin() + kv_tiles(q_tile) * cost_of_kv_tile(q_tile);
   }
 
   /// Cost of the units before `q_tile` of one head unit. O(log) by closed form: all of them are
   /// full.
   QUIRE_HOST_DEVICE std::int64_t cost_before(std::int32_t q_tile) const {
     if (q_tile == 0) return 0;
-    return static_cast<std::int64_t>(q_tile) * policy_.cost_of_unit +
+    return static_cast<std::int64_t>(q_tile) * cost_of_begin() +
            full_kv_tiles_before(q_tile) * cost_of_kv_tile(0);
   }
 
@@ -125,13 +126,20 @@ class UnitLine {
   /// being the unit's ends. Pieces shorter than `min_split_tiles` are not made.
   QUIRE_HOST_DEVICE std::int32_t snap(std::int32_t q_tile, std::int64_t cost) const {
     const std::int64_t tiles = kv_tiles(q_tile);
-    const std::int64_t at = (cost - policy_.cost_of_unit) / cost_of_kv_tile(q_tile);
-    if (cost <= policy_.cost_of_unit || at < policy_.min_split_tiles) return 0;
-    if (tiles - at < policy_.min_split_tiles) return static_cast<std::int32_t>(tiles);
+    const std::int64_t at = (cost - cost_of_begin()) / cost_of_kv_tile(q_tile);
+    const std::int32_t shortest =
+        units_.are_large ? policy_.large.min_split_tiles : policy_.min_split_tiles;
+    if (cost <= cost_of_begin() || at < shortest) return 0;
+    if (tiles - at < shortest) return static_cast<std::int32_t>(tiles);
     return static_cast<std::int32_t>(at);
   }
 
  private:
+  /// Of a unit, before its first tile.
+  QUIRE_HOST_DEVICE std::int64_t cost_of_begin() const {
+    return units_.are_large ? policy_.large.cost_of_unit : policy_.cost_of_unit;
+  }
+
   QUIRE_HOST_DEVICE std::int64_t full_kv_tiles_before(std::int32_t q_tile) const {
     const std::int64_t step = units_.tokens_per_tile;
     const std::int64_t tile = policy_.keys_per_tile;
@@ -244,22 +252,26 @@ QUIRE_HOST_DEVICE inline ScheduleView view_of(const TilePolicy& policy, std::int
   return view;
 }
 
-QUIRE_HOST_DEVICE inline std::int32_t tokens_per_tile(const TilePolicy& policy,
+QUIRE_HOST_DEVICE inline std::int32_t tokens_per_tile(std::int32_t tile_rows,
                                                       const core::ProblemShape& shape) {
-  return detail::max_of(1, policy.tile_rows / shape.group_size);
+  return detail::max_of(1, tile_rows / shape.group_size);
 }
 
 QUIRE_HOST_DEVICE inline std::int32_t max_item_rows(const TilePolicy& policy,
                                                     const core::ProblemShape& shape) {
-  return detail::max_of(policy.all_heads_rows, tokens_per_tile(policy, shape) * shape.group_size);
+  const std::int32_t tile_rows = detail::max_of(policy.tile_rows, policy.large.tile_rows);
+  return detail::max_of(policy.all_heads_rows,
+                        tokens_per_tile(tile_rows, shape) * shape.group_size);
 }
 
 /// No tile of any unit costs more.
 QUIRE_HOST_DEVICE inline std::int64_t max_cost_of_kv_tile(const TilePolicy& policy,
                                                           const core::ProblemShape& shape) {
   const std::int64_t kv_heads = policy.all_heads_rows > 0 ? shape.num_kv_heads : 1;
-  return kv_heads * policy.cost_of_tile +
-         static_cast<std::int64_t>(max_item_rows(policy, shape)) * policy.cost_of_row;
+  return detail::max_of<std::int64_t>(
+      policy.large.cost_of_tile,
+      kv_heads * policy.cost_of_tile +
+          static_cast<std::int64_t>(max_item_rows(policy, shape)) * policy.cost_of_row);
 }
 
 QUIRE_HOST_DEVICE inline SequenceUnits units_of(const TilePolicy& policy,
@@ -271,7 +283,12 @@ QUIRE_HOST_DEVICE inline SequenceUnits units_of(const TilePolicy& policy,
       static_cast<std::int64_t>(lengths.qo_len) * shape.num_qo_heads <= policy.all_heads_rows;
   units.kv_heads = all_heads ? shape.num_kv_heads : policy.heads_abreast;
   units.head_units = shape.num_kv_heads / units.kv_heads;
-  units.tokens_per_tile = all_heads ? lengths.qo_len : tokens_per_tile(policy, shape);
+  units.are_large = static_cast<std::int64_t>(lengths.qo_len) * shape.group_size >
+                    policy.large.over_rows;
+  units.tokens_per_tile =
+      all_heads ? lengths.qo_len
+                : tokens_per_tile(units.are_large ? policy.large.tile_rows : policy.tile_rows,
+                                  shape);
   units.q_tiles = (lengths.qo_len - 1) / units.tokens_per_tile + 1;
   return units;
 }
@@ -353,7 +370,10 @@ inline std::uint64_t digest_of(const TilePolicy& policy, const core::ProblemShap
         std::int64_t{policy.all_heads_rows}, std::int64_t{policy.num_ranges},
         std::int64_t{policy.heads_abreast}, std::int64_t{policy.min_split_tiles},
         std::int64_t{policy.cost_of_unit}, std::int64_t{policy.cost_of_tile},
-        std::int64_t{policy.cost_of_row}, policy.min_range_cost, std::int64_t{shape.num_kv_heads},
+        std::int64_t{policy.cost_of_row}, policy.min_range_cost,
+        std::int64_t{policy.large.over_rows}, std::int64_t{policy.large.tile_rows},
+        std::int64_t{policy.large.min_split_tiles}, std::int64_t{policy.large.cost_of_unit},
+        std::int64_t{policy.large.cost_of_tile}, std::int64_t{shape.num_kv_heads},
         std::int64_t{shape.group_size}, static_cast<std::int64_t>(shape.mask),
         std::int64_t{shape.window_left}}) {
     add(value);

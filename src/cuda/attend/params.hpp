@@ -38,14 +38,22 @@ struct AttendParams {
   const CheckRecord* check = nullptr;  ///< an offence in it: do nothing
 };
 
-/// A compiled kernel. Takes `AttendParams`, one thread block per range.
+/// A compiled kernel. Takes `AttendParams`. A share is a range in one of the heads that go abreast.
 struct AttendKernel {
   const void* function = nullptr;  ///< __global__ void(AttendParams)
   std::int32_t threads = 0;
   std::size_t shared_bytes = 0;
   std::int32_t blocks_per_multiprocessor = 0;
-  std::int32_t tile_rows = 0;  ///< rows of a unit at most
+  std::int32_t compute_capability = 0;  ///< 10 · major + minor that it is for; 0: any
+  std::int32_t shares_per_block = 1;
+  std::int32_t tile_rows = 0;        ///< rows of a unit at most
+  std::int32_t large_tile_rows = 0;  ///< of a large unit; 0: it has none
   std::int32_t tile_keys = 0;
+
+  /// Shares that a multiprocessor works on at the same time.
+  [[nodiscard]] std::int32_t shares_per_multiprocessor() const {
+    return blocks_per_multiprocessor * shares_per_block;
+  }
 };
 
 }  // namespace quire::cuda

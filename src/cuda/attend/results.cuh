@@ -77,8 +77,8 @@ __device__ inline void store_lse(const AttendParams& params, RowTarget target, f
       lse;
 }
 
-/// o = 0, lse = −inf for the rows of q beyond the last request. The first `threads` threads of
-/// every block call it.
+/// o = 0, lse = −inf for the rows of q beyond the last request. `threads` threads of every block
+/// call it.
 template <typename Element>
 __device__ inline void store_padding(const AttendParams& params, int threads) {
   constexpr int kColumns = 2;
@@ -88,7 +88,8 @@ __device__ inline void store_padding(const AttendParams& params, int threads) {
   const auto first = static_cast<std::int64_t>(params.batch.qo_indptr[params.batch.num_seqs]);
   for (std::int64_t token = first + blockIdx.x; token < params.tensors.total_q;
        token += gridDim.x) {
-    for (auto i = static_cast<std::int32_t>(threadIdx.x); i < heads * columns; i += threads) {
+    for (auto i = static_cast<std::int32_t>(threadIdx.x) % threads; i < heads * columns;
+         i += threads) {
       const RowTarget target{token, i / columns};
       store_o<Element>(params, target, i % columns * kColumns, zeros);
       if (i % columns == 0) store_lse(params, target, kNoKey);

@@ -27,31 +27,52 @@ struct RowTarget {
   std::int32_t head = 0;
 };
 
-/// The units of a block, one behind another: its head's part of each unit of a range.
+/// Which units of a range are meant: kernels that have a body of code for each walk it once for
+/// those of at most `TilePolicy::tile_rows` rows and once for the larger ones.
+enum class UnitSize { kAny, kSmall, kLarge };
+
+/// The units of a share, one behind another: its head's part of each unit of a range.
+template <UnitSize kSize = UnitSize::kAny>
 class UnitCursor {
  public:
-  __device__ UnitCursor(const AttendParams& params, std::int32_t block)
+  __device__ UnitCursor(const AttendParams& params, std::int32_t share)
       : params_(params),
-        head_(block % params.policy.heads_abreast),
-        range_(params.schedule.ranges[block / params.policy.heads_abreast]),
+        head_(share % params.policy.heads_abreast),
+        range_(params.schedule.ranges[share / params.policy.heads_abreast]),
         cursor_(params.policy, params.shape, params.batch, range_,
-                block / params.policy.heads_abreast) {}
+                share / params.policy.heads_abreast) {}
 
-  /// The first unit, as it stands in the schedule; without rows if the range is empty.
+  /// The first unit, as it stands in the schedule; without rows if there is none.
   __device__ Unit first() {
     schedule::WorkItem item;
     cursor_.next(item);
-    return unit_of(item, range_.first_lengths, range_.first_token);
+    const Unit unit = unit_of(item, range_.first_lengths, range_.first_token);
+    return unit.rows == 0 || is_meant(unit) ? unit : next();
   }
   /// The next one; without rows at the end.
   __device__ Unit next() {
     schedule::WorkItem item;
-    if (!cursor_.next(item)) return {};
-    return unit_of(item, schedule::lengths_of(params_.shape, params_.batch, item.seq),
-                   params_.batch.qo_indptr[item.seq] + item.q_begin);
+    while (cursor_.next(item)) {
+      const Unit unit =
+          unit_of(item, schedule::lengths_of(params_.shape, params_.batch, item.seq),
+                  params_.batch.qo_indptr[item.seq] + item.q_begin);
+      if (is_meant(unit)) return unit;
+    }
+    return {};
   }
 
+  /// @return Whether units of another size were passed.
+  [[nodiscard]] __device__ bool has_skipped() const { return has_skipped_; }
+
  private:
+  __device__ bool is_meant(const Unit& unit) {
+    if constexpr (kSize == UnitSize::kAny) return true;
+    const bool is_small = unit.rows <= params_.policy.tile_rows;
+    if (is_small == (kSize == UnitSize::kSmall)) return true;
+    has_skipped_ = true;
+    return false;
+  }
+
   __device__ Unit unit_of(const schedule::WorkItem& item, schedule::Lengths lengths,
                           std::int32_t first_token) const {
     Unit unit{item, lengths, first_token, (item.q_end - item.q_begin) * params_.shape.group_size};
@@ -64,6 +85,7 @@ class UnitCursor {
   const std::int32_t head_;  // of those that go abreast
   const schedule::Range& range_;
   schedule::WorkCursor cursor_;
+  bool has_skipped_ = false;
 };
 
 __device__ inline RowTarget row_target(const AttendParams& params, const Unit& unit,

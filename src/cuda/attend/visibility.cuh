@@ -107,12 +107,13 @@ class LogitTransform {
   /// @return True if a logit is the product times `scale()` and nothing else.
   __device__ bool is_linear() const { return is_linear_; }
   __device__ float scale() const { return scale_; }
+  __device__ bool has_cap() const { return cap_ > 0.0F; }
 
   /// Scale and soft cap.
   template <bool kExact>
   __device__ float capped(float product) const {
     const float x = product * scale_;
-    if (cap_ == 0.0F) return x;
+    if (!has_cap()) return x;
     return cap_ * kLog2E * (kExact ? tanhf(x) : tanh_fast(x));
   }
   /// What ALiBi takes away; `distance` is |position − key|.

@@ -38,6 +38,7 @@ struct Config {
   static constexpr int kHeadDimVo = kHeadDimVo_;
   static_assert(kHeadDimQk % 32 == 0 && kHeadDimVo % 32 == 0);
 
+  static constexpr UnitSize kUnitSize = UnitSize::kAny;
   static constexpr int kTileRows = 32;  // what o, scores and queries leave of the registers
   static constexpr int kKeyBytes = kHeadDimQk * 2;
   static constexpr int kValueBytes = kHeadDimVo * 2;
@@ -77,8 +78,9 @@ struct Config {
 /// How a tile of rows of `kRowBytes` lies in shared memory: 16-byte chunks of neighbouring rows in
 /// different banks, so that eight rows are read at once. Split in two, so that a loop over chunks
 /// costs one instruction each and no registers.
-template <int kRowBytes>
+template <int kRowBytes_>
 struct Swizzle {
+  static constexpr int kRowBytes = kRowBytes_;
   static constexpr int kChunkBytes = 16;
   /// Chunks that are permuted among each other. Rows of an odd number of half lines: even and odd
   /// rows differ already.

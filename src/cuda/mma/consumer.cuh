@@ -35,6 +35,7 @@ struct ConsumerState {
   typename C::Shared& shared;
   int warp;
   int lane;
+  int first_barrier = 0;  // of those that `NamedBarrier` counts
   RingPosition<C::kSlots> position;
   std::uint32_t query_parity = 0;
 
@@ -44,6 +45,10 @@ struct ConsumerState {
     const Unit& unit = shared.fixed.units[query_parity];
     query_parity ^= 1;
     return unit;
+  }
+
+  __device__ void wait_at(NamedBarrier barrier) const {
+    named_barrier<kConsumers>(first_barrier + barrier);
   }
 
   /// Makes room for the queries of the next unit.
@@ -244,7 +249,7 @@ class UnitAttention {
   /// Logits to weights in shared memory; maxima, sums and o follow.
   __device__ void online_softmax(float (&scores)[kRowTiles][kKeyTiles][4]) {
     publish_maxima(scores);
-    named_barrier<kConsumers>(kMaximaWritten);
+    state_.wait_at(kMaximaWritten);
     raise_maxima();
 #pragma unroll
     for (int tile = 0; tile < kRowTiles; ++tile) {
@@ -263,7 +268,7 @@ class UnitAttention {
         }
       }
     }
-    named_barrier<kConsumers>(kWeightsWritten);
+    state_.wait_at(kWeightsWritten);
   }
 
   __device__ void publish_maxima(const float (&scores)[kRowTiles][kKeyTiles][4]) {
@@ -384,7 +389,7 @@ class UnitAttention {
         if (warp_ == 0) shared_.fixed.final_maxima[row] = max_[tile][half];
       }
     }
-    named_barrier<kConsumers>(kUnitEnd);
+    state_.wait_at(kUnitEnd);
   }
 
   /// This warp's columns of half a row tile, [8, kColumns] in fp32, where the weights were.

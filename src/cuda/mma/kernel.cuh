@@ -22,26 +22,24 @@
 
 namespace quire::cuda::mma {
 
+/// One thread calls it.
 template <typename C>
-__device__ void init(typename C::Shared& shared) {
-  if (threadIdx.x == 0) {
-    for (int slot = 0; slot < C::kSlots; ++slot) {
-      barrier_init(shared_address(&shared.full[slot]), kWarpSize);
-      barrier_init(shared_address(&shared.empty[slot]), kConsumerWarps);
-    }
-    barrier_init(shared_address(&shared.fixed.queries_full), kWarpSize + 1);
-    barrier_init(shared_address(&shared.fixed.queries_empty), kConsumerWarps);
+__device__ void init_barriers(typename C::Shared& shared) {
+  for (int slot = 0; slot < C::kSlots; ++slot) {
+    barrier_init(shared_address(&shared.full[slot]), kWarpSize);
+    barrier_init(shared_address(&shared.empty[slot]), kConsumerWarps);
   }
-  __syncthreads();
+  barrier_init(shared_address(&shared.fixed.queries_full), kWarpSize + 1);
+  barrier_init(shared_address(&shared.fixed.queries_empty), kConsumerWarps);
 }
 
 /// Counts a piece of a split unit, and merges all of them if it was the last.
 template <typename C>
 __device__ void finish_piece(ConsumerState<C>& state, const Unit& unit) {
   const int thread = state.warp * kWarpSize + state.lane;
-  named_barrier<kConsumers>(kUnitEnd);
+  state.wait_at(kUnitEnd);
   if (thread == 0) state.shared.fixed.is_last = arrive_last(state.params, unit);
-  named_barrier<kConsumers>(kUnitEnd);
+  state.wait_at(kUnitEnd);
   if (state.shared.fixed.is_last) {
     merge_pieces<typename C::Element>(state.params, unit, thread, kConsumers);
   }
@@ -65,12 +63,25 @@ __device__ void attend_unit(ConsumerState<C>& state, const Unit& unit) {
 
 /// All units of the block's ranges.
 template <typename C>
-__device__ void attend_units(ConsumerState<C>& state) {
+__device__ __forceinline__ void attend_units(ConsumerState<C>& state) {
 #pragma unroll 1
   while (true) {
     const Unit& unit = state.next_unit();
     if (unit.rows == 0) return;
     attend_unit(state, unit);
+  }
+}
+
+/// A loading warp. @return Whether the share has units of another size than `C::kUnitSize`.
+template <typename C>
+__device__ __forceinline__ bool load_units(const AttendParams& params, typename C::Shared& shared,
+                                           std::int32_t share, bool loads_keys, int lane) {
+  if constexpr (C::kKeyBytes == C::kValueBytes) {
+    return Producer<C, C::kKeyBytes>(params, shared, loads_keys, lane).run(share);
+  } else if (loads_keys) {
+    return Producer<C, C::kKeyBytes>(params, shared, true, lane).run(share);
+  } else {
+    return Producer<C, C::kValueBytes>(params, shared, false, lane).run(share);
   }
 }
 
@@ -80,19 +91,14 @@ __global__ void __launch_bounds__(kThreads, sizeof(typename C::Shared) <= kHalf 
   extern __shared__ __align__(128) std::byte memory[];
   auto& shared = *reinterpret_cast<typename C::Shared*>(memory);
   if (params.check != nullptr && params.check->what != 0) return;
-  init<C>(shared);
+  if (threadIdx.x == 0) init_barriers<C>(shared);
+  __syncthreads();
 
   const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
-  const auto range = static_cast<std::int32_t>(blockIdx.x);
   if (warp >= kConsumerWarps) {
-    if constexpr (C::kKeyBytes == C::kValueBytes) {
-      Producer<C, C::kKeyBytes>(params, shared, warp == kConsumerWarps, lane).run(range);
-    } else if (warp == kConsumerWarps) {
-      Producer<C, C::kKeyBytes>(params, shared, true, lane).run(range);
-    } else {
-      Producer<C, C::kValueBytes>(params, shared, false, lane).run(range);
-    }
+    load_units<C>(params, shared, static_cast<std::int32_t>(blockIdx.x), warp == kConsumerWarps,
+                  lane);
     return;
   }
   ConsumerState<C> state{params, shared, warp, lane};

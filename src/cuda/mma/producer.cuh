@@ -32,8 +32,9 @@ class Producer {
     position_.slot = loads_keys ? 0 : 1;
   }
 
-  __device__ void run(std::int32_t block) {
-    TileStream tiles(params_, cache_, kElementBytes, block, lane_);
+  /// @return Whether there are units of another size than this kernel's.
+  __device__ bool run(std::int32_t share) {
+    Tiles tiles(params_, cache_, kElementBytes, share, 0, lane_);
     if (tiles.unit().rows > 0) {
       load_and_hand_over(tiles);  // nothing delays the first tile
       tiles.look_ahead();
@@ -46,14 +47,16 @@ class Producer {
     }
     if (!loads_keys_) hand_over_end();
     wait_for_own_copies();
+    return tiles.has_skipped_units();
   }
 
  private:
+  using Tiles = TileStream<kTileKeys, 1, C::kUnitSize>;
   static constexpr int kHandedOver = -1;
   static constexpr int kElementBytes = sizeof(typename C::Element);
 
   /// The unit goes first, if there is room for its queries, else behind the tile.
-  __device__ void load_and_hand_over(const TileStream& tiles) {
+  __device__ void load_and_hand_over(const Tiles& tiles) {
     if (tiles.is_first_of_unit()) tiles_ahead_ = 0;
 #pragma unroll 1
     for (bool is_loaded = false;; is_loaded = true) {
@@ -69,7 +72,7 @@ class Producer {
     }
   }
 
-  __device__ void load(const TileStream& tiles) {
+  __device__ void load(const Tiles& tiles) {
     const auto* const base = static_cast<const std::byte*>(cache_.data);
     const std::int64_t stride = cache_.token_stride * kElementBytes;
     const RowRange rows{tiles.unit().kv_begin - tiles.key(), tiles.unit().kv_end - tiles.key()};
@@ -82,8 +85,8 @@ class Producer {
         rows_.load_run(to_rows, base + tiles.offset_of_run(first / kRunKeys), stride,
                        rows.from(first));
       } else {
-        rows_.load_scattered(to_rows, base, tiles.offset_of_key(first / kWarpSize),
-                             first % kWarpSize, rows.from(first));
+        rows_.load_scattered(to_rows, base, tiles.offset_of_key(first), first % kWarpSize,
+                             rows.from(first));
       }
     }
     barrier_arrive_after_copies(shared_address(&shared_.full[position_.slot]));
@@ -124,7 +127,7 @@ class Producer {
     const std::int64_t offset =
         (row.token * q.token_stride + row.head * q.head_stride) * kElementBytes;
     const std::uint32_t to = shared_address(shared_.fixed.queries);
-    const RowLoader<C::kKeyBytes> rows(lane_);
+    const RowLoader<Swizzle<C::kKeyBytes>> rows(lane_);
 #pragma unroll 1
     for (int first = 0; first < unit.rows; first += kRunKeys) {
       rows.load_scattered(to + static_cast<std::uint32_t>(first * C::kKeyBytes),
@@ -138,7 +141,7 @@ class Producer {
   const core::Pages cache_;
   const bool loads_keys_;
   const int lane_;
-  const RowLoader<kRowBytes> rows_;
+  const RowLoader<Swizzle<kRowBytes>> rows_;
   RingPosition<C::kSlots> position_;
   std::uint32_t query_parity_ = 0;
   int tiles_ahead_ = kHandedOver;  // of a unit not handed over

@@ -24,7 +24,8 @@ struct RowRange {
 /// Loads 16 rows at a time into a tile. Loading warps are busy with it all the time: every
 /// instruction per copy counts. A copy of the warp takes 32 chunks of 16 bytes; after `kPeriod`
 /// copies every lane is in its column again, so that places are computed once.
-template <int kRowBytes>
+/// @tparam Layout  Of the tile in shared memory.
+template <typename Layout>
 class RowLoader {
  public:
   __device__ explicit RowLoader(int lane) {
@@ -63,8 +64,7 @@ class RowLoader {
   }
 
  private:
-  using Layout = Swizzle<kRowBytes>;
-  static constexpr int kChunks = kRowBytes / 16;
+  static constexpr int kChunks = Layout::kRowBytes / 16;
   static constexpr int kPeriod = kWarpSize % kChunks == 0 ? 1 : 3;
   static constexpr int kPeriodRows = kPeriod * kWarpSize / kChunks;
   static constexpr int kSteps = kRunKeys / kPeriodRows;

@@ -13,21 +13,25 @@
 
 namespace quire::cuda::mma {
 
-/// Runs of a stretch that a lane looks up.
-inline constexpr int kRunsPerLane = kTileKeys / kWarpSize;
-
-/// The tiles of a range. Their places are known for a stretch of 64 runs at a time: 16 tiles, or one
-/// if keys are scattered.
+/// The tiles of a share of the schedule, of which a warp loads a part each. The places of the part's
+/// keys are known for a stretch of 64 runs at a time: 16 tiles of 64 keys, or one if keys are
+/// scattered.
+/// @tparam kKeys   Of a tile.
+/// @tparam kParts  Of a tile, a warp each.
+template <int kKeys, int kParts, UnitSize kSize>
 class TileStream {
  public:
+  static constexpr int kPartKeys = kKeys / kParts;
+
   __device__ TileStream(const AttendParams& params, const core::Pages& cache, std::int32_t element,
-                        std::int32_t block, int lane)
+                        std::int32_t share, int part, int lane)
       : params_(params),
         cache_(cache),
         element_(element),
         run_keys_(params.shape.page_size % kRunKeys == 0 ? kRunKeys : 1),
+        part_(part),
         lane_(lane),
-        units_(params, block) {
+        units_(params, share) {
     next_.unit = units_.first();
     begin_next_unit();
     begin_stretch();
@@ -38,7 +42,8 @@ class TileStream {
   /// First key of the tile, a multiple of kTileKeys.
   [[nodiscard]] __device__ std::int32_t key() const { return key_; }
   [[nodiscard]] __device__ bool is_first_of_unit() const { return key_ <= unit_.kv_begin; }
-  [[nodiscard]] __device__ bool is_last_of_unit() const { return key_ + kTileKeys >= unit_.kv_end; }
+  [[nodiscard]] __device__ bool is_last_of_unit() const { return key_ + kKeys >= unit_.kv_end; }
+  [[nodiscard]] __device__ bool has_skipped_units() const { return units_.has_skipped(); }
 
   /// Asks for the page ids of the next stretch, once. Call it early, so that they are there in time.
   __device__ void look_ahead() {
@@ -55,22 +60,28 @@ class TileStream {
 
   /// To the next tile. The next stretch must have been asked for.
   __device__ void advance() {
-    key_ += kTileKeys;
+    key_ += kKeys;
     if (key_ >= min(stretch_end(), unit_.kv_end)) begin_stretch();
   }
 
   [[nodiscard]] __device__ bool has_runs() const { return run_keys_ > 1; }
-  /// Byte offset of run `run` of the tile. All lanes call it.
+  /// Byte offset of run `run` of the part. All lanes call it.
   [[nodiscard]] __device__ std::int64_t offset_of_run(int run) const {
-    const int at = (key_ - first_key_) / kRunKeys + run;
+    const int at = (key_ - first_key_) / kKeys * (kPartKeys / kRunKeys) + run;
     return __shfl_sync(kAllLanes, at < kWarpSize ? offsets_[0] : offsets_[1], at % kWarpSize);
   }
-  /// Of keys that are runs of their own: byte offset of this lane's key in half `half` of the tile.
-  [[nodiscard]] __device__ std::int64_t offset_of_key(int half) const {
-    return half == 0 ? offsets_[0] : offsets_[1];
+  /// Of keys that are runs of their own: byte offsets of 32 neighbouring ones, of which this lane's
+  /// is one. The part's key `key` is among them.
+  [[nodiscard]] __device__ std::int64_t offset_of_key(int key) const {
+    const int at = (key_ - first_key_) / kKeys * kPartKeys + key;
+    return at < kWarpSize ? offsets_[0] : offsets_[1];
   }
 
  private:
+  static constexpr int kRunsPerLane = 2;  // of a stretch
+  static constexpr int kRuns = kRunsPerLane * kWarpSize;
+  static_assert(kPartKeys % kWarpSize == 0 && kRuns % kPartKeys == 0);
+
   /// The next stretch, with the page ids of this lane's runs already asked for.
   struct Next {
     Unit unit;
@@ -78,7 +89,7 @@ class TileStream {
     std::int32_t pages[kRunsPerLane] = {};
   };
 
-  __device__ std::int32_t stretch_end() const { return first_key_ + kTileKeys * run_keys_; }
+  __device__ std::int32_t stretch_end() const { return first_key_ + kParts * kRuns * run_keys_; }
 
   __device__ void begin_stretch() {
     unit_ = next_.unit;
@@ -96,7 +107,9 @@ class TileStream {
 
   /// First key of this lane's run `i` of the next stretch.
   __device__ std::int32_t key_of_next(int i) const {
-    return next_.first_key + (i * kWarpSize + lane_) * run_keys_;
+    const std::int32_t key = (i * kWarpSize + lane_) * run_keys_;  // among the part's
+    if constexpr (kParts == 1) return next_.first_key + key;
+    return next_.first_key + key / kPartKeys * kKeys + part_ * kPartKeys + key % kPartKeys;
   }
   /// @return False for runs of which no key is seen: page ids may be missing there.
   __device__ bool next_has(std::int32_t key) const {
@@ -132,8 +145,9 @@ class TileStream {
   const core::Pages& cache_;
   const std::int32_t element_;  // bytes
   const std::int32_t run_keys_;
+  const int part_;
   const int lane_;
-  UnitCursor units_;
+  UnitCursor<kSize> units_;
   Next next_;
   Unit unit_;
   std::int32_t first_key_ = 0;  // of the stretch

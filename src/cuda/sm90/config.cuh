@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file
+/// The shapes of one instance of the Hopper kernel, and how its shared memory is laid out.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "cuda/mma/config.cuh"
+#include "cuda/sm90/instructions.cuh"
+
+namespace quire::cuda::sm90 {
+
+/// Warpgroups of a block: one that loads, two that compute.
+inline constexpr int kComputingWarpgroups = 2;
+inline constexpr int kThreads = (1 + kComputingWarpgroups) * kWarpgroupSize;
+inline constexpr int kConsumers = kComputingWarpgroups * kWarpgroupSize;
+
+/// Registers of a thread, after the loading warps have given some to the others.
+inline constexpr int kLoaderRegisters = 104;
+inline constexpr int kConsumerRegisters = 200;
+static_assert((kLoaderRegisters + kComputingWarpgroups * kConsumerRegisters) * kWarpgroupSize <=
+              64 * 1024);
+
+/// Shares of the schedule that a block takes: small units of both at the same time, half of its
+/// warps and memory each, large ones one after another with all of them.
+inline constexpr int kHalves = 2;
+
+/// Warps that load a part of each tile of K, and as many for V.
+inline constexpr int kLoadingParts = 2;
+
+/// @tparam Element_  Of q, K and V: __nv_bfloat16 or __half.
+template <typename Element_, int kHeadDimQk_, int kHeadDimVo_>
+struct Config {
+  using Element = Element_;
+  static constexpr int kHeadDimQk = kHeadDimQk_;
+  static constexpr int kHeadDimVo = kHeadDimVo_;
+
+  /// The portable kernel, of which a block runs two.
+  struct Small : mma::Config<Element, kHeadDimQk, kHeadDimVo, mma::kHalf> {
+    static constexpr UnitSize kUnitSize = UnitSize::kSmall;
+  };
+
+  static constexpr int kTileRows = kComputingWarpgroups * kProductRows;
+  static constexpr int kTileKeys = 128;
+  static constexpr int kQueryBuffers = 2;
+  using QueryLayout = Panels<kHeadDimQk * 2, kTileRows>;
+  using KeyLayout = Panels<kHeadDimQk * 2, kTileKeys>;
+  using ValueLayout = Panels<kHeadDimVo * 2, kTileKeys>;
+
+  static constexpr int kQueryBytes = kTileRows * QueryLayout::kRowBytes;
+  static constexpr int kSlotBytes =
+      kTileKeys * (KeyLayout::kRowBytes > ValueLayout::kRowBytes ? KeyLayout::kRowBytes
+                                                                 : ValueLayout::kRowBytes);
+
+  /// All but the ring.
+  struct Fixed {
+    alignas(1024) std::byte queries[kQueryBuffers][kQueryBytes];
+    Unit units[kQueryBuffers + 1];  // those whose queries are there and the one before; one without
+                                    // rows ends the work
+    std::uint64_t queries_full[kQueryBuffers];   // filled by V's loading warps: copies, and `units`
+    std::uint64_t queries_empty[kQueryBuffers];  // drained: one arrival of each computing warp
+    bool is_last;                                // piece of a split unit
+  };
+  static constexpr int kSlots = static_cast<int>((mma::kWhole - sizeof(Fixed)) /
+                                                 (kSlotBytes + 2 * sizeof(std::uint64_t)));
+  static_assert(kSlots >= 4, "a tile that is multiplied and one that is loaded");
+
+  struct Large {
+    alignas(1024) std::byte ring[kSlots][kSlotBytes];  // K, V, K, V …
+    Fixed fixed;
+    std::uint64_t full[kSlots];   // filled by two loading warps' copies
+    std::uint64_t empty[kSlots];  // drained: one arrival of each computing warp
+  };
+
+  union Shared {
+    typename Small::Shared halves[kHalves];
+    Large large;
+  };
+  static_assert(sizeof(Shared) <= mma::kWhole);
+};
+
+}  // namespace quire::cuda::sm90

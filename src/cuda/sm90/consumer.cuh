@@ -1,0 +1,428 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file
+/// The computing warpgroups of large units. Each takes 64 rows of the unit's 128 against all of its
+/// keys, a tile of 128 at a time:
+///
+///   S [64, 128]  = Q [64, D] · K [128, D]ᵀ      from shared memory
+///   P [64, 128]  = 2^(S − max)                  in registers, rows of a quad of lanes
+///   O [64, Dv]  += P · V [128, Dv]              from registers and shared memory
+///
+/// A tile's scores are multiplied while the tile before it is still being accumulated, and the
+/// warpgroups take turns at issuing products, so that one computes weights while the tensor cores
+/// work for the other. After FlashAttention-3 (Shah et al., 2024).
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/attend/params.hpp"
+#include "cuda/attend/results.cuh"
+#include "cuda/attend/visibility.cuh"
+#include "cuda/common/ptx.cuh"
+#include "cuda/sm90/config.cuh"
+#include "cuda/sm90/instructions.cuh"
+
+namespace quire::cuda::sm90 {
+
+/// Named barriers of large units; those of the portable kernel come first, for each half.
+enum NamedBarrier : int {
+  kUnitEnd = 1 + kHalves * 3,  // partial results written; last piece known
+  kTurn = kUnitEnd + 1,        // and the next: passed by one warpgroup, waited at by the other
+};
+
+/// What outlives a unit.
+template <typename C>
+struct ConsumerState {
+  const AttendParams& params;
+  typename C::Large& shared;
+  int warpgroup;
+  int warp;  // of the warpgroup
+  int lane;
+  mma::RingPosition<C::kSlots> position;
+  mma::RingPosition<C::kQueryBuffers> queries;
+  mma::RingPosition<C::kQueryBuffers + 1> unit;
+
+  [[nodiscard]] __device__ int thread() const {
+    return warpgroup * kWarpgroupSize + warp * kWarpSize + lane;
+  }
+
+  /// The next unit; valid until the one after it is asked for.
+  __device__ const Unit& next_unit() {
+    barrier_wait(shared_address(&shared.fixed.queries_full[queries.slot]), queries.parity);
+    show_to_products();
+    const Unit& next = shared.fixed.units[unit.slot];
+    unit.advance();
+    return next;
+  }
+
+  __device__ void release(std::uint64_t& empty) const {
+    __syncwarp();
+    if (lane == 0) barrier_arrive(shared_address(&empty));
+  }
+  __device__ void release_queries() {
+    release(shared.fixed.queries_empty[queries.slot]);
+    queries.advance();
+  }
+
+  __device__ void wait_for_slot(mma::RingPosition<C::kSlots> at) const {
+    barrier_wait(shared_address(&shared.full[at.slot]), at.parity);
+    show_to_products();
+  }
+  __device__ void release_slot(mma::RingPosition<C::kSlots> at) { release(shared.empty[at.slot]); }
+
+  // The warpgroups take turns at issuing products.
+  __device__ void wait_for_turn() const { named_barrier<kConsumers>(kTurn + warpgroup); }
+  __device__ void pass_turn() const { pass_barrier<kConsumers>(kTurn + 1 - warpgroup); }
+};
+
+/// This warpgroup's rows of one unit, or piece of one.
+template <typename C>
+class UnitAttention {
+ public:
+  __device__ UnitAttention(ConsumerState<C>& state, const Unit& unit)
+      : state_(state),
+        params_(state.params),
+        unit_(unit),
+        visibility_(params_, unit),
+        logits_(params_, unit.kv_head_begin),
+        is_plain_(logits_.is_linear() && logits_.scale() > 0.0F),
+        scale_(is_plain_ ? logits_.scale() : 1.0F),
+        first_row_(state.warpgroup * kProductRows + state.warp * 16 + state.lane / 4),
+        quad_(state.lane % 4) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) keys_of_row_[half] = keys_of(row_of(half));
+  }
+
+  __device__ __forceinline__ void run() {
+    std::int32_t key = unit_.kv_begin / mma::kTileKeys * mma::kTileKeys;
+    float scores[kScores];
+    keys_ = state_.position;
+    values_ = state_.position;
+    values_.advance(1);
+
+    state_.wait_for_slot(keys_);
+    state_.wait_for_turn();
+    score(scores);
+    state_.pass_turn();
+    wait_for_products<0>();
+    hold(scores);
+    state_.release_slot(keys_);
+    to_logits(scores, key);
+    online_softmax(scores);
+    to_weights(scores);
+    key += C::kTileKeys;
+#pragma unroll 1
+    while (key < unit_.kv_end) {
+#pragma unroll 1
+      for (; is_inner(key); key += C::kTileKeys) attend_tile<false>(scores, key);
+      if (key >= unit_.kv_end) break;
+      attend_tile<true>(scores, key);
+      key += C::kTileKeys;
+    }
+    state_.release_queries();
+    state_.wait_for_slot(values_);
+    accumulate();
+    wait_for_products<0>();
+    hold(o_);
+    state_.release_slot(values_);
+    values_.advance(1);
+    state_.position = values_;
+    store();
+  }
+
+ private:
+  using Element = typename C::Element;
+  static constexpr int kScores = C::kTileKeys / 2;       // of a thread
+  static constexpr int kColumns = C::kHeadDimVo;         // of o
+  static constexpr int kStepColumns = kColumns % 128 == 0 ? 128 : 64;  // per product
+  static constexpr int kKeySteps = C::kTileKeys / kProductStep;
+
+  /// Row `half` (0 or 1) that this thread's fragments hold: elements 4 i + 2 half and the next.
+  __device__ int row_of(int half) const { return first_row_ + half * 8; }
+
+  /// A tile that all rows see, and whose scores need nothing but a scale.
+  __device__ bool is_inner(std::int32_t key) const {
+    return is_plain_ && visibility_.sees_all(key, key + C::kTileKeys);
+  }
+
+  /// Scores of this tile to weights, while the weights of the one before are multiplied.
+  /// @tparam kIsEdge  What takes branches waits until no product is on its way.
+  template <bool kIsEdge>
+  __device__ __forceinline__ void attend_tile(float (&scores)[kScores], std::int32_t key) {
+    keys_.advance(2);
+    state_.wait_for_slot(keys_);
+    state_.wait_for_turn();
+    score(scores);
+    state_.wait_for_slot(values_);
+    accumulate();
+    state_.pass_turn();
+    if constexpr (kIsEdge) {
+      wait_for_products<0>();
+      hold(o_);
+    } else {
+      wait_for_products<1>();
+    }
+    hold(scores);
+    state_.release_slot(keys_);
+    if constexpr (kIsEdge) to_logits(scores, key);
+    online_softmax(scores);
+    if constexpr (!kIsEdge) {
+      wait_for_products<0>();
+      hold(o_);
+    }
+    state_.release_slot(values_);
+    values_.advance(2);
+    lower_sums();
+    to_weights(scores);
+  }
+
+  // --- products ----------------------------------------------------------------------------------
+
+  /// Begins scores = Q · Kᵀ.
+  __device__ __forceinline__ void score(float (&scores)[kScores]) {
+    constexpr int kRowBytes = C::QueryLayout::kRowStride;
+    const std::uint64_t queries = operand_at<typename C::QueryLayout>(
+        shared_address(state_.shared.fixed.queries[state_.queries.slot]) +
+        static_cast<std::uint32_t>(state_.warpgroup * kProductRows * kRowBytes));
+    const std::uint64_t keys =
+        operand_at<typename C::KeyLayout>(shared_address(state_.shared.ring[keys_.slot]));
+    hold(scores);
+    begin_products();
+#pragma unroll
+    for (int step = 0; step < C::kHeadDimQk / kProductStep; ++step) {
+      const int bytes = step % 4 * kProductStep * 2;
+      multiply_shared<Element, C::kTileKeys>(
+          scores, operand_after(queries, bytes + step / 4 * C::QueryLayout::kPanelBytes),
+          operand_after(keys, bytes + step / 4 * C::KeyLayout::kPanelBytes), step > 0);
+    }
+    commit_products();
+  }
+
+  /// Begins o += P · V.
+  __device__ __forceinline__ void accumulate() {
+    const std::uint64_t values =
+        operand_at<typename C::ValueLayout>(shared_address(state_.shared.ring[values_.slot]));
+    hold(o_);
+    hold(weights_);
+    begin_products();
+#pragma unroll
+    for (int step = 0; step < kKeySteps; ++step) {
+#pragma unroll
+      for (int column = 0; column < kColumns; column += kStepColumns) {
+        multiply_registers<Element, kStepColumns>(
+            o_ + column / 2, weights_ + step * 4,
+            operand_after(values, step * kProductStep * C::ValueLayout::kRowStride +
+                                      column / 64 * C::ValueLayout::kPanelBytes));
+      }
+    }
+    commit_products();
+  }
+
+  // --- softmax -----------------------------------------------------------------------------------
+
+  /// Keys that a row may see, in view of its unit, causal order and window.
+  __device__ schedule::KeyRange keys_of(int row) const {
+    schedule::KeyRange keys{unit_.kv_begin, unit_.kv_end};
+    const std::int32_t position =
+        unit_.lengths.position(unit_.q_begin + params_.group_size.quotient(row));
+    if (params_.shape.mask == Mask::kCausal) keys.end = min(keys.end, position + 1);
+    if (params_.shape.window_left >= 0 && position > 0) {
+      keys.begin = max(keys.begin, position - min(position, params_.shape.window_left));
+    }
+    return keys;
+  }
+
+  /// Products to powers of two, relative to the rows' maxima, which are raised. What was summed up
+  /// before is lowered by `factor_` afterwards.
+  __device__ __forceinline__ void online_softmax(float (&scores)[kScores]) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float max = max_[half];
+#pragma unroll
+      for (int i = 2 * half; i < kScores; i += 4) max = fmaxf(max, fmaxf(scores[i], scores[i + 1]));
+      max = fmaxf(max, __shfl_xor_sync(kAllLanes, max, 1));
+      max = fmaxf(max, __shfl_xor_sync(kAllLanes, max, 2));
+      const float base = max == kNoKey ? 0.0F : max * scale_;
+      factor_[half] = exp2_fast(max_[half] * scale_ - base);
+      max_[half] = max;
+      float sum = 0.0F;
+#pragma unroll
+      for (int i = 2 * half; i < kScores; i += 4) {
+        scores[i] = exp2_fast(scores[i] * scale_ - base);
+        scores[i + 1] = exp2_fast(scores[i + 1] * scale_ - base);
+        sum += scores[i] + scores[i + 1];
+      }
+      sum_[half] = sum_[half] * factor_[half] + sum;
+    }
+  }
+
+  /// Lowers o to the new maxima.
+  __device__ __forceinline__ void lower_sums() {
+    if (!__any_sync(kAllLanes, factor_[0] != 1.0F || factor_[1] != 1.0F)) return;
+#pragma unroll
+    for (int i = 0; i < kColumns / 2; ++i) o_[i] *= factor_[i % 4 / 2];
+  }
+
+  __device__ __forceinline__ void to_weights(const float (&scores)[kScores]) {
+#pragma unroll
+    for (int i = 0; i < kScores / 2; ++i) {
+      weights_[i] = pack<Element>(scores[2 * i], scores[2 * i + 1]);
+    }
+  }
+
+  /// What is not a scale, and −inf where a row does not see a key.
+  __device__ __forceinline__ void to_logits(float (&scores)[kScores], std::int32_t first_key) const {
+    if (!is_plain_) [[unlikely]] {
+      transform(scores, first_key);
+    }
+    if (!visibility_.sees_all(first_key, first_key + C::kTileKeys)) hide(scores, first_key);
+  }
+
+  /// Scale of any sign, soft cap and ALiBi: products become logits in units of log 2.
+  __device__ __forceinline__ void transform(float (&scores)[kScores], std::int32_t first_key) const {
+    if (logits_.has_cap()) {
+#pragma unroll
+      for (int i = 0; i < kScores; ++i) scores[i] = logits_.template capped<false>(scores[i]);
+    } else {
+#pragma unroll
+      for (int i = 0; i < kScores; ++i) scores[i] *= logits_.scale();
+    }
+    if (params_.tensors.alibi_slopes == nullptr) return;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const std::int32_t row = min(row_of(half), unit_.rows - 1);
+      const std::int32_t query = params_.group_size.quotient(row);
+      const float slope =
+          __ldg(params_.tensors.alibi_slopes + unit_.kv_head_begin * params_.shape.group_size +
+                params_.group_size.remainder(row, query));
+      const std::int32_t distance = visibility_.first_position() + query - (first_key + quad_ * 2);
+#pragma unroll
+      for (int i = 2 * half; i < kScores; i += 4) {
+        scores[i] -= LogitTransform::alibi(slope, distance - i / 4 * 8);
+        scores[i + 1] -= LogitTransform::alibi(slope, distance - i / 4 * 8 - 1);
+      }
+    }
+  }
+
+  /// −inf where a row does not see a key.
+  __device__ __forceinline__ void hide(float (&scores)[kScores], std::int32_t first_key) const {
+    const std::int32_t own = first_key + quad_ * 2;
+#pragma unroll
+    for (int i = 0; i < kScores; ++i) {
+      const std::int32_t key = own + i / 4 * 8 + i % 2;
+      const schedule::KeyRange& seen = keys_of_row_[i % 4 / 2];
+      if (key < seen.begin || key >= seen.end) scores[i] = kNoKey;
+    }
+    if (params_.shape.mask == Mask::kTree || params_.shape.mask == Mask::kFull) [[unlikely]] {
+      hide_by_mask(scores, own);
+    }
+  }
+
+  __device__ void hide_by_mask(float (&scores)[kScores], std::int32_t own_key) const {
+    static_assert(kScores <= 64);
+    std::uint64_t seen = 0;
+#pragma unroll 1
+    for (int i = 0; i < kScores; ++i) {
+      const std::int32_t query = unit_.q_begin + params_.group_size.quotient(row_of(i % 4 / 2));
+      const bool sees = visibility_.sees(query, own_key + i / 4 * 8 + i % 2);
+      seen |= static_cast<std::uint64_t>(sees) << static_cast<unsigned>(i);
+    }
+#pragma unroll
+    for (int i = 0; i < kScores; ++i) {
+      if ((seen >> static_cast<unsigned>(i) & 1U) == 0) scores[i] = kNoKey;
+    }
+  }
+
+  // --- the end -----------------------------------------------------------------------------------
+
+  /// Final results, or the partial result of a piece.
+  __device__ __forceinline__ void store() {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      sum_[half] += __shfl_xor_sync(kAllLanes, sum_[half], 1);
+      sum_[half] += __shfl_xor_sync(kAllLanes, sum_[half], 2);
+    }
+    if (unit_.num_pieces > 1) {
+      store_piece();
+      return;
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const bool is_in_unit = row_of(half) < unit_.rows;
+      const RowTarget target = row_target(params_, unit_, min(row_of(half), unit_.rows - 1));
+      const RowResult result =
+          result_of(params_, target.head, max_[half] * scale_, sum_[half]);
+      store_row(target, half, result.o_scale, is_in_unit);
+      if (quad_ == 0 && is_in_unit) store_lse(params_, target, result.lse);
+    }
+  }
+
+  /// The quad's lanes exchange what they hold, so that each writes neighbouring columns.
+  __device__ __forceinline__ void store_row(RowTarget target, int half, float scale, bool is_in_unit) const {
+#pragma unroll
+    for (int column = 0; column < kColumns; column += 32) {
+      float o[8];
+#pragma unroll
+      for (int pair = 0; pair < 2; ++pair) {
+        float part[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) part[i] = o_[column / 2 + i * 4 + half * 2 + pair];
+        transpose_in_quad(part);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) o[i * 2 + pair] = part[i] * scale;
+      }
+      if (is_in_unit) store_o<Element>(params_, target, column + quad_ * 8, o);
+    }
+  }
+
+  /// Value i of lane j becomes value j of lane i.
+  __device__ __forceinline__ void transpose_in_quad(float (&values)[4]) const {
+#pragma unroll
+    for (int bit = 1; bit <= 2; bit *= 2) {
+      const bool is_upper = (quad_ & bit) != 0;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        if ((i & bit) != 0) continue;
+        const float sent = is_upper ? values[i] : values[i + bit];
+        const float received = __shfl_xor_sync(kAllLanes, sent, bit);
+        (is_upper ? values[i] : values[i + bit]) = received;
+      }
+    }
+  }
+
+  __device__ __forceinline__ void store_piece() const {
+    const PartialRows rows(params_, unit_);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      if (row_of(half) >= unit_.rows) continue;
+      const std::int32_t to = rows.at(unit_.piece, row_of(half));
+      if (quad_ == 0) {
+        params_.partials.max_and_sum[to] = make_float2(max_[half] * scale_, sum_[half]);
+      }
+      float* const o = params_.partials.o + to * kColumns + quad_ * 2;
+#pragma unroll
+      for (int i = 0; i < kColumns / 8; ++i) {
+        store_pair(o + i * 8, o_[i * 4 + half * 2], o_[i * 4 + half * 2 + 1]);
+      }
+    }
+  }
+
+  ConsumerState<C>& state_;
+  const AttendParams& params_;
+  const Unit& unit_;
+  const Visibility visibility_;
+  const LogitTransform logits_;
+  const bool is_plain_;  // a logit is the product times a positive number
+  const float scale_;    // from scores to units of log 2
+  const int first_row_;
+  const int quad_;
+  schedule::KeyRange keys_of_row_[2];
+  mma::RingPosition<C::kSlots> keys_;    // of the tile that is scored
+  mma::RingPosition<C::kSlots> values_;  // of the one that is accumulated
+  std::uint32_t weights_[kScores / 2];
+  float o_[kColumns / 2] = {};
+  float max_[2] = {kNoKey, kNoKey};  // of the scores
+  float sum_[2] = {};
+  float factor_[2];
+};
+
+}  // namespace quire::cuda::sm90

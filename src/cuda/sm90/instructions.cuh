@@ -1,0 +1,199 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file
+/// Hopper's own instructions: matrix products of a warpgroup (wgmma), registers handed from one
+/// warpgroup to another, and how operands lie in shared memory for them.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+#include <type_traits>
+
+#include "cuda/common/ptx.cuh"
+
+namespace quire::cuda::sm90 {
+
+inline constexpr int kWarpgroupSize = 128;
+
+/// Rows of an accumulator that a warpgroup makes at a time, and components per instruction.
+inline constexpr int kProductRows = 64;
+inline constexpr int kProductStep = 16;
+
+/// How a tile of rows lies in shared memory for wgmma: in panels of 64 elements (128 bytes), a
+/// panel's rows behind one another, their 16-byte chunks swizzled (the 128-byte mode). Tiles begin
+/// at multiples of 1,024.
+template <int kRowBytes_, int kRows>
+struct Panels {
+  static constexpr int kRowBytes = kRowBytes_;
+  static constexpr int kRowStride = 128;
+  static constexpr int kPanelBytes = kRows * kRowStride;
+  static constexpr int kChunkBytes = 16;
+  static_assert(kRowBytes % kRowStride == 0 && kRows % 8 == 0);
+
+  /// Address of chunk 0 of a row of the tile at `tile`.
+  static __device__ __forceinline__ std::uint32_t row(std::uint32_t tile, int row) {
+    return tile + static_cast<std::uint32_t>(row * kRowStride + row % 8 * kChunkBytes);
+  }
+  /// Address of another chunk of the row.
+  static __device__ __forceinline__ std::uint32_t chunk(std::uint32_t row, int chunk) {
+    return (row ^ static_cast<std::uint32_t>(chunk % 8 * kChunkBytes)) +
+           static_cast<std::uint32_t>(chunk / 8 * kPanelBytes);
+  }
+  /// Address of the chunk `rows` rows below the one at `place`. `rows` is a multiple of a power of
+  /// two that is larger than the row of `place`.
+  static __device__ __forceinline__ std::uint32_t later_row(std::uint32_t place, int rows) {
+    return (place ^ static_cast<std::uint32_t>(rows % 8 * kChunkBytes)) +
+           static_cast<std::uint32_t>(rows * kRowStride);
+  }
+};
+
+/// Names an operand in shared memory to wgmma, from the address of its first panel.
+template <typename Layout>
+__device__ __forceinline__ std::uint64_t operand_at(std::uint32_t address) {
+  constexpr std::uint64_t kSwizzle128 = 1ULL << 62U;
+  constexpr std::uint64_t kEightRows = 8 * Layout::kRowStride;
+  return kSwizzle128 | (kEightRows >> 4U) << 32U |
+         static_cast<std::uint64_t>(Layout::kPanelBytes >> 4U) << 16U | address >> 4U;
+}
+/// The operand `bytes` further on.
+__device__ __forceinline__ std::uint64_t operand_after(std::uint64_t operand, int bytes) {
+  return operand + static_cast<std::uint64_t>(bytes >> 4U);
+}
+
+/// Before the first product that uses registers which other instructions have written.
+__device__ __forceinline__ void begin_products() {
+  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
+/// Closes a group of products.
+__device__ __forceinline__ void commit_products() {
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+/// Waits until at most `kGroups` groups are on their way.
+template <int kGroups>
+__device__ __forceinline__ void wait_for_products() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kGroups) : "memory");
+}
+/// What is computed with these registers stays behind this line.
+template <typename T, int kCount>
+__device__ __forceinline__ void hold(T (&registers)[kCount]) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    if constexpr (std::is_same_v<T, float>) {
+      asm volatile("" : "+f"(registers[i])::"memory");
+    } else {
+      asm volatile("" : "+r"(registers[i])::"memory");
+    }
+  }
+}
+
+/// What copies have written to shared memory, and this thread knows of, is seen by wgmma.
+__device__ __forceinline__ void show_to_products() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+/// All warps of a warpgroup call it.
+template <int kRegisters>
+__device__ __forceinline__ void take_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+template <int kRegisters>
+__device__ __forceinline__ void give_registers() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+
+/// A barrier that some threads only pass and others wait at, `Threads` in all.
+template <int Threads>
+__device__ __forceinline__ void pass_barrier(int id) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(id), "n"(Threads) : "memory");
+}
+
+// Lists of an accumulator's registers, for the instructions below.
+#define QUIRE_EIGHT(d, i)                                                             \
+  "+f"((d)[i]), "+f"((d)[(i) + 1]), "+f"((d)[(i) + 2]), "+f"((d)[(i) + 3]), \
+      "+f"((d)[(i) + 4]), "+f"((d)[(i) + 5]), "+f"((d)[(i) + 6]), "+f"((d)[(i) + 7])
+#define QUIRE_32(d) QUIRE_EIGHT(d, 0), QUIRE_EIGHT(d, 8), QUIRE_EIGHT(d, 16), QUIRE_EIGHT(d, 24)
+#define QUIRE_64(d)                                                                   \
+  QUIRE_32(d), QUIRE_EIGHT(d, 32), QUIRE_EIGHT(d, 40), QUIRE_EIGHT(d, 48), QUIRE_EIGHT(d, 56)
+#define QUIRE_NAMES_32 \
+  "%0, %1, %2, %3, %4, %5, %6, %7, " \
+  "%8, %9, %10, %11, %12, %13, %14, %15, " \
+  "%16, %17, %18, %19, %20, %21, %22, %23, " \
+  "%24, %25, %26, %27, %28, %29, %30, %31"
+#define QUIRE_NAMES_64 \
+  "%0, %1, %2, %3, %4, %5, %6, %7, " \
+  "%8, %9, %10, %11, %12, %13, %14, %15, " \
+  "%16, %17, %18, %19, %20, %21, %22, %23, " \
+  "%24, %25, %26, %27, %28, %29, %30, %31, " \
+  "%32, %33, %34, %35, %36, %37, %38, %39, " \
+  "%40, %41, %42, %43, %44, %45, %46, %47, " \
+  "%48, %49, %50, %51, %52, %53, %54, %55, " \
+  "%56, %57, %58, %59, %60, %61, %62, %63"
+// With operands (descriptor, descriptor) and (four registers, descriptor); B is keys × components
+// in the first, keys × columns, transposed, in the second.
+#define QUIRE_PRODUCT_OF_SHARED(columns, type, names, list, flag, first, second, d, a, b, add)     \
+  asm volatile("{ .reg .pred p; setp.ne.b32 p, " flag ", 0;\n"                                     \
+               "wgmma.mma_async.sync.aligned.m64n" columns "k16.f32." type "." type " {" names     \
+               "}, " first ", " second ", p, 1, 1, 0, 0; }"                                        \
+               : list(d)                                                                           \
+               : "l"(a), "l"(b), "r"(add)                                                          \
+               : "memory")
+#define QUIRE_PRODUCT_OF_REGISTERS(columns, type, names, list, r0, r1, r2, r3, second, d, a, b)    \
+  asm volatile("wgmma.mma_async.sync.aligned.m64n" columns "k16.f32." type "." type " {" names     \
+               "}, {" r0 ", " r1 ", " r2 ", " r3 "}, " second ", 1, 1, 1, 1;"                      \
+               : list(d)                                                                           \
+               : "r"((a)[0]), "r"((a)[1]), "r"((a)[2]), "r"((a)[3]), "l"(b)                        \
+               : "memory")
+
+/// d (+)= a · bᵀ for a 64 × 16 and b kColumns × 16, both in shared memory, d in fp32.
+template <typename Element, int kColumns>
+__device__ __forceinline__ void multiply_shared(float (&d)[kColumns / 2], std::uint64_t a,
+                                                std::uint64_t b, bool add) {
+  static_assert(kColumns == 64 || kColumns == 128);
+  const int flag = add ? 1 : 0;
+  constexpr bool kIsBfloat16 = std::is_same_v<Element, __nv_bfloat16>;
+  if constexpr (kColumns == 64 && kIsBfloat16) {
+    QUIRE_PRODUCT_OF_SHARED("64", "bf16", QUIRE_NAMES_32, QUIRE_32, "%34", "%32", "%33", d, a, b,
+                            flag);
+  } else if constexpr (kColumns == 64) {
+    QUIRE_PRODUCT_OF_SHARED("64", "f16", QUIRE_NAMES_32, QUIRE_32, "%34", "%32", "%33", d, a, b,
+                            flag);
+  } else if constexpr (kIsBfloat16) {
+    QUIRE_PRODUCT_OF_SHARED("128", "bf16", QUIRE_NAMES_64, QUIRE_64, "%66", "%64", "%65", d, a, b,
+                            flag);
+  } else {
+    QUIRE_PRODUCT_OF_SHARED("128", "f16", QUIRE_NAMES_64, QUIRE_64, "%66", "%64", "%65", d, a, b,
+                            flag);
+  }
+}
+
+/// d += a · b for a 64 × 16 in registers and b 16 × kColumns in shared memory.
+template <typename Element, int kColumns>
+__device__ __forceinline__ void multiply_registers(float* d, const std::uint32_t* a,
+                                                   std::uint64_t b) {
+  static_assert(kColumns == 64 || kColumns == 128);
+  constexpr bool kIsBfloat16 = std::is_same_v<Element, __nv_bfloat16>;
+  if constexpr (kColumns == 64 && kIsBfloat16) {
+    QUIRE_PRODUCT_OF_REGISTERS("64", "bf16", QUIRE_NAMES_32, QUIRE_32, "%32", "%33", "%34", "%35",
+                               "%36", d, a, b);
+  } else if constexpr (kColumns == 64) {
+    QUIRE_PRODUCT_OF_REGISTERS("64", "f16", QUIRE_NAMES_32, QUIRE_32, "%32", "%33", "%34", "%35",
+                               "%36", d, a, b);
+  } else if constexpr (kIsBfloat16) {
+    QUIRE_PRODUCT_OF_REGISTERS("128", "bf16", QUIRE_NAMES_64, QUIRE_64, "%64", "%65", "%66", "%67",
+                               "%68", d, a, b);
+  } else {
+    QUIRE_PRODUCT_OF_REGISTERS("128", "f16", QUIRE_NAMES_64, QUIRE_64, "%64", "%65", "%66", "%67",
+                               "%68", d, a, b);
+  }
+}
+
+#undef QUIRE_PRODUCT_OF_REGISTERS
+#undef QUIRE_PRODUCT_OF_SHARED
+#undef QUIRE_NAMES_64
+#undef QUIRE_NAMES_32
+#undef QUIRE_64
+#undef QUIRE_32
+#undef QUIRE_EIGHT
+
+}  // namespace quire::cuda::sm90
