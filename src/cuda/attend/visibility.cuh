@@ -26,6 +26,11 @@ class Visibility {
     return begin >= seen_.begin && end <= seen_.end;
   }
 
+  /// The end of the keys from `key` on that every query of the unit sees; `key` if there are none.
+  __device__ std::int32_t end_of_seen_by_all(std::int32_t key) const {
+    return key >= seen_.begin ? max(key, seen_.end) : key;
+  }
+
   /// @return True if query `query` of the request sees key `key`.
   __device__ bool sees(std::int32_t query, std::int32_t key) const {
     if (key < unit_.kv_begin || key >= unit_.kv_end || query >= unit_.q_end) return false;

@@ -119,6 +119,9 @@ struct RingPosition {
     slot -= kSlots;
     parity ^= 1;
   }
+  [[nodiscard]] __device__ RingPosition before() const {
+    return slot > 0 ? RingPosition{slot - 1, parity} : RingPosition{kSlots - 1, parity ^ 1};
+  }
 };
 
 }  // namespace quire::cuda::mma

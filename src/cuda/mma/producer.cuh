@@ -34,7 +34,8 @@ class Producer {
 
   /// @return Whether there are units of another size than this kernel's.
   __device__ bool run(std::int32_t share) {
-    Tiles tiles(params_, cache_, kElementBytes, share, 0, lane_);
+    UnitWalk<C::kUnitSize> walk(params_, share);
+    Tiles tiles(params_, cache_, kElementBytes, walk, 0, lane_);
     if (tiles.unit().rows > 0) {
       load_and_hand_over(tiles);  // nothing delays the first tile
       tiles.look_ahead();
@@ -47,7 +48,7 @@ class Producer {
     }
     if (!loads_keys_) hand_over_end();
     wait_for_own_copies();
-    return tiles.has_skipped_units();
+    return walk.cursor.has_skipped();
   }
 
  private:

@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "cuda/mma/config.cuh"
+#include "cuda/mma/tile_stream.cuh"
 #include "cuda/sm90/instructions.cuh"
 
 namespace quire::cuda::sm90 {
@@ -62,7 +63,8 @@ struct Config {
     std::uint64_t queries_empty[kQueryBuffers];  // drained: one arrival of each computing warp
     bool is_last;                                // piece of a split unit
   };
-  static constexpr int kSlots = static_cast<int>((mma::kWhole - sizeof(Fixed)) /
+  static constexpr int kWalkBytes = sizeof(mma::UnitWalk<UnitSize::kLarge>);
+  static constexpr int kSlots = static_cast<int>((mma::kWhole - sizeof(Fixed) - 4 * kWalkBytes) /
                                                  (kSlotBytes + 2 * sizeof(std::uint64_t)));
   static_assert(kSlots >= 4, "a tile that is multiplied and one that is loaded");
 
@@ -71,6 +73,7 @@ struct Config {
     Fixed fixed;
     std::uint64_t full[kSlots];   // filled by two loading warps' copies
     std::uint64_t empty[kSlots];  // drained: one arrival of each computing warp
+    alignas(16) std::byte walks[2 * kLoadingParts][kWalkBytes];  // of each loading warp
   };
 
   union Shared {

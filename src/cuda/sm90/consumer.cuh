@@ -86,46 +86,41 @@ class UnitAttention {
         logits_(params_, unit.kv_head_begin),
         is_plain_(logits_.is_linear() && logits_.scale() > 0.0F),
         scale_(is_plain_ ? logits_.scale() : 1.0F),
+        query_rows_(shared_address(state.shared.fixed.queries) +
+                    state.warpgroup * kProductRows * C::QueryLayout::kRowStride),
         first_row_(state.warpgroup * kProductRows + state.warp * 16 + state.lane / 4),
-        quad_(state.lane % 4) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) keys_of_row_[half] = keys_of(row_of(half));
-  }
+        quad_(state.lane % 4) {}
 
   __device__ __forceinline__ void run() {
     std::int32_t key = unit_.kv_begin / mma::kTileKeys * mma::kTileKeys;
     float scores[kScores];
-    keys_ = state_.position;
-    values_ = state_.position;
-    values_.advance(1);
-
-    state_.wait_for_slot(keys_);
+    state_.wait_for_slot(keys());
     state_.wait_for_turn();
     score(scores);
     state_.pass_turn();
     wait_for_products<0>();
     hold(scores);
-    state_.release_slot(keys_);
+    state_.release_slot(keys());
     to_logits(scores, key);
     online_softmax(scores);
     to_weights(scores);
+    state_.position.advance(2);
     key += C::kTileKeys;
 #pragma unroll 1
     while (key < unit_.kv_end) {
+      const std::int32_t inner_end = inner_end_from(key);
 #pragma unroll 1
-      for (; is_inner(key); key += C::kTileKeys) attend_tile<false>(scores, key);
+      for (; key + C::kTileKeys <= inner_end; key += C::kTileKeys) attend_tile<false>(scores, key);
       if (key >= unit_.kv_end) break;
       attend_tile<true>(scores, key);
       key += C::kTileKeys;
     }
     state_.release_queries();
-    state_.wait_for_slot(values_);
+    state_.wait_for_slot(values());
     accumulate();
     wait_for_products<0>();
     hold(o_);
-    state_.release_slot(values_);
-    values_.advance(1);
-    state_.position = values_;
+    state_.release_slot(values());
     store();
   }
 
@@ -139,20 +134,27 @@ class UnitAttention {
   /// Row `half` (0 or 1) that this thread's fragments hold: elements 4 i + 2 half and the next.
   __device__ int row_of(int half) const { return first_row_ + half * 8; }
 
-  /// A tile that all rows see, and whose scores need nothing but a scale.
-  __device__ bool is_inner(std::int32_t key) const {
-    return is_plain_ && visibility_.sees_all(key, key + C::kTileKeys);
+  /// Where the tiles from `key` on end of which all rows see all keys, and whose scores need nothing
+  /// but a scale.
+  __device__ std::int32_t inner_end_from(std::int32_t key) const {
+    return is_plain_ ? visibility_.end_of_seen_by_all(key) : key;
+  }
+
+  /// The tile that is scored next: `state_.position` is that of its keys.
+  [[nodiscard]] __device__ mma::RingPosition<C::kSlots> keys() const { return state_.position; }
+  /// The tile before it, which is accumulated.
+  [[nodiscard]] __device__ mma::RingPosition<C::kSlots> values() const {
+    return state_.position.before();
   }
 
   /// Scores of this tile to weights, while the weights of the one before are multiplied.
   /// @tparam kIsEdge  What takes branches waits until no product is on its way.
   template <bool kIsEdge>
   __device__ __forceinline__ void attend_tile(float (&scores)[kScores], std::int32_t key) {
-    keys_.advance(2);
-    state_.wait_for_slot(keys_);
+    state_.wait_for_slot(keys());
     state_.wait_for_turn();
     score(scores);
-    state_.wait_for_slot(values_);
+    state_.wait_for_slot(values());
     accumulate();
     state_.pass_turn();
     if constexpr (kIsEdge) {
@@ -162,45 +164,46 @@ class UnitAttention {
       wait_for_products<1>();
     }
     hold(scores);
-    state_.release_slot(keys_);
+    state_.release_slot(keys());
     if constexpr (kIsEdge) to_logits(scores, key);
     online_softmax(scores);
     if constexpr (!kIsEdge) {
+      hold(scores);  // or the compiler waits first and computes then
       wait_for_products<0>();
       hold(o_);
     }
-    state_.release_slot(values_);
-    values_.advance(2);
+    state_.release_slot(values());
+    state_.position.advance(2);
     lower_sums();
     to_weights(scores);
   }
 
   // --- products ----------------------------------------------------------------------------------
 
+  __device__ std::uint32_t slot_address(mma::RingPosition<C::kSlots> at) const {
+    return shared_address(state_.shared.ring[at.slot]);
+  }
+
   /// Begins scores = Q · Kᵀ.
   __device__ __forceinline__ void score(float (&scores)[kScores]) {
-    constexpr int kRowBytes = C::QueryLayout::kRowStride;
-    const std::uint64_t queries = operand_at<typename C::QueryLayout>(
-        shared_address(state_.shared.fixed.queries[state_.queries.slot]) +
-        static_cast<std::uint32_t>(state_.warpgroup * kProductRows * kRowBytes));
-    const std::uint64_t keys =
-        operand_at<typename C::KeyLayout>(shared_address(state_.shared.ring[keys_.slot]));
+    const auto queries = Operand<typename C::QueryLayout>::at(static_cast<std::uint32_t>(
+        opaque(static_cast<int>(query_rows_) + state_.queries.slot * C::kQueryBytes)));
+    const auto tile = Operand<typename C::KeyLayout>::at(slot_address(keys()));
     hold(scores);
     begin_products();
 #pragma unroll
     for (int step = 0; step < C::kHeadDimQk / kProductStep; ++step) {
       const int bytes = step % 4 * kProductStep * 2;
       multiply_shared<Element, C::kTileKeys>(
-          scores, operand_after(queries, bytes + step / 4 * C::QueryLayout::kPanelBytes),
-          operand_after(keys, bytes + step / 4 * C::KeyLayout::kPanelBytes), step > 0);
+          scores, queries.after(bytes + step / 4 * C::QueryLayout::kPanelBytes),
+          tile.after(bytes + step / 4 * C::KeyLayout::kPanelBytes), step > 0);
     }
     commit_products();
   }
 
   /// Begins o += P · V.
   __device__ __forceinline__ void accumulate() {
-    const std::uint64_t values =
-        operand_at<typename C::ValueLayout>(shared_address(state_.shared.ring[values_.slot]));
+    const auto tile = Operand<typename C::ValueLayout>::at(slot_address(values()));
     hold(o_);
     hold(weights_);
     begin_products();
@@ -210,8 +213,8 @@ class UnitAttention {
       for (int column = 0; column < kColumns; column += kStepColumns) {
         multiply_registers<Element, kStepColumns>(
             o_ + column / 2, weights_ + step * 4,
-            operand_after(values, step * kProductStep * C::ValueLayout::kRowStride +
-                                      column / 64 * C::ValueLayout::kPanelBytes));
+            tile.after(step * kProductStep * C::ValueLayout::kRowStride +
+                         column / 64 * C::ValueLayout::kPanelBytes));
       }
     }
     commit_products();
@@ -307,10 +310,14 @@ class UnitAttention {
   __device__ __forceinline__ void hide(float (&scores)[kScores], std::int32_t first_key) const {
     const std::int32_t own = first_key + quad_ * 2;
 #pragma unroll
-    for (int i = 0; i < kScores; ++i) {
-      const std::int32_t key = own + i / 4 * 8 + i % 2;
-      const schedule::KeyRange& seen = keys_of_row_[i % 4 / 2];
-      if (key < seen.begin || key >= seen.end) scores[i] = kNoKey;
+    for (int half = 0; half < 2; ++half) {
+      const schedule::KeyRange seen = keys_of(row_of(half));
+#pragma unroll
+      for (int i = 2 * half; i < kScores; i += 4) {
+        const std::int32_t key = own + i / 4 * 8;
+        if (key < seen.begin || key >= seen.end) scores[i] = kNoKey;
+        if (key + 1 < seen.begin || key + 1 >= seen.end) scores[i + 1] = kNoKey;
+      }
     }
     if (params_.shape.mask == Mask::kTree || params_.shape.mask == Mask::kFull) [[unlikely]] {
       hide_by_mask(scores, own);
@@ -413,11 +420,9 @@ class UnitAttention {
   const LogitTransform logits_;
   const bool is_plain_;  // a logit is the product times a positive number
   const float scale_;    // from scores to units of log 2
+  const std::uint32_t query_rows_;  // address of this warpgroup's, in the first buffer
   const int first_row_;
   const int quad_;
-  schedule::KeyRange keys_of_row_[2];
-  mma::RingPosition<C::kSlots> keys_;    // of the tile that is scored
-  mma::RingPosition<C::kSlots> values_;  // of the one that is accumulated
   std::uint32_t weights_[kScores / 2];
   float o_[kColumns / 2] = {};
   float max_[2] = {kNoKey, kNoKey};  // of the scores

@@ -48,18 +48,23 @@ struct Panels {
   }
 };
 
-/// Names an operand in shared memory to wgmma, from the address of its first panel.
+/// An operand in shared memory as wgmma takes it: where it begins, in units of 16 bytes; the other half
+/// of the 64 bits says how it lies and is the same for all operands of a layout.
 template <typename Layout>
-__device__ __forceinline__ std::uint64_t operand_at(std::uint32_t address) {
-  constexpr std::uint64_t kSwizzle128 = 1ULL << 62U;
-  constexpr std::uint64_t kEightRows = 8 * Layout::kRowStride;
-  return kSwizzle128 | (kEightRows >> 4U) << 32U |
-         static_cast<std::uint64_t>(Layout::kPanelBytes >> 4U) << 16U | address >> 4U;
-}
-/// The operand `bytes` further on.
-__device__ __forceinline__ std::uint64_t operand_after(std::uint64_t operand, int bytes) {
-  return operand + static_cast<std::uint64_t>(bytes >> 4U);
-}
+struct Operand {
+  static constexpr std::uint32_t kSwizzle128 = 1U << 30U;
+  static constexpr std::uint32_t kHigh = kSwizzle128 | 8 * Layout::kRowStride / 16;
+  std::uint32_t low;
+
+  /// @param address  Of the first panel.
+  static __device__ __forceinline__ Operand at(std::uint32_t address) {
+    constexpr std::uint32_t kPanelStride = Layout::kPanelBytes / 16;
+    return {address / 16 | kPanelStride << 16U};
+  }
+  [[nodiscard]] __device__ __forceinline__ Operand after(int bytes) const {
+    return {low + static_cast<std::uint32_t>(bytes / 16)};
+  }
+};
 
 /// Before the first product that uses registers which other instructions have written.
 __device__ __forceinline__ void begin_products() {
@@ -129,62 +134,62 @@ __device__ __forceinline__ void pass_barrier(int id) {
   "%40, %41, %42, %43, %44, %45, %46, %47, " \
   "%48, %49, %50, %51, %52, %53, %54, %55, " \
   "%56, %57, %58, %59, %60, %61, %62, %63"
-// With operands (descriptor, descriptor) and (four registers, descriptor); B is keys × components
-// in the first, keys × columns, transposed, in the second.
-#define QUIRE_PRODUCT_OF_SHARED(columns, type, names, list, flag, first, second, d, a, b, add)     \
-  asm volatile("{ .reg .pred p; setp.ne.b32 p, " flag ", 0;\n"                                     \
+// Products of operands a and b, added to d.
+#define QUIRE_PRODUCT_OF_SHARED(columns, type, names, list, low_a, high_a, low_b, high_b, flag)    \
+  asm volatile("{ .reg .pred p; .reg .b64 a, b; setp.ne.b32 p, " flag ", 0;\n"                     \
+               "mov.b64 a, {" low_a ", " high_a "}; mov.b64 b, {" low_b ", " high_b "};\n"         \
                "wgmma.mma_async.sync.aligned.m64n" columns "k16.f32." type "." type " {" names     \
-               "}, " first ", " second ", p, 1, 1, 0, 0; }"                                        \
+               "}, a, b, p, 1, 1, 0, 0; }"                                                         \
                : list(d)                                                                           \
-               : "l"(a), "l"(b), "r"(add)                                                          \
+               : "r"(a.low), "n"(a.kHigh), "r"(b.low), "n"(b.kHigh), "r"(add ? 1 : 0)              \
                : "memory")
-#define QUIRE_PRODUCT_OF_REGISTERS(columns, type, names, list, r0, r1, r2, r3, second, d, a, b)    \
-  asm volatile("wgmma.mma_async.sync.aligned.m64n" columns "k16.f32." type "." type " {" names     \
-               "}, {" r0 ", " r1 ", " r2 ", " r3 "}, " second ", 1, 1, 1, 1;"                      \
+#define QUIRE_PRODUCT_OF_REGISTERS(columns, type, names, list, r0, r1, r2, r3, low_b, high_b)      \
+  asm volatile("{ .reg .b64 b; mov.b64 b, {" low_b ", " high_b "};\n"                              \
+               "wgmma.mma_async.sync.aligned.m64n" columns "k16.f32." type "." type " {" names     \
+               "}, {" r0 ", " r1 ", " r2 ", " r3 "}, b, 1, 1, 1, 1; }"                             \
                : list(d)                                                                           \
-               : "r"((a)[0]), "r"((a)[1]), "r"((a)[2]), "r"((a)[3]), "l"(b)                        \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.low), "n"(b.kHigh)              \
                : "memory")
 
 /// d (+)= a · bᵀ for a 64 × 16 and b kColumns × 16, both in shared memory, d in fp32.
-template <typename Element, int kColumns>
-__device__ __forceinline__ void multiply_shared(float (&d)[kColumns / 2], std::uint64_t a,
-                                                std::uint64_t b, bool add) {
+template <typename Element, int kColumns, typename LayoutA, typename LayoutB>
+__device__ __forceinline__ void multiply_shared(float* d, Operand<LayoutA> a, Operand<LayoutB> b,
+                                                bool add) {
   static_assert(kColumns == 64 || kColumns == 128);
-  const int flag = add ? 1 : 0;
   constexpr bool kIsBfloat16 = std::is_same_v<Element, __nv_bfloat16>;
   if constexpr (kColumns == 64 && kIsBfloat16) {
-    QUIRE_PRODUCT_OF_SHARED("64", "bf16", QUIRE_NAMES_32, QUIRE_32, "%34", "%32", "%33", d, a, b,
-                            flag);
+    QUIRE_PRODUCT_OF_SHARED("64", "bf16", QUIRE_NAMES_32, QUIRE_32, "%32", "%33", "%34", "%35",
+                            "%36");
   } else if constexpr (kColumns == 64) {
-    QUIRE_PRODUCT_OF_SHARED("64", "f16", QUIRE_NAMES_32, QUIRE_32, "%34", "%32", "%33", d, a, b,
-                            flag);
+    QUIRE_PRODUCT_OF_SHARED("64", "f16", QUIRE_NAMES_32, QUIRE_32, "%32", "%33", "%34", "%35",
+                            "%36");
   } else if constexpr (kIsBfloat16) {
-    QUIRE_PRODUCT_OF_SHARED("128", "bf16", QUIRE_NAMES_64, QUIRE_64, "%66", "%64", "%65", d, a, b,
-                            flag);
+    QUIRE_PRODUCT_OF_SHARED("128", "bf16", QUIRE_NAMES_64, QUIRE_64, "%64", "%65", "%66", "%67",
+                            "%68");
   } else {
-    QUIRE_PRODUCT_OF_SHARED("128", "f16", QUIRE_NAMES_64, QUIRE_64, "%66", "%64", "%65", d, a, b,
-                            flag);
+    QUIRE_PRODUCT_OF_SHARED("128", "f16", QUIRE_NAMES_64, QUIRE_64, "%64", "%65", "%66", "%67",
+                            "%68");
   }
 }
 
-/// d += a · b for a 64 × 16 in registers and b 16 × kColumns in shared memory.
-template <typename Element, int kColumns>
+/// d += a · b for a 64 × 16 in four registers and b 16 × kColumns in shared memory.
+template <typename Element, int kColumns, typename LayoutB>
 __device__ __forceinline__ void multiply_registers(float* d, const std::uint32_t* a,
-                                                   std::uint64_t b) {
+                                                   Operand<LayoutB> b) {
   static_assert(kColumns == 64 || kColumns == 128);
   constexpr bool kIsBfloat16 = std::is_same_v<Element, __nv_bfloat16>;
   if constexpr (kColumns == 64 && kIsBfloat16) {
     QUIRE_PRODUCT_OF_REGISTERS("64", "bf16", QUIRE_NAMES_32, QUIRE_32, "%32", "%33", "%34", "%35",
-                               "%36", d, a, b);
+                               "%36", "%37");
   } else if constexpr (kColumns == 64) {
     QUIRE_PRODUCT_OF_REGISTERS("64", "f16", QUIRE_NAMES_32, QUIRE_32, "%32", "%33", "%34", "%35",
-                               "%36", d, a, b);
+                               "%36", "%37");
   } else if constexpr (kIsBfloat16) {
     QUIRE_PRODUCT_OF_REGISTERS("128", "bf16", QUIRE_NAMES_64, QUIRE_64, "%64", "%65", "%66", "%67",
-                               "%68", d, a, b);
+                               "%68", "%69");
   } else {
     QUIRE_PRODUCT_OF_REGISTERS("128", "f16", QUIRE_NAMES_64, QUIRE_64, "%64", "%65", "%66", "%67",
-                               "%68", d, a, b);
+                               "%68", "%69");
   }
 }
 

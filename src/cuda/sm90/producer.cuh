@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <new>
 
 #include "cuda/attend/params.hpp"
 #include "cuda/common/ptx.cuh"
@@ -32,7 +33,8 @@ class Producer {
 
   /// All large units of a share.
   __device__ void run(std::int32_t share) {
-    Tiles tiles(params_, cache_, kElementBytes, share, part_, lane_);
+    auto& walk = *new (shared_.walks[threadIdx.x / kWarpSize]) Walk(params_, share);
+    Tiles tiles(params_, cache_, kElementBytes, walk, part_, lane_);
 #pragma unroll 1
     while (tiles.unit().rows > 0) {
       if (!loads_keys_ && tiles.is_first_of_unit()) hand_over(tiles.unit());
@@ -48,6 +50,7 @@ class Producer {
   }
 
  private:
+  using Walk = mma::UnitWalk<UnitSize::kLarge>;
   using Tiles = mma::TileStream<C::kTileKeys, kLoadingParts, UnitSize::kLarge>;
   static constexpr int kElementBytes = sizeof(typename C::Element);
 
@@ -105,7 +108,7 @@ class Producer {
 
   const AttendParams& params_;
   typename C::Large& shared_;
-  const core::Pages cache_;
+  const core::Pages& cache_;
   const bool loads_keys_;
   const int part_;
   const int lane_;
