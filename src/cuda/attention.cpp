@@ -17,6 +17,7 @@
 #include "cuda/runtime.hpp"
 #include "cuda/schedule/kernel.hpp"
 #include "cuda/simt/instances.hpp"
+#include "cuda/sm90/tile_maps.hpp"
 #include "schedule/schedule.hpp"
 
 namespace quire::cuda {
@@ -191,7 +192,9 @@ class CudaAttention final : public internal::AttentionBackend {
       params.page_size = FastDivisor(std::max(1, config.shape.page_size));
       params.max_rows = max_rows_;
       params.check = call.check;
-      std::array<void*, 1> arguments{&params};
+      sm90::TileMaps maps;
+      if (kernel_.takes_tile_maps) maps = sm90::make_tile_maps(config.shape, tensors);
+      std::array<void*, 2> arguments{&params, &maps};
       const std::int32_t blocks =
           policy_.num_ranges * policy_.heads_abreast / kernel_.shares_per_block;
       error = cudaLaunchKernel(kernel_.function, dim3(static_cast<unsigned>(blocks)),
@@ -263,6 +266,7 @@ std::unique_ptr<internal::AttentionBackend> make_attention(const core::Attention
   throw_if_error("attention", current.error());
   const AttendKernel kernel = choose_kernel(kernels_for(config), config.device.index);
   prepare(kernel);
+  if (kernel.takes_tile_maps) sm90::prepare_tile_maps();
   throw_if_error("attention", prepare_schedule());
   const std::int32_t shares =
       std::min(attribute_of(config.device.index, cudaDevAttrMultiProcessorCount),

@@ -58,6 +58,8 @@ struct Header {
   std::int32_t num_ranges = 0;  ///< ranges in use, 0 for a batch without queries
   std::int64_t total_cost = 0;
   std::uint64_t digest = 0;  ///< of lengths and policy, see `describes`; 0 where a device made it
+  std::int32_t has_small_units = 0;
+  std::int32_t has_large_units = 0;
 };
 
 /// A place on the line: before tile `kv_tile` of a unit.
@@ -141,6 +143,12 @@ QUIRE_HOST_DEVICE constexpr std::int32_t partial_slot(std::int32_t first_range,
 /// Rows (token × qo head) that a partial result can have at most.
 QUIRE_HOST_DEVICE inline std::int32_t max_item_rows(const TilePolicy& policy,
                                                     const core::ProblemShape& shape);
+
+/// @return Whether a request is cut into large units.
+QUIRE_HOST_DEVICE inline bool has_large_units(const TilePolicy& policy,
+                                              const core::ProblemShape& shape, Lengths lengths) {
+  return static_cast<std::int64_t>(lengths.qo_len) * shape.group_size > policy.large.over_rows;
+}
 
 /// How a request is cut into units.
 QUIRE_HOST_DEVICE inline SequenceUnits units_of(const TilePolicy& policy,

@@ -283,8 +283,7 @@ QUIRE_HOST_DEVICE inline SequenceUnits units_of(const TilePolicy& policy,
       static_cast<std::int64_t>(lengths.qo_len) * shape.num_qo_heads <= policy.all_heads_rows;
   units.kv_heads = all_heads ? shape.num_kv_heads : policy.heads_abreast;
   units.head_units = shape.num_kv_heads / units.kv_heads;
-  units.are_large = static_cast<std::int64_t>(lengths.qo_len) * shape.group_size >
-                    policy.large.over_rows;
+  units.are_large = has_large_units(policy, shape, lengths);
   units.tokens_per_tile =
       all_heads ? lengths.qo_len
                 : tokens_per_tile(units.are_large ? policy.large.tile_rows : policy.tile_rows,
@@ -391,13 +390,19 @@ inline std::uint64_t digest_of(const TilePolicy& policy, const core::ProblemShap
 inline void build(const TilePolicy& policy, const core::ProblemShape& shape,
                   const core::BatchArrays& batch, ScheduleView schedule) {
   std::int64_t cost = 0;
+  bool has_small = false;
+  bool has_large = false;
   for (std::int32_t seq = 0; seq < batch.num_seqs; ++seq) {
     schedule.cost_before[seq] = cost;
-    cost += cost_of(policy, shape, units_of(policy, shape, lengths_of(shape, batch, seq)));
+    const SequenceUnits units = units_of(policy, shape, lengths_of(shape, batch, seq));
+    cost += cost_of(policy, shape, units);
+    has_small = has_small || (units.q_tiles > 0 && !units.are_large);
+    has_large = has_large || (units.q_tiles > 0 && units.are_large);
   }
   schedule.cost_before[batch.num_seqs] = cost;
   *schedule.header = {batch.num_seqs, ranges_for(policy, shape, cost), cost,
-                      detail::digest_of(policy, shape, batch)};
+                      detail::digest_of(policy, shape, batch), static_cast<std::int32_t>(has_small),
+                      static_cast<std::int32_t>(has_large)};
   PlacedCut begin = place_cut(policy, shape, batch, schedule, 0);
   for (std::int32_t index = 0; index < policy.num_ranges; ++index) {
     const PlacedCut end = place_cut(policy, shape, batch, schedule, index + 1);

@@ -38,9 +38,9 @@ struct AttendParams {
   const CheckRecord* check = nullptr;  ///< an offence in it: do nothing
 };
 
-/// A compiled kernel. Takes `AttendParams`. A share is a range in one of the heads that go abreast.
+/// A compiled kernel. Takes `AttendParams`, and perhaps `sm90::TileMaps` behind them. A share is a range in one of the heads that go abreast.
 struct AttendKernel {
-  const void* function = nullptr;  ///< __global__ void(AttendParams)
+  const void* function = nullptr;  ///< __global__
   std::int32_t threads = 0;
   std::size_t shared_bytes = 0;
   std::int32_t blocks_per_multiprocessor = 0;
@@ -49,6 +49,7 @@ struct AttendKernel {
   std::int32_t tile_rows = 0;        ///< rows of a unit at most
   std::int32_t large_tile_rows = 0;  ///< of a large unit; 0: it has none
   std::int32_t tile_keys = 0;
+  bool takes_tile_maps = false;
 
   /// Shares that a multiprocessor works on at the same time.
   [[nodiscard]] std::int32_t shares_per_multiprocessor() const {

@@ -27,8 +27,8 @@ struct RowTarget {
   std::int32_t head = 0;
 };
 
-/// Which units of a range are meant: kernels that have a body of code for each walk it once for
-/// those of at most `TilePolicy::tile_rows` rows and once for the larger ones.
+/// Which units of a range are meant: kernels that have a body of code for each kind walk it once for
+/// those of requests with few rows and once for the large ones.
 enum class UnitSize { kAny, kSmall, kLarge };
 
 /// The units of a share, one behind another: its head's part of each unit of a range.
@@ -61,16 +61,11 @@ class UnitCursor {
     return {};
   }
 
-  /// @return Whether units of another size were passed.
-  [[nodiscard]] __device__ bool has_skipped() const { return has_skipped_; }
-
  private:
-  __device__ bool is_meant(const Unit& unit) {
+  __device__ bool is_meant(const Unit& unit) const {
     if constexpr (kSize == UnitSize::kAny) return true;
-    const bool is_small = unit.rows <= params_.policy.tile_rows;
-    if (is_small == (kSize == UnitSize::kSmall)) return true;
-    has_skipped_ = true;
-    return false;
+    return schedule::has_large_units(params_.policy, params_.shape, unit.lengths) ==
+           (kSize == UnitSize::kLarge);
   }
 
   __device__ Unit unit_of(const schedule::WorkItem& item, schedule::Lengths lengths,
@@ -85,7 +80,6 @@ class UnitCursor {
   const std::int32_t head_;  // of those that go abreast
   const schedule::Range& range_;
   schedule::WorkCursor cursor_;
-  bool has_skipped_ = false;
 };
 
 __device__ inline RowTarget row_target(const AttendParams& params, const Unit& unit,

@@ -31,6 +31,15 @@ __device__ __forceinline__ void store_shared(std::uint32_t to, std::uint32_t val
   asm volatile("st.shared.u32 [%0], %1;" ::"r"(to), "r"(value) : "memory");
 }
 
+__device__ __forceinline__ uint4 load_shared(std::uint32_t from) {
+  uint4 value;
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+               : "r"(from)
+               : "memory");
+  return value;
+}
+
 /// Copies 16 bytes into shared memory, asynchronously; zeros, and nothing is read, if not `valid`.
 __device__ __forceinline__ void copy_async(std::uint32_t to, const void* from, bool valid) {
   const int bytes = valid ? 16 : 0;

@@ -81,6 +81,7 @@ struct Config {
 template <int kRowBytes_>
 struct Swizzle {
   static constexpr int kRowBytes = kRowBytes_;
+  static constexpr int kRowStride = kRowBytes_;
   static constexpr int kChunkBytes = 16;
   /// Chunks that are permuted among each other. Rows of an odd number of half lines: even and odd
   /// rows differ already.

@@ -72,16 +72,16 @@ __device__ __forceinline__ void attend_units(ConsumerState<C>& state) {
   }
 }
 
-/// A loading warp. @return Whether the share has units of another size than `C::kUnitSize`.
+/// A loading warp.
 template <typename C>
-__device__ __forceinline__ bool load_units(const AttendParams& params, typename C::Shared& shared,
+__device__ __forceinline__ void load_units(const AttendParams& params, typename C::Shared& shared,
                                            std::int32_t share, bool loads_keys, int lane) {
   if constexpr (C::kKeyBytes == C::kValueBytes) {
-    return Producer<C, C::kKeyBytes>(params, shared, loads_keys, lane).run(share);
+    Producer<C, C::kKeyBytes>(params, shared, loads_keys, lane).run(share);
   } else if (loads_keys) {
-    return Producer<C, C::kKeyBytes>(params, shared, true, lane).run(share);
+    Producer<C, C::kKeyBytes>(params, shared, true, lane).run(share);
   } else {
-    return Producer<C, C::kValueBytes>(params, shared, false, lane).run(share);
+    Producer<C, C::kValueBytes>(params, shared, false, lane).run(share);
   }
 }
 

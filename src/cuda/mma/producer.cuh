@@ -32,10 +32,9 @@ class Producer {
     position_.slot = loads_keys ? 0 : 1;
   }
 
-  /// @return Whether there are units of another size than this kernel's.
-  __device__ bool run(std::int32_t share) {
+  __device__ void run(std::int32_t share) {
     UnitWalk<C::kUnitSize> walk(params_, share);
-    Tiles tiles(params_, cache_, kElementBytes, walk, 0, lane_);
+    Tiles tiles(params_, cache_, kElementBytes, walk, lane_);
     if (tiles.unit().rows > 0) {
       load_and_hand_over(tiles);  // nothing delays the first tile
       tiles.look_ahead();
@@ -48,11 +47,10 @@ class Producer {
     }
     if (!loads_keys_) hand_over_end();
     wait_for_own_copies();
-    return walk.cursor.has_skipped();
   }
 
  private:
-  using Tiles = TileStream<kTileKeys, 1, C::kUnitSize>;
+  using Tiles = TileStream<kTileKeys, UnitWalk<C::kUnitSize>>;
   static constexpr int kHandedOver = -1;
   static constexpr int kElementBytes = sizeof(typename C::Element);
 
@@ -83,10 +81,12 @@ class Producer {
     for (int first = 0; first < kTileKeys; first += kRunKeys) {
       const std::uint32_t to_rows = to + static_cast<std::uint32_t>(first * kRowBytes);
       if (tiles.has_runs()) {
-        rows_.load_run(to_rows, base + tiles.offset_of_run(first / kRunKeys), stride,
-                       rows.from(first));
+        const int run = first / kRunKeys;
+        const std::int64_t offset =
+            __shfl_sync(kAllLanes, tiles.offset_near(run), tiles.lane_of(run));
+        rows_.load_run(to_rows, base + offset, stride, rows.from(first));
       } else {
-        rows_.load_scattered(to_rows, base, tiles.offset_of_key(first), first % kWarpSize,
+        rows_.load_scattered(to_rows, base, tiles.offset_near(first), first % kWarpSize,
                              rows.from(first));
       }
     }

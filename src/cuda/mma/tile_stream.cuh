@@ -13,43 +13,47 @@
 
 namespace quire::cuda::mma {
 
-/// The units of a share as a stream of tiles passes them, the same for all lanes of a warp: in
-/// registers, or in shared memory where there are too few of them.
+/// The units of a share, of which a stream of tiles holds two at a time.
 template <UnitSize kSize>
-struct UnitWalk {
-  UnitCursor<kSize> cursor;
-  Unit now;
-  Unit next;
-
+class UnitWalk {
+ public:
   __device__ UnitWalk(const AttendParams& params, std::int32_t share)
-      : cursor(params, share), next(cursor.first()) {}
+      : cursor_(params, share), next_(cursor_.first()) {}
+
+  [[nodiscard]] __device__ const Unit& now() const { return now_; }
+  [[nodiscard]] __device__ const Unit& next() const { return next_; }
+  /// The unit after the next one becomes the next.
+  __device__ void find_next() { next_ = cursor_.next(); }
+  /// The next one becomes this one.
+  __device__ void step() { now_ = next_; }
+
+ private:
+  UnitCursor<kSize> cursor_;
+  Unit now_;
+  Unit next_;
 };
 
-/// The tiles of a share of the schedule, of which a warp loads a part each. The places of the part's
-/// keys are known for a stretch of 64 runs at a time: 16 tiles of 64 keys, or one if keys are
-/// scattered.
-/// @tparam kKeys   Of a tile.
-/// @tparam kParts  Of a tile, a warp each.
-template <int kKeys, int kParts, UnitSize kSize>
+/// The tiles of some units. The places of their keys are known for a stretch of runs at a time: 16
+/// tiles, or one if keys are scattered.
+/// @tparam kKeys  Of a tile.
+/// @tparam Units  Where units come from, as from a `UnitWalk`.
+template <int kKeys, typename Units>
 class TileStream {
  public:
-  static constexpr int kPartKeys = kKeys / kParts;
-
   __device__ TileStream(const AttendParams& params, const core::Pages& cache, std::int32_t element,
-                        UnitWalk<kSize>& walk, int part, int lane)
+                        Units& units, int lane)
       : params_(params),
         cache_(cache),
         element_(element),
         run_keys_(params.shape.page_size % kRunKeys == 0 ? kRunKeys : 1),
-        part_(part),
         lane_(lane),
-        walk_(walk) {
+        units_(units) {
     begin_next_unit();
     begin_stretch();
   }
 
   /// The unit of the tile; without rows at the end of the range.
-  [[nodiscard]] __device__ const Unit& unit() const { return walk_.now; }
+  [[nodiscard]] __device__ const Unit& unit() const { return units_.now(); }
   /// First key of the tile, a multiple of kTileKeys.
   [[nodiscard]] __device__ std::int32_t key() const { return key_; }
   [[nodiscard]] __device__ bool is_first_of_unit() const { return key_ <= unit().kv_begin; }
@@ -63,8 +67,7 @@ class TileStream {
       next_first_key_ = stretch_end();
       ask_for_pages();
     } else {
-      __syncwarp();  // all lanes have read what is replaced
-      walk_.next = walk_.cursor.next();
+      units_.find_next();
       begin_next_unit();
     }
   }
@@ -76,56 +79,68 @@ class TileStream {
   }
 
   [[nodiscard]] __device__ bool has_runs() const { return run_keys_ > 1; }
-  /// Byte offset of run `run` of the part. All lanes call it.
-  [[nodiscard]] __device__ std::int64_t offset_of_run(int run) const {
-    const int at = (key_ - first_key_) / kKeys * (kPartKeys / kRunKeys) + run;
-    return __shfl_sync(kAllLanes, at < kWarpSize ? offsets_[0] : offsets_[1], at % kWarpSize);
+  /// Byte offsets of neighbouring runs, of which this lane's is one; the tile's run `run` is among
+  /// them, that of lane `lane_of(run)`.
+  [[nodiscard]] __device__ std::int64_t offset_near(int run) const {
+    const int at = first_run() + run;
+    std::int64_t offset = offsets_[0];
+#pragma unroll
+    for (int i = 1; i < kRunsPerLane; ++i) offset = at >= i * kWarpSize ? offsets_[i] : offset;
+    return offset;
   }
-  /// Of keys that are runs of their own: byte offsets of 32 neighbouring ones, of which this lane's
-  /// is one. The part's key `key` is among them.
-  [[nodiscard]] __device__ std::int64_t offset_of_key(int key) const {
-    const int at = (key_ - first_key_) / kKeys * kPartKeys + key;
-    return at < kWarpSize ? offsets_[0] : offsets_[1];
+  /// Likewise their pages; of contiguous K and V, the request's first row.
+  [[nodiscard]] __device__ std::int32_t page_near(int run) const {
+    const int at = first_run() + run;
+    std::int32_t page = pages_[0];
+#pragma unroll
+    for (int i = 1; i < kRunsPerLane; ++i) page = at >= i * kWarpSize ? pages_[i] : page;
+    return page;
   }
+  [[nodiscard]] __device__ int lane_of(int run) const { return (first_run() + run) % kWarpSize; }
 
  private:
-  static constexpr int kRunsPerLane = 2;  // of a stretch
-  static constexpr int kRuns = kRunsPerLane * kWarpSize;
-  static_assert(kPartKeys % kWarpSize == 0 && kRuns % kPartKeys == 0);
+  static constexpr int kRunsPerLane = kKeys / kWarpSize;
 
-  __device__ std::int32_t stretch_end() const { return first_key_ + kParts * kRuns * run_keys_; }
+  /// Of the tile, counted from the stretch's.
+  [[nodiscard]] __device__ int first_run() const {
+    return run_keys_ > 1 ? (key_ - first_key_) / kRunKeys : 0;
+  }
+  __device__ std::int32_t stretch_end() const { return first_key_ + kKeys * run_keys_; }
 
   __device__ void begin_stretch() {
-    __syncwarp();
-    walk_.now = walk_.next;
-    __syncwarp();
+    units_.step();
     first_key_ = next_first_key_;
     key_ = next_first_key_;
     looked_ahead_ = false;
 #pragma unroll
-    for (int i = 0; i < kRunsPerLane; ++i) offsets_[i] = offset_of_next(i);
+    for (int i = 0; i < kRunsPerLane; ++i) {
+      offsets_[i] = offset_of_next(i);
+      pages_[i] = next_pages_[i];
+    }
   }
 
   __device__ void begin_next_unit() {
-    __syncwarp();
-    next_first_key_ = walk_.next.kv_begin / kTileKeys * kTileKeys;
+    next_first_key_ = units_.next().kv_begin / kTileKeys * kTileKeys;
     ask_for_pages();
   }
 
   /// First key of this lane's run `i` of the next stretch.
   __device__ std::int32_t key_of_next(int i) const {
-    const std::int32_t key = (i * kWarpSize + lane_) * run_keys_;  // among the part's
-    if constexpr (kParts == 1) return next_first_key_ + key;
-    return next_first_key_ + key / kPartKeys * kKeys + part_ * kPartKeys + key % kPartKeys;
+    return next_first_key_ + (i * kWarpSize + lane_) * run_keys_;
   }
   /// @return False for runs of which no key is seen: page ids may be missing there.
   __device__ bool next_has(std::int32_t key) const {
-    return key + run_keys_ > walk_.next.kv_begin && key < walk_.next.kv_end;
+    return key + run_keys_ > units_.next().kv_begin && key < units_.next().kv_end;
   }
 
   __device__ void ask_for_pages() {
-    if (params_.shape.page_size == kContiguousKv) return;
-    const std::int32_t* ids = schedule::page_ids(params_.batch, walk_.next.seq);
+    if (params_.shape.page_size == kContiguousKv) {
+      const std::int32_t first_row = __ldg(params_.batch.kv_indptr + units_.next().seq);
+#pragma unroll
+      for (std::int32_t& page : next_pages_) page = first_row;
+      return;
+    }
+    const std::int32_t* ids = schedule::page_ids(params_.batch, units_.next().seq);
 #pragma unroll
     for (int i = 0; i < kRunsPerLane; ++i) {
       const std::int32_t key = key_of_next(i);
@@ -137,10 +152,9 @@ class TileStream {
   __device__ std::int64_t offset_of_next(int i) const {
     const std::int32_t key = key_of_next(i);
     if (!next_has(key)) return 0;
-    std::int64_t offset = walk_.next.kv_head_begin * cache_.head_stride;
+    std::int64_t offset = units_.next().kv_head_begin * cache_.head_stride;
     if (params_.shape.page_size == kContiguousKv) {
-      offset += (static_cast<std::int64_t>(params_.batch.kv_indptr[walk_.next.seq]) + key) *
-                cache_.token_stride;
+      offset += (static_cast<std::int64_t>(next_pages_[i]) + key) * cache_.token_stride;
     } else {
       const std::int32_t token = params_.page_size.remainder(key, params_.page_size.quotient(key));
       offset += next_pages_[i] * cache_.page_stride + token * cache_.token_stride;
@@ -152,12 +166,12 @@ class TileStream {
   const core::Pages& cache_;
   const std::int32_t element_;  // bytes
   const std::int32_t run_keys_;
-  const int part_;
   const int lane_;
-  UnitWalk<kSize>& walk_;
+  Units& units_;
   std::int32_t first_key_ = 0;  // of the stretch
   std::int32_t key_ = 0;
-  std::int64_t offsets_[kRunsPerLane] = {};
+  std::int64_t offsets_[kRunsPerLane] = {};  // of this lane's runs, and
+  std::int32_t pages_[kRunsPerLane] = {};    // their pages
   bool looked_ahead_ = false;
   // Of the next stretch, with the page ids of this lane's runs asked for already.
   std::int32_t next_first_key_ = 0;

@@ -64,11 +64,9 @@ struct Shared {
   schedule::PlacedCut cuts[kCutsAtOnce];  // some ranges' begins and ends
 };
 
-__device__ std::int64_t cost_of_seq(const Arguments& arguments, std::int32_t seq) {
-  const schedule::SequenceUnits units =
-      schedule::units_of(arguments.policy, arguments.shape,
-                         schedule::lengths_of(arguments.shape, arguments.batch, seq));
-  return schedule::cost_of(arguments.policy, arguments.shape, units);
+__device__ schedule::SequenceUnits units_of(const Arguments& arguments, std::int32_t seq) {
+  return schedule::units_of(arguments.policy, arguments.shape,
+                            schedule::lengths_of(arguments.shape, arguments.batch, seq));
 }
 
 /// Running costs and header. A thread takes `share` requests behind one another.
@@ -81,11 +79,18 @@ __device__ void sum_up(const Arguments& arguments, const schedule::ScheduleView&
 
   std::int64_t* const costs = fits ? shared.cost_before : schedule.cost_before;
   std::int64_t own = 0;  // of this thread's requests
+  bool has_small = false;
+  bool has_large = false;
   QUIRE_ROLLED
   for (std::int32_t seq = first; seq < last; ++seq) {
     costs[seq] = own;
-    own += cost_of_seq(arguments, seq);
+    const schedule::SequenceUnits units = units_of(arguments, seq);
+    own += schedule::cost_of(arguments.policy, arguments.shape, units);
+    has_small = has_small || (units.q_tiles > 0 && !units.are_large);
+    has_large = has_large || (units.q_tiles > 0 && units.are_large);
   }
+  const int any_small = __syncthreads_or(static_cast<int>(has_small));
+  const int any_large = __syncthreads_or(static_cast<int>(has_large));
   std::int64_t total = 0;
   const std::int64_t before = block_inclusive_sum(own, total) - own;
   QUIRE_ROLLED
@@ -96,8 +101,12 @@ __device__ void sum_up(const Arguments& arguments, const schedule::ScheduleView&
   if (threadIdx.x != 0) return;
   schedule.cost_before[num_seqs] = total;
   if (fits) shared.cost_before[num_seqs] = total;
-  shared.header = {num_seqs, schedule::ranges_for(arguments.policy, arguments.shape, total), total,
-                   0};
+  shared.header = {num_seqs,
+                   schedule::ranges_for(arguments.policy, arguments.shape, total),
+                   total,
+                   0,
+                   static_cast<std::int32_t>(any_small != 0),
+                   static_cast<std::int32_t>(any_large != 0)};
   *schedule.header = shared.header;
 }
 

@@ -7,7 +7,6 @@
 #include <cstdint>
 
 #include "cuda/mma/config.cuh"
-#include "cuda/mma/tile_stream.cuh"
 #include "cuda/sm90/instructions.cuh"
 
 namespace quire::cuda::sm90 {
@@ -18,8 +17,8 @@ inline constexpr int kThreads = (1 + kComputingWarpgroups) * kWarpgroupSize;
 inline constexpr int kConsumers = kComputingWarpgroups * kWarpgroupSize;
 
 /// Registers of a thread, after the loading warps have given some to the others.
-inline constexpr int kLoaderRegisters = 104;
-inline constexpr int kConsumerRegisters = 200;
+inline constexpr int kLoaderRegisters = 88;
+inline constexpr int kConsumerRegisters = 208;
 static_assert((kLoaderRegisters + kComputingWarpgroups * kConsumerRegisters) * kWarpgroupSize <=
               64 * 1024);
 
@@ -27,8 +26,8 @@ static_assert((kLoaderRegisters + kComputingWarpgroups * kConsumerRegisters) * k
 /// warps and memory each, large ones one after another with all of them.
 inline constexpr int kHalves = 2;
 
-/// Warps that load a part of each tile of K, and as many for V.
-inline constexpr int kLoadingParts = 2;
+/// What the warps of the first warpgroup do for large units: three load, one finds the units.
+enum LoadingWarp : int { kKeyWarp = 0, kValueWarp = 1, kQueryWarp = 2, kUnitWarp = 3 };
 
 /// @tparam Element_  Of q, K and V: __nv_bfloat16 or __half.
 template <typename Element_, int kHeadDimQk_, int kHeadDimVo_>
@@ -54,26 +53,29 @@ struct Config {
       kTileKeys * (KeyLayout::kRowBytes > ValueLayout::kRowBytes ? KeyLayout::kRowBytes
                                                                  : ValueLayout::kRowBytes);
 
+  /// Large units on their way; one without rows ends the work. Drained by three loading warps and
+  /// the computing ones.
+  static constexpr int kUnits = 4;
+
   /// All but the ring.
   struct Fixed {
     alignas(1024) std::byte queries[kQueryBuffers][kQueryBytes];
-    Unit units[kQueryBuffers + 1];  // those whose queries are there and the one before; one without
-                                    // rows ends the work
-    std::uint64_t queries_full[kQueryBuffers];   // filled by V's loading warps: copies, and `units`
+    Unit units[kUnits];
+    std::uint64_t units_full[kUnits];   // filled by one warp, one arrival
+    std::uint64_t units_empty[kUnits];  // drained: one arrival of each warp that reads them
+    std::uint64_t queries_full[kQueryBuffers];   // filled by one warp's copies
     std::uint64_t queries_empty[kQueryBuffers];  // drained: one arrival of each computing warp
     bool is_last;                                // piece of a split unit
   };
-  static constexpr int kWalkBytes = sizeof(mma::UnitWalk<UnitSize::kLarge>);
-  static constexpr int kSlots = static_cast<int>((mma::kWhole - sizeof(Fixed) - 4 * kWalkBytes) /
+  static constexpr int kSlots = static_cast<int>((mma::kWhole - sizeof(Fixed)) /
                                                  (kSlotBytes + 2 * sizeof(std::uint64_t)));
   static_assert(kSlots >= 4, "a tile that is multiplied and one that is loaded");
 
   struct Large {
     alignas(1024) std::byte ring[kSlots][kSlotBytes];  // K, V, K, V …
     Fixed fixed;
-    std::uint64_t full[kSlots];   // filled by two loading warps' copies
+    std::uint64_t full[kSlots];   // filled by a loading warp's copies
     std::uint64_t empty[kSlots];  // drained: one arrival of each computing warp
-    alignas(16) std::byte walks[2 * kLoadingParts][kWalkBytes];  // of each loading warp
   };
 
   union Shared {

@@ -34,24 +34,27 @@ template <typename C>
 struct ConsumerState {
   const AttendParams& params;
   typename C::Large& shared;
+  bool has_boxes;  // whole tiles come in boxes
   int warpgroup;
   int warp;  // of the warpgroup
   int lane;
   mma::RingPosition<C::kSlots> position;
   mma::RingPosition<C::kQueryBuffers> queries;
-  mma::RingPosition<C::kQueryBuffers + 1> unit;
+  mma::RingPosition<C::kUnits> unit;
 
   [[nodiscard]] __device__ int thread() const {
     return warpgroup * kWarpgroupSize + warp * kWarpSize + lane;
   }
 
-  /// The next unit; valid until the one after it is asked for.
-  __device__ const Unit& next_unit() {
+  /// The next unit, once its queries are there.
+  __device__ const Unit& next_unit() const {
     barrier_wait(shared_address(&shared.fixed.queries_full[queries.slot]), queries.parity);
     show_to_products();
-    const Unit& next = shared.fixed.units[unit.slot];
+    return shared.fixed.units[unit.slot];
+  }
+  __device__ void release_unit() {
+    release(shared.fixed.units_empty[unit.slot]);
     unit.advance();
-    return next;
   }
 
   __device__ void release(std::uint64_t& empty) const {
@@ -63,9 +66,10 @@ struct ConsumerState {
     queries.advance();
   }
 
-  __device__ void wait_for_slot(mma::RingPosition<C::kSlots> at) const {
+  /// @param is_edge  The tile's rows were not copied in boxes, whatever the others were.
+  __device__ void wait_for_slot(mma::RingPosition<C::kSlots> at, bool is_edge) const {
     barrier_wait(shared_address(&shared.full[at.slot]), at.parity);
-    show_to_products();
+    if (is_edge || !has_boxes) show_to_products();
   }
   __device__ void release_slot(mma::RingPosition<C::kSlots> at) { release(shared.empty[at.slot]); }
 
@@ -79,22 +83,16 @@ template <typename C>
 class UnitAttention {
  public:
   __device__ UnitAttention(ConsumerState<C>& state, const Unit& unit)
-      : state_(state),
-        params_(state.params),
-        unit_(unit),
-        visibility_(params_, unit),
-        logits_(params_, unit.kv_head_begin),
-        is_plain_(logits_.is_linear() && logits_.scale() > 0.0F),
-        scale_(is_plain_ ? logits_.scale() : 1.0F),
-        query_rows_(shared_address(state.shared.fixed.queries) +
-                    state.warpgroup * kProductRows * C::QueryLayout::kRowStride),
-        first_row_(state.warpgroup * kProductRows + state.warp * 16 + state.lane / 4),
-        quad_(state.lane % 4) {}
+      : state_(state), params_(state.params), unit_(unit) {
+    const LogitTransform logits(params_, unit.kv_head_begin);
+    is_plain_ = logits.is_linear() && logits.scale() > 0.0F;
+    scale_ = is_plain_ ? logits.scale() : 1.0F;
+  }
 
   __device__ __forceinline__ void run() {
     std::int32_t key = unit_.kv_begin / mma::kTileKeys * mma::kTileKeys;
     float scores[kScores];
-    state_.wait_for_slot(keys());
+    state_.wait_for_slot(keys(), true);
     state_.wait_for_turn();
     score(scores);
     state_.pass_turn();
@@ -115,13 +113,13 @@ class UnitAttention {
       attend_tile<true>(scores, key);
       key += C::kTileKeys;
     }
-    state_.release_queries();
-    state_.wait_for_slot(values());
+    state_.wait_for_slot(values(), values_are_edge_);
     accumulate();
     wait_for_products<0>();
     hold(o_);
     state_.release_slot(values());
     store();
+    state_.release_queries();
   }
 
  private:
@@ -129,15 +127,24 @@ class UnitAttention {
   static constexpr int kScores = C::kTileKeys / 2;       // of a thread
   static constexpr int kColumns = C::kHeadDimVo;         // of o
   static constexpr int kStepColumns = kColumns % 128 == 0 ? 128 : 64;  // per product
+  static constexpr int kChains = 4;  // of dependent instructions that run side by side
   static constexpr int kKeySteps = C::kTileKeys / kProductStep;
 
+  // What is needed at a unit's edges only is computed there: the loop needs the registers.
+
   /// Row `half` (0 or 1) that this thread's fragments hold: elements 4 i + 2 half and the next.
-  __device__ int row_of(int half) const { return first_row_ + half * 8; }
+  __device__ int row_of(int half) const {
+    return opaque(state_.warpgroup) * kProductRows + opaque(state_.warp) * 16 + lane() / 4 +
+           half * 8;
+  }
+  /// Of the thread, in the quad that shares a row.
+  __device__ int quad() const { return lane() % 4; }
+  static __device__ int lane() { return opaque(static_cast<int>(threadIdx.x)) % kWarpSize; }
 
   /// Where the tiles from `key` on end of which all rows see all keys, and whose scores need nothing
   /// but a scale.
   __device__ std::int32_t inner_end_from(std::int32_t key) const {
-    return is_plain_ ? visibility_.end_of_seen_by_all(key) : key;
+    return is_plain_ ? Visibility(params_, unit_).end_of_seen_by_all(key) : key;
   }
 
   /// The tile that is scored next: `state_.position` is that of its keys.
@@ -151,10 +158,10 @@ class UnitAttention {
   /// @tparam kIsEdge  What takes branches waits until no product is on its way.
   template <bool kIsEdge>
   __device__ __forceinline__ void attend_tile(float (&scores)[kScores], std::int32_t key) {
-    state_.wait_for_slot(keys());
+    state_.wait_for_slot(keys(), kIsEdge);
     state_.wait_for_turn();
     score(scores);
-    state_.wait_for_slot(values());
+    state_.wait_for_slot(values(), values_are_edge_);
     accumulate();
     state_.pass_turn();
     if constexpr (kIsEdge) {
@@ -174,6 +181,7 @@ class UnitAttention {
     }
     state_.release_slot(values());
     state_.position.advance(2);
+    values_are_edge_ = kIsEdge;
     lower_sums();
     to_weights(scores);
   }
@@ -184,10 +192,17 @@ class UnitAttention {
     return shared_address(state_.shared.ring[at.slot]);
   }
 
+  /// Address of this warpgroup's rows of q.
+  __device__ std::uint32_t query_rows() const {
+    return shared_address(state_.shared.fixed.queries[state_.queries.slot]) +
+           static_cast<std::uint32_t>(state_.warpgroup * kProductRows *
+                                      C::QueryLayout::kRowStride);
+  }
+
   /// Begins scores = Q · Kᵀ.
   __device__ __forceinline__ void score(float (&scores)[kScores]) {
     const auto queries = Operand<typename C::QueryLayout>::at(static_cast<std::uint32_t>(
-        opaque(static_cast<int>(query_rows_) + state_.queries.slot * C::kQueryBytes)));
+        opaque(static_cast<int>(query_rows()))));
     const auto tile = Operand<typename C::KeyLayout>::at(slot_address(keys()));
     hold(scores);
     begin_products();
@@ -239,23 +254,31 @@ class UnitAttention {
   __device__ __forceinline__ void online_softmax(float (&scores)[kScores]) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      float max = max_[half];
-#pragma unroll
-      for (int i = 2 * half; i < kScores; i += 4) max = fmaxf(max, fmaxf(scores[i], scores[i + 1]));
+      float max = fmaxf(max_[half], max_of(scores, half));
       max = fmaxf(max, __shfl_xor_sync(kAllLanes, max, 1));
       max = fmaxf(max, __shfl_xor_sync(kAllLanes, max, 2));
       const float base = max == kNoKey ? 0.0F : max * scale_;
       factor_[half] = exp2_fast(max_[half] * scale_ - base);
       max_[half] = max;
-      float sum = 0.0F;
+      float sums[kChains] = {};
 #pragma unroll
       for (int i = 2 * half; i < kScores; i += 4) {
         scores[i] = exp2_fast(scores[i] * scale_ - base);
         scores[i + 1] = exp2_fast(scores[i + 1] * scale_ - base);
-        sum += scores[i] + scores[i + 1];
+        sums[i / 4 % kChains] += scores[i] + scores[i + 1];
       }
-      sum_[half] = sum_[half] * factor_[half] + sum;
+      sum_[half] = sum_[half] * factor_[half] + ((sums[0] + sums[1]) + (sums[2] + sums[3]));
     }
+  }
+
+  /// Of a row's scores that this thread holds.
+  __device__ __forceinline__ float max_of(const float (&scores)[kScores], int half) const {
+    float max[kChains] = {kNoKey, kNoKey, kNoKey, kNoKey};
+#pragma unroll
+    for (int i = 2 * half; i < kScores; i += 4) {
+      max[i / 4 % kChains] = fmaxf(max[i / 4 % kChains], fmaxf(scores[i], scores[i + 1]));
+    }
+    return fmaxf(fmaxf(max[0], max[1]), fmaxf(max[2], max[3]));
   }
 
   /// Lowers o to the new maxima.
@@ -277,17 +300,21 @@ class UnitAttention {
     if (!is_plain_) [[unlikely]] {
       transform(scores, first_key);
     }
-    if (!visibility_.sees_all(first_key, first_key + C::kTileKeys)) hide(scores, first_key);
+    const Visibility visibility(params_, unit_);
+    if (!visibility.sees_all(first_key, first_key + C::kTileKeys)) {
+      hide(scores, first_key, visibility);
+    }
   }
 
   /// Scale of any sign, soft cap and ALiBi: products become logits in units of log 2.
   __device__ __forceinline__ void transform(float (&scores)[kScores], std::int32_t first_key) const {
-    if (logits_.has_cap()) {
+    const LogitTransform logits(params_, unit_.kv_head_begin);
+    if (logits.has_cap()) {
 #pragma unroll
-      for (int i = 0; i < kScores; ++i) scores[i] = logits_.template capped<false>(scores[i]);
+      for (int i = 0; i < kScores; ++i) scores[i] = logits.template capped<false>(scores[i]);
     } else {
 #pragma unroll
-      for (int i = 0; i < kScores; ++i) scores[i] *= logits_.scale();
+      for (int i = 0; i < kScores; ++i) scores[i] *= logits.scale();
     }
     if (params_.tensors.alibi_slopes == nullptr) return;
 #pragma unroll
@@ -297,7 +324,8 @@ class UnitAttention {
       const float slope =
           __ldg(params_.tensors.alibi_slopes + unit_.kv_head_begin * params_.shape.group_size +
                 params_.group_size.remainder(row, query));
-      const std::int32_t distance = visibility_.first_position() + query - (first_key + quad_ * 2);
+      const std::int32_t position = unit_.lengths.position(unit_.q_begin + query);
+      const std::int32_t distance = position - (first_key + quad() * 2);
 #pragma unroll
       for (int i = 2 * half; i < kScores; i += 4) {
         scores[i] -= LogitTransform::alibi(slope, distance - i / 4 * 8);
@@ -307,30 +335,39 @@ class UnitAttention {
   }
 
   /// −inf where a row does not see a key.
-  __device__ __forceinline__ void hide(float (&scores)[kScores], std::int32_t first_key) const {
-    const std::int32_t own = first_key + quad_ * 2;
+  __device__ __forceinline__ void hide(float (&scores)[kScores], std::int32_t first_key,
+                                       const Visibility& visibility) const {
+    const std::int32_t own = first_key + quad() * 2;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const schedule::KeyRange seen = keys_of(row_of(half));
+      const std::int32_t end = seen.end - own;  // counted from this thread's first key
 #pragma unroll
       for (int i = 2 * half; i < kScores; i += 4) {
-        const std::int32_t key = own + i / 4 * 8;
-        if (key < seen.begin || key >= seen.end) scores[i] = kNoKey;
-        if (key + 1 < seen.begin || key + 1 >= seen.end) scores[i + 1] = kNoKey;
+        if (i / 4 * 8 >= end) scores[i] = kNoKey;
+        if (i / 4 * 8 + 1 >= end) scores[i + 1] = kNoKey;
+      }
+      if (first_key >= seen.begin) continue;
+      const std::int32_t begin = seen.begin - own;
+#pragma unroll
+      for (int i = 2 * half; i < kScores; i += 4) {
+        if (i / 4 * 8 < begin) scores[i] = kNoKey;
+        if (i / 4 * 8 + 1 < begin) scores[i + 1] = kNoKey;
       }
     }
     if (params_.shape.mask == Mask::kTree || params_.shape.mask == Mask::kFull) [[unlikely]] {
-      hide_by_mask(scores, own);
+      hide_by_mask(scores, own, visibility);
     }
   }
 
-  __device__ void hide_by_mask(float (&scores)[kScores], std::int32_t own_key) const {
+  __device__ __forceinline__ void hide_by_mask(float (&scores)[kScores], std::int32_t own_key,
+                                               const Visibility& visibility) const {
     static_assert(kScores <= 64);
     std::uint64_t seen = 0;
 #pragma unroll 1
     for (int i = 0; i < kScores; ++i) {
       const std::int32_t query = unit_.q_begin + params_.group_size.quotient(row_of(i % 4 / 2));
-      const bool sees = visibility_.sees(query, own_key + i / 4 * 8 + i % 2);
+      const bool sees = visibility.sees(query, own_key + i / 4 * 8 + i % 2);
       seen |= static_cast<std::uint64_t>(sees) << static_cast<unsigned>(i);
     }
 #pragma unroll
@@ -354,44 +391,72 @@ class UnitAttention {
     }
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const bool is_in_unit = row_of(half) < unit_.rows;
       const RowTarget target = row_target(params_, unit_, min(row_of(half), unit_.rows - 1));
-      const RowResult result =
-          result_of(params_, target.head, max_[half] * scale_, sum_[half]);
-      store_row(target, half, result.o_scale, is_in_unit);
-      if (quad_ == 0 && is_in_unit) store_lse(params_, target, result.lse);
-    }
-  }
-
-  /// The quad's lanes exchange what they hold, so that each writes neighbouring columns.
-  __device__ __forceinline__ void store_row(RowTarget target, int half, float scale, bool is_in_unit) const {
+      const RowResult result = result_of(params_, target.head, max_[half] * scale_, sum_[half]);
+      if (quad() == 0 && row_of(half) < unit_.rows) store_lse(params_, target, result.lse);
 #pragma unroll
-    for (int column = 0; column < kColumns; column += 32) {
-      float o[8];
-#pragma unroll
-      for (int pair = 0; pair < 2; ++pair) {
-        float part[4];
-#pragma unroll
-        for (int i = 0; i < 4; ++i) part[i] = o_[column / 2 + i * 4 + half * 2 + pair];
-        transpose_in_quad(part);
-#pragma unroll
-        for (int i = 0; i < 4; ++i) o[i * 2 + pair] = part[i] * scale;
+      for (int i = 2 * half; i < kColumns / 2; i += 4) {
+        o_[i] *= result.o_scale;
+        o_[i + 1] *= result.o_scale;
       }
-      if (is_in_unit) store_o<Element>(params_, target, column + quad_ * 8, o);
+    }
+    if (can_store_chunks()) {
+      store_chunks();
+    } else {
+      store_pairs();
     }
   }
 
-  /// Value i of lane j becomes value j of lane i.
-  __device__ __forceinline__ void transpose_in_quad(float (&values)[4]) const {
+  /// Whether rows of o are 16-bit and begin at multiples of 16 bytes.
+  __device__ bool can_store_chunks() const {
+    const core::MutableRows& o = params_.tensors.o;
+    const auto bits = static_cast<std::uint64_t>(o.token_stride | o.head_stride) * sizeof(Element) |
+                      reinterpret_cast<std::uint64_t>(o.data);
+    return params_.shape.o_dtype != DType::kFloat32 && bits % 16 == 0;
+  }
+
+  /// Rows of o go through shared memory, where the warp's queries were, so that each lane writes 16
+  /// bytes and the warp whole rows.
+  __device__ __forceinline__ void store_chunks() const {
+    using Layout = typename C::QueryLayout;
+    static_assert(kColumns * sizeof(Element) <= Layout::kRowBytes);
+    constexpr int kChunks = kColumns * static_cast<int>(sizeof(Element)) / 16;
+    const int warp_row = opaque(state_.warp) * 16;
+    const std::uint32_t row = Layout::row(query_rows(), warp_row + lane() % 16);
 #pragma unroll
-    for (int bit = 1; bit <= 2; bit *= 2) {
-      const bool is_upper = (quad_ & bit) != 0;
+    for (int column = 0; column < kColumns; column += 16) {
+      const float* o = o_ + column / 2;
+      store_matrices(Layout::chunk(row, column / 8 + lane() / 16),
+                     {pack<Element>(o[0], o[1]), pack<Element>(o[2], o[3]),
+                      pack<Element>(o[4], o[5]), pack<Element>(o[6], o[7])});
+    }
+    __syncwarp();
+    const int first_row = opaque(state_.warpgroup) * kProductRows + warp_row;
+#pragma unroll 4
+    for (int i = lane(); i < 16 * kChunks; i += kWarpSize) {
+      const int unit_row = first_row + i / kChunks;
+      if (unit_row >= unit_.rows) break;
+      const RowTarget target = row_target(params_, unit_, unit_row);
+      const core::MutableRows& o = params_.tensors.o;
+      const uint4 chunk = load_shared(Layout::chunk(
+          Layout::row(query_rows(), warp_row + i / kChunks), i % kChunks));
+      *(reinterpret_cast<uint4*>(static_cast<Element*>(o.data) + target.token * o.token_stride +
+                                 target.head * o.head_stride) +
+        i % kChunks) = chunk;
+    }
+    __syncwarp();
+  }
+
+  /// Rows of o of any dtype, anywhere.
+  __device__ __forceinline__ void store_pairs() const {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        if ((i & bit) != 0) continue;
-        const float sent = is_upper ? values[i] : values[i + bit];
-        const float received = __shfl_xor_sync(kAllLanes, sent, bit);
-        (is_upper ? values[i] : values[i + bit]) = received;
+    for (int half = 0; half < 2; ++half) {
+      if (row_of(half) >= unit_.rows) continue;
+      const RowTarget target = row_target(params_, unit_, row_of(half));
+#pragma unroll
+      for (int i = 0; i < kColumns / 8; ++i) {
+        const float pair[2] = {o_[i * 4 + half * 2], o_[i * 4 + half * 2 + 1]};
+        store_o<Element>(params_, target, i * 8 + quad() * 2, pair);
       }
     }
   }
@@ -402,10 +467,10 @@ class UnitAttention {
     for (int half = 0; half < 2; ++half) {
       if (row_of(half) >= unit_.rows) continue;
       const std::int32_t to = rows.at(unit_.piece, row_of(half));
-      if (quad_ == 0) {
+      if (quad() == 0) {
         params_.partials.max_and_sum[to] = make_float2(max_[half] * scale_, sum_[half]);
       }
-      float* const o = params_.partials.o + to * kColumns + quad_ * 2;
+      float* const o = params_.partials.o + to * kColumns + quad() * 2;
 #pragma unroll
       for (int i = 0; i < kColumns / 8; ++i) {
         store_pair(o + i * 8, o_[i * 4 + half * 2], o_[i * 4 + half * 2 + 1]);
@@ -416,13 +481,9 @@ class UnitAttention {
   ConsumerState<C>& state_;
   const AttendParams& params_;
   const Unit& unit_;
-  const Visibility visibility_;
-  const LogitTransform logits_;
-  const bool is_plain_;  // a logit is the product times a positive number
-  const float scale_;    // from scores to units of log 2
-  const std::uint32_t query_rows_;  // address of this warpgroup's, in the first buffer
-  const int first_row_;
-  const int quad_;
+  bool is_plain_;  // a logit is the product times a positive number
+  bool values_are_edge_ = true;
+  float scale_;    // from scores to units of log 2
   std::uint32_t weights_[kScores / 2];
   float o_[kColumns / 2] = {};
   float max_[2] = {kNoKey, kNoKey};  // of the scores

@@ -11,6 +11,7 @@
 #include <type_traits>
 
 #include "cuda/common/ptx.cuh"
+#include "cuda/sm90/tile_maps.hpp"
 
 namespace quire::cuda::sm90 {
 
@@ -92,7 +93,34 @@ __device__ __forceinline__ void hold(T (&registers)[kCount]) {
   }
 }
 
-/// What copies have written to shared memory, and this thread knows of, is seen by wgmma.
+/// Arrives at a barrier in shared memory whose phase is not over before `bytes` have been copied, too.
+__device__ __forceinline__ void barrier_arrive_and_expect(std::uint32_t barrier,
+                                                          std::uint32_t bytes) {
+  asm volatile(
+      "{ .reg .b64 state; mbarrier.arrive.expect_tx.shared.b64 state, [%0], %1; }" ::"r"(barrier),
+      "r"(bytes)
+      : "memory");
+}
+/// Copies a box of K or V into shared memory, asynchronously, and tells the barrier. wgmma sees what
+/// it has copied.
+__device__ __forceinline__ void copy_box(std::uint32_t to, const CUtensorMap& map, int component,
+                                         int token, int head, int page, std::uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], "
+      "[%1, {%2, %3, %4, %5}], [%6];" ::"r"(to),
+      "l"(&map), "r"(component), "r"(token), "r"(head), "r"(page), "r"(barrier)
+      : "memory");
+}
+
+/// Four 8 × 8 matrices of 16-bit elements into rows of 16 bytes, as an accumulator's registers hold
+/// them.
+__device__ __forceinline__ void store_matrices(std::uint32_t row, const std::uint32_t (&from)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(row),
+               "r"(from[0]), "r"(from[1]), "r"(from[2]), "r"(from[3])
+               : "memory");
+}
+
+/// What copies of 16 bytes have written to shared memory, and this thread knows of, is seen by wgmma.
 __device__ __forceinline__ void show_to_products() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }

@@ -11,6 +11,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "cuda/attend/params.hpp"
 #include "cuda/attend/results.cuh"
@@ -19,6 +20,7 @@
 #include "cuda/sm90/config.cuh"
 #include "cuda/sm90/consumer.cuh"
 #include "cuda/sm90/producer.cuh"
+#include "cuda/sm90/units.cuh"
 
 namespace quire::cuda::sm90 {
 
@@ -27,50 +29,36 @@ template <typename C>
 __device__ void init_barriers(typename C::Large& shared) {
   constexpr int kConsumerWarps = kConsumers / kWarpSize;
   for (int slot = 0; slot < C::kSlots; ++slot) {
-    barrier_init(shared_address(&shared.full[slot]), kLoadingParts * kWarpSize);
+    barrier_init(shared_address(&shared.full[slot]), kWarpSize);
     barrier_init(shared_address(&shared.empty[slot]), kConsumerWarps);
   }
+  for (int unit = 0; unit < C::kUnits; ++unit) {
+    barrier_init(shared_address(&shared.fixed.units_full[unit]), 1);
+    barrier_init(shared_address(&shared.fixed.units_empty[unit]), kUnitWarp + kConsumerWarps);
+  }
   for (int buffer = 0; buffer < C::kQueryBuffers; ++buffer) {
-    barrier_init(shared_address(&shared.fixed.queries_full[buffer]), kLoadingParts * kWarpSize + 1);
+    barrier_init(shared_address(&shared.fixed.queries_full[buffer]), kWarpSize);
     barrier_init(shared_address(&shared.fixed.queries_empty[buffer]), kConsumerWarps);
   }
 }
 
-/// Every thread calls it when the small units are done. @return Whether there are large ones.
+/// A warp of the loading warpgroup.
 template <typename C>
-__device__ bool begin_large_units(typename C::Shared& shared, bool has_large_units) {
-  if (__syncthreads_or(static_cast<int>(has_large_units)) == 0) return false;
-  if (threadIdx.x == 0) init_barriers<C>(shared.large);
-  __syncthreads();
-  return true;
-}
-
-/// A loading warp.
-template <typename C, typename Layout>
-__device__ __forceinline__ void load_large_units_as(const AttendParams& params,
-                                                    typename C::Large& shared,
-                                                    std::int32_t first_share, bool loads_keys,
-                                                    int part, int lane) {
-  Producer<C, Layout> producer(params, shared, loads_keys, part, lane);
-#pragma unroll 1
-  for (int half = 0; half < kHalves; ++half) producer.run(first_share + half);
-  producer.finish();
-}
-
-template <typename C>
-__device__ __forceinline__ void load_large_units(const AttendParams& params,
+__device__ __forceinline__ void load_large_units(const AttendParams& params, const TileMaps& maps,
                                                  typename C::Large& shared,
                                                  std::int32_t first_share, int warp, int lane) {
   using KeyLayout = typename C::KeyLayout;
   using ValueLayout = typename C::ValueLayout;
-  const bool loads_keys = warp < kLoadingParts;
-  const int part = warp % kLoadingParts;
-  if constexpr (std::is_same_v<KeyLayout, ValueLayout>) {
-    load_large_units_as<C, KeyLayout>(params, shared, first_share, loads_keys, part, lane);
-  } else if (loads_keys) {
-    load_large_units_as<C, KeyLayout>(params, shared, first_share, true, part, lane);
+  if (warp == kUnitWarp) {
+    UnitFinder<C>(params, shared.fixed, lane).run(first_share);
+  } else if (warp == kQueryWarp) {
+    QueryLoader<C>(params, shared.fixed, lane).run();
+  } else if constexpr (std::is_same_v<KeyLayout, ValueLayout>) {
+    TileLoader<C, KeyLayout>(params, maps, shared, warp == kKeyWarp, lane).run();
+  } else if (warp == kKeyWarp) {
+    TileLoader<C, KeyLayout>(params, maps, shared, true, lane).run();
   } else {
-    load_large_units_as<C, ValueLayout>(params, shared, first_share, false, part, lane);
+    TileLoader<C, ValueLayout>(params, maps, shared, false, lane).run();
   }
 }
 
@@ -95,43 +83,56 @@ __device__ __forceinline__ void attend_large_units(ConsumerState<C>& state) {
     if (unit.sees_nothing()) {
       store_empty_unit<typename C::Element>(state.params, unit, state.thread(), kConsumers);
       state.release_queries();
+      state.release_unit();
       continue;
     }
     UnitAttention<C>(state, unit).run();
     if (unit.num_pieces > 1) finish_piece(state, unit);
+    state.release_unit();
   }
 }
 
 template <typename C>
 __global__ void __launch_bounds__(kThreads, 1)
-    attend_kernel(const __grid_constant__ AttendParams params) {
+    attend_kernel(const __grid_constant__ AttendParams params,
+                  const __grid_constant__ TileMaps maps) {
   extern __shared__ __align__(1024) std::byte memory[];
   auto& shared = *reinterpret_cast<typename C::Shared*>(memory);
   if (params.check != nullptr && params.check->what != 0) return;
-  if (threadIdx.x < kHalves) mma::init_barriers<typename C::Small>(shared.halves[threadIdx.x]);
-  __syncthreads();
-
+  const bool has_small_units = params.schedule.header->has_small_units != 0;
+  const bool has_large_units = params.schedule.header->has_large_units != 0;
   const int warpgroup = __shfl_sync(kAllLanes, static_cast<int>(threadIdx.x) / kWarpgroupSize, 0);
   const int warp = __shfl_sync(kAllLanes, static_cast<int>(threadIdx.x) / kWarpSize % 4, 0);
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
   const std::int32_t first_share = static_cast<std::int32_t>(blockIdx.x) * kHalves;
-  if (warpgroup == 0) {
-    const int half = warp / 2;
-    const bool has_large = mma::load_units<typename C::Small>(
-        params, shared.halves[half], first_share + half, warp % 2 == 0, lane);
-    if (!begin_large_units<C>(shared, has_large)) return;
-    give_registers<kLoaderRegisters>();
-    load_large_units<C>(params, shared.large, first_share, warp, lane);
-    return;
+
+  if (has_small_units) {
+    if (threadIdx.x < kHalves) mma::init_barriers<typename C::Small>(shared.halves[threadIdx.x]);
+    __syncthreads();
+    if (warpgroup == 0) {
+      const int half = warp / 2;
+      mma::load_units<typename C::Small>(params, shared.halves[half], first_share + half,
+                                         warp % 2 == 0, lane);
+    } else {
+      const int half = warpgroup - 1;
+      mma::ConsumerState<typename C::Small> state{params, shared.halves[half], warp, lane,
+                                                  half * 3};
+      mma::attend_units(state);
+    }
   }
-  const int half = warpgroup - 1;
-  mma::ConsumerState<typename C::Small> small{params, shared.halves[half], warp, lane, half * 3};
-  mma::attend_units(small);
-  if (half == 0) store_padding<typename C::Element>(params, kWarpgroupSize);
-  if (!begin_large_units<C>(shared, false)) return;
-  take_registers<kConsumerRegisters>();
-  ConsumerState<C> large{params, shared.large, half, warp, lane};
-  attend_large_units(large);
+  if (warpgroup == 1) store_padding<typename C::Element>(params, kWarpgroupSize);
+  if (!has_large_units) return;
+  __syncthreads();  // shared memory is free
+  if (threadIdx.x == 0) init_barriers<C>(shared.large);
+  __syncthreads();
+  if (warpgroup == 0) {
+    give_registers<kLoaderRegisters>();
+    load_large_units<C>(params, maps, shared.large, first_share, warp, lane);
+  } else {
+    take_registers<kConsumerRegisters>();
+    ConsumerState<C> state{params, shared.large, maps.are_valid, warpgroup - 1, warp, lane};
+    attend_large_units(state);
+  }
 }
 
 /// The kernel as the host launches it.
@@ -147,6 +148,7 @@ AttendKernel describe_kernel() {
   kernel.tile_rows = C::Small::kTileRows;
   kernel.large_tile_rows = C::kTileRows;
   kernel.tile_keys = mma::kTileKeys;
+  kernel.takes_tile_maps = true;
   return kernel;
 }
 

@@ -1,121 +1,183 @@
 // SPDX-License-Identifier: Apache-2.0
 /// @file
-/// The loading warps of large units, two for K and two for V and q: each loads half of every tile.
+/// The loading warps of large units: one for K, one for V, one for q.
 #pragma once
 
 #include <cstdint>
-#include <new>
 
 #include "cuda/attend/params.hpp"
 #include "cuda/common/ptx.cuh"
 #include "cuda/mma/row_loader.cuh"
 #include "cuda/mma/tile_stream.cuh"
 #include "cuda/sm90/config.cuh"
+#include "cuda/sm90/units.cuh"
 
 namespace quire::cuda::sm90 {
 
-/// @tparam Layout  Of a tile of K or of V.
+/// Loads all tiles of K, or of V, into the ring: in boxes, as far as all rows are seen and neighbours
+/// lie in a page.
 template <typename C, typename Layout>
-class Producer {
+class TileLoader {
  public:
-  /// @param part  Of a tile, and of the queries.
-  __device__ Producer(const AttendParams& params, typename C::Large& shared, bool loads_keys,
-                      int part, int lane)
+  __device__ TileLoader(const AttendParams& params, const TileMaps& maps, typename C::Large& shared,
+                        bool loads_keys, int lane)
       : params_(params),
         shared_(shared),
+        map_(loads_keys ? maps.keys : maps.values),
+        has_boxes_(maps.are_valid),
         cache_(loads_keys ? params.tensors.k : params.tensors.v),
-        loads_keys_(loads_keys),
-        part_(part),
-        lane_(lane),
-        rows_(lane) {
-    position_.slot = loads_keys ? 0 : 1;
+        lane_(lane) {
+    at_.slot = loads_keys ? 0 : 1;
   }
 
-  /// All large units of a share.
-  __device__ void run(std::int32_t share) {
-    auto& walk = *new (shared_.walks[threadIdx.x / kWarpSize]) Walk(params_, share);
-    Tiles tiles(params_, cache_, kElementBytes, walk, part_, lane_);
+  __device__ __forceinline__ void run() {
+    UnitReader<C> units(shared_.fixed, lane_);
+    Tiles tiles(params_, cache_, kElementBytes, units, lane_);
 #pragma unroll 1
     while (tiles.unit().rows > 0) {
-      if (!loads_keys_ && tiles.is_first_of_unit()) hand_over(tiles.unit());
       tiles.look_ahead();
       if (!tiles.unit().sees_nothing()) load(tiles);
       tiles.advance();
     }
-  }
-
-  __device__ void finish() {
-    if (!loads_keys_) hand_over(Unit{});
     wait_for_own_copies();
   }
 
  private:
-  using Walk = mma::UnitWalk<UnitSize::kLarge>;
-  using Tiles = mma::TileStream<C::kTileKeys, kLoadingParts, UnitSize::kLarge>;
+  using Tiles = mma::TileStream<C::kTileKeys, UnitReader<C>>;
   static constexpr int kElementBytes = sizeof(typename C::Element);
+  static constexpr int kBoxBytes = kBoxKeys * kBoxComponents * kElementBytes;
+  static_assert(kBoxKeys == mma::kRunKeys && kBoxComponents * kElementBytes == Layout::kRowStride);
 
-  __device__ void load(const Tiles& tiles) {
-    const auto* const base = static_cast<const std::byte*>(cache_.data);
-    const std::int64_t stride = cache_.token_stride * kElementBytes;
-    const std::int32_t first_key = tiles.key() + part_ * Tiles::kPartKeys;
-    const mma::RowRange rows{tiles.unit().kv_begin - first_key, tiles.unit().kv_end - first_key};
-    barrier_wait(shared_address(&shared_.empty[position_.slot]), position_.parity ^ 1);
-    const std::uint32_t to =
-        shared_address(shared_.ring[position_.slot]) + part_ * Tiles::kPartKeys * Layout::kRowStride;
-#pragma unroll 1
-    for (int first = 0; first < Tiles::kPartKeys; first += mma::kRunKeys) {
-      const std::uint32_t to_rows = to + static_cast<std::uint32_t>(first * Layout::kRowStride);
-      if (tiles.has_runs()) {
-        rows_.load_run(to_rows, base + tiles.offset_of_run(first / mma::kRunKeys), stride,
-                       rows.from(first));
+  __device__ __forceinline__ void load(const Tiles& tiles) {
+    barrier_wait(shared_address(&shared_.empty[at_.slot]), at_.parity ^ 1);
+    const mma::RowRange rows{tiles.unit().kv_begin - tiles.key(),
+                             tiles.unit().kv_end - tiles.key()};
+    if (has_boxes_ && rows.has_all(C::kTileKeys)) {
+      load_boxes(tiles);
+    } else {
+      load_rows(tiles, rows);
+    }
+    at_.advance(2);  // K and V take turns
+  }
+
+  [[nodiscard]] __device__ std::uint32_t full_barrier() const {
+    return shared_address(&shared_.full[at_.slot]);
+  }
+  /// Address of a row of the slot.
+  [[nodiscard]] __device__ std::uint32_t place(int row) const {
+    return shared_address(shared_.ring[at_.slot]) +
+           static_cast<std::uint32_t>(row * Layout::kRowStride);
+  }
+
+  /// A box a lane.
+  __device__ __forceinline__ void load_boxes(const Tiles& tiles) {
+    constexpr int kPanels = Layout::kRowBytes / Layout::kRowStride;
+    constexpr int kRuns = C::kTileKeys / kBoxKeys;
+    constexpr int kBoxes = kRuns * kPanels;
+    if (lane_ == 0) {
+      barrier_arrive_and_expect(full_barrier(), kBoxes * kBoxBytes);
+    } else {
+      barrier_arrive(full_barrier());
+    }
+    const std::int32_t pages = tiles.page_near(0);
+#pragma unroll
+    for (int first = 0; first < kBoxes; first += kWarpSize) {
+      const int run = (first + lane_) / kPanels % kRuns;
+      const int panel = (first + lane_) % kPanels;
+      std::int32_t page = __shfl_sync(kAllLanes, pages, tiles.lane_of(run));
+      std::int32_t token = tiles.key() + run * kBoxKeys;
+      if (params_.shape.page_size == kContiguousKv) {
+        token += page;
+        page = 0;
       } else {
-        rows_.load_scattered(to_rows, base, tiles.offset_of_key(first), first % kWarpSize,
-                             rows.from(first));
+        token = params_.page_size.remainder(token, params_.page_size.quotient(token));
+      }
+      if (first + lane_ < kBoxes) {
+        copy_box(place(run * kBoxKeys) + static_cast<std::uint32_t>(panel * Layout::kPanelBytes),
+                 map_, panel * kBoxComponents, token, tiles.unit().kv_head_begin, page,
+                 full_barrier());
       }
     }
-    barrier_arrive_after_copies(shared_address(&shared_.full[position_.slot]));
-    position_.advance(2);  // K and V take turns
   }
 
-  /// The unit and its queries, of which this warp loads its part.
-  __device__ void hand_over(const Unit& unit) {
-    barrier_wait(shared_address(&shared_.fixed.queries_empty[queries_.slot]), queries_.parity ^ 1);
-    if (!unit.sees_nothing()) load_queries(unit);
-    const std::uint32_t full = shared_address(&shared_.fixed.queries_full[queries_.slot]);
-    barrier_arrive_after_copies(full);
-    if (part_ == 0 && lane_ == 0) {
-      shared_.fixed.units[unit_.slot] = unit;
-      barrier_arrive(full);
-    }
-    queries_.advance();
-    unit_.advance();
-  }
-
-  __device__ void load_queries(const Unit& unit) {
-    constexpr int kPartRows = C::kTileRows / kLoadingParts;
-    const core::Rows& q = params_.tensors.q;
-    const std::uint32_t to = shared_address(shared_.fixed.queries[queries_.slot]);
-    const mma::RowLoader<typename C::QueryLayout> rows(lane_);
+  /// A tile of which some rows are not seen, or whose rows lie anywhere.
+  __device__ __forceinline__ void load_rows(const Tiles& tiles, mma::RowRange rows) {
+    const auto* const base = static_cast<const std::byte*>(cache_.data);
+    const std::int64_t stride = cache_.token_stride * kElementBytes;
+    const mma::RowLoader<Layout> loader(lane_);
 #pragma unroll 1
-    for (int first = part_ * kPartRows; first < (part_ + 1) * kPartRows; first += mma::kRunKeys) {
-      const RowTarget row = row_target(params_, unit, min(first + lane_ % mma::kRunKeys, unit.rows - 1));
-      const std::int64_t offset =
-          (row.token * q.token_stride + row.head * q.head_stride) * kElementBytes;
-      rows.load_scattered(to + static_cast<std::uint32_t>(first * C::QueryLayout::kRowStride),
-                          static_cast<const std::byte*>(q.data), offset, 0, {0, unit.rows - first});
+    for (int first = 0; first < C::kTileKeys; first += mma::kRunKeys) {
+      if (tiles.has_runs()) {
+        const int run = first / mma::kRunKeys;
+        const std::int64_t offset =
+            __shfl_sync(kAllLanes, tiles.offset_near(run), tiles.lane_of(run));
+        loader.load_run(place(first), base + offset, stride, rows.from(first));
+      } else {
+        loader.load_scattered(place(first), base, tiles.offset_near(first), first % kWarpSize,
+                              rows.from(first));
+      }
     }
+    barrier_arrive_after_copies(full_barrier());
   }
 
   const AttendParams& params_;
   typename C::Large& shared_;
+  const CUtensorMap& map_;
+  const bool has_boxes_;
   const core::Pages& cache_;
-  const bool loads_keys_;
-  const int part_;
   const int lane_;
-  const mma::RowLoader<Layout> rows_;
-  mma::RingPosition<C::kSlots> position_;
-  mma::RingPosition<C::kQueryBuffers> queries_;
-  mma::RingPosition<C::kQueryBuffers + 1> unit_;
+  mma::RingPosition<C::kSlots> at_;
+};
+
+/// Loads the queries of all units, and tells the computing warps of the units with them.
+template <typename C>
+class QueryLoader {
+ public:
+  __device__ QueryLoader(const AttendParams& params, typename C::Fixed& shared, int lane)
+      : params_(params), shared_(shared), units_(shared, lane), lane_(lane), rows_(lane) {}
+
+  __device__ void run() {
+#pragma unroll 1
+    while (true) {
+      units_.step();
+      const Unit& unit = units_.now();
+      const bool is_end = unit.rows == 0;
+      barrier_wait(shared_address(&shared_.queries_empty[at_.slot]), at_.parity ^ 1);
+      if (!is_end && !unit.sees_nothing()) load(unit);
+      barrier_arrive_after_copies(shared_address(&shared_.queries_full[at_.slot]));
+      at_.advance();
+      if (is_end) break;
+      units_.find_next();
+    }
+    wait_for_own_copies();
+  }
+
+ private:
+  static constexpr int kElementBytes = sizeof(typename C::Element);
+
+  __device__ void load(const Unit& unit) {
+    const core::Rows& q = params_.tensors.q;
+    const std::uint32_t to = shared_address(shared_.queries[at_.slot]);
+#pragma unroll 1
+    for (int first = 0; first < C::kTileRows; first += kWarpSize) {
+      const RowTarget row = row_target(params_, unit, min(first + lane_, unit.rows - 1));
+      const std::int64_t offset =
+          (row.token * q.token_stride + row.head * q.head_stride) * kElementBytes;
+#pragma unroll
+      for (int half = 0; half < kWarpSize; half += mma::kRunKeys) {
+        rows_.load_scattered(
+            to + static_cast<std::uint32_t>((first + half) * C::QueryLayout::kRowStride),
+            static_cast<const std::byte*>(q.data), offset, half, {0, unit.rows - first - half});
+      }
+    }
+  }
+
+  const AttendParams& params_;
+  typename C::Fixed& shared_;
+  UnitReader<C> units_;
+  const int lane_;
+  const mma::RowLoader<typename C::QueryLayout> rows_;
+  mma::RingPosition<C::kQueryBuffers> at_;
 };
 
 }  // namespace quire::cuda::sm90
