@@ -56,7 +56,7 @@ schedule::TilePolicy tile_policy(const AttendKernel& kernel, std::int32_t shares
     policy.large.over_rows = kLargeRequestRows;
     policy.large.tile_rows = kernel.large_tile_rows;
     policy.large.min_split_tiles = 8;
-    policy.large.cost_of_unit = 2;
+    policy.large.cost_of_unit = 6;
     policy.large.cost_of_tile = 1;
   }
   return policy;

@@ -127,6 +127,7 @@ class UnitAttention {
   static constexpr int kScores = C::kTileKeys / 2;       // of a thread
   static constexpr int kColumns = C::kHeadDimVo;         // of o
   static constexpr int kStepColumns = kColumns % 128 == 0 ? 128 : 64;  // per product
+  static constexpr float kSlack = 8.0F;
   static constexpr int kChains = 4;  // of dependent instructions that run side by side
   static constexpr int kKeySteps = C::kTileKeys / kProductStep;
 
@@ -249,22 +250,25 @@ class UnitAttention {
     return keys;
   }
 
-  /// Products to powers of two, relative to the rows' maxima, which are raised. What was summed up
-  /// before is lowered by `factor_` afterwards.
+  /// Scores to powers of two relative to the rows' bases. A base is a row's maximum when it was last
+  /// raised: as long as no score is more than 2^kSlack above it, nothing is lost by leaving it, and
+  /// o need not be lowered.
   __device__ __forceinline__ void online_softmax(float (&scores)[kScores]) {
+    const float top[2] = {quad_max(max_of(scores, 0)) * scale_,
+                          quad_max(max_of(scores, 1)) * scale_};
+    is_raised_ =
+        __any_sync(kAllLanes, top[0] > base_[0] + kSlack || top[1] > base_[1] + kSlack) != 0;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      float max = fmaxf(max_[half], max_of(scores, half));
-      max = fmaxf(max, __shfl_xor_sync(kAllLanes, max, 1));
-      max = fmaxf(max, __shfl_xor_sync(kAllLanes, max, 2));
-      const float base = max == kNoKey ? 0.0F : max * scale_;
-      factor_[half] = exp2_fast(max_[half] * scale_ - base);
-      max_[half] = max;
+      const float base = top[half] > base_[half] + kSlack ? top[half] : base_[half];
+      const float subtracted = base == kNoKey ? 0.0F : base;
+      factor_[half] = exp2_fast(base_[half] - subtracted);
+      base_[half] = base;
       float sums[kChains] = {};
 #pragma unroll
       for (int i = 2 * half; i < kScores; i += 4) {
-        scores[i] = exp2_fast(scores[i] * scale_ - base);
-        scores[i + 1] = exp2_fast(scores[i + 1] * scale_ - base);
+        scores[i] = exp2_fast(scores[i] * scale_ - subtracted);
+        scores[i + 1] = exp2_fast(scores[i + 1] * scale_ - subtracted);
         sums[i / 4 % kChains] += scores[i] + scores[i + 1];
       }
       sum_[half] = sum_[half] * factor_[half] + ((sums[0] + sums[1]) + (sums[2] + sums[3]));
@@ -273,17 +277,23 @@ class UnitAttention {
 
   /// Of a row's scores that this thread holds.
   __device__ __forceinline__ float max_of(const float (&scores)[kScores], int half) const {
-    float max[kChains] = {kNoKey, kNoKey, kNoKey, kNoKey};
+    float max[kChains];
 #pragma unroll
-    for (int i = 2 * half; i < kScores; i += 4) {
-      max[i / 4 % kChains] = fmaxf(max[i / 4 % kChains], fmaxf(scores[i], scores[i + 1]));
+    for (int i = 0; i < kScores / 4; ++i) {
+      const float pair = fmaxf(scores[4 * i + 2 * half], scores[4 * i + 2 * half + 1]);
+      max[i % kChains] = i < kChains ? pair : fmaxf(max[i % kChains], pair);
     }
     return fmaxf(fmaxf(max[0], max[1]), fmaxf(max[2], max[3]));
   }
+  /// Over the lanes that share a row.
+  static __device__ float quad_max(float value) {
+    value = fmaxf(value, __shfl_xor_sync(kAllLanes, value, 1));
+    return fmaxf(value, __shfl_xor_sync(kAllLanes, value, 2));
+  }
 
-  /// Lowers o to the new maxima.
+  /// Lowers o to the new bases.
   __device__ __forceinline__ void lower_sums() {
-    if (!__any_sync(kAllLanes, factor_[0] != 1.0F || factor_[1] != 1.0F)) return;
+    if (!is_raised_) return;
 #pragma unroll
     for (int i = 0; i < kColumns / 2; ++i) o_[i] *= factor_[i % 4 / 2];
   }
@@ -392,7 +402,7 @@ class UnitAttention {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const RowTarget target = row_target(params_, unit_, min(row_of(half), unit_.rows - 1));
-      const RowResult result = result_of(params_, target.head, max_[half] * scale_, sum_[half]);
+      const RowResult result = result_of(params_, target.head, base_[half], sum_[half]);
       if (quad() == 0 && row_of(half) < unit_.rows) store_lse(params_, target, result.lse);
 #pragma unroll
       for (int i = 2 * half; i < kColumns / 2; i += 4) {
@@ -468,7 +478,7 @@ class UnitAttention {
       if (row_of(half) >= unit_.rows) continue;
       const std::int32_t to = rows.at(unit_.piece, row_of(half));
       if (quad() == 0) {
-        params_.partials.max_and_sum[to] = make_float2(max_[half] * scale_, sum_[half]);
+        params_.partials.max_and_sum[to] = make_float2(base_[half], sum_[half]);
       }
       float* const o = params_.partials.o + to * kColumns + quad() * 2;
 #pragma unroll
@@ -486,9 +496,10 @@ class UnitAttention {
   float scale_;    // from scores to units of log 2
   std::uint32_t weights_[kScores / 2];
   float o_[kColumns / 2] = {};
-  float max_[2] = {kNoKey, kNoKey};  // of the scores
-  float sum_[2] = {};
-  float factor_[2];
+  float base_[2] = {kNoKey, kNoKey};  // in units of log 2, as
+  float sum_[2] = {};                 // weights are relative to it
+  float factor_[2];                   // from the weights of former tiles to those of this one, if
+  bool is_raised_ = false;            // some row's base was raised
 };
 
 }  // namespace quire::cuda::sm90
