@@ -47,7 +47,8 @@ class UnitCursor {
     schedule::WorkItem item;
     cursor_.next(item);
     const Unit unit = unit_of(item, range_.first_lengths, range_.first_token);
-    return unit.rows == 0 || is_meant(unit) ? unit : next();
+    if (unit.rows == 0 || is_meant(unit)) return unit;
+    return are_any_meant() ? next() : Unit{};
   }
   /// The next one; without rows at the end.
   __device__ Unit next() {
@@ -57,6 +58,7 @@ class UnitCursor {
           unit_of(item, schedule::lengths_of(params_.shape, params_.batch, item.seq),
                   params_.batch.qo_indptr[item.seq] + item.q_begin);
       if (is_meant(unit)) return unit;
+      if (!are_any_meant()) break;
     }
     return {};
   }
@@ -66,6 +68,14 @@ class UnitCursor {
     if constexpr (kSize == UnitSize::kAny) return true;
     return schedule::has_large_units(params_.policy, params_.shape, unit.lengths) ==
            (kSize == UnitSize::kLarge);
+  }
+
+  /// @return False if the batch has no units that are meant.
+  __device__ bool are_any_meant() const {
+    const schedule::Header& header = *params_.schedule.header;
+    if constexpr (kSize == UnitSize::kSmall) return header.has_small_units != 0;
+    if constexpr (kSize == UnitSize::kLarge) return header.has_large_units != 0;
+    return true;
   }
 
   __device__ Unit unit_of(const schedule::WorkItem& item, schedule::Lengths lengths,

@@ -93,13 +93,18 @@ __device__ __forceinline__ void hold(T (&registers)[kCount]) {
   }
 }
 
-/// Arrives at a barrier in shared memory whose phase is not over before `bytes` have been copied, too.
-__device__ __forceinline__ void barrier_arrive_and_expect(std::uint32_t barrier,
-                                                          std::uint32_t bytes) {
+/// True for one lane of the warp, of which the compiler knows that it is one. All lanes call it.
+__device__ __forceinline__ bool elect_one() {
+  std::uint32_t is_elected;
   asm volatile(
-      "{ .reg .b64 state; mbarrier.arrive.expect_tx.shared.b64 state, [%0], %1; }" ::"r"(barrier),
-      "r"(bytes)
-      : "memory");
+      "{ .reg .pred p; elect.sync _|p, 0xffffffff; selp.u32 %0, 1, 0, p; }" : "=r"(is_elected));
+  return is_elected != 0;
+}
+
+/// The phase of a barrier in shared memory is not over before `bytes` have been copied, too.
+__device__ __forceinline__ void barrier_expect(std::uint32_t barrier, std::uint32_t bytes) {
+  asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(bytes)
+               : "memory");
 }
 /// Copies a box of K or V into shared memory, asynchronously, and tells the barrier. wgmma sees what
 /// it has copied.

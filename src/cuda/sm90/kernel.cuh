@@ -99,29 +99,24 @@ __global__ void __launch_bounds__(kThreads, 1)
   extern __shared__ __align__(1024) std::byte memory[];
   auto& shared = *reinterpret_cast<typename C::Shared*>(memory);
   if (params.check != nullptr && params.check->what != 0) return;
-  const bool has_small_units = params.schedule.header->has_small_units != 0;
-  const bool has_large_units = params.schedule.header->has_large_units != 0;
   const int warpgroup = __shfl_sync(kAllLanes, static_cast<int>(threadIdx.x) / kWarpgroupSize, 0);
   const int warp = __shfl_sync(kAllLanes, static_cast<int>(threadIdx.x) / kWarpSize % 4, 0);
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
   const std::int32_t first_share = static_cast<std::int32_t>(blockIdx.x) * kHalves;
 
-  if (has_small_units) {
-    if (threadIdx.x < kHalves) mma::init_barriers<typename C::Small>(shared.halves[threadIdx.x]);
-    __syncthreads();
-    if (warpgroup == 0) {
-      const int half = warp / 2;
-      mma::load_units<typename C::Small>(params, shared.halves[half], first_share + half,
-                                         warp % 2 == 0, lane);
-    } else {
-      const int half = warpgroup - 1;
-      mma::ConsumerState<typename C::Small> state{params, shared.halves[half], warp, lane,
-                                                  half * 3};
-      mma::attend_units(state);
-    }
+  if (threadIdx.x < kHalves) mma::init_barriers<typename C::Small>(shared.halves[threadIdx.x]);
+  __syncthreads();
+  if (warpgroup == 0) {
+    const int half = warp / 2;
+    mma::load_units<typename C::Small>(params, shared.halves[half], first_share + half,
+                                       warp % 2 == 0, lane);
+  } else {
+    const int half = warpgroup - 1;
+    mma::ConsumerState<typename C::Small> state{params, shared.halves[half], warp, lane, half * 3};
+    mma::attend_units(state);
+    if (half == 0) store_padding<typename C::Element>(params, kWarpgroupSize);
   }
-  if (warpgroup == 1) store_padding<typename C::Element>(params, kWarpgroupSize);
-  if (!has_large_units) return;
+  if (params.schedule.header->has_large_units == 0) return;
   __syncthreads();  // shared memory is free
   if (threadIdx.x == 0) init_barriers<C>(shared.large);
   __syncthreads();

@@ -14,8 +14,8 @@
 
 namespace quire::cuda::sm90 {
 
-/// Loads all tiles of K, or of V, into the ring: in boxes, as far as all rows are seen and neighbours
-/// lie in a page.
+/// Loads all tiles of K, or of V, into the ring: in boxes, as far as keys are seen and neighbours lie
+/// in a page.
 template <typename C, typename Layout>
 class TileLoader {
  public:
@@ -45,17 +45,23 @@ class TileLoader {
  private:
   using Tiles = mma::TileStream<C::kTileKeys, UnitReader<C>>;
   static constexpr int kElementBytes = sizeof(typename C::Element);
-  static constexpr int kBoxBytes = kBoxKeys * kBoxComponents * kElementBytes;
+  static constexpr int kPanels = Layout::kRowBytes / Layout::kRowStride;
+  static constexpr int kRunBytes = kBoxKeys * Layout::kRowBytes;
   static_assert(kBoxKeys == mma::kRunKeys && kBoxComponents * kElementBytes == Layout::kRowStride);
 
   __device__ __forceinline__ void load(const Tiles& tiles) {
     barrier_wait(shared_address(&shared_.empty[at_.slot]), at_.parity ^ 1);
     const mma::RowRange rows{tiles.unit().kv_begin - tiles.key(),
                              tiles.unit().kv_end - tiles.key()};
-    if (has_boxes_ && rows.has_all(C::kTileKeys)) {
-      load_boxes(tiles);
+    if (has_boxes_) {
+      load_boxes(tiles, rows);
     } else {
-      load_rows(tiles, rows);
+      load_rows(tiles, rows, 0, C::kTileKeys);
+    }
+    if (has_boxes_ && rows.has_all(C::kTileKeys)) {
+      barrier_arrive(full_barrier());
+    } else {
+      barrier_arrive_after_copies(full_barrier());
     }
     at_.advance(2);  // K and V take turns
   }
@@ -69,44 +75,63 @@ class TileLoader {
            static_cast<std::uint32_t>(row * Layout::kRowStride);
   }
 
-  /// A box a lane.
-  __device__ __forceinline__ void load_boxes(const Tiles& tiles) {
-    constexpr int kPanels = Layout::kRowBytes / Layout::kRowStride;
+  /// Runs of which all keys are seen come in boxes, a page and a panel each; what is left of the tile,
+  /// row by row.
+  __device__ __forceinline__ void load_boxes(const Tiles& tiles, mma::RowRange rows) {
     constexpr int kRuns = C::kTileKeys / kBoxKeys;
-    constexpr int kBoxes = kRuns * kPanels;
-    if (lane_ == 0) {
-      barrier_arrive_and_expect(full_barrier(), kBoxes * kBoxBytes);
+    const int first = max(0, (rows.begin + kBoxKeys - 1) / kBoxKeys);
+    const int last = min(kRuns, rows.end / kBoxKeys);  // not among them
+    // Each lane finds a run; then one that issues them all.
+    std::int32_t own_page = tiles.page_near(0);
+    own_page = __shfl_sync(kAllLanes, own_page, tiles.lane_of(lane_ % kRuns));
+    std::int32_t own_token = tiles.key() + lane_ % kRuns * kBoxKeys;
+    if (params_.shape.page_size == kContiguousKv) {
+      own_token += own_page;
+      own_page = 0;
     } else {
-      barrier_arrive(full_barrier());
+      own_token = params_.page_size.remainder(own_token, params_.page_size.quotient(own_token));
     }
-    const std::int32_t pages = tiles.page_near(0);
+    std::int32_t page[kRuns];
+    std::int32_t token[kRuns];
 #pragma unroll
-    for (int first = 0; first < kBoxes; first += kWarpSize) {
-      const int run = (first + lane_) / kPanels % kRuns;
-      const int panel = (first + lane_) % kPanels;
-      std::int32_t page = __shfl_sync(kAllLanes, pages, tiles.lane_of(run));
-      std::int32_t token = tiles.key() + run * kBoxKeys;
-      if (params_.shape.page_size == kContiguousKv) {
-        token += page;
-        page = 0;
-      } else {
-        token = params_.page_size.remainder(token, params_.page_size.quotient(token));
+    for (int run = 0; run < kRuns; ++run) {
+      page[run] = __shfl_sync(kAllLanes, own_page, run);
+      token[run] = __shfl_sync(kAllLanes, own_token, run);
+    }
+    const std::int32_t head = tiles.unit().kv_head_begin;
+    const std::uint32_t to = place(0);
+    if (elect_one()) {
+      if (first < last) {
+        barrier_expect(full_barrier(), static_cast<std::uint32_t>((last - first) * kRunBytes));
       }
-      if (first + lane_ < kBoxes) {
-        copy_box(place(run * kBoxKeys) + static_cast<std::uint32_t>(panel * Layout::kPanelBytes),
-                 map_, panel * kBoxComponents, token, tiles.unit().kv_head_begin, page,
-                 full_barrier());
+#pragma unroll
+      for (int run = 0; run < kRuns; ++run) {
+        if (run < first || run >= last) continue;
+#pragma unroll
+        for (int panel = 0; panel < kPanels; ++panel) {
+          constexpr int kRunStride = kBoxKeys * Layout::kRowStride;
+          copy_box(to + static_cast<std::uint32_t>(run * kRunStride + panel * Layout::kPanelBytes),
+                   map_, panel * kBoxComponents, token[run], head, page[run], full_barrier());
+        }
       }
+    }
+    __syncwarp();
+    if (first >= last) {
+      load_rows(tiles, rows, 0, C::kTileKeys);
+    } else {
+      load_rows(tiles, rows, 0, first * kBoxKeys);
+      load_rows(tiles, rows, last * kBoxKeys, C::kTileKeys);
     }
   }
 
-  /// A tile of which some rows are not seen, or whose rows lie anywhere.
-  __device__ __forceinline__ void load_rows(const Tiles& tiles, mma::RowRange rows) {
+  /// Rows [begin, end) of the tile; those that are not seen become zeros.
+  __device__ __forceinline__ void load_rows(const Tiles& tiles, mma::RowRange rows, int begin,
+                                            int end) {
     const auto* const base = static_cast<const std::byte*>(cache_.data);
     const std::int64_t stride = cache_.token_stride * kElementBytes;
     const mma::RowLoader<Layout> loader(lane_);
 #pragma unroll 1
-    for (int first = 0; first < C::kTileKeys; first += mma::kRunKeys) {
+    for (int first = begin; first < end; first += mma::kRunKeys) {
       if (tiles.has_runs()) {
         const int run = first / mma::kRunKeys;
         const std::int64_t offset =
@@ -117,7 +142,6 @@ class TileLoader {
                               rows.from(first));
       }
     }
-    barrier_arrive_after_copies(full_barrier());
   }
 
   const AttendParams& params_;
