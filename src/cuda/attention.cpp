@@ -52,15 +52,13 @@ schedule::TilePolicy tile_policy(const AttendKernel& kernel, std::int32_t shares
   policy.cost_of_row = 0;
   policy.min_range_cost = 1;
   if (kernel.large_tile_rows > 0) {
-    // In quarters of what it takes a multiprocessor to read a small tile, if a third of the others
-    // multiply; measured, see docs/notebook/cuda_prefill.md.
-    policy.cost_of_unit = 4;
-    policy.cost_of_tile = 4;
+    // A multiprocessor multiplies such a tile in about the time in which it reads a small one; before
+    // and after a unit's tiles it loses as much as with six of them.
     policy.large.over_rows = kLargeRequestRows;
     policy.large.tile_rows = kernel.large_tile_rows;
     policy.large.min_split_tiles = 8;
-    policy.large.cost_of_unit = 28;
-    policy.large.cost_of_tile = 5;
+    policy.large.cost_of_unit = 6;
+    policy.large.cost_of_tile = 1;
   }
   return policy;
 }

@@ -105,6 +105,8 @@ struct Range {
   Lengths first_lengths;         ///< of its request
   PlacedCut rest;                ///< where the second item starts
   PlacedCut end;
+  std::int32_t has_small_units = 0;  ///< of the whole batch: what `Header` says, where it is read
+  std::int32_t has_large_units = 0;
 };
 
 /// The schedule in its workspace.
@@ -168,8 +170,9 @@ QUIRE_HOST_DEVICE inline PlacedCut place_cut(const TilePolicy& policy,
 
 /// The range between two cuts, its first item taken off.
 QUIRE_HOST_DEVICE inline Range make_range(const TilePolicy& policy, const core::ProblemShape& shape,
-                                          const core::BatchArrays& batch, const PlacedCut& begin,
-                                          const PlacedCut& end, std::int32_t index);
+                                          const core::BatchArrays& batch, const Header& header,
+                                          const PlacedCut& begin, const PlacedCut& end,
+                                          std::int32_t index);
 
 /// Fills the schedule on the host. O(num_seqs).
 inline void build(const TilePolicy& policy, const core::ProblemShape& shape,
@@ -195,8 +198,9 @@ class WorkCursor {
 
  private:
   friend QUIRE_HOST_DEVICE inline Range make_range(const TilePolicy&, const core::ProblemShape&,
-                                                   const core::BatchArrays&, const PlacedCut&,
-                                                   const PlacedCut&, std::int32_t);
+                                                   const core::BatchArrays&, const Header&,
+                                                   const PlacedCut&, const PlacedCut&,
+                                                   std::int32_t);
   QUIRE_HOST_DEVICE void begin_rest();
   QUIRE_HOST_DEVICE bool next_of_rest(WorkItem& item);
   QUIRE_HOST_DEVICE void step_over_unit();

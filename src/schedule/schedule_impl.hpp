@@ -406,7 +406,7 @@ inline void build(const TilePolicy& policy, const core::ProblemShape& shape,
   PlacedCut begin = place_cut(policy, shape, batch, schedule, 0);
   for (std::int32_t index = 0; index < policy.num_ranges; ++index) {
     const PlacedCut end = place_cut(policy, shape, batch, schedule, index + 1);
-    schedule.ranges[index] = make_range(policy, shape, batch, begin, end, index);
+    schedule.ranges[index] = make_range(policy, shape, batch, *schedule.header, begin, end, index);
     for (std::int32_t head = 0; head < policy.heads_abreast; ++head) {
       schedule.arrivals[index * policy.heads_abreast + head] = 0;
     }
@@ -499,9 +499,12 @@ QUIRE_HOST_DEVICE inline bool WorkCursor::next_of_rest(WorkItem& item) {
 }
 
 QUIRE_HOST_DEVICE inline Range make_range(const TilePolicy& policy, const core::ProblemShape& shape,
-                                          const core::BatchArrays& batch, const PlacedCut& begin,
-                                          const PlacedCut& end, std::int32_t index) {
+                                          const core::BatchArrays& batch, const Header& header,
+                                          const PlacedCut& begin, const PlacedCut& end,
+                                          std::int32_t index) {
   Range range;
+  range.has_small_units = header.has_small_units;
+  range.has_large_units = header.has_large_units;
   range.first_lengths = begin.lengths;
   range.rest = begin;
   range.end = end;

@@ -27,12 +27,11 @@ struct RowTarget {
   std::int32_t head = 0;
 };
 
-/// Which units of a range are meant: kernels that have a body of code for each kind walk it once for
-/// those of requests with few rows and once for the large ones.
-enum class UnitSize { kAny, kSmall, kLarge };
+/// Which units of a range are meant: a kernel for each kind walks it.
+enum class UnitSize { kSmall, kLarge };
 
 /// The units of a share, one behind another: its head's part of each unit of a range.
-template <UnitSize kSize = UnitSize::kAny>
+template <UnitSize kSize>
 class UnitCursor {
  public:
   __device__ UnitCursor(const AttendParams& params, std::int32_t share)
@@ -65,17 +64,13 @@ class UnitCursor {
 
  private:
   __device__ bool is_meant(const Unit& unit) const {
-    if constexpr (kSize == UnitSize::kAny) return true;
     return schedule::has_large_units(params_.policy, params_.shape, unit.lengths) ==
            (kSize == UnitSize::kLarge);
   }
 
   /// @return False if the batch has no units that are meant.
   __device__ bool are_any_meant() const {
-    const schedule::Header& header = *params_.schedule.header;
-    if constexpr (kSize == UnitSize::kSmall) return header.has_small_units != 0;
-    if constexpr (kSize == UnitSize::kLarge) return header.has_large_units != 0;
-    return true;
+    return (kSize == UnitSize::kSmall ? range_.has_small_units : range_.has_large_units) != 0;
   }
 
   __device__ Unit unit_of(const schedule::WorkItem& item, schedule::Lengths lengths,

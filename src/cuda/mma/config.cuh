@@ -38,7 +38,6 @@ struct Config {
   static constexpr int kHeadDimVo = kHeadDimVo_;
   static_assert(kHeadDimQk % 32 == 0 && kHeadDimVo % 32 == 0);
 
-  static constexpr UnitSize kUnitSize = UnitSize::kAny;
   static constexpr int kTileRows = 32;  // what o, scores and queries leave of the registers
   static constexpr int kKeyBytes = kHeadDimQk * 2;
   static constexpr int kValueBytes = kHeadDimVo * 2;

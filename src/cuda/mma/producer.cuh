@@ -33,8 +33,8 @@ class Producer {
   }
 
   __device__ void run(std::int32_t share) {
-    UnitWalk<C::kUnitSize> walk(params_, share);
-    Tiles tiles(params_, cache_, kElementBytes, walk, lane_);
+    UnitWalk units(params_, share);
+    Tiles tiles(params_, cache_, kElementBytes, units, lane_);
     if (tiles.unit().rows > 0) {
       load_and_hand_over(tiles);  // nothing delays the first tile
       tiles.look_ahead();
@@ -50,7 +50,7 @@ class Producer {
   }
 
  private:
-  using Tiles = TileStream<kTileKeys, UnitWalk<C::kUnitSize>>;
+  using Tiles = TileStream<kTileKeys, UnitWalk>;
   static constexpr int kHandedOver = -1;
   static constexpr int kElementBytes = sizeof(typename C::Element);
 

@@ -13,8 +13,7 @@
 
 namespace quire::cuda::mma {
 
-/// The units of a share, of which a stream of tiles holds two at a time.
-template <UnitSize kSize>
+/// The small units of a share, of which a stream of tiles holds two at a time.
 class UnitWalk {
  public:
   __device__ UnitWalk(const AttendParams& params, std::int32_t share)
@@ -28,7 +27,7 @@ class UnitWalk {
   __device__ void step() { now_ = next_; }
 
  private:
-  UnitCursor<kSize> cursor_;
+  UnitCursor<UnitSize::kSmall> cursor_;
   Unit now_;
   Unit next_;
 };
@@ -96,6 +95,14 @@ class TileStream {
     for (int i = 1; i < kRunsPerLane; ++i) page = at >= i * kWarpSize ? pages_[i] : page;
     return page;
   }
+  /// `offset_near`, made of the page when it is asked for: for those who seldom ask and have few
+  /// registers.
+  [[nodiscard]] __device__ std::int64_t find_offset_near(int run) const {
+    const std::int32_t place = (first_run() + run) / kWarpSize * kWarpSize + lane_;
+    const std::int32_t key = first_key_ + place * run_keys_;
+    const bool has_keys = key + run_keys_ > unit().kv_begin && key < unit().kv_end;
+    return has_keys ? offset_of(unit(), page_near(run), key) : 0;
+  }
   [[nodiscard]] __device__ int lane_of(int run) const { return (first_run() + run) % kWarpSize; }
 
  private:
@@ -151,13 +158,17 @@ class TileStream {
   /// In bytes, of this lane's run `i` of the next stretch.
   __device__ std::int64_t offset_of_next(int i) const {
     const std::int32_t key = key_of_next(i);
-    if (!next_has(key)) return 0;
-    std::int64_t offset = units_.next().kv_head_begin * cache_.head_stride;
+    return next_has(key) ? offset_of(units_.next(), next_pages_[i], key) : 0;
+  }
+
+  /// In bytes, of a key on page `page`; of contiguous K and V, of a request that begins at that row.
+  __device__ std::int64_t offset_of(const Unit& unit, std::int32_t page, std::int32_t key) const {
+    std::int64_t offset = unit.kv_head_begin * cache_.head_stride;
     if (params_.shape.page_size == kContiguousKv) {
-      offset += (static_cast<std::int64_t>(next_pages_[i]) + key) * cache_.token_stride;
+      offset += (static_cast<std::int64_t>(page) + key) * cache_.token_stride;
     } else {
       const std::int32_t token = params_.page_size.remainder(key, params_.page_size.quotient(key));
-      offset += next_pages_[i] * cache_.page_stride + token * cache_.token_stride;
+      offset += page * cache_.page_stride + token * cache_.token_stride;
     }
     return offset * element_;
   }

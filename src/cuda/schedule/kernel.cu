@@ -133,7 +133,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     __syncthreads();  // a range ends where its neighbour begins
     if (index < num_ranges && thread < kCutsAtOnce - 1) {
       arguments.schedule.ranges[index] =
-          schedule::make_range(arguments.policy, arguments.shape, arguments.batch,
+          schedule::make_range(arguments.policy, arguments.shape, arguments.batch, shared.header,
                                shared.cuts[thread], shared.cuts[thread + 1], index);
       const std::int32_t heads = arguments.policy.heads_abreast;
       QUIRE_ROLLED

@@ -210,7 +210,7 @@ __global__ void __launch_bounds__(kThreads)
   __shared__ Shared shared;
   if (params.check != nullptr && params.check->what != 0) return;
   const auto range = static_cast<std::int32_t>(blockIdx.x);
-  UnitCursor units(params, range);
+  UnitCursor<UnitSize::kSmall> units(params, range);
   for (Unit unit = units.first(); unit.rows > 0; unit = units.next()) {
     attend_unit<QueryElement, KvElement>(params, unit, shared);
   }

@@ -16,11 +16,19 @@ inline constexpr int kComputingWarpgroups = 2;
 inline constexpr int kThreads = (1 + kComputingWarpgroups) * kWarpgroupSize;
 inline constexpr int kConsumers = kComputingWarpgroups * kWarpgroupSize;
 
-/// Registers of a thread, after the loading warps have given some to the others.
-inline constexpr int kLoaderRegisters = 88;
-inline constexpr int kConsumerRegisters = 208;
-static_assert((kLoaderRegisters + kComputingWarpgroups * kConsumerRegisters) * kWarpgroupSize <=
-              64 * 1024);
+/// Registers of a thread that loads and of one that computes, while the block works on small units
+/// and on large ones.
+struct Registers {
+  int loader;
+  int consumer;
+};
+inline constexpr Registers kForSmallUnits{120, 192};
+inline constexpr Registers kForLargeUnits{88, 208};
+constexpr bool fit(Registers registers) {
+  return (registers.loader + kComputingWarpgroups * registers.consumer) * kWarpgroupSize <=
+         64 * 1024;
+}
+static_assert(fit(kForSmallUnits) && fit(kForLargeUnits));
 
 /// Shares of the schedule that a block takes: small units of both at the same time, half of its
 /// warps and memory each, large ones one after another with all of them.
@@ -37,9 +45,7 @@ struct Config {
   static constexpr int kHeadDimVo = kHeadDimVo_;
 
   /// The portable kernel, of which a block runs two.
-  struct Small : mma::Config<Element, kHeadDimQk, kHeadDimVo, mma::kHalf> {
-    static constexpr UnitSize kUnitSize = UnitSize::kSmall;
-  };
+  using Small = mma::Config<Element, kHeadDimQk, kHeadDimVo, mma::kHalf>;
 
   static constexpr int kTileRows = kComputingWarpgroups * kProductRows;
   static constexpr int kTileKeys = 128;

@@ -12,6 +12,7 @@
 /// work for the other. After FlashAttention-3 (Shah et al., 2024).
 #pragma once
 
+#include <cfloat>
 #include <cstdint>
 
 #include "cuda/attend/params.hpp"
@@ -92,26 +93,19 @@ class UnitAttention {
   __device__ __forceinline__ void run() {
     std::int32_t key = unit_.kv_begin / mma::kTileKeys * mma::kTileKeys;
     float scores[kScores];
-    state_.wait_for_slot(keys(), true);
-    state_.wait_for_turn();
-    score(scores);
-    state_.pass_turn();
-    wait_for_products<0>();
-    hold(scores);
-    state_.release_slot(keys());
-    to_logits(scores, key);
-    online_softmax(scores);
-    to_weights(scores);
-    state_.position.advance(2);
-    key += C::kTileKeys;
+    Tile tile = Tile::kFirst;
 #pragma unroll 1
     while (key < unit_.kv_end) {
+      attend_edge_tile(scores, key, tile);
+      key += C::kTileKeys;
+      tile = Tile::kNext;
       const std::int32_t inner_end = inner_end_from(key);
 #pragma unroll 1
-      for (; key + C::kTileKeys <= inner_end; key += C::kTileKeys) attend_tile<false>(scores, key);
-      if (key >= unit_.kv_end) break;
-      attend_tile<true>(scores, key);
-      key += C::kTileKeys;
+      for (; key + C::kTileKeys <= inner_end; key += C::kTileKeys) {
+        if (attend_inner_tile(scores)) continue;
+        tile = Tile::kAgain;
+        break;
+      }
     }
     state_.wait_for_slot(values(), values_are_edge_);
     accumulate();
@@ -127,7 +121,11 @@ class UnitAttention {
   static constexpr int kScores = C::kTileKeys / 2;       // of a thread
   static constexpr int kColumns = C::kHeadDimVo;         // of o
   static constexpr int kStepColumns = kColumns % 128 == 0 ? 128 : 64;  // per product
-  static constexpr float kSlack = 8.0F;
+  static constexpr float kSlack = 8.0F;  // of a score above its base, in units of log 2
+  /// Sum of a thread's weights for a row that 16 bits hold, and more than `raise_bases` leaves.
+  static constexpr float kMostWeight = 32768.0F;
+  static_assert(kScores / 2 * 256 < kMostWeight);
+  static constexpr float kNoBase = -FLT_MAX;  // of a row that has seen no key
   static constexpr int kChains = 4;  // of dependent instructions that run side by side
   static constexpr int kKeySteps = C::kTileKeys / kProductStep;
 
@@ -155,35 +153,56 @@ class UnitAttention {
     return state_.position.before();
   }
 
-  /// Scores of this tile to weights, while the weights of the one before are multiplied.
-  /// @tparam kIsEdge  What takes branches waits until no product is on its way.
-  template <bool kIsEdge>
-  __device__ __forceinline__ void attend_tile(float (&scores)[kScores], std::int32_t key) {
-    state_.wait_for_slot(keys(), kIsEdge);
+  /// A tile that all rows see: its scores become weights while the weights of the one before are
+  /// multiplied. That they fit the bases is assumed first and looked at afterwards, so that nobody
+  /// waits for a maximum.
+  /// @return False if they do not: the tile must be attended again, as an edge.
+  __device__ __forceinline__ bool attend_inner_tile(float (&scores)[kScores]) {
+    state_.wait_for_slot(keys(), false);
     state_.wait_for_turn();
     score(scores);
     state_.wait_for_slot(values(), values_are_edge_);
     accumulate();
     state_.pass_turn();
-    if constexpr (kIsEdge) {
-      wait_for_products<0>();
-      hold(o_);
-    } else {
-      wait_for_products<1>();
-    }
+    wait_for_products<1>();
     hold(scores);
+    const bool fits = to_powers(scores);
+    wait_for_products<0>();
+    hold(o_);
+    if (!fits) return false;
     state_.release_slot(keys());
-    if constexpr (kIsEdge) to_logits(scores, key);
-    online_softmax(scores);
-    if constexpr (!kIsEdge) {
-      hold(scores);  // or the compiler waits first and computes then
-      wait_for_products<0>();
-      hold(o_);
-    }
     state_.release_slot(values());
     state_.position.advance(2);
-    values_are_edge_ = kIsEdge;
-    lower_sums();
+    values_are_edge_ = false;
+    to_weights(scores);
+    return true;
+  }
+
+  /// Which tile an edge is: behind it, the one before is accumulated; again, it has been already.
+  enum class Tile { kFirst, kNext, kAgain };
+
+  /// The first tile, or one at the end of what some rows see, or one whose scores need more than a
+  /// scale or do not fit the bases.
+  __device__ __forceinline__ void attend_edge_tile(float (&scores)[kScores], std::int32_t key,
+                                                   Tile tile) {
+    state_.wait_for_slot(keys(), true);
+    if (tile != Tile::kAgain) state_.wait_for_turn();
+    score(scores);
+    if (tile == Tile::kNext) {
+      state_.wait_for_slot(values(), values_are_edge_);
+      accumulate();
+    }
+    if (tile != Tile::kAgain) state_.pass_turn();
+    wait_for_products<0>();
+    hold(scores);
+    hold(o_);
+    state_.release_slot(keys());
+    if (tile != Tile::kFirst) state_.release_slot(values());
+    state_.position.advance(2);
+    values_are_edge_ = true;
+    to_logits(scores, key);
+    raise_bases(scores, tile != Tile::kFirst);
+    to_powers(scores);
     to_weights(scores);
   }
 
@@ -250,29 +269,47 @@ class UnitAttention {
     return keys;
   }
 
-  /// Scores to powers of two relative to the rows' bases. A base is a row's maximum when it was last
-  /// raised: as long as no score is more than 2^kSlack above it, nothing is lost by leaving it, and
-  /// o need not be lowered.
-  __device__ __forceinline__ void online_softmax(float (&scores)[kScores]) {
-    const float top[2] = {quad_max(max_of(scores, 0)) * scale_,
-                          quad_max(max_of(scores, 1)) * scale_};
-    is_raised_ =
-        __any_sync(kAllLanes, top[0] > base_[0] + kSlack || top[1] > base_[1] + kSlack) != 0;
+  // Weights are relative to a row's base: its maximum when it was last raised. As long as no score
+  // is far above it, nothing is lost by leaving it, and o need not be lowered.
+
+  /// Scores to weights, which are summed up. @return False if some are too large, and not summed up;
+  /// the same for the whole warp. Always true after `raise_bases`.
+  __device__ __forceinline__ bool to_powers(float (&scores)[kScores]) {
+    float sum[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const float base = top[half] > base_[half] + kSlack ? top[half] : base_[half];
-      const float subtracted = base == kNoKey ? 0.0F : base;
-      factor_[half] = exp2_fast(base_[half] - subtracted);
-      base_[half] = base;
       float sums[kChains] = {};
 #pragma unroll
       for (int i = 2 * half; i < kScores; i += 4) {
-        scores[i] = exp2_fast(scores[i] * scale_ - subtracted);
-        scores[i + 1] = exp2_fast(scores[i + 1] * scale_ - subtracted);
+        scores[i] = exp2_fast(scores[i] * scale_ - base_[half]);
+        scores[i + 1] = exp2_fast(scores[i + 1] * scale_ - base_[half]);
         sums[i / 4 % kChains] += scores[i] + scores[i + 1];
       }
-      sum_[half] = sum_[half] * factor_[half] + ((sums[0] + sums[1]) + (sums[2] + sums[3]));
+      sum[half] = (sums[0] + sums[1]) + (sums[2] + sums[3]);
     }
+    if (__any_sync(kAllLanes, sum[0] > kMostWeight || sum[1] > kMostWeight)) return false;
+    sum_[0] += sum[0];
+    sum_[1] += sum[1];
+    return true;
+  }
+
+  /// Raises the bases of rows of which a score is far above it, and lowers o to them, if there is
+  /// something in it. No product is on its way.
+  __device__ __forceinline__ void raise_bases(const float (&scores)[kScores], bool lowers_o) {
+    const float top[2] = {quad_max(max_of(scores, 0)) * scale_,
+                          quad_max(max_of(scores, 1)) * scale_};
+    const bool is_raised[2] = {top[0] > base_[0] + kSlack, top[1] > base_[1] + kSlack};
+    if (!__any_sync(kAllLanes, is_raised[0] || is_raised[1])) return;
+    float factor[2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      factor[half] = is_raised[half] ? exp2_fast(base_[half] - top[half]) : 1.0F;
+      base_[half] = is_raised[half] ? top[half] : base_[half];
+      sum_[half] *= factor[half];
+    }
+    if (!lowers_o) return;
+#pragma unroll
+    for (int i = 0; i < kColumns / 2; ++i) o_[i] *= factor[i % 4 / 2];
   }
 
   /// Of a row's scores that this thread holds.
@@ -289,13 +326,6 @@ class UnitAttention {
   static __device__ float quad_max(float value) {
     value = fmaxf(value, __shfl_xor_sync(kAllLanes, value, 1));
     return fmaxf(value, __shfl_xor_sync(kAllLanes, value, 2));
-  }
-
-  /// Lowers o to the new bases.
-  __device__ __forceinline__ void lower_sums() {
-    if (!is_raised_) return;
-#pragma unroll
-    for (int i = 0; i < kColumns / 2; ++i) o_[i] *= factor_[i % 4 / 2];
   }
 
   __device__ __forceinline__ void to_weights(const float (&scores)[kScores]) {
@@ -402,7 +432,7 @@ class UnitAttention {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const RowTarget target = row_target(params_, unit_, min(row_of(half), unit_.rows - 1));
-      const RowResult result = result_of(params_, target.head, base_[half], sum_[half]);
+      const RowResult result = result_of(params_, target.head, max_of_row(half), sum_[half]);
       if (quad() == 0 && row_of(half) < unit_.rows) store_lse(params_, target, result.lse);
 #pragma unroll
       for (int i = 2 * half; i < kColumns / 2; i += 4) {
@@ -415,6 +445,11 @@ class UnitAttention {
     } else {
       store_pairs();
     }
+  }
+
+  /// What weights and o are relative to, as states of rows have it.
+  __device__ float max_of_row(int half) const {
+    return base_[half] == kNoBase ? kNoKey : base_[half];
   }
 
   /// Whether rows of o are 16-bit and begin at multiples of 16 bytes.
@@ -478,7 +513,7 @@ class UnitAttention {
       if (row_of(half) >= unit_.rows) continue;
       const std::int32_t to = rows.at(unit_.piece, row_of(half));
       if (quad() == 0) {
-        params_.partials.max_and_sum[to] = make_float2(base_[half], sum_[half]);
+        params_.partials.max_and_sum[to] = make_float2(max_of_row(half), sum_[half]);
       }
       float* const o = params_.partials.o + to * kColumns + quad() * 2;
 #pragma unroll
@@ -496,10 +531,8 @@ class UnitAttention {
   float scale_;    // from scores to units of log 2
   std::uint32_t weights_[kScores / 2];
   float o_[kColumns / 2] = {};
-  float base_[2] = {kNoKey, kNoKey};  // in units of log 2, as
-  float sum_[2] = {};                 // weights are relative to it
-  float factor_[2];                   // from the weights of former tiles to those of this one, if
-  bool is_raised_ = false;            // some row's base was raised
+  float base_[2] = {kNoBase, kNoBase};  // in units of log 2
+  float sum_[2] = {};
 };
 
 }  // namespace quire::cuda::sm90

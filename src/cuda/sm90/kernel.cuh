@@ -42,23 +42,48 @@ __device__ void init_barriers(typename C::Large& shared) {
   }
 }
 
+// Asked for anew wherever they are needed, so that no register holds them meanwhile.
+__device__ __forceinline__ int thread_of_block() { return opaque(static_cast<int>(threadIdx.x)); }
+__device__ __forceinline__ int lane() { return thread_of_block() % kWarpSize; }
+/// The same for the whole warp, as the compiler sees, too.
+__device__ __forceinline__ int warp_of_warpgroup() {
+  return __shfl_sync(kAllLanes, thread_of_block() / kWarpSize % 4, 0);
+}
+__device__ __forceinline__ bool is_loading_warpgroup() {
+  return __shfl_sync(kAllLanes, thread_of_block() / kWarpgroupSize, 0) == 0;
+}
+
+/// A warp of the loading warpgroup: two for each half.
+template <typename C>
+__device__ __forceinline__ void load_small_units(const AttendParams& params,
+                                                 typename C::Shared& shared) {
+  const int half = warp_of_warpgroup() / 2;
+  mma::load_units<typename C::Small>(params, shared.halves[half], share_of(half),
+                                     warp_of_warpgroup() % 2 == 0, lane());
+}
+
+/// @return Whether the batch has large units. Near for those who have read the range before.
+__device__ __forceinline__ bool has_large_units_in(const AttendParams& params) {
+  return params.schedule.ranges[share_of(0) / params.policy.heads_abreast].has_large_units != 0;
+}
+
 /// A warp of the loading warpgroup.
 template <typename C>
 __device__ __forceinline__ void load_large_units(const AttendParams& params, const TileMaps& maps,
-                                                 typename C::Large& shared,
-                                                 std::int32_t first_share, int warp, int lane) {
+                                                 typename C::Large& shared) {
   using KeyLayout = typename C::KeyLayout;
   using ValueLayout = typename C::ValueLayout;
+  const int warp = warp_of_warpgroup();
   if (warp == kUnitWarp) {
-    UnitFinder<C>(params, shared.fixed, lane).run(first_share);
+    UnitFinder<C>(params, shared.fixed, lane()).run();
   } else if (warp == kQueryWarp) {
-    QueryLoader<C>(params, shared.fixed, lane).run();
+    QueryLoader<C>(params, shared.fixed, lane()).run();
   } else if constexpr (std::is_same_v<KeyLayout, ValueLayout>) {
-    TileLoader<C, KeyLayout>(params, maps, shared, warp == kKeyWarp, lane).run();
+    TileLoader<C, KeyLayout>(params, maps, shared, warp == kKeyWarp, lane()).run();
   } else if (warp == kKeyWarp) {
-    TileLoader<C, KeyLayout>(params, maps, shared, true, lane).run();
+    TileLoader<C, KeyLayout>(params, maps, shared, true, lane()).run();
   } else {
-    TileLoader<C, ValueLayout>(params, maps, shared, false, lane).run();
+    TileLoader<C, ValueLayout>(params, maps, shared, false, lane()).run();
   }
 }
 
@@ -99,33 +124,31 @@ __global__ void __launch_bounds__(kThreads, 1)
   extern __shared__ __align__(1024) std::byte memory[];
   auto& shared = *reinterpret_cast<typename C::Shared*>(memory);
   if (params.check != nullptr && params.check->what != 0) return;
-  const int warpgroup = __shfl_sync(kAllLanes, static_cast<int>(threadIdx.x) / kWarpgroupSize, 0);
-  const int warp = __shfl_sync(kAllLanes, static_cast<int>(threadIdx.x) / kWarpSize % 4, 0);
-  const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
-  const std::int32_t first_share = static_cast<std::int32_t>(blockIdx.x) * kHalves;
-
   if (threadIdx.x < kHalves) mma::init_barriers<typename C::Small>(shared.halves[threadIdx.x]);
   __syncthreads();
-  if (warpgroup == 0) {
-    const int half = warp / 2;
-    mma::load_units<typename C::Small>(params, shared.halves[half], first_share + half,
-                                       warp % 2 == 0, lane);
+  const int half = static_cast<int>(threadIdx.x) / kWarpgroupSize - 1;
+  bool has_large_units = false;  // the loading warps have read it
+  if (is_loading_warpgroup()) {
+    give_registers<kForSmallUnits.loader>();
+    load_small_units<C>(params, shared);
+    has_large_units = has_large_units_in(params);
   } else {
-    const int half = warpgroup - 1;
-    mma::ConsumerState<typename C::Small> state{params, shared.halves[half], warp, lane, half * 3};
+    take_registers<kForSmallUnits.consumer>();
+    mma::ConsumerState<typename C::Small> state{params, shared.halves[half], warp_of_warpgroup(),
+                                                lane(), half * 3};
     mma::attend_units(state);
     if (half == 0) store_padding<typename C::Element>(params, kWarpgroupSize);
   }
-  if (params.schedule.header->has_large_units == 0) return;
-  __syncthreads();  // shared memory is free
+  // When all are here, shared memory is free.
+  if (__syncthreads_or(static_cast<int>(has_large_units)) == 0) return;
   if (threadIdx.x == 0) init_barriers<C>(shared.large);
   __syncthreads();
-  if (warpgroup == 0) {
-    give_registers<kLoaderRegisters>();
-    load_large_units<C>(params, maps, shared.large, first_share, warp, lane);
+  if (is_loading_warpgroup()) {
+    give_registers<kForLargeUnits.loader>();
+    load_large_units<C>(params, maps, shared.large);
   } else {
-    take_registers<kConsumerRegisters>();
-    ConsumerState<C> state{params, shared.large, maps.are_valid, warpgroup - 1, warp, lane};
+    take_registers<kForLargeUnits.consumer>();
+    ConsumerState<C> state{params, shared.large, maps.are_valid, half, warp_of_warpgroup(), lane()};
     attend_large_units(state);
   }
 }

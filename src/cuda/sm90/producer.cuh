@@ -53,14 +53,15 @@ class TileLoader {
     barrier_wait(shared_address(&shared_.empty[at_.slot]), at_.parity ^ 1);
     const mma::RowRange rows{tiles.unit().kv_begin - tiles.key(),
                              tiles.unit().kv_end - tiles.key()};
-    if (has_boxes_) {
-      load_boxes(tiles, rows);
-    } else {
-      load_rows(tiles, rows, 0, C::kTileKeys);
-    }
-    if (has_boxes_ && rows.has_all(C::kTileKeys)) {
+    // Runs of which all keys are seen, if they can come in boxes.
+    constexpr int kRuns = C::kTileKeys / kBoxKeys;
+    const int first = has_boxes_ ? max(0, (rows.begin + kBoxKeys - 1) / kBoxKeys) : 0;
+    const int last = has_boxes_ ? min(kRuns, rows.end / kBoxKeys) : 0;  // not among them
+    if (first < last) load_boxes(tiles, first, last);
+    if (last - first == kRuns) {
       barrier_arrive(full_barrier());
     } else {
+      load_rows(tiles, rows, first, last);
       barrier_arrive_after_copies(full_barrier());
     }
     at_.advance(2);  // K and V take turns
@@ -75,12 +76,9 @@ class TileLoader {
            static_cast<std::uint32_t>(row * Layout::kRowStride);
   }
 
-  /// Runs of which all keys are seen come in boxes, a page and a panel each; what is left of the tile,
-  /// row by row.
-  __device__ __forceinline__ void load_boxes(const Tiles& tiles, mma::RowRange rows) {
+  /// Runs [first, last) of the tile, a page and a panel a box.
+  __device__ __forceinline__ void load_boxes(const Tiles& tiles, int first, int last) {
     constexpr int kRuns = C::kTileKeys / kBoxKeys;
-    const int first = max(0, (rows.begin + kBoxKeys - 1) / kBoxKeys);
-    const int last = min(kRuns, rows.end / kBoxKeys);  // not among them
     // Each lane finds a run; then one that issues them all.
     std::int32_t own_page = tiles.page_near(0);
     own_page = __shfl_sync(kAllLanes, own_page, tiles.lane_of(lane_ % kRuns));
@@ -91,54 +89,53 @@ class TileLoader {
     } else {
       own_token = params_.page_size.remainder(own_token, params_.page_size.quotient(own_token));
     }
-    std::int32_t page[kRuns];
-    std::int32_t token[kRuns];
-#pragma unroll
-    for (int run = 0; run < kRuns; ++run) {
-      page[run] = __shfl_sync(kAllLanes, own_page, run);
-      token[run] = __shfl_sync(kAllLanes, own_token, run);
-    }
     const std::int32_t head = tiles.unit().kv_head_begin;
     const std::uint32_t to = place(0);
-    if (elect_one()) {
-      if (first < last) {
-        barrier_expect(full_barrier(), static_cast<std::uint32_t>((last - first) * kRunBytes));
-      }
+    const bool is_elected = elect_one();
+    if (is_elected) {
+      barrier_expect(full_barrier(), static_cast<std::uint32_t>((last - first) * kRunBytes));
+    }
+    constexpr int kAtOnce = 4;
 #pragma unroll
-      for (int run = 0; run < kRuns; ++run) {
-        if (run < first || run >= last) continue;
+    for (int begin = 0; begin < kRuns; begin += kAtOnce) {
+      std::int32_t page[kAtOnce];
+      std::int32_t token[kAtOnce];
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        page[i] = __shfl_sync(kAllLanes, own_page, begin + i);
+        token[i] = __shfl_sync(kAllLanes, own_token, begin + i);
+      }
+      if (!is_elected) continue;
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        if (begin + i < first || begin + i >= last) continue;
 #pragma unroll
         for (int panel = 0; panel < kPanels; ++panel) {
-          constexpr int kRunStride = kBoxKeys * Layout::kRowStride;
-          copy_box(to + static_cast<std::uint32_t>(run * kRunStride + panel * Layout::kPanelBytes),
-                   map_, panel * kBoxComponents, token[run], head, page[run], full_barrier());
+          copy_box(to + static_cast<std::uint32_t>((begin + i) * kBoxKeys * Layout::kRowStride +
+                                                   panel * Layout::kPanelBytes),
+                   map_, panel * kBoxComponents, token[i], head, page[i], full_barrier());
         }
       }
     }
     __syncwarp();
-    if (first >= last) {
-      load_rows(tiles, rows, 0, C::kTileKeys);
-    } else {
-      load_rows(tiles, rows, 0, first * kBoxKeys);
-      load_rows(tiles, rows, last * kBoxKeys, C::kTileKeys);
-    }
   }
 
-  /// Rows [begin, end) of the tile; those that are not seen become zeros.
-  __device__ __forceinline__ void load_rows(const Tiles& tiles, mma::RowRange rows, int begin,
-                                            int end) {
+  /// All runs but [first_box, last_box), row by row; rows that are not seen become zeros.
+  __device__ __forceinline__ void load_rows(const Tiles& tiles, mma::RowRange rows, int first_box,
+                                            int last_box) {
     const auto* const base = static_cast<const std::byte*>(cache_.data);
     const std::int64_t stride = cache_.token_stride * kElementBytes;
     const mma::RowLoader<Layout> loader(lane_);
 #pragma unroll 1
-    for (int first = begin; first < end; first += mma::kRunKeys) {
+    for (int first = 0; first < C::kTileKeys; first += mma::kRunKeys) {
+      const int run = first / mma::kRunKeys;
+      if (run >= first_box && run < last_box) continue;
       if (tiles.has_runs()) {
-        const int run = first / mma::kRunKeys;
         const std::int64_t offset =
-            __shfl_sync(kAllLanes, tiles.offset_near(run), tiles.lane_of(run));
+            __shfl_sync(kAllLanes, tiles.find_offset_near(run), tiles.lane_of(run));
         loader.load_run(place(first), base + offset, stride, rows.from(first));
       } else {
-        loader.load_scattered(place(first), base, tiles.offset_near(first), first % kWarpSize,
+        loader.load_scattered(place(first), base, tiles.find_offset_near(first), first % kWarpSize,
                               rows.from(first));
       }
     }

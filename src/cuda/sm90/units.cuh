@@ -13,6 +13,13 @@
 
 namespace quire::cuda::sm90 {
 
+/// Share `i` of a block. Its shares are neighbours, which are other heads' of one range: blocks that
+/// take their shares one after another read half of the heads at a time, which stay in the
+/// second-level cache.
+__device__ __forceinline__ std::int32_t share_of(int i) {
+  return static_cast<std::int32_t>(blockIdx.x) * kHalves + i;
+}
+
 /// Puts the large units of a block's shares into the queue, and one without rows behind them.
 template <typename C>
 class UnitFinder {
@@ -20,10 +27,10 @@ class UnitFinder {
   __device__ UnitFinder(const AttendParams& params, typename C::Fixed& shared, int lane)
       : params_(params), shared_(shared), lane_(lane) {}
 
-  __device__ void run(std::int32_t first_share) {
+  __device__ void run() {
 #pragma unroll 1
-    for (int half = 0; half < kHalves; ++half) {
-      UnitCursor<UnitSize::kLarge> cursor(params_, first_share + half);
+    for (int i = 0; i < kHalves; ++i) {
+      UnitCursor<UnitSize::kLarge> cursor(params_, share_of(i));
       Unit unit = cursor.first();
 #pragma unroll 1
       while (unit.rows > 0) {
