@@ -220,10 +220,31 @@ TEST(GpuOracle, AgreesWithoutLse) {
 TEST(GpuOracle, AgreesForLongContexts) {
   for (const DType dtype : kDTypes) {
     RandomBatchOptions options = exact_options(dtype, 4, 2, 64);
-    options.requests = {{1, 3000}, {1, 777}, {2, 1025}, {1, 20000}, {40, 5000}};
+    options.requests = {{1, 3000}, {1, 777}, {2, 1025}, {1, 20000}, {40, 5000}, {700, 1900}};
     expect_oracle(options, std::string(to_string(dtype)));
     RandomBatch roomy(options);
     expect_oracle(roomy, testing::kRoomyLimits);
+  }
+}
+
+TEST(GpuOracle, AgreesWhereLaterKeysDwarfEarlierOnes) {
+  for (const DType dtype : {DType::kBFloat16, DType::kFloat16}) {
+    for (const std::int32_t head_dim : {64, 128}) {
+      RandomBatchOptions options = exact_options(dtype, 4, 2, head_dim);
+      options.requests = {{150, 1500}, {300, 700}, {40, 2000}, {3, 900}};
+      RandomBatch host(options);
+      for (std::size_t seq = 0; seq < options.requests.size(); ++seq) {
+        for (std::int64_t key = 300; key < options.requests[seq].kv_len; ++key) {
+          for (std::int64_t head = 0; head < options.spec.num_kv_heads; ++head) {
+            const std::int64_t row = host.row_offset(host.tensors.k, seq, key, head);
+            for (std::int64_t i = row; i < row + head_dim; ++i) {
+              host.k_elements.set(i, 6.0F * host.k_elements.get(i));
+            }
+          }
+        }
+      }
+      expect_oracle(host, host.limits());
+    }
   }
 }
 

@@ -139,6 +139,11 @@ Case random_case(unsigned seed) {
   policy.cost_of_tile = random.in(0, 40);
   policy.cost_of_row = random.in(1, 3);
   policy.min_range_cost = random.one_of({1, 1000, 100000});
+  policy.large.over_rows = random.one_of({INT32_MAX, 0, 64, 1000});
+  policy.large.tile_rows = random.one_of({64, 128});
+  policy.large.min_split_tiles = random.in(1, 8);
+  policy.large.cost_of_unit = random.in(1, 40);
+  policy.large.cost_of_tile = random.in(1, 40);
   result.lengths = random_lengths(random, shape.page_size);
   return result;
 }

@@ -40,6 +40,13 @@ class Problem {
     policy_.cost_of_tile = bytes_.between(0, 12);
     policy_.cost_of_row = bytes_.between(1, 4);
     policy_.min_range_cost = bytes_.take<std::uint16_t>() + 1;
+    if (bytes_.once_in(2)) {
+      policy_.large.over_rows = bytes_.take<std::uint16_t>();
+      policy_.large.tile_rows = bytes_.between(1, 255);
+      policy_.large.min_split_tiles = bytes_.between(1, 9);
+      policy_.large.cost_of_unit = bytes_.between(1, 60);
+      policy_.large.cost_of_tile = bytes_.between(1, 60);
+    }
     draw_lengths();
   }
 

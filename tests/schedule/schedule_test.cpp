@@ -3,6 +3,7 @@
 // merged.
 #include "schedule/schedule.hpp"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -12,6 +13,7 @@
 #include <random>
 #include <set>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 namespace quire::schedule {
@@ -89,6 +91,13 @@ TilePolicy random_policy(std::mt19937& random, const core::ProblemShape& shape) 
   policy.cost_of_tile = pick(random, 0, 10);
   policy.cost_of_row = pick(random, 1, 3);
   policy.min_range_cost = pick(random, 1, 200);
+  if (pick(random, 0, 1) == 0) {
+    policy.large.over_rows = pick(random, 0, 400);
+    policy.large.tile_rows = pick(random, 1, 200);
+    policy.large.min_split_tiles = pick(random, 1, 6);
+    policy.large.cost_of_unit = pick(random, 1, 40);
+    policy.large.cost_of_tile = pick(random, 1, 60);
+  }
   return policy;
 }
 
@@ -114,6 +123,11 @@ std::vector<Lengths> random_lengths(std::mt19937& random) {
   return lengths;
 }
 
+bool is_large(const Scheduled& scheduled, const WorkItem& item) {
+  return has_large_units(scheduled.policy, scheduled.shape,
+                         scheduled.seqs[static_cast<std::size_t>(item.seq)]);
+}
+
 std::int64_t cost_of_item(const Scheduled& scheduled, const WorkItem& item) {
   const TilePolicy& policy = scheduled.policy;
   const std::int64_t heads = (item.kv_head_end - item.kv_head_begin) / policy.heads_abreast;
@@ -122,7 +136,14 @@ std::int64_t cost_of_item(const Scheduled& scheduled, const WorkItem& item) {
                                  ? 0
                                  : (item.kv_end + policy.keys_per_tile - 1) / policy.keys_per_tile -
                                        item.kv_begin / policy.keys_per_tile;
+  if (is_large(scheduled, item)) return tiles * policy.large.cost_of_tile;
   return tiles * (heads * policy.cost_of_tile + rows * policy.cost_of_row);
+}
+
+std::int64_t cost_of_begin(const Scheduled& scheduled, const WorkItem& item) {
+  if (item.piece > 0) return 0;
+  return is_large(scheduled, item) ? scheduled.policy.large.cost_of_unit
+                                   : scheduled.policy.cost_of_unit;
 }
 
 /// Gathers the items of all ranges by unit and checks that the units tile the batch.
@@ -189,18 +210,54 @@ void expect_balance(const Scheduled& scheduled) {
   const std::int32_t ranges = scheduled.view.header->num_ranges;
   const TilePolicy& policy = scheduled.policy;
   const std::int64_t slack =
-      2 * (policy.cost_of_unit +
-           (policy.min_split_tiles + 1) * max_cost_of_kv_tile(policy, scheduled.shape));
+      2 * (std::max(policy.cost_of_unit, policy.large.cost_of_unit) +
+           (std::max(policy.min_split_tiles, policy.large.min_split_tiles) + 1) *
+               max_cost_of_kv_tile(policy, scheduled.shape));
   std::int64_t sum = 0;
   for (std::int32_t range = 0; range < ranges; ++range) {
     std::int64_t cost = 0;
     for (const WorkItem& item : scheduled.items_of(range)) {
-      cost += cost_of_item(scheduled, item) + (item.piece == 0 ? policy.cost_of_unit : 0);
+      cost += cost_of_item(scheduled, item) + cost_of_begin(scheduled, item);
     }
     ASSERT_LE(cost, scheduled.view.header->total_cost / ranges + slack);
     sum += cost;
   }
   ASSERT_EQ(sum, scheduled.view.header->total_cost);
+}
+
+TEST(Schedule, SaysOfTheBatchWhichUnitsItHas) {
+  TilePolicy policy;
+  policy.num_ranges = 4;
+  policy.large = {64, 128, 1, 6, 1};
+  core::ProblemShape shape;
+  shape.num_kv_heads = 2;
+  shape.group_size = 4;
+  shape.num_qo_heads = 8;
+  const auto flags = [&](std::vector<Lengths> lengths) {
+    const Scheduled scheduled(policy, shape, std::move(lengths));
+    const Range& range = scheduled.view.ranges[3];
+    EXPECT_EQ(range.has_small_units, scheduled.view.header->has_small_units);
+    EXPECT_EQ(range.has_large_units, scheduled.view.header->has_large_units);
+    return std::pair(range.has_small_units, range.has_large_units);
+  };
+  EXPECT_EQ(flags({{1, 500}, {16, 500}, {0, 70}}), std::pair(1, 0));  // 64 rows are few
+  EXPECT_EQ(flags({{17, 500}, {0, 70}}), std::pair(0, 1));
+  EXPECT_EQ(flags({{17, 500}, {1, 70}}), std::pair(1, 1));
+  EXPECT_EQ(flags({{0, 500}}), std::pair(0, 0));
+}
+
+TEST(Schedule, CutsRequestsOfManyRowsIntoLargeTiles) {
+  TilePolicy policy;
+  policy.tile_rows = 32;
+  policy.large = {64, 128, 1, 6, 1};
+  core::ProblemShape shape;
+  shape.num_kv_heads = 1;
+  shape.group_size = 4;
+  shape.num_qo_heads = 4;
+  const Scheduled scheduled(policy, shape, {{16, 100}, {40, 100}});
+  std::vector<std::int32_t> queries;
+  for (const WorkItem& item : scheduled.items_of(0)) queries.push_back(item.q_end - item.q_begin);
+  EXPECT_THAT(queries, testing::ElementsAre(8, 8, 32, 8));
 }
 
 TEST(Schedule, CoversEveryRowAndKeyExactlyOnceInRandomBatches) {
