@@ -58,8 +58,14 @@ __device__ std::int64_t block_inclusive_sum(std::int64_t value, std::int64_t& to
   return before + value;
 }
 
+struct HasUnits {
+  bool small;
+  bool large;
+};
+
 struct Shared {
   schedule::Header header;
+  HasUnits has_units[kWarps];  // filled by each warp, drained by thread 0 behind the block's sum
   std::int64_t cost_before[kSharedSeqs + 1];
   schedule::PlacedCut cuts[kCutsAtOnce];  // some ranges' begins and ends
 };
@@ -89,8 +95,11 @@ __device__ void sum_up(const Arguments& arguments, const schedule::ScheduleView&
     has_small = has_small || (units.q_tiles > 0 && !units.are_large);
     has_large = has_large || (units.q_tiles > 0 && units.are_large);
   }
-  const int any_small = __syncthreads_or(static_cast<int>(has_small));
-  const int any_large = __syncthreads_or(static_cast<int>(has_large));
+  const bool warp_has_small = __any_sync(kAllLanes, has_small) != 0;
+  const bool warp_has_large = __any_sync(kAllLanes, has_large) != 0;
+  if (threadIdx.x % kWarpSize == 0) {
+    shared.has_units[threadIdx.x / kWarpSize] = {warp_has_small, warp_has_large};
+  }
   std::int64_t total = 0;
   const std::int64_t before = block_inclusive_sum(own, total) - own;
   QUIRE_ROLLED
@@ -99,14 +108,19 @@ __device__ void sum_up(const Arguments& arguments, const schedule::ScheduleView&
     if (fits) schedule.cost_before[seq] = costs[seq];
   }
   if (threadIdx.x != 0) return;
+  HasUnits any{false, false};
+  for (const HasUnits& of_warp : shared.has_units) {
+    any.small = any.small || of_warp.small;
+    any.large = any.large || of_warp.large;
+  }
   schedule.cost_before[num_seqs] = total;
   if (fits) shared.cost_before[num_seqs] = total;
   shared.header = {num_seqs,
                    schedule::ranges_for(arguments.policy, arguments.shape, total),
                    total,
                    0,
-                   static_cast<std::int32_t>(any_small != 0),
-                   static_cast<std::int32_t>(any_large != 0)};
+                   static_cast<std::int32_t>(any.small),
+                   static_cast<std::int32_t>(any.large)};
   *schedule.header = shared.header;
 }
 

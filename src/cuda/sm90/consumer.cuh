@@ -28,6 +28,7 @@ namespace quire::cuda::sm90 {
 enum NamedBarrier : int {
   kUnitEnd = 1 + kHalves * 3,  // partial results written; last piece known
   kTurn = kUnitEnd + 1,        // and the next: passed by one warpgroup, waited at by the other
+  kFit = kTurn + kComputingWarpgroups,  // and the next: a warpgroup agrees on what to do
 };
 
 /// What outlives a unit.
@@ -77,6 +78,11 @@ struct ConsumerState {
   // The warpgroups take turns at issuing products.
   __device__ void wait_for_turn() const { named_barrier<kConsumers>(kTurn + warpgroup); }
   __device__ void pass_turn() const { pass_barrier<kConsumers>(kTurn + 1 - warpgroup); }
+
+  /// Products are made by all warps of a warpgroup or by none.
+  __device__ bool any_in_warpgroup(bool value) const {
+    return any_at_barrier<kWarpgroupSize>(kFit + warpgroup, value);
+  }
 };
 
 /// This warpgroup's rows of one unit, or piece of one.
@@ -166,10 +172,13 @@ class UnitAttention {
     state_.pass_turn();
     wait_for_products<1>();
     hold(scores);
-    const bool fits = to_powers(scores);
+    float sum[2];
+    to_powers(scores, sum);
     wait_for_products<0>();
     hold(o_);
-    if (!fits) return false;
+    if (state_.any_in_warpgroup(sum[0] > kMostWeight || sum[1] > kMostWeight)) return false;
+    sum_[0] += sum[0];
+    sum_[1] += sum[1];
     state_.release_slot(keys());
     state_.release_slot(values());
     state_.position.advance(2);
@@ -202,7 +211,10 @@ class UnitAttention {
     values_are_edge_ = true;
     to_logits(scores, key);
     raise_bases(scores, tile != Tile::kFirst);
-    to_powers(scores);
+    float sum[2];
+    to_powers(scores, sum);
+    sum_[0] += sum[0];
+    sum_[1] += sum[1];
     to_weights(scores);
   }
 
@@ -272,10 +284,8 @@ class UnitAttention {
   // Weights are relative to a row's base: its maximum when it was last raised. As long as no score
   // is far above it, nothing is lost by leaving it, and o need not be lowered.
 
-  /// Scores to weights, which are summed up. @return False if some are too large, and not summed up;
-  /// the same for the whole warp. Always true after `raise_bases`.
-  __device__ __forceinline__ bool to_powers(float (&scores)[kScores]) {
-    float sum[2];
+  /// Scores to weights, and their sums for this thread's rows.
+  __device__ __forceinline__ void to_powers(float (&scores)[kScores], float (&sum)[2]) const {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       float sums[kChains] = {};
@@ -287,10 +297,6 @@ class UnitAttention {
       }
       sum[half] = (sums[0] + sums[1]) + (sums[2] + sums[3]);
     }
-    if (__any_sync(kAllLanes, sum[0] > kMostWeight || sum[1] > kMostWeight)) return false;
-    sum_[0] += sum[0];
-    sum_[1] += sum[1];
-    return true;
   }
 
   /// Raises the bases of rows of which a score is far above it, and lowers o to them, if there is

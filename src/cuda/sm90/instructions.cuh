@@ -146,6 +146,19 @@ __device__ __forceinline__ void pass_barrier(int id) {
   asm volatile("bar.arrive %0, %1;" ::"r"(id), "n"(Threads) : "memory");
 }
 
+/// @return Whether `value` is true for any of the `Threads` threads that name the barrier.
+template <int Threads>
+__device__ __forceinline__ bool any_at_barrier(int id, bool value) {
+  std::uint32_t any;
+  asm volatile(
+      "{ .reg .pred p, q; setp.ne.u32 p, %1, 0; barrier.cta.red.or.pred q, %2, %3, p;\n"
+      "selp.u32 %0, 1, 0, q; }"
+      : "=r"(any)
+      : "r"(value ? 1 : 0), "r"(id), "n"(Threads)
+      : "memory");
+  return any != 0;
+}
+
 // Lists of an accumulator's registers, for the instructions below.
 #define QUIRE_EIGHT(d, i)                                                             \
   "+f"((d)[i]), "+f"((d)[(i) + 1]), "+f"((d)[(i) + 2]), "+f"((d)[(i) + 3]), \
