@@ -102,6 +102,11 @@ TEST_F(ExecuteCopies, TakesAnEmptyPlan) {
   EXPECT_TRUE(execute_copies(Device::cpu(), KvLayout::kNHD, {}, {}).ok());
 }
 
+TEST_F(ExecuteCopies, FailsOnADeviceThatIsNotThere) {
+  const Status status = execute_copies(Device::cuda(1000), KvLayout::kNHD, {}, {});
+  EXPECT_EQ(status.code(), ErrorCode::kDeviceError) << status.message();
+}
+
 TEST_F(ExecuteCopies, RefusesBadInputWithASentenceAndCopiesNothing) {
   const auto text_of = [&](CopyOp bad) {
     std::iota(buffer_.begin(), buffer_.end(), std::int16_t{1});

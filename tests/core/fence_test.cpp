@@ -21,5 +21,14 @@ TEST(FenceOfTheCpu, IsReachedAtOnceSinceCallsAreSynchronous) {
   }
 }
 
+TEST(FenceOfAGpu, ThatIsNotThereCannotBeMade) {
+  try {
+    const Fence fence(Device::cuda(1000));
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ErrorCode::kDeviceError) << error.what();
+  }
+}
+
 }  // namespace
 }  // namespace quire
