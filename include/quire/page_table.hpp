@@ -9,11 +9,10 @@
 #include <span>
 #include <vector>
 
-#include "quire/attention.hpp"
+#include "quire/copies.hpp"
 #include "quire/error.hpp"
 #include "quire/export.h"
 #include "quire/page_pool.hpp"
-#include "quire/tensor.hpp"
 
 namespace quire {
 inline namespace v0 {
@@ -26,19 +25,6 @@ struct SeqId {
 
   /// Equal in every field.
   friend bool operator==(const SeqId&, const SeqId&) = default;
-};
-
-/// "Copy the first `tokens` tokens of page `src` to page `dst`", in K and in V of every layer.
-/// Plans are executed in order, after the writes of earlier steps and before those of the step that
-/// they were made for. The ops of successive `append`s, with no other mutation in between, do not
-/// depend on one another and may run at the same time.
-struct CopyOp {
-  PageId src = kNoPage;     ///< Read.
-  PageId dst = kNoPage;     ///< Written; another page than `src`.
-  std::int32_t tokens = 0;  ///< At most page_size.
-
-  /// Equal in every field.
-  friend bool operator==(const CopyOp&, const CopyOp&) = default;
 };
 
 /// How many sequences a table holds, and how long they may be.
@@ -150,17 +136,6 @@ class QUIRE_API PageTable {
 
   std::shared_ptr<internal::PageTableState> state_;  // shared with builders and batchers on it
 };
-
-/// Executes a copy plan on a cache in host memory, in order. Call it for K and for V of each layer.
-/// Does not allocate. O(tokens · heads · head_dim).
-/// @param copies  Checked as a whole before the first copy.
-/// @param cache   [num_pages, page_size, num_kv_heads, head_dim] (`NHD`) or [num_pages,
-/// num_kv_heads,
-///                page_size, head_dim] (`HND`) on the CPU, any dtype; the head_dim axis is dense.
-/// @return `kInvalidArgument` for a wrong shape, stride or device, a page outside the cache, src ==
-///   dst, or more tokens than a page has; nothing was copied then.
-QUIRE_API Status execute_copies(std::span<const CopyOp> copies, const MutableTensorView& cache,
-                                KvLayout layout) noexcept;
 
 }  // namespace v0
 }  // namespace quire

@@ -25,7 +25,7 @@
  *  - *Threads.* Attention and executor handles are used from many threads at once. A page pool and
  *    its page tables together have one owner at a time. `quire_last_error()` is each thread's own.
  *  - *The step path* (`quire_attention_schedule`, `quire_attention_run`, `quire_append`,
- *    `quire_merge_states`) does not allocate when it succeeds. On CUDA it does not synchronise and
+ *    `quire_merge_states`, `quire_execute_copies`) does not allocate when it succeeds. On CUDA it does not synchronise and
  *    may be captured in a graph.
  *
  *  **Notation of shapes.** `total_q` rows of q (all requests' new tokens after one another, then
@@ -691,16 +691,67 @@ QUIRE_API size_t quire_copy_plan_size(const quire_copy_plan* plan) QUIRE_NOEXCEP
  *  error) if `plan` is not a plan. */
 QUIRE_API const quire_copy_op* quire_copy_plan_ops(const quire_copy_plan* plan) QUIRE_NOEXCEPT;
 
-/** Executes copies on a cache in host memory, in order. Call it for K and for V of each layer. Does
- *  not allocate. O(tokens * heads * head_dim).
+/** The K or the V of one layer, in which copies are executed: one cache, or the two that pages move
+ *  between. On CUDA each lies on the device or in pinned memory of the host (`cudaHostAlloc`,
+ *  `cudaHostRegister`), as a tensor on the CPU. */
+typedef struct quire_copy_tensors {
+  quire_tensor dst; /**< Written: `NHD` or `HND` pages of any dtype. */
+  /** Read: page_size, heads, head_dim and dtype of dst, any number of pages, strides of its own.
+   *  Must not overlap dst. Not given: dst. */
+  quire_tensor src;
+} quire_copy_tensors;
+
+/** Executes copies in the caches of one layer or of many. The result is that of the ops one after
+ *  another: an op that reads a page that an earlier one wrote copies what that one wrote. Does not
+ *  allocate. On CUDA does not synchronise and may be captured (a graph replays the ops that it was
+ *  captured with); `ops` and `caches` are read before the call returns, the pages when the copies
+ *  run: see `quire_fence`. O(tokens * heads * head_dim) for each op and cache.
+ *  @param kv_layout  A `quire_kv_layout`, that of all caches.
  *  @param ops        [count], checked as a whole before the first copy.
- *  @param cache      Written: `NHD` or `HND` pages on the CPU, any dtype.
- *  @param kv_layout  A `quire_kv_layout`.
- *  @return `QUIRE_INVALID_ARGUMENT` for a wrong shape, stride or device, a page outside the cache,
- *    src == dst, or more tokens than a page has; nothing was copied then. */
-QUIRE_API quire_status quire_execute_copies(const quire_copy_op* ops, size_t count,
-                                            const quire_tensor* cache,
-                                            int32_t kv_layout) QUIRE_NOEXCEPT;
+ *  @param caches     [num_caches], which do not overlap. Equal numbers of pages and equal page_size;
+ *                    heads, head_dim, dtype and strides may differ.
+ *  @param call       May be NULL.
+ *  @return `QUIRE_INVALID_ARGUMENT` (a wrong shape, stride or device, a page that a cache does not
+ *    have, src == dst within a cache, more tokens than a page has, memory of the host that is not
+ *    pinned), `QUIRE_UNSUPPORTED` (on CUDA, pages of more than 8 GiB, or 512 MiB where rows are
+ *    not aligned to 16 bytes), `QUIRE_DEVICE_ERROR`; nothing was copied then, unless a kernel could
+ *    not be launched. */
+QUIRE_API quire_status quire_execute_copies(quire_device device, int32_t kv_layout,
+                                            const quire_copy_op* ops, size_t count,
+                                            const quire_copy_tensors* caches, size_t num_caches,
+                                            const quire_call_options* call) QUIRE_NOEXCEPT;
+
+/** A point in the work of a stream (on CUDA, an event), to be waited for by the host or by other
+ *  streams. What is copied on a stream of its own needs one: until the copies have run, the pages
+ *  that they read must not be written and those that they write must not be read. Keep a reference
+ *  to them (`quire_page_pool_retain`), record a fence after the copies and release them once it is
+ *  reached. On the CPU calls are synchronous, so that a fence is reached at once. One that was never
+ *  recorded is reached. Calls must not overlap in time with `quire_fence_record`. */
+typedef struct quire_fence quire_fence;
+
+/** Makes a fence. Allocates; the calls that use it do not. @return `QUIRE_DEVICE_ERROR`. */
+QUIRE_API quire_status quire_fence_create(quire_device device, quire_fence** fence) QUIRE_NOEXCEPT;
+
+/** Releases a fence. Does not wait. */
+QUIRE_API void quire_fence_destroy(quire_fence* fence) QUIRE_NOEXCEPT;
+
+/** Moves the fence behind all work that is on the stream by now. Does not synchronise. While the
+ *  stream is captured the fence is part of the capture and only `quire_fence_wait` may follow.
+ *  @param stream  A cudaStream_t of the fence's device, NULL for the default one. */
+QUIRE_API quire_status quire_fence_record(quire_fence* fence, void* stream) QUIRE_NOEXCEPT;
+
+/** Tells whether that work is done, without waiting for it. Then what it wrote is there to be read,
+ *  by the host too.
+ *  @param reached  1 or 0.
+ *  @return `QUIRE_DEVICE_ERROR`, also for an error that the work met. */
+QUIRE_API quire_status quire_fence_query(const quire_fence* fence, int32_t* reached) QUIRE_NOEXCEPT;
+
+/** Makes what is put on a stream from now on wait for the fence as it was recorded last. Does not
+ *  synchronise and may be captured. @param stream  A cudaStream_t of any device. */
+QUIRE_API quire_status quire_fence_wait(const quire_fence* fence, void* stream) QUIRE_NOEXCEPT;
+
+/** Blocks the calling thread until the fence is reached. @return As `quire_fence_query`. */
+QUIRE_API quire_status quire_fence_synchronize(const quire_fence* fence) QUIRE_NOEXCEPT;
 
 /** Sequences over the pages of a pool, with sharing and copy-on-write. A sequence of `length`
  *  tokens has exactly ceil(length / page_size) pages; token t is in slot pages[t / page_size] *

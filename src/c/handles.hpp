@@ -13,6 +13,7 @@
 #include "c/error.hpp"
 #include "quire/attention.hpp"
 #include "quire/executor.hpp"
+#include "quire/fence.hpp"
 #include "quire/page_pool.hpp"
 #include "quire/page_table.hpp"
 #include "quire/quire.h"
@@ -65,6 +66,13 @@ struct quire_copy_plan {
   static constexpr std::uint64_t kKind = quire::c::kind_of("copy_plan");
   std::uint64_t kind = kKind;
   std::vector<quire::CopyOp> ops;
+};
+
+struct quire_fence {
+  static constexpr std::string_view kDescription = "a quire_fence";
+  static constexpr std::uint64_t kKind = quire::c::kind_of("fence");
+  std::uint64_t kind = kKind;
+  quire::Fence fence;
 };
 
 namespace quire::c {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Page pools, page tables and copy plans.
+// Page pools, page tables and the copy plans that they make.
 #include <fmt/format.h>
 
 #include <span>
@@ -12,9 +12,6 @@ namespace quire::c {
 namespace {
 
 static_assert(kNoPage == QUIRE_NO_PAGE);
-static_assert(sizeof(quire_copy_op) == sizeof(CopyOp));
-static_assert(offsetof(quire_copy_op, dst) == offsetof(CopyOp, dst));
-static_assert(offsetof(quire_copy_op, tokens) == offsetof(CopyOp, tokens));
 
 constexpr std::int32_t kNone = -1;  // what stands for an error where a count is returned
 
@@ -125,18 +122,6 @@ Status pages_of(const quire_page_table* table, quire_seq_id seq, const std::int3
   return {};
 }
 
-Status execute(const quire_copy_op* ops, std::size_t count, const quire_tensor* cache,
-               std::int32_t kv_layout) {
-  constexpr std::string_view kFunction = "quire_execute_copies";
-  if (ops == nullptr && count > 0) return null_argument({kFunction, "ops", "copies"});
-  if (cache == nullptr) return null_argument({kFunction, "cache", "a quire_tensor"});
-  KvLayout layout = KvLayout::kNHD;
-  Status status = read_layout(kFunction, kv_layout, layout);
-  if (!status.ok()) return status;
-  return quire::execute_copies({reinterpret_cast<const CopyOp*>(ops), count},
-                               to_mutable_view(*cache), layout);
-}
-
 }  // namespace
 }  // namespace quire::c
 
@@ -217,11 +202,6 @@ const quire_copy_op* quire_copy_plan_ops(const quire_copy_plan* plan) noexcept {
   return quire::c::number_of("quire_copy_plan_ops", "plan", plan, none, [&] {
     return reinterpret_cast<const quire_copy_op*>(plan->ops.data());
   });
-}
-
-quire_status quire_execute_copies(const quire_copy_op* ops, size_t count, const quire_tensor* cache,
-                                  int32_t kv_layout) noexcept {
-  return quire::c::guarded([&] { return quire::c::execute(ops, count, cache, kv_layout); });
 }
 
 quire_status quire_page_table_create(quire_page_pool* pool, const quire_page_table_spec* spec,

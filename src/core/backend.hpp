@@ -12,6 +12,8 @@
 #include "core/kernel_table.hpp"
 #include "core/problem.hpp"
 #include "quire/attention.hpp"
+#include "quire/copies.hpp"
+#include "quire/fence.hpp"
 #include "quire/info.hpp"
 
 namespace quire {
@@ -49,6 +51,17 @@ class AttentionBackend {
   const WorkspaceSizes sizes;
 };
 
+/// An event of a device's streams. See `Fence`.
+class FenceBackend {
+ public:
+  virtual ~FenceBackend() = default;
+
+  virtual Status record(void* stream) noexcept = 0;
+  virtual Status query(bool& reached) const noexcept = 0;
+  virtual Status wait(void* stream) const noexcept = 0;
+  virtual Status synchronize() const noexcept = 0;
+};
+
 }  // namespace internal
 }  // namespace v0
 
@@ -58,6 +71,8 @@ WorkspaceSizes workspace_sizes(const core::AttentionConfig& config);
 Status append(const core::BatchArrays& batch, const core::AppendArrays& arrays,
               const CallOptions& call, Executor* executor) noexcept;
 Status merge_states(const core::MergeArrays& arrays, Executor* executor) noexcept;
+void execute_copies(KvLayout layout, std::span<const CopyOp> copies,
+                    std::span<const CopyTensors> caches) noexcept;
 /// Rows of the kernel table, in the order of preference.
 std::span<const core::KernelRow> kernel_rows() noexcept;
 /// @return Name of the kernel that the environment's `QUIRE_CPU_TIER` asks for, empty if unset.
@@ -74,6 +89,10 @@ Status append(Device device, const core::BatchArrays& batch, const core::AppendA
               const CallOptions& call) noexcept;
 Status merge_states(Device device, const core::MergeArrays& arrays,
                     const CallOptions& call) noexcept;
+Status execute_copies(Device device, KvLayout layout, std::span<const CopyOp> copies,
+                      std::span<const CopyTensors> caches, const CallOptions& call) noexcept;
+/// @throws Error `kOutOfMemory` or `kDeviceError`.
+std::unique_ptr<internal::FenceBackend> make_fence(Device device);
 /// Memory of a device. @throws Error `kOutOfMemory` or `kDeviceError`.
 void* allocate(Device device, std::size_t bytes);
 /// Waits for the stream first.

@@ -90,7 +90,8 @@ Status check(const TensorView& tensor, const Expected& expected) {
                   fmt::format("[{}] {}: expected {}, got {}", expected.operation, expected.name,
                               wanted, got));
   };
-  const bool dtype_fits = expected.dtypes.bits == 0 || expected.dtypes.has(tensor.dtype);
+  const bool dtype_fits =
+      size_of(tensor.dtype) > 0 && (expected.dtypes.bits == 0 || expected.dtypes.has(tensor.dtype));
   if (!tensor.given() || !dtype_fits || !shape_fits(tensor, expected)) {
     return fail(describe(expected), describe(tensor));
   }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The public free functions that need no spec: append, merge_states, check_result.
+// The public free functions that need no spec: append, merge_states,
+// execute_copies, check_result.
 #include <fmt/format.h>
 
 #include <array>
@@ -8,6 +9,7 @@
 
 #include "core/backend.hpp"
 #include "core/bind.hpp"
+#include "core/copies.hpp"
 #include "quire/attention.hpp"
 
 namespace quire {
@@ -88,6 +90,19 @@ Status merge_states(Device device, const MergeTensors& tensors, const CallOption
     if (!status.ok()) return status;
     if (device.type == DeviceType::kCuda) return cuda::merge_states(device, arrays, call);
     return cpu::merge_states(arrays, &executor_of(options));
+  });
+}
+
+Status execute_copies(Device device, KvLayout layout, std::span<const CopyOp> copies,
+                      std::span<const CopyTensors> caches, const CallOptions& call) noexcept {
+  return guarded([&] {
+    Status status = core::check_copies(device, layout, copies, caches);
+    if (!status.ok()) return status;
+    if (device.type == DeviceType::kCuda) {
+      return cuda::execute_copies(device, layout, copies, caches, call);
+    }
+    cpu::execute_copies(layout, copies, caches);
+    return status;
   });
 }
 

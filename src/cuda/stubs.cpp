@@ -30,6 +30,15 @@ Status merge_states(Device, const core::MergeArrays&, const CallOptions&) noexce
   return {ErrorCode::kDeviceError, kNotBuilt};
 }
 
+Status execute_copies(Device, KvLayout, std::span<const CopyOp>, std::span<const CopyTensors>,
+                      const CallOptions&) noexcept {
+  return {ErrorCode::kDeviceError, kNotBuilt};
+}
+
+std::unique_ptr<internal::FenceBackend> make_fence(Device) {
+  throw Error(ErrorCode::kDeviceError, std::string("[fence] ").append(kNotBuilt));
+}
+
 void* allocate(Device, std::size_t) {
   throw Error(ErrorCode::kDeviceError, std::string("[attention] ").append(kNotBuilt));
 }

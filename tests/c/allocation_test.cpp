@@ -90,7 +90,7 @@ TEST(Allocation, ScheduleRunAppendAndMergeTakeNoMemory) {
   quire_executor_destroy(pool);
 }
 
-TEST(Allocation, PageTablesTakeNoMemoryOnceACopyPlanHasGrown) {
+TEST(Allocation, PageTablesAndCopiesTakeNoMemoryOnceACopyPlanHasGrown) {
   quire_page_pool_spec pool_spec = QUIRE_PAGE_POOL_SPEC_INIT;
   pool_spec.num_pages = 8;
   pool_spec.page_size = 4;
@@ -98,9 +98,14 @@ TEST(Allocation, PageTablesTakeNoMemoryOnceACopyPlanHasGrown) {
   quire_page_pool* pool = nullptr;
   quire_page_table* table = nullptr;
   quire_copy_plan* copies = nullptr;
+  quire_fence* fence = nullptr;
+  std::array<float, 8 * 4> memory{};
+  const quire_copy_tensors cache = {packed(memory.data(), QUIRE_FLOAT32, {8, 4, 1, 1}),
+                                    QUIRE_TENSOR_NONE};
   ASSERT_EQ(quire_page_pool_create(&pool_spec, &pool), QUIRE_OK);
   ASSERT_EQ(quire_page_table_create(pool, &table_spec, &table), QUIRE_OK);
   ASSERT_EQ(quire_copy_plan_create(&copies), QUIRE_OK);
+  ASSERT_EQ(quire_fence_create(kCpu, &fence), QUIRE_OK);
   const auto step = [&] {
     quire_seq_id seq;
     quire_seq_id forked;
@@ -109,6 +114,10 @@ TEST(Allocation, PageTablesTakeNoMemoryOnceACopyPlanHasGrown) {
               quire_page_table_append(table, seq, 6, copies) == QUIRE_OK &&
               quire_page_table_fork_seq(table, seq, 5, &forked) == QUIRE_OK &&
               quire_page_table_append(table, forked, 6, copies) == QUIRE_OK &&
+              quire_execute_copies(kCpu, QUIRE_LAYOUT_NHD, quire_copy_plan_ops(copies),
+                                   quire_copy_plan_size(copies), &cache, 1, nullptr) == QUIRE_OK &&
+              quire_fence_record(fence, nullptr) == QUIRE_OK &&
+              quire_fence_synchronize(fence) == QUIRE_OK &&
               quire_page_table_truncate(table, forked, 2) == QUIRE_OK &&
               quire_page_table_destroy_seq(table, forked) == QUIRE_OK &&
               quire_page_table_destroy_seq(table, seq) == QUIRE_OK;
@@ -120,6 +129,7 @@ TEST(Allocation, PageTablesTakeNoMemoryOnceACopyPlanHasGrown) {
   const long after = allocations.load();
   EXPECT_TRUE(ok) << quire_last_error();
   EXPECT_EQ(after, before);
+  quire_fence_destroy(fence);
   quire_copy_plan_destroy(copies);
   quire_page_table_destroy(table);
   quire_page_pool_destroy(pool);

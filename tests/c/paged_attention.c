@@ -59,14 +59,13 @@ static void append_tokens(engine* e, int seq, int first, int count) {
   int64_t slots[kMaxTokens];
   const quire_tensor k_cache = cache_of(e, e->k_cache);
   const quire_tensor v_cache = cache_of(e, e->v_cache);
+  const quire_copy_tensors caches[] = {{k_cache, QUIRE_TENSOR_NONE}, {v_cache, QUIRE_TENSOR_NONE}};
   quire_append_tensors tensors = QUIRE_APPEND_TENSORS_INIT;
 
   EXPECT_OK(quire_copy_plan_clear(e->copies));
   EXPECT_OK(quire_page_table_append(e->table, e->seqs[seq], count, e->copies));
-  EXPECT_OK(quire_execute_copies(quire_copy_plan_ops(e->copies), quire_copy_plan_size(e->copies),
-                                 &k_cache, e->layout));
-  EXPECT_OK(quire_execute_copies(quire_copy_plan_ops(e->copies), quire_copy_plan_size(e->copies),
-                                 &v_cache, e->layout));
+  EXPECT_OK(quire_execute_copies(kCpu, e->layout, quire_copy_plan_ops(e->copies),
+                                 quire_copy_plan_size(e->copies), caches, 2, NULL));
   for (int i = 0; i < count; ++i) {
     slots[i] = quire_page_table_slot(e->table, e->seqs[seq], first + i);
     for (int head = 0; head < kKvHeads; ++head) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Page pools, page tables and copy plans through the C ABI.
+// Page pools, page tables and the plans that they make through the C ABI.
 #include <gtest/gtest.h>
 
 #include <array>
@@ -82,24 +82,6 @@ TEST_F(CPages, AForkIsCopiedOnItsFirstWriteAndThePlanSaysSo) {
   EXPECT_EQ(quire_page_table_check(table_), QUIRE_OK) << quire_last_error();
   ASSERT_EQ(quire_copy_plan_clear(copies_), QUIRE_OK);
   EXPECT_EQ(quire_copy_plan_size(copies_), 0U);
-}
-
-TEST_F(CPages, CopiesMoveTheTokensOfAPage) {
-  std::array<float, kPages * kPageSize * 2> cache{};
-  for (std::size_t i = 0; i < cache.size(); ++i) cache[i] = static_cast<float>(i);
-  const quire_tensor tensor = packed(cache.data(), QUIRE_FLOAT32, {kPages, kPageSize, 1, 2});
-  const quire_copy_op ops[] = {{0, 2, 3}, {2, 5, 1}};
-  ASSERT_EQ(quire_execute_copies(ops, 2, &tensor, QUIRE_LAYOUT_NHD), QUIRE_OK)
-      << quire_last_error();
-  EXPECT_EQ(cache[2 * 8 + 5], 5.0F);
-  EXPECT_EQ(cache[2 * 8 + 6], 22.0F);  // the fourth token stays
-  EXPECT_EQ(cache[5 * 8 + 1], 1.0F);
-  const quire_copy_op outside[] = {{0, 1, 1}, {0, kPages, 1}};
-  EXPECT_EQ(quire_execute_copies(outside, 2, &tensor, QUIRE_LAYOUT_NHD), QUIRE_INVALID_ARGUMENT);
-  EXPECT_EQ(cache[1 * 8], 8.0F);
-  EXPECT_EQ(quire_execute_copies(nullptr, 0, &tensor, QUIRE_LAYOUT_NHD), QUIRE_OK);
-  EXPECT_EQ(quire_execute_copies(nullptr, 1, &tensor, QUIRE_LAYOUT_NHD), QUIRE_INVALID_ARGUMENT);
-  EXPECT_EQ(quire_execute_copies(ops, 2, nullptr, QUIRE_LAYOUT_NHD), QUIRE_INVALID_ARGUMENT);
 }
 
 TEST_F(CPages, RunningOutOfPagesIsAnOrdinaryOutcomeThatChangesNothing) {

@@ -146,9 +146,9 @@ void CheckedCache::start() {
   std::vector<CopyOp> copies;
   const auto rest = static_cast<std::int32_t>(tokens.size()) - expected;
   if (!table_.append(seq.id, rest, copies).ok()) return;
-  const MutableTensorView view(contents_.data(), DType::kInt32,
-                               {pool_spec_.num_pages, pool_spec_.page_size, 1, 1});
-  require(execute_copies(copies, view, KvLayout::kNHD).ok());
+  const CopyTensors cache{
+      .dst = {contents_.data(), DType::kInt32, {pool_spec_.num_pages, pool_spec_.page_size, 1, 1}}};
+  require(execute_copies(Device::cpu(), KvLayout::kNHD, copies, {&cache, 1}).ok());
   for (std::int32_t i = expected; i < expected + rest; ++i) {
     contents_[index_of(table_.slot(seq.id, i))] = tokens[index_of(i)];
   }

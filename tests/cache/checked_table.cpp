@@ -156,9 +156,10 @@ void CheckedTable::write(Live& live, std::int32_t n) {
 }
 
 void CheckedTable::execute(const std::vector<CopyOp>& copies) {
-  const MutableTensorView cache(cache_.data(), DType::kInt64,
-                                {pool_.spec().num_pages, pool_.spec().page_size, 1, 1});
-  const Status status = execute_copies(copies, cache, KvLayout::kNHD);
+  const CopyTensors cache{.dst = {cache_.data(),
+                                  DType::kInt64,
+                                  {pool_.spec().num_pages, pool_.spec().page_size, 1, 1}}};
+  const Status status = execute_copies(Device::cpu(), KvLayout::kNHD, copies, {&cache, 1});
   ASSERT_TRUE(status.ok()) << status.message();
 }
 

@@ -7,11 +7,13 @@
 #include <memory>
 #include <vector>
 
+#include "support/device_copies.hpp"
 #include "support/device_step.hpp"
 
 namespace quire {
 namespace {
 
+using testing::DeviceCopies;
 using testing::DeviceMirror;
 using testing::DeviceStep;
 using testing::DeviceWorkspaces;
@@ -20,6 +22,7 @@ using testing::KeySource;
 using testing::kGpu;
 using testing::kStepLimits;
 using testing::RandomBatch;
+using testing::RandomCopies;
 using testing::Stream;
 
 /// Two parts of one row and head, whose result is their mean.
@@ -48,18 +51,26 @@ TEST(GpuCapture, IsTheVeryFirstWorkOfAProcess) {
   const DeviceStep step(host);
   const Stream& stream = step.device.stream;
   TwoParts parts(stream);
+  RandomCopies copied({});
+  RandomCopies wanted({});
+  wanted.execute();
+  const DeviceCopies copies(copied);
   const DeviceWorkspaces workspaces(workspace_sizes(kGpu, host.spec, kStepLimits), stream);
   stream.synchronize();
 
   const Attention attention(kGpu, host.spec, kStepLimits);
   const Graph graph(stream, [&] {
     step.launch(attention, workspaces);
+    execute_copies(kGpu, copied.c.layout, copied.plan, copies.caches, {stream.get(), nullptr})
+        .throw_if_error();
     merge_states(kGpu, parts.tensors, {.stream = stream.get(), .check = nullptr}).throw_if_error();
   });
   graph.launch(stream);
   step.device.mirror.download(stream);
   expect_matches(host, oracle);
   parts.mirror.download(stream);
+  copies.download();
+  EXPECT_TRUE(copied.dst == wanted.dst);
   EXPECT_EQ(parts.o, (std::vector<float>{2.0F, 4.0F}));
 }
 

@@ -2,10 +2,12 @@
 // A little of everything on the GPU, few enough to be run under a memory or race checker.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <string>
 
 #include "support/append_batch.hpp"
 #include "support/device_append.hpp"
+#include "support/device_copies.hpp"
 #include "support/device_step.hpp"
 #include "support/spoilt_batches.hpp"
 
@@ -14,6 +16,7 @@ namespace {
 
 using testing::AppendBatch;
 using testing::AppendCase;
+using testing::CopyCase;
 using testing::DeviceAppend;
 using testing::DeviceBatch;
 using testing::DeviceBytes;
@@ -24,6 +27,7 @@ using testing::Graph;
 using testing::KeySource;
 using testing::kGpu;
 using testing::kStepLimits;
+using testing::Place;
 using testing::RandomBatch;
 using testing::RandomBatchOptions;
 
@@ -104,6 +108,15 @@ TEST(GpuSmall, AppendInEveryPairOfDtypes) {
       device.download();
       host.expect_written();
     }
+  }
+}
+
+TEST(GpuSmall, CopiesWithinAPoolAndToTheHost) {
+  for (CopyCase c : testing::copy_cases()) {
+    if (c.num_pages > 20) continue;
+    c.num_ops = std::min<std::int64_t>(c.num_ops, 10);
+    expect_copies(c, Place::kDevice, Place::kDevice);
+    if (c.src_pages > 0) expect_copies(c, Place::kHost, Place::kDevice);
   }
 }
 

@@ -125,9 +125,10 @@ class Tables {
     if (status != QUIRE_OK) return;
     require(quire_page_pool_num_free(pool_) == free - needed);
     const std::int64_t shape[] = {num_pages_, page_size_, 1, 1};
-    const quire_tensor cache = quire_tensor_packed(cache_.data(), QUIRE_INT64, kCpu, 4, shape);
-    require(quire_execute_copies(quire_copy_plan_ops(copies_), quire_copy_plan_size(copies_),
-                                 &cache, QUIRE_LAYOUT_NHD) == QUIRE_OK);
+    const quire_copy_tensors cache = {
+        quire_tensor_packed(cache_.data(), QUIRE_INT64, kCpu, 4, shape), QUIRE_TENSOR_NONE};
+    require(quire_execute_copies(kCpu, QUIRE_LAYOUT_NHD, quire_copy_plan_ops(copies_),
+                                 quire_copy_plan_size(copies_), &cache, 1, nullptr) == QUIRE_OK);
     for (std::int32_t i = 0; i < n; ++i) {
       const std::int64_t slot =
           quire_page_table_slot(table_, seq->id, static_cast<std::int32_t>(seq->written.size()));
@@ -220,9 +221,13 @@ class Tables {
     const quire_copy_op op = {bytes_.between(-1, 25), bytes_.between(-1, 25), bytes_.edge()};
     std::vector<std::int64_t> other(cache_.size());
     const std::int64_t shape[] = {num_pages_, page_size_, 1, 1};
-    quire_tensor cache = quire_tensor_packed(other.data(), QUIRE_INT64, kCpu, 4, shape);
-    cache.shape[bytes_.between(0, 3)] = bytes_.between(0, 1);
-    quire_execute_copies(&op, 1, &cache, bytes_.between(-1, 2));
+    quire_copy_tensors cache = {quire_tensor_packed(other.data(), QUIRE_INT64, kCpu, 4, shape),
+                                QUIRE_TENSOR_NONE};
+    cache.dst.shape[bytes_.between(0, 3)] = bytes_.between(0, 1);
+    if (bytes_.between(0, 1) == 1) {
+      cache.src = quire_tensor_packed(cache_.data(), QUIRE_INT64, kCpu, 4, shape);
+    }
+    quire_execute_copies(kCpu, bytes_.between(-1, 2), &op, 1, &cache, 1, nullptr);
   }
 
   void expect(const Expected& seq) {

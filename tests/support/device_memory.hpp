@@ -100,6 +100,26 @@ class DeviceBytes {
   std::size_t size_;
 };
 
+/// Pinned memory of the host.
+class PinnedBytes {
+ public:
+  explicit PinnedBytes(std::span<const std::byte> content) : size_(content.size()) {
+    void* data = nullptr;
+    require(cudaHostAlloc(&data, std::max<std::size_t>(size_, 1), cudaHostAllocDefault));
+    data_ = static_cast<std::byte*>(data);
+    std::ranges::copy(content, data_);
+  }
+  PinnedBytes(const PinnedBytes&) = delete;
+  PinnedBytes& operator=(const PinnedBytes&) = delete;
+  ~PinnedBytes() { cudaFreeHost(data_); }
+
+  [[nodiscard]] std::span<std::byte> get() const { return {data_, size_}; }
+
+ private:
+  std::byte* data_ = nullptr;
+  std::size_t size_;
+};
+
 /// Bytes on the device that quire writes, with guards before and after them.
 class GuardedBytes {
  public:
