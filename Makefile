@@ -61,7 +61,7 @@ test-fuzz: all-sanitized ## Each fuzzer for FUZZ_SECONDS=10 (CPU, Clang)
 	ctest --preset fuzz
 
 .PHONY: test-cuda-compile
-test-cuda-compile: cuda ## The CUDA backend compiles, links and loads (no GPU)
+test-cuda-compile: cuda ## The CUDA backend compiles, links, loads and spills no register (no GPU)
 	ctest --preset cuda-compile
 
 .PHONY: test-gpu

@@ -31,6 +31,7 @@ THIRD_PARTY = {
     "boost/": {"cache"},
     "xxhash.h": {"cache"},
     "cuda_": {"cuda"},
+    "nvtx3/": {"cuda"},
     "cute/": {"cuda"},
     "cutlass/": {"cuda"},
     "cuda/": {"cuda"},

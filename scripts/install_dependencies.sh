@@ -7,7 +7,7 @@
 #
 #   build  compiler, CMake and the libraries that the library and the tool are made of
 #   test   test frameworks, sanitizers, fuzzing, ABI tools
-#   cuda   a CUDA 13 compiler unless nvcc 13 is on PATH, and the CuTe headers, both into .venv
+#   cuda   a CUDA 13 compiler unless nvcc 13 is on PATH, the CuTe headers and cuobjdump, into .venv
 #   lint   formatter and checkers
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -46,7 +46,7 @@ install_packages() {
     apt-get install -qq --yes --no-install-recommends "${missing[@]}" >/dev/null
 }
 
-# The packages of requirements-cuda.txt that this machine needs: all of them, or only the headers.
+# The packages of requirements-cuda.txt that this machine needs: all, or those behind the compiler.
 needed_requirements() {
   if nvcc --version 2>/dev/null | grep -q 'release 13\.'; then
     sed -n '/^nvidia-cutlass/,$p' requirements-cuda.txt
@@ -64,7 +64,7 @@ install_cuda() {
   .venv/bin/python3 -m pip install --quiet --no-deps --require-hashes --requirement .venv/requirements.txt
   local toolkit
   for toolkit in .venv/lib/python3*/site-packages/nvidia/cu13; do
-    [ -d "$toolkit" ] || continue
+    [ -d "$toolkit/lib" ] || continue
     ln -sfn lib "$toolkit/lib64"                         # where nvcc looks
     ln -sfn libcudart.so.13 "$toolkit/lib/libcudart.so"  # what CMake looks for
   done

@@ -13,6 +13,7 @@
 #include "core/backend.hpp"
 #include "cuda/attend/params.hpp"
 #include "cuda/check/kernel.hpp"
+#include "cuda/common/nvtx.hpp"
 #include "cuda/kernels.hpp"
 #include "cuda/runtime.hpp"
 #include "cuda/schedule/kernel.hpp"
@@ -158,6 +159,7 @@ class CudaAttention final : public internal::AttentionBackend {
 
   Status schedule(const core::BatchArrays& batch, Workspace schedule,
                   const CallOptions& call) const noexcept override {
+    const NvtxRange range("Attention::schedule");
     const CurrentDevice current(config.device);
     auto* const stream = static_cast<cudaStream_t>(call.stream);
     cudaError_t error = current.error();
@@ -172,6 +174,7 @@ class CudaAttention final : public internal::AttentionBackend {
 
   Status run(const core::BatchArrays& batch, const core::LayerTensors& tensors, Workspace schedule,
              Workspace scratch, const CallOptions& call) const noexcept override {
+    const NvtxRange range("Attention::run");
     if (const char* unaligned = find_unaligned(tensors)) {
       return refuse_unaligned(unaligned);
     }

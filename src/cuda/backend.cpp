@@ -6,6 +6,7 @@
 
 #include "cuda/append/kernel.hpp"
 #include "cuda/check/kernel.hpp"
+#include "cuda/common/nvtx.hpp"
 #include "cuda/merge/kernel.hpp"
 #include "cuda/runtime.hpp"
 
@@ -15,6 +16,7 @@ bool built() noexcept { return true; }
 
 Status append(Device device, const core::BatchArrays& batch, const core::AppendArrays& arrays,
               const CallOptions& call) noexcept {
+  const NvtxRange range("append");
   const CurrentDevice current(device);
   auto* const stream = static_cast<cudaStream_t>(call.stream);
   cudaError_t error = current.error();
@@ -27,6 +29,7 @@ Status append(Device device, const core::BatchArrays& batch, const core::AppendA
 
 Status merge_states(Device device, const core::MergeArrays& arrays,
                     const CallOptions& call) noexcept {
+  const NvtxRange range("merge_states");
   const CurrentDevice current(device);
   cudaError_t error = current.error();
   if (error == cudaSuccess) {

@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <nvtx3/nvtx3.hpp>
 #include <utility>
 
 #include "common/exit_code.hpp"
@@ -60,6 +61,11 @@ class CudaGraph final : public Graph {
   cudaGraphExec_t executable_ = nullptr;
 };
 
+/// The library's ranges are in it too.
+struct NvtxDomain {
+  static constexpr const char* name = "quire";
+};
+
 class CudaGpu final : public Gpu {
  public:
   explicit CudaGpu(Device device) : device_(device) {
@@ -104,6 +110,11 @@ class CudaGpu final : public Gpu {
     require(cudaMemsetAsync(to, byte, bytes, stream_), "filling");
   }
   void synchronize() override { require(cudaStreamSynchronize(stream_), "running"); }
+  void begin_range(const char* name, std::int64_t number) noexcept override {
+    nvtxDomainRangePushEx(nvtx3::domain::get<NvtxDomain>(),
+                          nvtx3::event_attributes(name, nvtx3::payload(number)).get());
+  }
+  void end_range() noexcept override { nvtxDomainRangePop(nvtx3::domain::get<NvtxDomain>()); }
 
   [[nodiscard]] std::unique_ptr<Graph> capture(const std::function<void()>& body) override;
   void launch(Graph& graph) override {

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <span>
@@ -36,6 +37,23 @@ class Place {
   virtual void fill(void* to, int byte, std::size_t bytes) = 0;
   /// Waits for everything, and throws what went wrong in it.
   virtual void synchronize() = 0;
+  /// Begins a range of the calling thread's work, for profilers. Ranges nest.
+  virtual void begin_range(const char* /*name*/, std::int64_t /*number*/) noexcept {}
+  virtual void end_range() noexcept {}
+};
+
+/// A range from its making to its end.
+class ProfiledRange {
+ public:
+  ProfiledRange(Place& place, const char* name, std::int64_t number) : place_(place) {
+    place_.begin_range(name, number);
+  }
+  ProfiledRange(const ProfiledRange&) = delete;
+  ProfiledRange& operator=(const ProfiledRange&) = delete;
+  ~ProfiledRange() { place_.end_range(); }
+
+ private:
+  Place& place_;
 };
 
 /// Work that a GPU repeats without the host.

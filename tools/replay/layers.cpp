@@ -156,6 +156,7 @@ void Layers::append_new_tokens(const Cache& cache, std::int64_t rows, const Batc
 }
 
 void Layers::run(const StepPlan& plan, const StagedBatch& staged, StepTimes& times) {
+  const ProfiledRange range(*place_, "replay step", static_cast<std::int64_t>(plan.step));
   const std::int64_t rows = plan.num_tokens;
   const CallOptions call{place_->stream()};
   Stopwatch watch;
