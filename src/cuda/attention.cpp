@@ -107,9 +107,8 @@ std::size_t shared_memory_of(std::int32_t device) {
 /// The first of `kernels` that the device can run.
 AttendKernel choose_kernel(const std::vector<AttendKernel>& kernels, std::int32_t device) {
   const std::size_t shared_bytes = shared_memory_of(device);
-  const std::int32_t capability =
-      10 * attribute_of(device, cudaDevAttrComputeCapabilityMajor) +
-      attribute_of(device, cudaDevAttrComputeCapabilityMinor);
+  const std::int32_t capability = 10 * attribute_of(device, cudaDevAttrComputeCapabilityMajor) +
+                                  attribute_of(device, cudaDevAttrComputeCapabilityMinor);
   for (const AttendKernel& kernel : kernels) {
     const bool is_for_device =
         kernel.compute_capability == 0 || kernel.compute_capability == capability;

@@ -285,9 +285,9 @@ QUIRE_HOST_DEVICE inline SequenceUnits units_of(const TilePolicy& policy,
   units.head_units = shape.num_kv_heads / units.kv_heads;
   units.are_large = has_large_units(policy, shape, lengths);
   units.tokens_per_tile =
-      all_heads ? lengths.qo_len
-                : tokens_per_tile(units.are_large ? policy.large.tile_rows : policy.tile_rows,
-                                  shape);
+      all_heads
+          ? lengths.qo_len
+          : tokens_per_tile(units.are_large ? policy.large.tile_rows : policy.tile_rows, shape);
   units.q_tiles = (lengths.qo_len - 1) / units.tokens_per_tile + 1;
   return units;
 }
@@ -400,8 +400,11 @@ inline void build(const TilePolicy& policy, const core::ProblemShape& shape,
     has_large = has_large || (units.q_tiles > 0 && units.are_large);
   }
   schedule.cost_before[batch.num_seqs] = cost;
-  *schedule.header = {batch.num_seqs, ranges_for(policy, shape, cost), cost,
-                      detail::digest_of(policy, shape, batch), static_cast<std::int32_t>(has_small),
+  *schedule.header = {batch.num_seqs,
+                      ranges_for(policy, shape, cost),
+                      cost,
+                      detail::digest_of(policy, shape, batch),
+                      static_cast<std::int32_t>(has_small),
                       static_cast<std::int32_t>(has_large)};
   PlacedCut begin = place_cut(policy, shape, batch, schedule, 0);
   for (std::int32_t index = 0; index < policy.num_ranges; ++index) {

@@ -53,9 +53,8 @@ class UnitCursor {
   __device__ Unit next() {
     schedule::WorkItem item;
     while (cursor_.next(item)) {
-      const Unit unit =
-          unit_of(item, schedule::lengths_of(params_.shape, params_.batch, item.seq),
-                  params_.batch.qo_indptr[item.seq] + item.q_begin);
+      const Unit unit = unit_of(item, schedule::lengths_of(params_.shape, params_.batch, item.seq),
+                                params_.batch.qo_indptr[item.seq] + item.q_begin);
       if (is_meant(unit)) return unit;
       if (!are_any_meant()) break;
     }

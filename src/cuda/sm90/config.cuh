@@ -67,14 +67,14 @@ struct Config {
   struct Fixed {
     alignas(1024) std::byte queries[kQueryBuffers][kQueryBytes];
     Unit units[kUnits];
-    std::uint64_t units_full[kUnits];   // filled by one warp, one arrival
-    std::uint64_t units_empty[kUnits];  // drained: one arrival of each warp that reads them
-    std::uint64_t queries_full[kQueryBuffers];   // filled by one warp's copies
+    std::uint64_t units_full[kUnits];           // filled by one warp, one arrival
+    std::uint64_t units_empty[kUnits];          // drained: one arrival of each warp that reads them
+    std::uint64_t queries_full[kQueryBuffers];  // filled by one warp's copies
     std::uint64_t queries_empty[kQueryBuffers];  // drained: one arrival of each computing warp
     bool is_last;                                // piece of a split unit
   };
-  static constexpr int kSlots = static_cast<int>((mma::kWhole - sizeof(Fixed)) /
-                                                 (kSlotBytes + 2 * sizeof(std::uint64_t)));
+  static constexpr int kSlots =
+      static_cast<int>((mma::kWhole - sizeof(Fixed)) / (kSlotBytes + 2 * sizeof(std::uint64_t)));
   static_assert(kSlots >= 4, "a tile that is multiplied and one that is loaded");
 
   struct Large {

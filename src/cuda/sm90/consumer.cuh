@@ -124,15 +124,15 @@ class UnitAttention {
 
  private:
   using Element = typename C::Element;
-  static constexpr int kScores = C::kTileKeys / 2;       // of a thread
-  static constexpr int kColumns = C::kHeadDimVo;         // of o
+  static constexpr int kScores = C::kTileKeys / 2;                     // of a thread
+  static constexpr int kColumns = C::kHeadDimVo;                       // of o
   static constexpr int kStepColumns = kColumns % 128 == 0 ? 128 : 64;  // per product
   static constexpr float kSlack = 8.0F;  // of a score above its base, in units of log 2
   /// Sum of a thread's weights for a row that 16 bits hold, and more than `raise_bases` leaves.
   static constexpr float kMostWeight = 32768.0F;
   static_assert(kScores / 2 * 256 < kMostWeight);
   static constexpr float kNoBase = -FLT_MAX;  // of a row that has seen no key
-  static constexpr int kChains = 4;  // of dependent instructions that run side by side
+  static constexpr int kChains = 4;           // of dependent instructions that run side by side
   static constexpr int kKeySteps = C::kTileKeys / kProductStep;
 
   // What is needed at a unit's edges only is computed there: the loop needs the registers.
@@ -227,14 +227,13 @@ class UnitAttention {
   /// Address of this warpgroup's rows of q.
   __device__ std::uint32_t query_rows() const {
     return shared_address(state_.shared.fixed.queries[state_.queries.slot]) +
-           static_cast<std::uint32_t>(state_.warpgroup * kProductRows *
-                                      C::QueryLayout::kRowStride);
+           static_cast<std::uint32_t>(state_.warpgroup * kProductRows * C::QueryLayout::kRowStride);
   }
 
   /// Begins scores = Q · Kᵀ.
   __device__ __forceinline__ void score(float (&scores)[kScores]) {
-    const auto queries = Operand<typename C::QueryLayout>::at(static_cast<std::uint32_t>(
-        opaque(static_cast<int>(query_rows()))));
+    const auto queries = Operand<typename C::QueryLayout>::at(
+        static_cast<std::uint32_t>(opaque(static_cast<int>(query_rows()))));
     const auto tile = Operand<typename C::KeyLayout>::at(slot_address(keys()));
     hold(scores);
     begin_products();
@@ -261,7 +260,7 @@ class UnitAttention {
         multiply_registers<Element, kStepColumns>(
             o_ + column / 2, weights_ + step * 4,
             tile.after(step * kProductStep * C::ValueLayout::kRowStride +
-                         column / 64 * C::ValueLayout::kPanelBytes));
+                       column / 64 * C::ValueLayout::kPanelBytes));
       }
     }
     commit_products();
@@ -342,7 +341,8 @@ class UnitAttention {
   }
 
   /// What is not a scale, and −inf where a row does not see a key.
-  __device__ __forceinline__ void to_logits(float (&scores)[kScores], std::int32_t first_key) const {
+  __device__ __forceinline__ void to_logits(float (&scores)[kScores],
+                                            std::int32_t first_key) const {
     if (!is_plain_) [[unlikely]] {
       transform(scores, first_key);
     }
@@ -353,7 +353,8 @@ class UnitAttention {
   }
 
   /// Scale of any sign, soft cap and ALiBi: products become logits in units of log 2.
-  __device__ __forceinline__ void transform(float (&scores)[kScores], std::int32_t first_key) const {
+  __device__ __forceinline__ void transform(float (&scores)[kScores],
+                                            std::int32_t first_key) const {
     const LogitTransform logits(params_, unit_.kv_head_begin);
     if (logits.has_cap()) {
 #pragma unroll
@@ -489,8 +490,8 @@ class UnitAttention {
       if (unit_row >= unit_.rows) break;
       const RowTarget target = row_target(params_, unit_, unit_row);
       const core::MutableRows& o = params_.tensors.o;
-      const uint4 chunk = load_shared(Layout::chunk(
-          Layout::row(query_rows(), warp_row + i / kChunks), i % kChunks));
+      const uint4 chunk = load_shared(
+          Layout::chunk(Layout::row(query_rows(), warp_row + i / kChunks), i % kChunks));
       *(reinterpret_cast<uint4*>(static_cast<Element*>(o.data) + target.token * o.token_stride +
                                  target.head * o.head_stride) +
         i % kChunks) = chunk;
@@ -534,7 +535,7 @@ class UnitAttention {
   const Unit& unit_;
   bool is_plain_;  // a logit is the product times a positive number
   bool values_are_edge_ = true;
-  float scale_;    // from scores to units of log 2
+  float scale_;  // from scores to units of log 2
   std::uint32_t weights_[kScores / 2];
   float o_[kColumns / 2] = {};
   float base_[2] = {kNoBase, kNoBase};  // in units of log 2

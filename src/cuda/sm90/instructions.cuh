@@ -96,8 +96,8 @@ __device__ __forceinline__ void hold(T (&registers)[kCount]) {
 /// True for one lane of the warp, of which the compiler knows that it is one. All lanes call it.
 __device__ __forceinline__ bool elect_one() {
   std::uint32_t is_elected;
-  asm volatile(
-      "{ .reg .pred p; elect.sync _|p, 0xffffffff; selp.u32 %0, 1, 0, p; }" : "=r"(is_elected));
+  asm volatile("{ .reg .pred p; elect.sync _|p, 0xffffffff; selp.u32 %0, 1, 0, p; }"
+               : "=r"(is_elected));
   return is_elected != 0;
 }
 
@@ -160,20 +160,20 @@ __device__ __forceinline__ bool any_at_barrier(int id, bool value) {
 }
 
 // Lists of an accumulator's registers, for the instructions below.
-#define QUIRE_EIGHT(d, i)                                                             \
-  "+f"((d)[i]), "+f"((d)[(i) + 1]), "+f"((d)[(i) + 2]), "+f"((d)[(i) + 3]), \
-      "+f"((d)[(i) + 4]), "+f"((d)[(i) + 5]), "+f"((d)[(i) + 6]), "+f"((d)[(i) + 7])
+#define QUIRE_EIGHT(d, i)                                                                       \
+  "+f"((d)[i]), "+f"((d)[(i) + 1]), "+f"((d)[(i) + 2]), "+f"((d)[(i) + 3]), "+f"((d)[(i) + 4]), \
+      "+f"((d)[(i) + 5]), "+f"((d)[(i) + 6]), "+f"((d)[(i) + 7])
 #define QUIRE_32(d) QUIRE_EIGHT(d, 0), QUIRE_EIGHT(d, 8), QUIRE_EIGHT(d, 16), QUIRE_EIGHT(d, 24)
-#define QUIRE_64(d)                                                                   \
+#define QUIRE_64(d) \
   QUIRE_32(d), QUIRE_EIGHT(d, 32), QUIRE_EIGHT(d, 40), QUIRE_EIGHT(d, 48), QUIRE_EIGHT(d, 56)
-#define QUIRE_NAMES_32 \
-  "%0, %1, %2, %3, %4, %5, %6, %7, " \
-  "%8, %9, %10, %11, %12, %13, %14, %15, " \
+#define QUIRE_NAMES_32                       \
+  "%0, %1, %2, %3, %4, %5, %6, %7, "         \
+  "%8, %9, %10, %11, %12, %13, %14, %15, "   \
   "%16, %17, %18, %19, %20, %21, %22, %23, " \
   "%24, %25, %26, %27, %28, %29, %30, %31"
-#define QUIRE_NAMES_64 \
-  "%0, %1, %2, %3, %4, %5, %6, %7, " \
-  "%8, %9, %10, %11, %12, %13, %14, %15, " \
+#define QUIRE_NAMES_64                       \
+  "%0, %1, %2, %3, %4, %5, %6, %7, "         \
+  "%8, %9, %10, %11, %12, %13, %14, %15, "   \
   "%16, %17, %18, %19, %20, %21, %22, %23, " \
   "%24, %25, %26, %27, %28, %29, %30, %31, " \
   "%32, %33, %34, %35, %36, %37, %38, %39, " \
@@ -181,20 +181,23 @@ __device__ __forceinline__ bool any_at_barrier(int id, bool value) {
   "%48, %49, %50, %51, %52, %53, %54, %55, " \
   "%56, %57, %58, %59, %60, %61, %62, %63"
 // Products of operands a and b, added to d.
-#define QUIRE_PRODUCT_OF_SHARED(columns, type, names, list, low_a, high_a, low_b, high_b, flag)    \
-  asm volatile("{ .reg .pred p; .reg .b64 a, b; setp.ne.b32 p, " flag ", 0;\n"                     \
-               "mov.b64 a, {" low_a ", " high_a "}; mov.b64 b, {" low_b ", " high_b "};\n"         \
-               "wgmma.mma_async.sync.aligned.m64n" columns "k16.f32." type "." type " {" names     \
-               "}, a, b, p, 1, 1, 0, 0; }"                                                         \
-               : list(d)                                                                           \
-               : "r"(a.low), "n"(a.kHigh), "r"(b.low), "n"(b.kHigh), "r"(add ? 1 : 0)              \
+#define QUIRE_PRODUCT_OF_SHARED(columns, type, names, list, low_a, high_a, low_b, high_b, flag) \
+  asm volatile("{ .reg .pred p; .reg .b64 a, b; setp.ne.b32 p, " flag                           \
+               ", 0;\n"                                                                         \
+               "mov.b64 a, {" low_a ", " high_a "}; mov.b64 b, {" low_b ", " high_b             \
+               "};\n"                                                                           \
+               "wgmma.mma_async.sync.aligned.m64n" columns "k16.f32." type "." type " {" names  \
+               "}, a, b, p, 1, 1, 0, 0; }"                                                      \
+               : list(d)                                                                        \
+               : "r"(a.low), "n"(a.kHigh), "r"(b.low), "n"(b.kHigh), "r"(add ? 1 : 0)           \
                : "memory")
-#define QUIRE_PRODUCT_OF_REGISTERS(columns, type, names, list, r0, r1, r2, r3, low_b, high_b)      \
-  asm volatile("{ .reg .b64 b; mov.b64 b, {" low_b ", " high_b "};\n"                              \
-               "wgmma.mma_async.sync.aligned.m64n" columns "k16.f32." type "." type " {" names     \
-               "}, {" r0 ", " r1 ", " r2 ", " r3 "}, b, 1, 1, 1, 1; }"                             \
-               : list(d)                                                                           \
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.low), "n"(b.kHigh)              \
+#define QUIRE_PRODUCT_OF_REGISTERS(columns, type, names, list, r0, r1, r2, r3, low_b, high_b)  \
+  asm volatile("{ .reg .b64 b; mov.b64 b, {" low_b ", " high_b                                 \
+               "};\n"                                                                          \
+               "wgmma.mma_async.sync.aligned.m64n" columns "k16.f32." type "." type " {" names \
+               "}, {" r0 ", " r1 ", " r2 ", " r3 "}, b, 1, 1, 1, 1; }"                         \
+               : list(d)                                                                       \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.low), "n"(b.kHigh)          \
                : "memory")
 
 /// d (+)= a · bᵀ for a 64 × 16 and b kColumns × 16, both in shared memory, d in fp32.

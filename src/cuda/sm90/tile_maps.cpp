@@ -22,10 +22,9 @@ std::atomic<Encode> encode = nullptr;
 bool encode_map(CUtensorMap& map, const core::Pages& pages, const core::ProblemShape& shape,
                 std::int32_t head_dim) {
   const auto bytes = static_cast<cuuint64_t>(size_of(shape.kv_dtype));
-  const std::array<cuuint64_t, 4> sizes = {static_cast<cuuint64_t>(head_dim),
-                                           static_cast<cuuint64_t>(pages.num_tokens),
-                                           static_cast<cuuint64_t>(shape.num_kv_heads),
-                                           static_cast<cuuint64_t>(pages.num_pages)};
+  const std::array<cuuint64_t, 4> sizes = {
+      static_cast<cuuint64_t>(head_dim), static_cast<cuuint64_t>(pages.num_tokens),
+      static_cast<cuuint64_t>(shape.num_kv_heads), static_cast<cuuint64_t>(pages.num_pages)};
   // The stride of an axis of one element is not used, but must look like one.
   const auto stride = [&](std::int64_t elements, cuuint64_t size) {
     return size > 1 ? static_cast<cuuint64_t>(elements) * bytes : cuuint64_t{16};

@@ -25,6 +25,7 @@ struct TileMaps {
 void prepare_tile_maps();
 
 /// Does not allocate and does not ask the device.
-TileMaps make_tile_maps(const core::ProblemShape& shape, const core::LayerTensors& tensors) noexcept;
+TileMaps make_tile_maps(const core::ProblemShape& shape,
+                        const core::LayerTensors& tensors) noexcept;
 
 }  // namespace quire::cuda::sm90
