@@ -104,15 +104,20 @@ std::size_t shared_memory_of(std::int32_t device) {
   return static_cast<std::size_t>(bytes);
 }
 
-/// The first of `kernels` that the device can run.
-AttendKernel choose_kernel(const std::vector<AttendKernel>& kernels, std::int32_t device) {
+/// The first kernel that the device can run, and that has no large units if no batch can.
+AttendKernel choose_kernel(const core::AttentionConfig& config) {
+  const std::int32_t device = config.device.index;
+  const std::vector<AttendKernel> kernels = kernels_for(config);
+  const std::int64_t most_rows =
+      static_cast<std::int64_t>(config.limits.max_total_q) * config.shape.group_size;
   const std::size_t shared_bytes = shared_memory_of(device);
   const std::int32_t capability = 10 * attribute_of(device, cudaDevAttrComputeCapabilityMajor) +
                                   attribute_of(device, cudaDevAttrComputeCapabilityMinor);
   for (const AttendKernel& kernel : kernels) {
     const bool is_for_device =
         kernel.compute_capability == 0 || kernel.compute_capability == capability;
-    if (is_for_device && kernel.shared_bytes <= shared_bytes) return kernel;
+    const bool is_too_much = kernel.large_tile_rows > 0 && most_rows <= kLargeRequestRows;
+    if (is_for_device && !is_too_much && kernel.shared_bytes <= shared_bytes) return kernel;
   }
   return kernels.back();
 }
@@ -267,7 +272,7 @@ WorkspaceSizes workspace_sizes(const core::AttentionConfig& config) {
 std::unique_ptr<internal::AttentionBackend> make_attention(const core::AttentionConfig& config) {
   const CurrentDevice current(config.device);
   throw_if_error("attention", current.error());
-  const AttendKernel kernel = choose_kernel(kernels_for(config), config.device.index);
+  const AttendKernel kernel = choose_kernel(config);
   prepare(kernel);
   if (kernel.takes_tile_maps) sm90::prepare_tile_maps();
   throw_if_error("attention", prepare_schedule());

@@ -130,6 +130,9 @@ __device__ __forceinline__ void show_to_products() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
+/// What this thread has written to shared memory comes before what boxes write there.
+__device__ __forceinline__ void order_before_boxes() { show_to_products(); }
+
 /// All warps of a warpgroup call it.
 template <int kRegisters>
 __device__ __forceinline__ void take_registers() {

@@ -142,6 +142,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   // When all are here, shared memory is free.
   if (__syncthreads_or(static_cast<int>(has_large_units)) == 0) return;
   if (threadIdx.x == 0) init_barriers<C>(shared.large);
+  order_before_boxes();
   __syncthreads();
   if (is_loading_warpgroup()) {
     give_registers<kForLargeUnits.loader>();
