@@ -145,8 +145,10 @@ class TensorView:
 
     @property
     def is_contiguous(self) -> bool:
-        """Whether it is row-major without gaps."""
+        """Whether it is row-major without gaps, as what is empty always is."""
         step = 1
+        if 0 in self.shape:
+            return True
         for size, stride in zip(reversed(self.shape), reversed(self.strides)):
             if size > 1 and stride != step:
                 return False
@@ -379,11 +381,11 @@ def _pack_torch(tensor: Any, *named: str) -> bytes:
     if tensor.requires_grad and sys.modules["torch"].is_grad_enabled():
         raise NotAnArray("expected no gradient, as none is computed: call under torch.no_grad()")
     try:
-        strides = tensor.stride()
+        strides, pointer = tensor.stride(), tensor.data_ptr()
     except RuntimeError:  # it has none
         raise NotAnArray(f"expected a strided tensor, got {tensor.layout}") from None
     layout = _torch_layouts[(tensor.shape, strides, tensor.dtype, tensor.device, *named)]
-    return _pack_pointer(tensor.data_ptr()) + layout
+    return _pack_pointer(pointer) + layout
 
 
 #: What reads an array itself, by its type; torch's are added when the first one comes.

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 import quire
 
 I32 = np.int32
@@ -73,7 +72,7 @@ def one_shot(**changes: Any) -> Any:
         (
             {"page_table": np.array([[0, 9]], I32)},
             quire.InvalidArgument,
-            "[run] page_table[0][1]: expected a page id in [0, 2), got 9",
+            "[attention] page_table[0][1]: expected a page id in [0, 2), got 9",
         ),
         (
             {"kv_len": None},
@@ -83,25 +82,99 @@ def one_shot(**changes: Any) -> Any:
         (
             {"o": np.zeros((1, 4, 64), np.float16)},
             quire.InvalidArgument,
-            None,
+            "[attention] o_dtype: expected q_dtype (float32) or float32, got float16",
+        ),
+        (
+            {"o": [0]},
+            quire.InvalidArgument,
+            "[attention] o: expected a NumPy array, a torch tensor or an object with DLPack or an "
+            "array interface, got list",
         ),
         (
             {"kernel": "cpu.imaginary"},
-            quire.InvalidArgument,
-            None,
+            quire.Unsupported,
+            "[attention] kernel: expected one of cpu.portable on cpu, got cpu.imaginary",
         ),
         (
             {"q": np.zeros((1, 4, 63), np.float32)},
-            quire.InvalidArgument,
-            None,
+            quire.Unsupported,
+            "[attention] head_dim_qk: expected a multiple of 8 up to 512 (cpu.portable), got 63; "
+            "nearest: 56, 64",
         ),
-        ({"o": [0]}, quire.InvalidArgument, None),
-        ({"executor": 3}, quire.InvalidArgument, None),
+        (
+            {"executor": 3},
+            quire.InvalidArgument,
+            "[quire] executor: expected an open quire.ThreadPool, got 3",
+        ),
+        (
+            {"kv_len": np.array([2**20], I32)},
+            quire.TooLong,
+            "[schedule] kv_len[0]: expected at most 32 keys of a request as BatchLimits says, "
+            "got 1048576",
+        ),
     ],
 )
 def test_one_shot_texts(changes: Any, kind: Any, text: Any) -> None:
     with pytest.raises(quire.Error) as caught:
         one_shot(**changes)
-    print(type(caught.value).__name__, caught.value)
-    assert type(caught.value) is kind
-    assert text is None or str(caught.value) == text
+    assert type(caught.value) is kind, caught.value
+    assert str(caught.value) == text
+
+
+def test_what_a_spec_refuses_is_refused_before_anything_runs() -> None:
+    with pytest.raises(quire.InvalidArgument, match=r"num_kv_heads \(3\), got 4; nearest: 6"):
+        quire.Attention(quire.AttentionSpec(4, 3, 64))
+    with pytest.raises(quire.InvalidArgument, match=r"dtype: expected one of .*, got float64"):
+        quire.AttentionSpec(4, 2, 64, q_dtype="float64")
+    with pytest.raises(quire.InvalidArgument, match="max_num_seqs: expected an integer, got None"):
+        quire.Attention(quire.AttentionSpec(4, 2, 64), quire.BatchLimits(max_num_seqs=None))  # type: ignore[arg-type]
+
+
+def test_a_batch_beyond_the_limits_is_too_long() -> None:
+    spec = quire.AttentionSpec(4, 2, 64, q_dtype="float32")
+    attend = quire.Attention(spec, quire.BatchLimits(max_num_seqs=4, max_total_q=4, max_kv_len=16))
+    batch = quire.Batch(
+        np.array([0, 1], I32), kv_len=np.array([17], I32), page_table=np.array([[0, 1]], I32)
+    )
+    with pytest.raises(quire.TooLong, match="kv_len") as caught:
+        attend.schedule(batch)
+    assert caught.value.code is quire.ErrorCode.TOO_LONG
+
+
+def test_a_schedule_belongs_to_its_attention() -> None:
+    spec = quire.AttentionSpec(4, 2, 64, q_dtype="float32")
+    one, other = quire.Attention(spec), quire.Attention(spec)
+    step = one.schedule(
+        quire.Batch(np.zeros(1, I32), kv_len=np.zeros(0, I32), page_table=np.zeros((0, 1), I32))
+    )
+    with pytest.raises(quire.InvalidArgument, match="expected one of this attention"):
+        other.run(step, None, None, None)
+
+
+def test_there_is_no_gpu_in_a_build_without_cuda() -> None:
+    if len(quire.devices()) > 1:
+        pytest.skip("there is one")
+    with pytest.raises(quire.Error) as caught:
+        quire.Attention(quire.AttentionSpec(32, 8, 128), device="cuda")
+    assert caught.value.code in (quire.ErrorCode.DEVICE_ERROR, quire.ErrorCode.UNSUPPORTED)
+    with pytest.raises(quire.InvalidArgument, match="expected 32 bytes on cuda:0"):
+        quire.CheckRecord("cuda", memory=np.zeros(32, np.uint8))
+
+
+def test_errors_are_values_errors_where_they_say_so_and_can_be_pickled() -> None:
+    with pytest.raises(ValueError, match="expected 3 axes") as caught:
+        one_shot(q=np.zeros(1, np.float32))
+    assert isinstance(caught.value, quire.InvalidArgument)
+    copy = pickle.loads(pickle.dumps(caught.value))
+    assert type(copy) is quire.InvalidArgument
+    assert (copy.code, str(copy)) == (caught.value.code, str(caught.value))
+
+
+def test_what_there_is_is_told() -> None:
+    assert quire.__version__ == quire.version()
+    assert [kernel.name for kernel in quire.kernels()][-1] == "cpu.portable"
+    assert quire.devices()[0].device == quire.Device("cpu")
+    assert "cores: " in quire.devices()[0].facts
+    text = quire.info()
+    assert text.startswith(f"quire {quire.version()}, ")
+    assert "  cpu.portable: " in text

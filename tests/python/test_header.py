@@ -11,7 +11,6 @@ import subprocess
 from typing import Any
 
 import pytest
-
 import quire
 from quire import _library as c
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 import quire
+
 from reference import MIXED, attention, paged, random_requests
 
 
@@ -43,16 +43,17 @@ def test_append_derives_slots_and_converts(rng: np.random.Generator) -> None:
             skipped = max(qo_len - kv_len, 0)
             blocks += [np.full((skipped, 2, 64), np.nan), request[kv_len - qo_len + skipped :]]
         new.append(np.concatenate(blocks).astype(np.float32))
+    new_k, new_v = new
     before_k, before_v = cache.k.copy(), cache.v.copy()
     for qo_len, kv_len, pages in zip(requests.qo_len, requests.kv_len, cache.page_table):
         for t in range(max(kv_len - qo_len, 0), kv_len):
             cache.k[pages[t // 16], t % 16] = np.nan
             cache.v[pages[t // 16], t % 16] = np.nan
     k_half, v_half = cache.k.astype(np.float16), cache.v.astype(np.float16)
-    quire.append(*new, cache.k, cache.v, batch=batch)
+    quire.append(new_k, new_v, cache.k, cache.v, batch=batch)
     np.testing.assert_array_equal(cache.k, before_k)
     np.testing.assert_array_equal(cache.v, before_v)
-    quire.append(*new, k_half, v_half, batch=batch)
+    quire.append(new_k, new_v, k_half, v_half, batch=batch)
     np.testing.assert_array_equal(k_half, before_k.astype(np.float16))
     np.testing.assert_array_equal(v_half, before_v.astype(np.float16))
 

@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Callable
 
 import numpy as np
 import pytest
-
 import quire
+
 from reference import Requests, attention
 
 
@@ -117,7 +117,14 @@ def test_a_destroyed_sequence_is_never_valid_again() -> None:
     table.destroy(seq)
     again = table.create()
     assert again.slot == seq.slot
-    for call in (table.destroy, table.length, table.pages, table.slots, table.fork):
+    calls: tuple[Callable[[quire.SeqId], object], ...] = (
+        table.destroy,
+        table.length,
+        table.pages,
+        table.slots,
+        table.fork,
+    )
+    for call in calls:
         with pytest.raises(quire.BadHandle):
             call(seq)
 
@@ -134,7 +141,12 @@ def test_what_is_closed_fails_with_a_sentence() -> None:
     with pytest.raises(quire.Error, match="copies"):
         table.append(seq, 4, copies)
     table.close()
-    for use in (lambda: pool.num_free, lambda: table.num_seqs, lambda: table.length(seq)):
+    uses: tuple[Callable[[], int], ...] = (
+        lambda: pool.num_free,
+        lambda: table.num_seqs,
+        lambda: table.length(seq),
+    )
+    for use in uses:
         with pytest.raises(quire.Error, match="expected"):
             use()
     attend = quire.Attention(quire.AttentionSpec(1, 1, 64))
@@ -163,7 +175,7 @@ def test_beams_that_fork_attend_to_their_own_tokens(kv_layout: Any) -> None:
             ks, vs = tokens[parent]
             tokens[table.fork(parent, length)] = (ks[:length], vs[:length])
         if len(tokens) > 3 and rng.random() < 0.3:
-            ended = list(tokens)[0]
+            ended = next(iter(tokens))
             table.destroy(ended)
             del tokens[ended]
         seqs = list(tokens)
