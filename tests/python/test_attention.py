@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import quire
 
+import quire
 from reference import MIXED, Array, Cache, Requests, attention, paged, random_requests
 
 TOLERANCE = {"float32": 2e-5, "float16": 4e-3, "bfloat16": 3e-2}

@@ -11,6 +11,7 @@ import subprocess
 from typing import Any
 
 import pytest
+
 import quire
 from quire import _library as c
 

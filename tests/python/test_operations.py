@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import quire
 
+import quire
 from reference import MIXED, attention, paged, random_requests
 
 

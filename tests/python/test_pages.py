@@ -7,8 +7,8 @@ from typing import Any, Callable
 
 import numpy as np
 import pytest
-import quire
 
+import quire
 from reference import Requests, attention
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import quire
 
+import quire
 from reference import MIXED, Array, attention, paged, random_requests
 
 torch = pytest.importorskip("torch")
