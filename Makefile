@@ -37,7 +37,7 @@ demo: tool ## Check kernels against the oracle, then serve requests for a minute
 	@printf '\nNext: build/bin/quire --help, README.md, docs/architecture.md, examples/\n'
 
 .PHONY: test
-test: lint test-cpu test-abi test-install test-sanitize test-fuzz test-cuda-compile ## All of the tests below that need no GPU
+test: lint test-cpu test-abi test-install test-python test-sanitize test-fuzz test-cuda-compile ## All of the tests below that need no GPU
 	@echo "make test: everything passed"
 
 .PHONY: test-cpu
@@ -51,6 +51,12 @@ test-abi: all-cpu ## Exported symbols, SONAME, ABI against its baseline (CPU)
 .PHONY: test-install
 test-install: all-cpu ## Foreign CMake and pkg-config projects in C++ and C against the package (CPU)
 	ctest --preset install
+
+.PHONY: test-python
+test-python: all-cpu ## The Python package, and its wheel in a fresh environment (CPU)
+	@$(install) python
+	.venv/bin/mypy
+	QUIRE_LIBRARY=$(CURDIR)/build/lib/libquire.so.0 .venv/bin/python3 -m pytest
 
 .PHONY: test-sanitize
 test-sanitize: all-sanitized ## The CPU tests under ASan and UBSan (CPU, Clang)
@@ -81,8 +87,8 @@ all-sanitized:
 	$(call build,dev)
 
 .PHONY: lint
-lint: ## Formatting, include rule, documented symbols, shell scripts (nothing is compiled)
-	@$(install) lint
+lint: ## Formatting, include rule, documented symbols, Python, shell scripts (nothing is compiled)
+	@$(install) lint python
 	scripts/lint.sh
 
 .PHONY: tidy
@@ -98,7 +104,7 @@ docs: ## API documentation, build/docs/html (Doxygen)
 
 .PHONY: format
 format: ## Format all sources
-	@$(install) lint
+	@$(install) lint python
 	scripts/lint.sh --fix
 
 .PHONY: install

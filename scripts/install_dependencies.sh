@@ -8,6 +8,7 @@
 #   build  compiler, CMake and the libraries that the library and the tool are made of
 #   test   test frameworks, sanitizers, fuzzing, ABI tools
 #   cuda   a CUDA 13 compiler unless nvcc 13 is on PATH, the CuTe headers and cuobjdump, into .venv
+#   python what the Python package is checked, tested and built with, into .venv
 #   lint   formatter and checkers
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -17,10 +18,11 @@ build_packages=(g++ cmake ninja-build libfmt-dev libhwy-dev libcli11-dev nlohman
 test_packages=(libgtest-dev libgmock-dev librapidcheck-dev libbenchmark-dev clang-19 libclang-rt-19-dev
                abigail-tools pkg-config python3 binutils)
 cuda_packages=(python3-venv)
+python_packages=(python3-venv)
 lint_packages=(clang-format-19 doxygen shellcheck python3)
 
 usage() {
-  sed -n '3,11s/^# \{0,1\}//p' "$0" >&2
+  sed -n '3,12s/^# \{0,1\}//p' "$0" >&2
   exit 2
 }
 
@@ -55,13 +57,18 @@ needed_requirements() {
   fi
 }
 
+# install_into_venv FILE: the requirements on stdin, which FILE holds afterwards.
+install_into_venv() {
+  [ -x .venv/bin/python3 ] || /usr/bin/python3 -m venv .venv
+  cat >"$1"
+  .venv/bin/python3 -m pip install --quiet --no-deps --require-hashes --requirement "$1"
+}
+
 install_cuda() {
   local wanted=.venv/requirements-installed.txt
   cmp --silent "$wanted" <(needed_requirements) && return 0
   echo "Installing the CUDA packages of requirements-cuda.txt into .venv"
-  [ -x .venv/bin/python3 ] || /usr/bin/python3 -m venv .venv
-  needed_requirements >.venv/requirements.txt
-  .venv/bin/python3 -m pip install --quiet --no-deps --require-hashes --requirement .venv/requirements.txt
+  install_into_venv .venv/requirements.txt < <(needed_requirements)
   local toolkit
   for toolkit in .venv/lib/python3*/site-packages/nvidia/cu13; do
     [ -d "$toolkit/lib" ] || continue
@@ -71,9 +78,18 @@ install_cuda() {
   mv .venv/requirements.txt "$wanted"
 }
 
+install_python() {
+  local wanted=.venv/requirements-python-installed.txt
+  cmp --silent "$wanted" requirements-python.txt && return 0
+  echo "Installing the packages of requirements-python.txt into .venv"
+  install_into_venv .venv/requirements-python.txt <requirements-python.txt
+  mv .venv/requirements-python.txt "$wanted"
+}
+
 [ $# -gt 0 ] || usage
 packages=()
 cuda=no
+python=no
 for group in "$@"; do
   case "$group" in
     build) packages+=("${build_packages[@]}") ;;
@@ -83,8 +99,13 @@ for group in "$@"; do
       packages+=("${cuda_packages[@]}")
       cuda=yes
       ;;
+    python)
+      packages+=("${python_packages[@]}")
+      python=yes
+      ;;
     *) usage ;;
   esac
 done
 install_packages "${packages[@]}"
 [ "$cuda" = no ] || install_cuda
+[ "$python" = no ] || install_python

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Formatting, the include rule, licence lines, documented symbols and shell scripts; --fix formats.
+# Formatting, the include rule, licence lines, documented symbols, Python and shell scripts; --fix
+# formats.
 # shellcheck disable=SC2317  # the checks are called by name
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -16,6 +17,8 @@ sources=('*.hpp' '*.cpp' '*.h' '*.c' '*.cu' '*.cuh')
 
 if [ "${1:-}" = --fix ]; then
   files "${sources[@]}" | xargs -0r clang-format-19 -i
+  .venv/bin/ruff check --quiet --fix
+  .venv/bin/ruff format --quiet
   exit
 fi
 
@@ -49,6 +52,10 @@ shell_is_clean() {
   files '*.sh' .ci/run | xargs -0r shellcheck
 }
 
+python_is_clean() {
+  .venv/bin/ruff check --quiet && .venv/bin/ruff format --quiet --check
+}
+
 # Doxygen fails on any warning (WARN_AS_ERROR) and makes no more than one folder itself.
 symbols_are_documented() {
   mkdir -p build/docs
@@ -59,5 +66,6 @@ check "formatting (make format)" is_formatted
 check "include rule" scripts/check_includes.py
 check "licence lines" has_licence_lines
 check "public symbols are documented" symbols_are_documented
+check "Python (make format)" python_is_clean
 check "shell scripts" shell_is_clean
 exit $failed

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attention over paged KV caches, for batches of any shape.
+
+One operation serves decode, append, chunked prefill, prefill and mixed batches::
+
+    o = quire.attention(q, k_cache, v_cache, qo_indptr=…, kv_len=…, page_table=…)
+
+or, in a loop, an `Attention` that is made once, scheduled once per step and run once per layer.
+Arrays are NumPy's, torch's or anybody's that speaks DLPack or an array interface; none is copied.
+docs/python.md begins at the beginning.
+"""
+
+from ._arrays import Device, TensorView, view
+from ._attention import (
+    CONTIGUOUS_KV,
+    Attention,
+    AttentionSpec,
+    Batch,
+    BatchLimits,
+    Schedule,
+    Workspaces,
+    WorkspaceSizes,
+)
+from ._calls import CheckRecord, Fence, ThreadPool
+from ._errors import (
+    BadHandle,
+    Error,
+    ErrorCode,
+    InvalidArgument,
+    OutOfPages,
+    QueueFull,
+    TooLong,
+    Unsupported,
+)
+from ._info import (
+    DeviceInfo,
+    KernelInfo,
+    Support,
+    devices,
+    info,
+    kernels,
+    supports,
+    version,
+    workspace_sizes,
+)
+from ._operations import append, attention, merge_states
+from ._pages import NO_PAGE, CopyOp, CopyPlan, PagePool, PageTable, SeqId
+
+__version__ = version()
+
+__all__ = [
+    "CONTIGUOUS_KV",
+    "NO_PAGE",
+    "Attention",
+    "AttentionSpec",
+    "BadHandle",
+    "Batch",
+    "BatchLimits",
+    "CheckRecord",
+    "CopyOp",
+    "CopyPlan",
+    "Device",
+    "DeviceInfo",
+    "Error",
+    "ErrorCode",
+    "Fence",
+    "InvalidArgument",
+    "KernelInfo",
+    "OutOfPages",
+    "PagePool",
+    "PageTable",
+    "QueueFull",
+    "Schedule",
+    "SeqId",
+    "Support",
+    "TensorView",
+    "ThreadPool",
+    "TooLong",
+    "Unsupported",
+    "WorkspaceSizes",
+    "Workspaces",
+    "append",
+    "attention",
+    "devices",
+    "info",
+    "kernels",
+    "merge_states",
+    "supports",
+    "version",
+    "view",
+    "workspace_sizes",
+]
