@@ -505,10 +505,11 @@ def _export(array: Any) -> Any:
     on_gpu = array.__dlpack_device__()[0] in (2, 13)
     stream = {"stream": -1} if on_gpu else {}
     try:
-        return array.__dlpack__(max_version=(1, 0), copy=False, **stream)
-    except TypeError:  # an exporter older than DLPack 1.0
-        return array.__dlpack__(**stream)
-    except BufferError as error:
+        try:
+            return array.__dlpack__(max_version=(1, 0), copy=False, **stream)
+        except TypeError:  # an exporter older than DLPack 1.0
+            return array.__dlpack__(**stream)
+    except (BufferError, TypeError) as error:  # its dtype, its device, only a copy
         raise NotAnArray(f"expected an array that DLPack exports without a copy: {error}") from None
 
 

@@ -45,8 +45,8 @@ def test_one_wheel_serves_every_python_and_holds_what_it_needs(wheel: pathlib.Pa
 def test_an_installed_wheel_works_on_its_own(wheel: pathlib.Path, tmp_path: pathlib.Path) -> None:
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
     python = tmp_path / "venv" / "bin" / "python"
-    install = [python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", wheel]
-    subprocess.run(install, check=True)
+    install = ["-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
+    subprocess.run([python, *install, wheel], check=True)
     # NumPy is taken from here, so that nothing is downloaded; quire is not here.
     numpy = tmp_path / "numpy"
     numpy.mkdir()
