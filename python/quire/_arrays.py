@@ -31,8 +31,8 @@ from . import _library as c
 from ._errors import InvalidArgument, invalid
 
 _DTYPE_NAMES = {code: name for name, code in c.DTYPES.items()}
-_DTYPE_SIZES = {
-    name: int("".join(filter(str.isdigit, name.split("_")[0]))) // 8 for name in c.DTYPES
+_DTYPE_SIZES: dict[str, int] = {
+    name: c.locked.quire_dtype_size(code) for name, code in c.DTYPES.items()
 }
 # What others call the OCP format without infinities.
 _DTYPE_ALIASES = {"float8_e4m3fn": "float8_e4m3"}

@@ -161,7 +161,7 @@ class Workspaces:
     Steps that overlap in time need separate ones. `Attention.allocate_workspaces()` makes them.
     """
 
-    __slots__ = ("_schedule", "_scratch", "schedule_bytes", "scratch_bytes")
+    __slots__ = ("_schedule", "_scratch", "device", "schedule_bytes", "scratch_bytes")
 
     def __init__(self, schedule: Any, scratch: Any) -> None:
         self._schedule = written(schedule, "Workspaces", "schedule")
@@ -169,6 +169,9 @@ class Workspaces:
         for name, each in (("schedule", self._schedule), ("scratch", self._scratch)):
             if not each.is_contiguous:
                 raise invalid("Workspaces", name, f"expected no gaps, got strides {each.strides}")
+            if each.device != self._schedule.device:
+                raise invalid("Workspaces", name, f"expected both on one device, got {each.device}")
+        self.device = self._schedule.device
         self.schedule_bytes = self._schedule.nbytes
         self.scratch_bytes = self._scratch.nbytes
 
@@ -381,12 +384,19 @@ class Attention(c.Owner):
           TooLong: More than the limits allow, seen where wrong values are.
           Error: `WORKSPACE_TOO_SMALL` (or misaligned), `DEVICE_ERROR`.
         """
-        result = Schedule(self, batch, workspaces or self.allocate_workspaces())
+        workspaces = workspaces or self.allocate_workspaces()
+        if workspaces.device != self._device:  # the library sees addresses only
+            raise invalid(
+                "schedule",
+                "workspaces",
+                f"expected memory on {self._device}, got it on {workspaces.device}",
+            )
+        result = Schedule(self, batch, workspaces)
         status = _schedule(
             self._handle,
             batch.packed,
             result._schedule,
-            result.workspaces.schedule_bytes,
+            workspaces.schedule_bytes,
             pack_call(batch._arrays[0], batch.packed[c.SIZE.size :], stream, check, "schedule"),
         )
         if status:

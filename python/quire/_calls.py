@@ -43,6 +43,7 @@ class CheckRecord:
                 f"expected {c.CHECK_RECORD.size} bytes on {self._device}, got {self._memory}",
             )
         self.pointer = self._memory.pointer
+        self.device_bytes = self._memory.packed[_DEVICE]
 
     def raise_if_offended(self, *, stream: Any = None) -> None:
         """Waits for the stream; raises what was found, and leaves the record as it is.
@@ -52,6 +53,9 @@ class CheckRecord:
         """
         call = pack_call(self._memory, self._memory.packed, stream, None, "CheckRecord")
         c.check(c.unlocked.quire_check_result(c_device(self._device), self.pointer, call))
+
+    def __repr__(self) -> str:
+        return f"quire.CheckRecord({str(self._device)!r})"
 
     def clear(self) -> None:
         """Makes it ready for the next step after an offence. On a GPU in order on the current
@@ -135,8 +139,10 @@ def pack_call(
       array: As it was given, or a view of it.
       packed: Its `quire_tensor`.
     """
-    device = packed[_DEVICE_TYPE]
-    if device == c.DEVICE_CPU:
+    device = packed[_DEVICE]
+    if check is not None and check.device_bytes != device:
+        raise invalid(where, "check", f"expected a record on the arrays' device, got {check}")
+    if device == _CPU:
         if check is None:
             return None
         handle = 0
@@ -155,8 +161,9 @@ def pack_call(
     return c.CALL_OPTIONS.pack(c.CALL_OPTIONS.size, handle, 0 if check is None else check.pointer)
 
 
-# The low byte of `quire_tensor::device.type`, behind the pointer, dtype and rank.
-_DEVICE_TYPE = c.POINTER_SIZED.size + (8 if sys.byteorder == "little" else 11)
+# `quire_tensor::device`, behind the pointer, dtype and rank.
+_DEVICE = slice(c.POINTER_SIZED.size + 8, c.POINTER_SIZED.size + 16)
+_CPU = bytes(c_device(Device("cpu")))
 
 
 def stream_handle(stream: Any, where: str) -> int:

@@ -256,11 +256,12 @@ UNLOCKED: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "quire_device_get": (_STATUS, (c_size_t, _STRUCT)),
 }
 
-#: The same of short functions: called with Python's lock held. A pool and its page tables have one
-#: owner at a time, and so all of Python is one.
+#: The same of short functions: called with Python's lock held, where there is one. A pool and its
+#: page tables have one owner at a time, and with the lock all threads of Python are one.
 LOCKED: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "quire_last_error": (c_char_p, ()),
     "quire_version": (c_char_p, ()),
+    "quire_dtype_size": (c_size_t, (c_int32,)),
     "quire_page_pool_create": (_STATUS, (_STRUCT, POINTER(c_void_p))),
     "quire_page_pool_destroy": (None, (_HANDLE,)),
     "quire_page_pool_num_free": (c_int32, (_HANDLE,)),
@@ -359,7 +360,8 @@ class Owner:
         self._finalizer = weakref.finalize(self, destroy, handle)
 
     def close(self) -> None:
-        """Releases it now; later calls fail with `Error`. Closing again does nothing."""
+        """Releases it now, unless a call on another thread uses it; later calls fail with `Error`.
+        Closing again does nothing."""
         self._handle = None  # NULL, which every function refuses with a sentence
         self._finalizer()
 

@@ -31,8 +31,8 @@ class PagePool(c.Owner):
       num_pages: Pages of the cache.
       page_size: Tokens per page.
 
-    A pool and its page tables have one owner at a time. Threads of Python that share them do not
-    corrupt them, but need a lock of their own around what belongs together.
+    A pool and its page tables together have one owner at a time: threads that share them take turns
+    with a lock of their own.
 
     Raises:
       InvalidArgument: A number is out of range.

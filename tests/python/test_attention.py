@@ -309,6 +309,14 @@ def test_run_takes_views_and_strided_arrays(rng: np.random.Generator) -> None:
     assert not o_and_more[:, :4].any()
 
 
+class OnGpu:
+    """Says that it is; its memory is not followed."""
+
+    def __init__(self, array: Array) -> None:
+        self.__cuda_array_interface__ = {**array.__array_interface__, "version": 3}
+        self.array = array
+
+
 def test_caller_given_workspaces_are_used_and_measured(rng: np.random.Generator) -> None:
     attend = make_attention()
     sizes = attend.workspace_sizes
@@ -327,6 +335,16 @@ def test_caller_given_workspaces_are_used_and_measured(rng: np.random.Generator)
     assert small.value.code is quire.ErrorCode.WORKSPACE_TOO_SMALL
     with pytest.raises(quire.InvalidArgument, match="no gaps"):
         quire.Workspaces(made.schedule[::2], made.scratch)
+    elsewhere = OnGpu(np.zeros(2**16, np.uint8))
+    with pytest.raises(quire.InvalidArgument, match="expected both on one device, got cuda:0"):
+        quire.Workspaces(made.schedule, elsewhere)
+    with pytest.raises(quire.InvalidArgument, match="expected memory on cpu, got it on cuda:0"):
+        attend.schedule(batch, quire.Workspaces(elsewhere, elsewhere))
+    record = quire.CheckRecord("cuda", memory=elsewhere)
+    with pytest.raises(
+        quire.InvalidArgument, match=r"check: .* got quire\.CheckRecord\('cuda:0'\)"
+    ):
+        attend.schedule(batch, check=record)
 
 
 def test_an_attention_is_used_from_many_threads(rng: np.random.Generator) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import pickle
+import runpy
 from typing import Any
 
 import numpy as np
@@ -171,7 +172,7 @@ def test_errors_are_values_errors_where_they_say_so_and_can_be_pickled() -> None
     assert (copy.code, str(copy)) == (caught.value.code, str(caught.value))
 
 
-def test_what_there_is_is_told() -> None:
+def test_what_there_is_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert quire.__version__ == quire.version()
     assert [kernel.name for kernel in quire.kernels()][-1] == "cpu.portable"
     assert quire.devices()[0].device == quire.Device("cpu")
@@ -179,3 +180,5 @@ def test_what_there_is_is_told() -> None:
     text = quire.info()
     assert text.startswith(f"quire {quire.version()}, ")
     assert "  cpu.portable: " in text
+    runpy.run_module("quire", run_name="__main__")
+    assert capsys.readouterr().out == f"{text}\n"

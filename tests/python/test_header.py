@@ -45,7 +45,6 @@ UNUSED_STRUCTS = {"quire_executor_callbacks"}  # Python's lock would serialise s
 UNUSED_FUNCTIONS = {
     "quire_attention_get_limits",
     "quire_dtype_name",
-    "quire_dtype_size",
     "quire_executor_create",
     "quire_status_name",
     "quire_tensor_packed",
@@ -167,17 +166,17 @@ def declared_functions() -> dict[str, tuple[str, list[str]]]:
     functions = {}
     pattern = r"QUIRE_API\s+([\w\s*]+?)\s*(\bquire_\w+)\(([^)]*)\)\s*QUIRE_NOEXCEPT;"
     for result, name, parameters in re.findall(pattern, CODE):
-        kinds = [c_kind(each.rpartition(" ")[0] + "*" * each.rpartition(" ")[2].count("*"))
-                 for each in re.split(r",\s*", " ".join(parameters.split()))
-                 if each != "void"]  # fmt: skip
-        functions[name] = (c_kind(result), kinds)
+        declarations = " ".join(parameters.split()).split(", ")
+        kinds = [c_kind(each) for each in declarations if each != "void"]
+        functions[name] = (c_kind(f"{result} result"), kinds)
     return functions
 
 
-def c_kind(type_name: str) -> str:
-    type_name = type_name.replace("const", "").strip()
-    if "*" in type_name:
+def c_kind(declaration: str) -> str:
+    """How a parameter is passed, of its type and name."""
+    if "*" in declaration:
         return "pointer"
+    type_name = declaration.split()[-2]
     return {"quire_status": "int32_t", "quire_dtype": "int32_t"}.get(type_name, type_name)
 
 

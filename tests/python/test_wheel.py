@@ -65,9 +65,13 @@ runpy.run_path({str(ROOT / "examples" / "paged_attention.py")!r})
     environment = {name: value for name, value in os.environ.items() if name != "QUIRE_LIBRARY"}
     environment["PYTHONPATH"] = str(numpy)
     run = subprocess.run(
-        [python, "-c", script], check=True, capture_output=True, text=True, cwd=tmp_path,
+        [python, "-c", script],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
         env=environment,
-    )  # fmt: skip
+    )
     assert run.stdout.startswith("decode 6.0")
 
 
@@ -79,9 +83,13 @@ def test_a_package_without_its_library_says_so(tmp_path: pathlib.Path) -> None:
         ({"QUIRE_LIBRARY": "libm.so.6"}, "libm.so.6 is too old for this package: no quire_"),
     ):
         run = subprocess.run(
-            [sys.executable, "-c", "import quire"], cwd=tmp_path, env=environment,
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
+            [sys.executable, "-c", "import quire"],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert run.returncode == 1
         assert "ImportError: quire: " in run.stderr
         assert sentence in run.stderr
