@@ -13,9 +13,9 @@ import numpy.typing as npt
 
 from . import _library as c
 from ._arrays import written
-from ._attention import KvLayout
 from ._calls import enumerator, int32
 from ._errors import invalid
+from ._spec import KvLayout
 
 #: No page: pads dense page tables.
 NO_PAGE = -1
