@@ -69,8 +69,8 @@ class TensorView:
     """Where an array's elements lie, as the library reads it; keeps the array alive.
 
     Make one with `quire.view()`. It may be given wherever an array is expected and costs next to
-    nothing to pass again: worth while for what stays the same over many calls, the KV caches above all. An
-    array that is moved or resized needs a new view.
+    nothing to pass again: worth while for what stays the same over many calls, the KV caches above
+    all. An array that is moved or resized needs a new view.
     """
 
     __slots__ = ("_capsule", "owner", "packed", "readonly")
