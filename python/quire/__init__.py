@@ -10,17 +10,9 @@ Arrays are NumPy's, torch's or anybody's that speaks DLPack or an array interfac
 docs/python.md begins at the beginning.
 """
 
-from ._arrays import Device, TensorView, view
-from ._attention import (
-    CONTIGUOUS_KV,
-    Attention,
-    AttentionSpec,
-    Batch,
-    BatchLimits,
-    Schedule,
-    Workspaces,
-    WorkspaceSizes,
-)
+from ._arrays import view
+from ._attention import Attention, Schedule, Workspaces, WorkspaceSizes
+from ._batch import Batch
 from ._calls import CheckRecord, Fence, ThreadPool
 from ._errors import (
     BadHandle,
@@ -45,6 +37,8 @@ from ._info import (
 )
 from ._operations import append, attention, merge_states
 from ._pages import NO_PAGE, CopyOp, CopyPlan, PagePool, PageTable, SeqId
+from ._spec import CONTIGUOUS_KV, AttentionSpec, BatchLimits
+from ._tensors import Device, TensorView
 
 __version__ = version()
 

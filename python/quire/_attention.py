@@ -1,142 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention: what a layer kind fixes, the batch of a step, schedule and run, and the one-shot."""
+"""Attention of one spec: workspaces, schedule once per step, run once per layer."""
 
 from __future__ import annotations
 
 import dataclasses
 from ctypes import byref, c_size_t
-from typing import Any, Literal, NamedTuple, Optional
+from typing import Any, NamedTuple, Optional
 
 from . import _library as c
-from ._arrays import (
-    Device,
-    TensorView,
-    as_device,
-    c_device,
-    dtype_name,
-    empty_like,
-    packed,
-    packed_written,
-    view_of,
-    written,
-)
-from ._calls import (
-    CheckRecord,
-    ThreadPool,
-    empty_bytes,
-    enumerator,
-    int32,
-    pack_call,
-    pack_options,
-    reference,
-)
+from ._arrays import empty_like, packed, packed_written, view_of, written
+from ._batch import Batch
+from ._calls import CheckRecord, ThreadPool, empty_bytes, pack_call, pack_options, reference
 from ._errors import invalid
-
-KvLayout = Literal["NHD", "HND"]
-Mask = Literal["none", "causal", "tree", "full"]
-KvScale = Literal["none", "per_tensor", "per_head"]
-
-#: `AttentionSpec.page_size` of K and V that are not paged: rows found through `kv_indptr`.
-CONTIGUOUS_KV = c.CONTIGUOUS_KV
-
-
-@dataclasses.dataclass(frozen=True)
-class AttentionSpec:
-    """What a kind of layer fixes. Kernels are chosen from this, once.
-
-    Attributes:
-      num_qo_heads: Heads of q and o.
-      num_kv_heads: Divides `num_qo_heads`; their quotient is the group size.
-      head_dim_qk: Components of a query and of a key.
-      head_dim_vo: Components of a value; None takes `head_dim_qk`.
-      q_dtype: Name of q's dtype; NumPy and torch dtypes are taken too.
-      kv_dtype: The caches' dtype; None takes `q_dtype`.
-      o_dtype: `q_dtype` or "float32"; None takes `q_dtype`.
-      kv_layout: "NHD" = [page, page_size, num_kv_heads, head_dim] or
-        "HND" = [page, num_kv_heads, page_size, head_dim].
-      page_size: Tokens per page, or `CONTIGUOUS_KV`.
-      mask: "none", "causal" (aligned to the end), "tree" (`Batch.tree_mask` over the new keys) or
-        "full" (`Batch.full_mask`).
-      window_left: w ≥ 0 hides keys before position − w (w + 1 keys with its own); −1 is off.
-      sm_scale: Factor of q·k; None takes 1 / sqrt(head_dim_qk).
-      logits_soft_cap: c > 0: a score s becomes c·tanh(s / c); None is off.
-      sinks: Whether `run(sinks=…)` enters the denominator.
-      alibi: Whether `run(alibi_slopes=…)` is applied.
-      kv_scale: "none", or the shape of `k_scale` and `v_scale`: "per_tensor" float32 [1],
-        "per_head" float32 [num_kv_heads].
-
-    Raises:
-      InvalidArgument: A name that does not exist. Numbers are judged where a spec is used.
-    """
-
-    num_qo_heads: int
-    num_kv_heads: int
-    head_dim_qk: int
-    head_dim_vo: Optional[int] = None
-    q_dtype: Any = "bfloat16"
-    kv_dtype: Any = None
-    o_dtype: Any = None
-    kv_layout: KvLayout = "NHD"
-    page_size: int = 16
-    mask: Mask = "causal"
-    window_left: int = -1
-    sm_scale: Optional[float] = None
-    logits_soft_cap: Optional[float] = None
-    sinks: bool = False
-    alibi: bool = False
-    kv_scale: KvScale = "none"
-
-    def __post_init__(self) -> None:
-        fill = object.__setattr__  # it is frozen for everybody else
-        fill(self, "q_dtype", dtype_name(self.q_dtype))
-        for name in ("kv_dtype", "o_dtype"):
-            given = getattr(self, name)
-            fill(self, name, self.q_dtype if given is None else dtype_name(given))
-        if self.head_dim_vo is None:
-            fill(self, "head_dim_vo", self.head_dim_qk)
-        self._packed()  # names and ranges
-
-    def _packed(self) -> c.AttentionSpec:
-        where = "AttentionSpec"
-        if self.sm_scale == 0:  # the library's word for "not given"
-            raise invalid(where, "sm_scale", "expected None or a number other than 0, got 0")
-        integers = ("num_qo_heads", "num_kv_heads", "head_dim_qk", "head_dim_vo", "page_size")
-        return c.AttentionSpec(
-            **{name: int32(getattr(self, name), where, name) for name in integers},
-            q_dtype=c.DTYPES[self.q_dtype],
-            kv_dtype=c.DTYPES[self.kv_dtype],
-            o_dtype=c.DTYPES[self.o_dtype],
-            kv_layout=enumerator(c.KV_LAYOUTS, self.kv_layout, where, "kv_layout"),
-            mask=enumerator(c.MASKS, self.mask, where, "mask"),
-            window_left=int32(self.window_left, where, "window_left"),
-            sm_scale=self.sm_scale or 0.0,
-            logits_soft_cap=self.logits_soft_cap or 0.0,
-            sinks=bool(self.sinks),
-            alibi=bool(self.alibi),
-            kv_scale=enumerator(c.KV_SCALES, self.kv_scale, where, "kv_scale"),
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class BatchLimits:
-    """The largest batch that will be scheduled. Workspaces depend on these, not on the batch, so
-    that a captured CUDA graph stays valid for every batch within them.
-
-    Attributes:
-      max_num_seqs: Requests of one step.
-      max_total_q: Rows of q, padding included.
-      max_kv_len: Keys of one request.
-    """
-
-    max_num_seqs: int = 256
-    max_total_q: int = 8192
-    max_kv_len: int = 131072
-
-    def _packed(self) -> c.BatchLimits:
-        names = ("max_num_seqs", "max_total_q", "max_kv_len")
-        return c.BatchLimits(
-            **{name: int32(getattr(self, name), "BatchLimits", name) for name in names}
-        )
+from ._spec import AttentionSpec, BatchLimits
+from ._tensors import Device, TensorView, as_device, c_device
 
 
 class WorkspaceSizes(NamedTuple):
@@ -186,83 +63,6 @@ class Workspaces:
         return self._scratch.owner
 
 
-class Batch:
-    """The requests of one step. All tensors lie on the attention's device and are read, not copied,
-    when the work runs: keep them unchanged until then. Exactly one way to find keys is given:
-
-    | keys are found through | arrays | length of a request |
-    | --- | --- | --- |
-    | a dense table | `page_table` | `kv_len` |
-    | a CSR table | `kv_page_indptr`, `kv_page_indices` | `kv_len` or `kv_last_page_len` |
-    | contiguous K and V | `kv_indptr` | its differences, or `kv_len` ≤ them |
-
-    Tables may be larger than the lengths need; what lies beyond, or wholly before the window, is
-    never read. A request may have no queries, no keys, or fewer keys than queries.
-
-    Args:
-      qo_indptr: int32 [num_seqs + 1]: offsets of the requests' rows in q, from 0 on.
-      kv_len: int32 [num_seqs]: keys in cache, the new ones included.
-      page_table: int32 [num_seqs, ≥ ceil(kv_len / page_size)]; rows may be strided.
-      kv_page_indptr: int32 [num_seqs + 1].
-      kv_page_indices: int32 [≥ kv_page_indptr[num_seqs]].
-      kv_last_page_len: int32 [num_seqs], 1 to page_size.
-      kv_indptr: int32 [num_seqs + 1]: offsets of the requests' rows in k and v.
-      tree_mask: uint32 [total_q, ≥ ceil(max new keys / 32)]: bit j % 32 of word j / 32 of a row
-        says whether the query sees the key of the request's j-th new token.
-      full_mask: uint8, packed bits, little-endian in a byte, each request from a byte boundary: bit
-        i·kv_len + t of a request says whether its query i sees key t.
-      full_mask_indptr: int64 [num_seqs + 1]: byte offsets of the requests in `full_mask`.
-
-    Raises:
-      InvalidArgument: Something is not an array. Shapes and values are judged by `schedule()`.
-    """
-
-    __slots__ = ("_arrays", "_views", "packed")
-
-    #: `quire_batch`, as bytes.
-    packed: bytes
-
-    def __init__(
-        self,
-        qo_indptr: Any,
-        *,
-        kv_len: Any = None,
-        page_table: Any = None,
-        kv_page_indptr: Any = None,
-        kv_page_indices: Any = None,
-        kv_last_page_len: Any = None,
-        kv_indptr: Any = None,
-        tree_mask: Any = None,
-        full_mask: Any = None,
-        full_mask_indptr: Any = None,
-    ) -> None:
-        # What the library reads as long as the batch is used: the arrays, and views of some.
-        self._arrays = (
-            qo_indptr,
-            kv_len,
-            page_table,
-            kv_page_indptr,
-            kv_page_indices,
-            kv_last_page_len,
-            kv_indptr,
-            tree_mask,
-            full_mask,
-            full_mask_indptr,
-        )
-        self._views: list[TensorView] = []
-        self.packed = _BATCH + b"".join(
-            [
-                packed(array, "Batch", name, self._views)
-                for name, array in zip(c.TENSORS["quire_batch"], self._arrays)
-            ]
-        )
-
-    @property
-    def num_seqs(self) -> int:
-        """Requests of the batch."""
-        return view_of(self._arrays[0], "Batch", "qo_indptr").shape[0] - 1
-
-
 class Schedule:
     """A batch that was cut into work: what `Attention.schedule()` returns and `run()` takes."""
 
@@ -276,7 +76,6 @@ class Schedule:
         self._scratch = workspaces._scratch.pointer
 
 
-_BATCH = c.tensors_header("quire_batch")
 _ATTENTION_TENSORS = c.tensors_header("quire_attention_tensors")
 
 

@@ -11,8 +11,9 @@ from typing import Any, Optional
 import numpy as np
 
 from . import _library as c
-from ._arrays import Device, TensorView, as_device, c_device, written
+from ._arrays import written
 from ._errors import invalid
+from ._tensors import Device, TensorView, as_device, c_device
 
 
 class CheckRecord:

@@ -7,10 +7,11 @@ from ctypes import byref, c_char_p, c_size_t
 from typing import Any, NamedTuple, Optional
 
 from . import _library as c
-from ._arrays import Device, as_device, c_device, device_of
-from ._attention import AttentionSpec, BatchLimits, WorkspaceSizes
+from ._attention import WorkspaceSizes
 from ._calls import ThreadPool, pack_options, reference
 from ._errors import Unsupported
+from ._spec import AttentionSpec, BatchLimits
+from ._tensors import Device, as_device, c_device, device_of
 
 
 class KernelInfo(NamedTuple):

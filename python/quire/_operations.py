@@ -7,10 +7,12 @@ from ctypes import byref
 from typing import Any, Optional
 
 from . import _library as c
-from ._arrays import TensorView, c_device, empty_like, packed, packed_written, view_of
-from ._attention import AttentionSpec, Batch, KvLayout, KvScale, Mask
+from ._arrays import empty_like, packed, packed_written, view_of
+from ._batch import Batch
 from ._calls import CheckRecord, ThreadPool, enumerator, pack_call, pack_options, reference
 from ._errors import invalid
+from ._spec import AttentionSpec, KvLayout, KvScale, Mask
+from ._tensors import TensorView, c_device
 
 _ATTENTION_TENSORS = c.tensors_header("quire_attention_tensors")
 _APPEND_TENSORS = c.tensors_header("quire_append_tensors")

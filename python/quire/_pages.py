@@ -12,10 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _library as c
-from ._arrays import TensorView, c_device, packed, written
-from ._attention import KvLayout
+from ._arrays import packed, written
 from ._calls import enumerator, int32, pack_call
 from ._errors import invalid
+from ._spec import KvLayout
+from ._tensors import TensorView, c_device
 
 #: No page: pads dense page tables.
 NO_PAGE = -1

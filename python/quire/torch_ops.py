@@ -16,10 +16,11 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
-from ._attention import Batch, KvLayout
+from ._batch import Batch
 from ._operations import append as _append
 from ._operations import attention as _attention
 from ._operations import merge_states as _merge_states
+from ._spec import KvLayout
 
 __all__ = ["append", "attention", "merge_states"]
 

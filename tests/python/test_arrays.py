@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import quire
-from quire import _arrays
+from quire import _arrays, _tensors
 
 
 class Exporter:
@@ -115,6 +115,7 @@ def test_ml_dtypes_are_known_by_name() -> None:
         (np.zeros(3), "expected one of float32, .*, got float64"),
         (np.zeros(3, ">f4"), "got >f4"),
         (np.zeros(3, bool), "got bool"),
+        (np.ma.zeros(3, np.float32), "without a mask"),
         (np.zeros(3, [("a", "f4")]), "got void32"),
         (np.zeros((1,) * 5, np.float32), r"at most 4 axes, got shape \[1, 1, 1, 1, 1\]"),
         (
@@ -232,7 +233,7 @@ def test_an_array_that_is_reshaped_in_place_is_seen_anew() -> None:
     [("cpu", "cpu"), ("cuda", "cuda:0"), ("cuda:3", "cuda:3"), (quire.Device("cuda", 2), "cuda:2")],
 )
 def test_devices_are_named(device: Any, expected: str) -> None:
-    assert str(_arrays.as_device(device)) == expected
+    assert str(_tensors.as_device(device)) == expected
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:-1", 0, None])
