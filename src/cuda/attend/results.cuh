@@ -20,7 +20,11 @@ inline constexpr float kNoKey = -INFINITY;
 /// What a row's state becomes in the end.
 struct RowResult {
   float o_scale = 0.0F;
-  float lse = kNoKey;
+  float max = kNoKey;  // in units of log 2
+  float sum = 1.0F;    // of the weights, relative to it
+
+  /// Not everyone wants it.
+  [[nodiscard]] __device__ float lse() const { return (max + __log2f(sum)) * kLn2; }
 };
 
 /// @param max  In units of log 2, as `sum` and the state's o are scaled by 2^−max.
@@ -41,7 +45,7 @@ __device__ inline RowResult result_of(const AttendParams& params, std::int32_t h
       tensors.v_scale == nullptr
           ? 1.0F
           : tensors.v_scale[head / params.shape.group_size * tensors.scale_head_stride];
-  return {weight * v_scale / denominator, (top + log2f(denominator)) * kLn2};
+  return {__fdividef(weight * v_scale, denominator), top, denominator};
 }
 
 __device__ __forceinline__ void store_pair(float* to, float first, float second) {
@@ -70,11 +74,12 @@ __device__ inline void store_o(const AttendParams& params, RowTarget target, std
   }
 }
 
-__device__ inline void store_lse(const AttendParams& params, RowTarget target, float lse) {
+__device__ inline void store_lse(const AttendParams& params, RowTarget target,
+                                 const RowResult& result) {
   const core::LayerTensors& tensors = params.tensors;
   if (tensors.lse == nullptr) return;
   tensors.lse[target.token * tensors.lse_token_stride + target.head * tensors.lse_head_stride] =
-      lse;
+      result.lse();
 }
 
 /// o = 0, lse = −inf for the rows of q beyond the last request. `threads` threads of every block
@@ -92,7 +97,7 @@ __device__ inline void store_padding(const AttendParams& params, int threads) {
          i += threads) {
       const RowTarget target{token, i / columns};
       store_o<Element>(params, target, i % columns * kColumns, zeros);
-      if (i % columns == 0) store_lse(params, target, kNoKey);
+      if (i % columns == 0) store_lse(params, target, {});
     }
   }
 }
@@ -109,7 +114,7 @@ __device__ inline void store_empty_unit(const AttendParams& params, const Unit& 
     const RowTarget target = row_target(params, unit, i / columns);
     const std::int32_t column = i % columns * kColumns;
     store_o<Element>(params, target, column, zeros);
-    if (column == 0) store_lse(params, target, kNoKey);
+    if (column == 0) store_lse(params, target, {});
   }
 }
 
@@ -182,7 +187,7 @@ class RowMerge {
       const float o[4] = {of_row(o_[0], i) * result.o_scale, of_row(o_[1], i) * result.o_scale,
                           of_row(o_[2], i) * result.o_scale, of_row(o_[3], i) * result.o_scale};
       store_o<Element>(params_, target, column_, o);
-      if (column_ == 0) store_lse(params_, target, result.lse);
+      if (column_ == 0) store_lse(params_, target, result);
     }
   }
 

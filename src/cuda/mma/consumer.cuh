@@ -442,7 +442,7 @@ class UnitAttention {
       const float scaled[kAtOnce] = {o.x * result.o_scale, o.y * result.o_scale,
                                      o.z * result.o_scale, o.w * result.o_scale};
       store_o<Element>(params_, target, column, scaled);
-      if (column == 0) store_lse(params_, target, result.lse);
+      if (column == 0) store_lse(params_, target, result);
     }
   }
 

@@ -154,7 +154,7 @@ class RowAttention {
       for (int i = 0; i < kChunk; ++i) values[i] = o_[chunk][i] * result.o_scale;
       store_o<QueryElement>(params_, target, column, values);
     }
-    if (lane_ == 0) store_lse(params_, target, result.lse);
+    if (lane_ == 0) store_lse(params_, target, result);
   }
 
   __device__ void store_partial() const {

@@ -31,41 +31,52 @@ enum NamedBarrier : int {
   kFit = kTurn + kComputingWarpgroups,  // and the next: a warpgroup agrees on what to do
 };
 
+/// Where a unit and its queries lie.
+template <typename C>
+struct UnitPlace {
+  mma::RingPosition<C::kUnits> unit;
+  mma::RingPosition<C::kQueryBuffers> queries;
+
+  __device__ void advance() {
+    unit.advance();
+    queries.advance();
+  }
+};
+
 /// What outlives a unit.
 template <typename C>
 struct ConsumerState {
+  static constexpr int kScores = C::kTileKeys / 2;  // of a thread
+
   const AttendParams& params;
   typename C::Large& shared;
   bool has_boxes;  // whole tiles come in boxes
   int warpgroup;
   int warp;  // of the warpgroup
   int lane;
-  mma::RingPosition<C::kSlots> position;
-  mma::RingPosition<C::kQueryBuffers> queries;
-  mma::RingPosition<C::kUnits> unit;
+  mma::RingPosition<C::kSlots> position{};  // of the keys that are scored next
+  UnitPlace<C> place{};                     // of the unit that is attended
 
   [[nodiscard]] __device__ int thread() const {
     return warpgroup * kWarpgroupSize + warp * kWarpSize + lane;
   }
 
-  /// The next unit, once its queries are there.
-  __device__ const Unit& next_unit() const {
-    barrier_wait(shared_address(&shared.fixed.queries_full[queries.slot]), queries.parity);
-    show_to_products();
-    return shared.fixed.units[unit.slot];
+  [[nodiscard]] __device__ const Unit& unit_at(UnitPlace<C> at) const {
+    return shared.fixed.units[at.unit.slot];
   }
-  __device__ void release_unit() {
-    release(shared.fixed.units_empty[unit.slot]);
-    unit.advance();
+  __device__ void release_unit(UnitPlace<C> at) const {
+    release(shared.fixed.queries_empty[at.queries.slot]);
+    release(shared.fixed.units_empty[at.unit.slot]);
   }
 
   __device__ void release(std::uint64_t& empty) const {
     __syncwarp();
     if (lane == 0) barrier_arrive(shared_address(&empty));
   }
-  __device__ void release_queries() {
+  __device__ void release_unit(mma::RingPosition<C::kUnits> unit,
+                               mma::RingPosition<C::kQueryBuffers> queries) const {
     release(shared.fixed.queries_empty[queries.slot]);
-    queries.advance();
+    release(shared.fixed.units_empty[unit.slot]);
   }
 
   /// @param is_edge  The tile's rows were not copied in boxes, whatever the others were.
@@ -83,11 +94,103 @@ struct ConsumerState {
   __device__ bool any_in_warpgroup(bool value) const {
     return any_at_barrier<kWarpgroupSize>(kFit + warpgroup, value);
   }
+
+  /// Begins scores = Q · Kᵀ for this warpgroup's rows of the unit and the tile at `position`.
+  __device__ __forceinline__ void score(float (&scores)[kScores]) const {
+    const auto rows = Operand<typename C::QueryLayout>::at(
+        static_cast<std::uint32_t>(opaque(static_cast<int>(query_rows(place)))));
+    const auto tile = Operand<typename C::KeyLayout>::at(slot_address(position));
+    hold(scores);
+    begin_products();
+#pragma unroll
+    for (int step = 0; step < C::kHeadDimQk / kProductStep; ++step) {
+      const int bytes = step % 4 * kProductStep * 2;
+      multiply_shared<typename C::Element, C::kTileKeys>(
+          scores, rows.after(bytes + step / 4 * C::QueryLayout::kPanelBytes),
+          tile.after(bytes + step / 4 * C::KeyLayout::kPanelBytes), step > 0);
+    }
+    commit_products();
+  }
+  /// Waits for the unit and its queries and begins the scores of its first tile: of whatever memory
+  /// holds if it has none, since products must not depend on a condition.
+  __device__ __forceinline__ void begin_unit(float (&scores)[kScores]) const {
+    barrier_wait(shared_address(&shared.fixed.queries_full[place.queries.slot]),
+                 place.queries.parity);
+    show_to_products();
+    const Unit& unit = unit_at(place);
+    const bool has_tiles = unit.rows > 0 && !unit.sees_nothing();
+    if (has_tiles) {
+      wait_for_slot(position, true);
+      wait_for_turn();
+    }
+    score(scores);
+    if (has_tiles) pass_turn();
+  }
+  __device__ __forceinline__ void wait_for_scores(float (&scores)[kScores]) const {
+    wait_for_products<0>();
+    hold(scores);
+  }
+
+  [[nodiscard]] __device__ std::uint32_t slot_address(mma::RingPosition<C::kSlots> at) const {
+    return shared_address(shared.ring[at.slot]);
+  }
+  /// Address of this warpgroup's rows of q.
+  [[nodiscard]] __device__ std::uint32_t query_rows(UnitPlace<C> at) const {
+    return shared_address(shared.fixed.queries[at.queries.slot]) +
+           static_cast<std::uint32_t>(warpgroup * kProductRows * C::QueryLayout::kRowStride);
+  }
 };
 
-/// This warpgroup's rows of one unit, or piece of one.
+/// This warpgroup's rows of o of a unit that has been attended, until they are written: while the next
+/// unit's first scores are made.
+template <typename C>
+struct Results {
+  using Element = typename C::Element;
+
+  bool are_there = false;
+  std::uint32_t pairs[C::kHeadDimVo / 4] = {};  // as accumulators are laid out
+
+  /// Rows go through shared memory, where the warp's queries were, so that each lane writes 16 bytes
+  /// and the warp whole rows.
+  __device__ __forceinline__ void store(const ConsumerState<C>& state, const Unit& unit,
+                                        std::uint32_t query_rows) const {
+    using Layout = typename C::QueryLayout;
+    constexpr int kRowBytes = C::kHeadDimVo * static_cast<int>(sizeof(Element));
+    static_assert(kRowBytes <= Layout::kRowBytes);
+    constexpr int kChunks = kRowBytes / 16;
+    const int lane = opaque(state.lane);
+    const int warp_row = opaque(state.warp) * 16;
+    const std::uint32_t row = Layout::row(query_rows, warp_row + lane % 16);
+#pragma unroll
+    for (int i = 0; i < C::kHeadDimVo / 4; i += 4) {
+      store_matrices(Layout::chunk(row, i / 2 + lane / 16),
+                     {pairs[i], pairs[i + 1], pairs[i + 2], pairs[i + 3]});
+    }
+    __syncwarp();
+    const core::MutableRows& o = state.params.tensors.o;
+    const int first_row = opaque(state.warpgroup) * kProductRows + warp_row;
+#pragma unroll
+    for (int first = 0; first < 16 * kChunks; first += kWarpSize) {
+      const int row_of_warp = (first + lane) / kChunks;
+      const int column = (first + lane) % kChunks;
+      const RowTarget target = row_target(state.params, unit, first_row + row_of_warp);
+      const uint4 chunk =
+          load_shared(Layout::chunk(Layout::row(query_rows, warp_row + row_of_warp), column));
+      auto* const to = static_cast<Element*>(o.data) + target.token * o.token_stride +
+                       target.head * o.head_stride;
+      if (first_row + row_of_warp < unit.rows) *(reinterpret_cast<uint4*>(to) + column) = chunk;
+    }
+    __syncwarp();
+  }
+};
+
+/// This warpgroup's rows of one unit, or piece of one. The scores of its first tile are on their way
+/// when it begins (`ConsumerState::begin_unit`), and those of the next unit's while its results are
+/// stored.
 template <typename C>
 class UnitAttention {
+  static constexpr int kScores = ConsumerState<C>::kScores;
+
  public:
   __device__ UnitAttention(ConsumerState<C>& state, const Unit& unit)
       : state_(state), params_(state.params), unit_(unit) {
@@ -96,35 +199,66 @@ class UnitAttention {
     scale_ = is_plain_ ? logits.scale() : 1.0F;
   }
 
-  __device__ __forceinline__ void run() {
+  /// Attends to all keys.
+  /// @param scores  Of the first tile.
+  __device__ __forceinline__ void run(float (&scores)[kScores]) {
     std::int32_t key = unit_.kv_begin / mma::kTileKeys * mma::kTileKeys;
-    float scores[kScores];
-    Tile tile = Tile::kFirst;
+    weigh_edge_tile(scores, key, false);
 #pragma unroll 1
-    while (key < unit_.kv_end) {
-      attend_edge_tile(scores, key, tile);
-      key += C::kTileKeys;
-      tile = Tile::kNext;
+    while ((key += C::kTileKeys) < unit_.kv_end) {
       const std::int32_t inner_end = inner_end_from(key);
+      bool fits = true;
 #pragma unroll 1
-      for (; key + C::kTileKeys <= inner_end; key += C::kTileKeys) {
-        if (attend_inner_tile(scores)) continue;
-        tile = Tile::kAgain;
-        break;
+      while (key + C::kTileKeys <= inner_end && (fits = attend_inner_tile(scores))) {
+        key += C::kTileKeys;
       }
+      if (key >= unit_.kv_end) break;
+      score_edge_tile(scores, fits);
+      weigh_edge_tile(scores, key, true);
     }
     state_.wait_for_slot(values(), values_are_edge_);
     accumulate();
     wait_for_products<0>();
     hold(o_);
     state_.release_slot(values());
-    store();
-    state_.release_queries();
+  }
+
+  /// Writes the partial results of a piece; packs final ones, or writes them if rows of o cannot be
+  /// written in chunks.
+  __device__ __forceinline__ void finish(Results<C>& results) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      sum_[half] += __shfl_xor_sync(kAllLanes, sum_[half], 1);
+      sum_[half] += __shfl_xor_sync(kAllLanes, sum_[half], 2);
+    }
+    results.are_there = unit_.num_pieces == 1 && can_store_chunks();
+    if (unit_.num_pieces > 1) {
+      store_piece();
+      return;
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const RowTarget target = row_target(params_, unit_, min(row_of(half), unit_.rows - 1));
+      const RowResult result = result_of(params_, target.head, max_of_row(half), sum_[half]);
+      if (quad() == 0 && row_of(half) < unit_.rows) store_lse(params_, target, result);
+#pragma unroll
+      for (int i = 2 * half; i < kColumns / 2; i += 4) {
+        o_[i] *= result.o_scale;
+        o_[i + 1] *= result.o_scale;
+      }
+    }
+    if (results.are_there) {
+#pragma unroll
+      for (int i = 0; i < kColumns / 4; ++i) {
+        results.pairs[i] = pack<Element>(o_[2 * i], o_[2 * i + 1]);
+      }
+    } else {
+      store_pairs();
+    }
   }
 
  private:
   using Element = typename C::Element;
-  static constexpr int kScores = C::kTileKeys / 2;                     // of a thread
   static constexpr int kColumns = C::kHeadDimVo;                       // of o
   static constexpr int kStepColumns = kColumns % 128 == 0 ? 128 : 64;  // per product
   static constexpr float kSlack = 8.0F;  // of a score above its base, in units of log 2
@@ -166,7 +300,7 @@ class UnitAttention {
   __device__ __forceinline__ bool attend_inner_tile(float (&scores)[kScores]) {
     state_.wait_for_slot(keys(), false);
     state_.wait_for_turn();
-    score(scores);
+    state_.score(scores);
     state_.wait_for_slot(values(), values_are_edge_);
     accumulate();
     state_.pass_turn();
@@ -187,30 +321,33 @@ class UnitAttention {
     return true;
   }
 
-  /// Which tile an edge is: behind it, the one before is accumulated; again, it has been already.
-  enum class Tile { kFirst, kNext, kAgain };
+  // Edges are the first tile, those at the end of what some rows see, and those whose scores need
+  // more than a scale or do not fit the bases.
 
-  /// The first tile, or one at the end of what some rows see, or one whose scores need more than a
-  /// scale or do not fit the bases.
-  __device__ __forceinline__ void attend_edge_tile(float (&scores)[kScores], std::int32_t key,
-                                                   Tile tile) {
+  /// @param accumulates  The tile before has not been accumulated yet.
+  __device__ __forceinline__ void score_edge_tile(float (&scores)[kScores], bool accumulates) {
     state_.wait_for_slot(keys(), true);
-    if (tile != Tile::kAgain) state_.wait_for_turn();
-    score(scores);
-    if (tile == Tile::kNext) {
+    if (accumulates) state_.wait_for_turn();
+    state_.score(scores);
+    if (accumulates) {
       state_.wait_for_slot(values(), values_are_edge_);
       accumulate();
+      state_.pass_turn();
     }
-    if (tile != Tile::kAgain) state_.pass_turn();
     wait_for_products<0>();
     hold(scores);
     hold(o_);
+    state_.release_slot(values());
+  }
+
+  /// Scores become weights. No product is on its way.
+  __device__ __forceinline__ void weigh_edge_tile(float (&scores)[kScores], std::int32_t key,
+                                                  bool lowers_o) {
     state_.release_slot(keys());
-    if (tile != Tile::kFirst) state_.release_slot(values());
     state_.position.advance(2);
     values_are_edge_ = true;
     to_logits(scores, key);
-    raise_bases(scores, tile != Tile::kFirst);
+    raise_bases(scores, lowers_o);
     float sum[2];
     to_powers(scores, sum);
     sum_[0] += sum[0];
@@ -220,36 +357,9 @@ class UnitAttention {
 
   // --- products ----------------------------------------------------------------------------------
 
-  __device__ std::uint32_t slot_address(mma::RingPosition<C::kSlots> at) const {
-    return shared_address(state_.shared.ring[at.slot]);
-  }
-
-  /// Address of this warpgroup's rows of q.
-  __device__ std::uint32_t query_rows() const {
-    return shared_address(state_.shared.fixed.queries[state_.queries.slot]) +
-           static_cast<std::uint32_t>(state_.warpgroup * kProductRows * C::QueryLayout::kRowStride);
-  }
-
-  /// Begins scores = Q · Kᵀ.
-  __device__ __forceinline__ void score(float (&scores)[kScores]) {
-    const auto queries = Operand<typename C::QueryLayout>::at(
-        static_cast<std::uint32_t>(opaque(static_cast<int>(query_rows()))));
-    const auto tile = Operand<typename C::KeyLayout>::at(slot_address(keys()));
-    hold(scores);
-    begin_products();
-#pragma unroll
-    for (int step = 0; step < C::kHeadDimQk / kProductStep; ++step) {
-      const int bytes = step % 4 * kProductStep * 2;
-      multiply_shared<Element, C::kTileKeys>(
-          scores, queries.after(bytes + step / 4 * C::QueryLayout::kPanelBytes),
-          tile.after(bytes + step / 4 * C::KeyLayout::kPanelBytes), step > 0);
-    }
-    commit_products();
-  }
-
   /// Begins o += P · V.
   __device__ __forceinline__ void accumulate() {
-    const auto tile = Operand<typename C::ValueLayout>::at(slot_address(values()));
+    const auto tile = Operand<typename C::ValueLayout>::at(state_.slot_address(values()));
     hold(o_);
     hold(weights_);
     begin_products();
@@ -425,35 +535,6 @@ class UnitAttention {
 
   // --- the end -----------------------------------------------------------------------------------
 
-  /// Final results, or the partial result of a piece.
-  __device__ __forceinline__ void store() {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      sum_[half] += __shfl_xor_sync(kAllLanes, sum_[half], 1);
-      sum_[half] += __shfl_xor_sync(kAllLanes, sum_[half], 2);
-    }
-    if (unit_.num_pieces > 1) {
-      store_piece();
-      return;
-    }
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const RowTarget target = row_target(params_, unit_, min(row_of(half), unit_.rows - 1));
-      const RowResult result = result_of(params_, target.head, max_of_row(half), sum_[half]);
-      if (quad() == 0 && row_of(half) < unit_.rows) store_lse(params_, target, result.lse);
-#pragma unroll
-      for (int i = 2 * half; i < kColumns / 2; i += 4) {
-        o_[i] *= result.o_scale;
-        o_[i + 1] *= result.o_scale;
-      }
-    }
-    if (can_store_chunks()) {
-      store_chunks();
-    } else {
-      store_pairs();
-    }
-  }
-
   /// What weights and o are relative to, as states of rows have it.
   __device__ float max_of_row(int half) const {
     return base_[half] == kNoBase ? kNoKey : base_[half];
@@ -465,38 +546,6 @@ class UnitAttention {
     const auto bits = static_cast<std::uint64_t>(o.token_stride | o.head_stride) * sizeof(Element) |
                       reinterpret_cast<std::uint64_t>(o.data);
     return params_.shape.o_dtype != DType::kFloat32 && bits % 16 == 0;
-  }
-
-  /// Rows of o go through shared memory, where the warp's queries were, so that each lane writes 16
-  /// bytes and the warp whole rows.
-  __device__ __forceinline__ void store_chunks() const {
-    using Layout = typename C::QueryLayout;
-    static_assert(kColumns * sizeof(Element) <= Layout::kRowBytes);
-    constexpr int kChunks = kColumns * static_cast<int>(sizeof(Element)) / 16;
-    const int warp_row = opaque(state_.warp) * 16;
-    const std::uint32_t row = Layout::row(query_rows(), warp_row + lane() % 16);
-#pragma unroll
-    for (int column = 0; column < kColumns; column += 16) {
-      const float* o = o_ + column / 2;
-      store_matrices(Layout::chunk(row, column / 8 + lane() / 16),
-                     {pack<Element>(o[0], o[1]), pack<Element>(o[2], o[3]),
-                      pack<Element>(o[4], o[5]), pack<Element>(o[6], o[7])});
-    }
-    __syncwarp();
-    const int first_row = opaque(state_.warpgroup) * kProductRows + warp_row;
-#pragma unroll 4
-    for (int i = lane(); i < 16 * kChunks; i += kWarpSize) {
-      const int unit_row = first_row + i / kChunks;
-      if (unit_row >= unit_.rows) break;
-      const RowTarget target = row_target(params_, unit_, unit_row);
-      const core::MutableRows& o = params_.tensors.o;
-      const uint4 chunk = load_shared(
-          Layout::chunk(Layout::row(query_rows(), warp_row + i / kChunks), i % kChunks));
-      *(reinterpret_cast<uint4*>(static_cast<Element*>(o.data) + target.token * o.token_stride +
-                                 target.head * o.head_stride) +
-        i % kChunks) = chunk;
-    }
-    __syncwarp();
   }
 
   /// Rows of o of any dtype, anywhere.

@@ -98,22 +98,35 @@ __device__ void finish_piece(const ConsumerState<C>& state, const Unit& unit) {
   }
 }
 
+/// One unit after another. The first scores of each are made while the results of the one before are
+/// written.
 template <typename C>
 __device__ __forceinline__ void attend_large_units(ConsumerState<C>& state) {
   if (state.warpgroup == 1) state.pass_turn();  // the first one is the other's
+  float scores[ConsumerState<C>::kScores];
+  Results<C> results;
+  auto before = state.place;  // of the unit before
 #pragma unroll 1
-  while (true) {
-    const Unit& unit = state.next_unit();
+  for (bool is_first = true;; is_first = false) {
+    state.begin_unit(scores);
+    if (results.are_there) {
+      results.store(state, state.unit_at(before), state.query_rows(before));
+    }
+    results = {};
+    state.wait_for_scores(scores);
+    if (!is_first) state.release_unit(before);
+    const Unit& unit = state.unit_at(state.place);
     if (unit.rows == 0) return;
     if (unit.sees_nothing()) {
       store_empty_unit<typename C::Element>(state.params, unit, state.thread(), kConsumers);
-      state.release_queries();
-      state.release_unit();
-      continue;
+    } else {
+      UnitAttention<C> attention(state, unit);
+      attention.run(scores);
+      attention.finish(results);
+      if (unit.num_pieces > 1) finish_piece(state, unit);
     }
-    UnitAttention<C>(state, unit).run();
-    if (unit.num_pieces > 1) finish_piece(state, unit);
-    state.release_unit();
+    before = state.place;
+    state.place.advance();
   }
 }
 
