@@ -69,13 +69,14 @@ struct StepPlan {
 
 /// Counters since construction, and the present state.
 struct BatcherStats {
-  std::int64_t steps = 0;              ///< Committed.
-  std::int64_t finished = 0;           ///< Requests.
-  std::int64_t preemptions = 0;        ///< Times that a request lost its pages.
-  std::int64_t prefill_tokens = 0;     ///< Computed in prefill, recomputed ones included.
-  std::int64_t decode_tokens = 0;      ///< Computed in decode.
-  std::int64_t recomputed_tokens = 0;  ///< Cached tokens that preemptions threw away.
-  std::int64_t cancelled = 0;          ///< Requests; not among the finished.
+  std::int64_t steps = 0;           ///< Committed.
+  std::int64_t finished = 0;        ///< Requests.
+  std::int64_t preemptions = 0;     ///< Times that a request lost its pages.
+  std::int64_t prefill_tokens = 0;  ///< Computed in prefill, recomputed ones included.
+  std::int64_t decode_tokens = 0;   ///< Computed in decode.
+  /// Cached tokens that preemptions took away; a prefix cache may give some back.
+  std::int64_t recomputed_tokens = 0;
+  std::int64_t cancelled = 0;        ///< Requests; not among the finished.
   std::int64_t asked_tokens = 0;     ///< Known tokens of the admitted that a prefix cache may have.
   std::int64_t hit_tokens = 0;       ///< Those of them that it had: they were not computed.
   std::int32_t waiting = 0;          ///< Requests without pages.

@@ -140,7 +140,8 @@ Status prepare_texts(BatcherState& state, const StepPlan& plan,
                      item.request, state.step);
     }
     ++told;
-    reserve_more(state.at(found->second).text, 1);
+    const BatcherState::Place& place = state.at(found->second);
+    if (place.shares) reserve_more(state.text_of(place).tokens, 1);
   }
   if (told == sampling && std::cmp_equal(sampled.size(), told)) return {};
   return failure(ErrorCode::kInvalidArgument,
@@ -156,8 +157,9 @@ void add_texts(BatcherState& state, const StepPlan& plan,
     if (sampled.empty() || !item.samples) continue;
     BatcherState::Place& place = state.at(state.index_of.find(item.request)->second);
     const std::int32_t token = sampled[next++];
-    const bool whole = std::cmp_equal(place.text.size(), place.known());
-    if (whole) place.text.push_back(token);
+    if (!place.shares) continue;
+    std::vector<std::int32_t>& tokens = state.text_of(place).tokens;
+    if (std::cmp_equal(tokens.size(), place.known())) tokens.push_back(token);
   }
 }
 
@@ -187,17 +189,18 @@ Status Batcher::submit(const Request& request) noexcept {
     return out_of_memory("submit");
   }
   BatcherState::Place& place = state.at(index);
-  if (state.cache) {
+  if (state.cache && !request.prompt.empty()) {
     try {
-      place.text.assign(request.prompt.begin(), request.prompt.end());
+      state.text_of(place) = {
+          request.name_space, request.retention, {request.prompt.begin(), request.prompt.end()}};
     } catch (const std::exception&) {
       state.index_of.erase(request.id);
       return out_of_memory("submit");
     }
+    place.shares = true;
   }
   state.first_free = place.next;
-  place.request = request;
-  place.request.prompt = {};
+  place.request = {request.id, request.prompt_tokens, request.max_new_tokens};
   place.turn = request.arrival - request.head_start;
   place.ticket = state.next_ticket++;
   state.enqueue_new(index);
@@ -276,7 +279,7 @@ Status Batcher::finish(const StepPlan& plan, std::span<const std::int32_t> sampl
   std::size_t kept = 0;
   for (const std::int32_t index : state.running) {
     BatcherState::Place& place = state.at(index);
-    if (!place.text.empty()) state.publish_filled(place);
+    if (place.shares && place.has_filled()) state.publish_filled(place);
     if (advance(place)) {
       ended.push_back(place.request.id);
       state.end(index);

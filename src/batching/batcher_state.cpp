@@ -15,6 +15,7 @@ BatcherState::BatcherState(PageTable shared_table, const PageTableState& table_s
       prefixes(std::move(cache_state)),
       sequences(table_state),
       places(static_cast<std::size_t>(batcher_spec.max_requests)),
+      texts(prefixes ? places.size() : 0),
       dropped(static_cast<std::size_t>(table.pool_spec().num_pages)) {
   for (std::int32_t index = 0; index + 1 < spec.max_requests; ++index) at(index).next = index + 1;
 }
@@ -95,6 +96,7 @@ void BatcherState::end(std::int32_t index) noexcept {
   }
   ++(place.cancelled ? counters.cancelled : counters.finished);
   index_of.erase(place.request.id);
+  if (place.shares) text_of(place) = {};
   place = {};
   place.next = first_free;
   first_free = index;

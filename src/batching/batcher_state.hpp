@@ -29,7 +29,14 @@ struct BatcherState {
   /// A place for a request. Places are reused; free ones are linked through `next`, waiting ones
   /// through `next` and `prev`.
   struct Place {
-    Request request;
+    /// What is asked of a `Request` in every step.
+    struct Asked {
+      std::uint64_t id = 0;
+      std::int32_t prompt_tokens = 0;
+      std::int32_t max_new_tokens = 0;
+    };
+
+    Asked request;
     double turn = 0.0;         ///< its arrival without its head start
     std::uint64_t ticket = 0;  ///< number of its `submit`: breaks ties
     SeqId seq;                 ///< while running
@@ -40,18 +47,28 @@ struct BatcherState {
     std::int32_t prev = kNobody;
     std::int32_t next = kNobody;
     Phase phase = Phase::kFree;
-    bool in_step = false;            ///< takes part in the step in flight
-    bool samples = false;            ///< … whose last row yields its next token
-    bool stopped = false;            ///< scratch of `finish`
-    bool cancelled = false;          ///< ends with the step in flight
-    std::int32_t published = 0;      ///< whole pages of its sequence that were put into the cache
-    std::vector<std::int32_t> text;  ///< first tokens of the known ones; empty without a cache
+    bool in_step = false;        ///< takes part in the step in flight
+    bool samples = false;        ///< … whose last row yields its next token
+    bool stopped = false;        ///< scratch of `finish`
+    bool cancelled = false;      ///< ends with the step in flight
+    bool shares = false;         ///< has a text, and there is a cache
+    std::int32_t published = 0;  ///< whole pages of its sequence that were put into the cache
 
     /// @return Tokens whose text is known: all of them have to be cached before the next is
     /// sampled.
     [[nodiscard]] std::int32_t known() const noexcept { return request.prompt_tokens + generated; }
     [[nodiscard]] std::int32_t missing() const noexcept { return known() - cached; }
     [[nodiscard]] bool decodes() const noexcept { return missing() == 1; }
+    /// @return True if a page of its sequence has become whole since the last one was published.
+    [[nodiscard]] bool has_filled() const noexcept {
+      return num_pages - (tail_room > 0 ? 1 : 0) > published;
+    }
+  };
+  /// What a request that shares pages goes by. Apart from its place, which every step reads.
+  struct Text {
+    std::uint64_t name_space = 0;
+    Retention retention;
+    std::vector<std::int32_t> tokens;  ///< the first ones of the known
   };
 
   /// @param table_state  Of the table, which keeps it alive.
@@ -66,6 +83,12 @@ struct BatcherState {
   }
   [[nodiscard]] const Place& at(std::int32_t index) const noexcept {
     return places[static_cast<std::size_t>(index)];
+  }
+  [[nodiscard]] Text& text_of(const Place& place) noexcept {
+    return texts[static_cast<std::size_t>(&place - places.data())];
+  }
+  [[nodiscard]] const Text& text_of(const Place& place) const noexcept {
+    return texts[static_cast<std::size_t>(&place - places.data())];
   }
   /// @return True if request `a` goes before request `b`.
   [[nodiscard]] bool before(std::int32_t a, std::int32_t b) const noexcept {
@@ -167,6 +190,7 @@ struct BatcherState {
   std::optional<PrefixCache> cache;            ///< it
   const PageTableState& sequences;  ///< the table's, for what is asked of every item of every step
   std::vector<Place> places;
+  std::vector<Text> texts;                                   ///< by place; none without a cache
   std::unordered_map<std::uint64_t, std::int32_t> index_of;  ///< by `Request::id`
   std::vector<std::int32_t> running;                         ///< oldest first; `commit` reserves
   std::int32_t first_free = 0;

@@ -108,7 +108,7 @@ Status take_leases(BatcherState& state, const StepPlan& plan) noexcept {
     if (item.position > 0) {
       const BatcherState::Place& place = state.at(item.index);
       lease =
-          state.cache->match(place.request.name_space,
+          state.cache->match(state.text_of(place).name_space,
                              state.askable(place).first(static_cast<std::size_t>(item.position)));
     }
     if (lease.num_tokens() != item.position) return stale(plan, "the prefix cache has changed");

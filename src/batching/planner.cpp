@@ -73,12 +73,12 @@ void Planner::admit_waiting() {
 // True if another request computes, in this step, whole pages that this one would then find.
 bool Planner::waits_for_prefix(const BatcherState::Place& place,
                                std::int32_t found) const noexcept {
-  if (!state_.prefixes || place.text.empty()) return false;
+  if (!place.shares) return false;
   const auto most = static_cast<std::int32_t>(state_.askable(place).size());
   return std::ranges::any_of(plan_.items, [&](const StepItem& item) {
     const BatcherState::Place& other = state_.at(item.index);
     const std::int32_t known = std::max(found, item.position);
-    if (std::min(most, static_cast<std::int32_t>(other.text.size())) <= known) return false;
+    if (!other.shares || std::min(most, other.known()) <= known) return false;
     return state_.shared_tokens(other, place) > known;
   });
 }

@@ -9,13 +9,15 @@ inline namespace v0 {
 namespace internal {
 
 std::span<const std::int32_t> BatcherState::askable(const Place& place) const noexcept {
+  if (!place.shares) return {};
+  const std::vector<std::int32_t>& tokens = text_of(place).tokens;
   const auto all_but_last = static_cast<std::size_t>(place.known() - 1);
-  return std::span(place.text).first(std::min(place.text.size(), all_but_last));
+  return std::span(tokens).first(std::min(tokens.size(), all_but_last));
 }
 
 BatcherState::Hit BatcherState::find_hit(const Place& place) const noexcept {
-  if (!prefixes || place.text.empty()) return {};
-  const PrefixRun prefix{place.request.name_space, askable(place)};
+  if (!place.shares) return {};
+  const PrefixRun prefix{text_of(place).name_space, askable(place)};
   const PrefixCacheState::Path path = prefixes->find_path(prefix);
   const PrefixCacheState::Closest partial = prefixes->partial_match(path, prefix);
   const auto is_idle = [this](PageId page) { return prefixes->pool->page(page).refs == 1; };
@@ -35,8 +37,9 @@ BatcherState::Hit BatcherState::without_partial_page(const Hit& hit) const noexc
 }
 
 std::int32_t BatcherState::shared_tokens(const Place& a, const Place& b) const noexcept {
-  if (a.request.name_space != b.request.name_space) return 0;
-  const auto common = std::ranges::mismatch(a.text, askable(b)).in1 - a.text.begin();
+  if (text_of(a).name_space != text_of(b).name_space) return 0;
+  const std::vector<std::int32_t>& tokens = text_of(a).tokens;
+  const auto common = std::ranges::mismatch(tokens, askable(b)).in1 - tokens.begin();
   const std::int32_t page_size = table.pool_spec().page_size;
   return static_cast<std::int32_t>(common) / page_size * page_size;
 }
@@ -55,8 +58,9 @@ void BatcherState::evict_for(std::int64_t pages) noexcept {
 // Page after page: a walk from the first one would cost O(tokens) each time.
 void BatcherState::publish_filled(Place& place) noexcept {
   const std::int32_t page_size = table.pool_spec().page_size;
+  const Text& text = text_of(place);
   const auto told = static_cast<std::int32_t>(
-      std::min(place.text.size(), static_cast<std::size_t>(place.cached)));
+      std::min(text.tokens.size(), static_cast<std::size_t>(place.cached)));
   PageId* const row = sequences.row(static_cast<std::int32_t>(place.seq.slot));
   while (told - place.published * page_size >= page_size) {
     const PageId parent = place.published == 0 ? kNoPage : row[place.published - 1];
@@ -65,13 +69,12 @@ void BatcherState::publish_filled(Place& place) noexcept {
       continue;
     }
     const std::span<const std::int32_t> run =
-        std::span(place.text)
+        std::span(text.tokens)
             .subspan(
                 static_cast<std::size_t>(place.published) * static_cast<std::size_t>(page_size),
                 static_cast<std::size_t>(page_size));
     PageId& page = row[place.published];
-    const PageId known =
-        prefixes->extend(parent, {place.request.name_space, run}, page, place.request.retention);
+    const PageId known = prefixes->extend(parent, {text.name_space, run}, page, text.retention);
     if (known == kNoPage) return;
     if (known != page) {  // somebody else's with the same tokens: one of them is enough
       prefixes->pool->add_ref(known);
@@ -84,10 +87,11 @@ void BatcherState::publish_filled(Place& place) noexcept {
 
 // Refused only while a listener of the cache is called; then the pages are not shared.
 void BatcherState::publish_all(const Place& place) noexcept {
-  if (!cache || place.text.empty()) return;
-  const auto told = std::min(place.text.size(), static_cast<std::size_t>(place.cached));
-  static_cast<void>(cache->publish(place.request.name_space, table, place.seq,
-                                   std::span(place.text).first(told), place.request.retention));
+  if (!place.shares) return;
+  const Text& text = text_of(place);
+  const auto told = std::min(text.tokens.size(), static_cast<std::size_t>(place.cached));
+  static_cast<void>(cache->publish(text.name_space, table, place.seq,
+                                   std::span(text.tokens).first(told), text.retention));
 }
 
 BatcherState::Reclaim::~Reclaim() {
