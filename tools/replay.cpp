@@ -2,6 +2,7 @@
 // quire replay: serves a request trace with real attention on real pages, or on a simulated clock.
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <fstream>
 #include <limits>
 #include <memory>
@@ -48,6 +49,19 @@ void check_options(const ReplayCommand& command) {
   }
 }
 
+void check_prefixes(const ReplayCommand& command, const Source& source) {
+  if (!command.serving.replay.prefix_cache) return;
+  if (!command.no_attention) {
+    throw CommandError(ExitCode::kUsage, "--prefix-cache: expected --no-attention with it");
+  }
+  const bool told = std::ranges::any_of(
+      source.requests, [](const TraceRequest& request) { return !request.blocks.empty(); });
+  if (told) return;
+  throw CommandError(ExitCode::kUsage,
+                     "--prefix-cache: expected a Mooncake trace with hash_ids, which say what "
+                     "prompts have in common");
+}
+
 /// A file that is opened before the work and written after it. Nothing without a path.
 class OutputFile {
  public:
@@ -86,6 +100,7 @@ void write_snapshot(const ReplayCommand& command, const ReplayReport& report, st
 void run_replay(const ReplayCommand& command, Session& session) {
   check_options(command);
   const Source source = load_source(command.serving);
+  check_prefixes(command, source);
   ReplayOptions options = command.serving.resolved(!command.no_attention);
   options.keep_steps = !command.report.empty() || !command.timeline.empty();
   options.keep_pages = !command.report.empty() || !command.snapshot.empty();

@@ -13,6 +13,7 @@
 #include "quire/error.hpp"
 #include "quire/export.h"
 #include "quire/page_table.hpp"
+#include "quire/prefix_cache.hpp"
 
 namespace quire {
 inline namespace v0 {
@@ -23,6 +24,15 @@ struct Request {
   std::int32_t prompt_tokens = 0;   ///< ≥ 1.
   std::int32_t max_new_tokens = 0;  ///< ≥ 1. The last one is never cached.
   double arrival = 0.0;  ///< Any unit. Earlier goes first; ties in the order of `submit`.
+  /// The prompt's tokens, which `submit` copies: what a prefix cache goes by. Empty, or
+  /// `prompt_tokens` of them. Without a cache, and of a request without them, nothing is shared.
+  std::span<const std::int32_t> prompt{};
+  std::uint64_t name_space = 0;  ///< Whose pages it may share: see `PrefixCache::match`.
+  Retention retention{};         ///< Of the pages that it leaves in the prefix cache.
+  /// Its priority: it goes as if it had arrived so much earlier. A request is overtaken only by
+  /// those that arrive less than the difference of the two head starts after it, so that its wait is
+  /// bounded however many with a greater one come. Finite.
+  double head_start = 0.0;
 };
 
 /// How large a step may be.
@@ -40,7 +50,8 @@ struct StepItem {
   std::int32_t num_new_tokens = 0;  ///< ≥ 1.
   bool is_prefill = false;          ///< Computes more than the token sampled last.
   bool samples = false;             ///< Its last row yields the request's next token.
-  bool admitted = false;            ///< Starts, or restarts, in this step.
+  /// Starts, or restarts, in this step. Its first `position` tokens were found in the prefix cache.
+  bool admitted = false;
 
   /// Equal in every field.
   friend bool operator==(const StepItem&, const StepItem&) = default;
@@ -58,21 +69,29 @@ struct StepPlan {
 
 /// Counters since construction, and the present state.
 struct BatcherStats {
-  std::int64_t steps = 0;              ///< Committed.
-  std::int64_t finished = 0;           ///< Requests.
-  std::int64_t preemptions = 0;        ///< Times that a request lost its pages.
-  std::int64_t prefill_tokens = 0;     ///< Computed in prefill, recomputed ones included.
-  std::int64_t decode_tokens = 0;      ///< Computed in decode.
-  std::int64_t recomputed_tokens = 0;  ///< Cached tokens that preemptions threw away.
-  std::int32_t waiting = 0;            ///< Requests without pages.
-  std::int32_t running = 0;            ///< Requests with pages.
-  std::int32_t used_pages = 0;         ///< Pages of the pool in use, by whomever.
-  std::int32_t peak_used_pages = 0;    ///< The most that a step had in use.
+  std::int64_t steps = 0;           ///< Committed.
+  std::int64_t finished = 0;        ///< Requests.
+  std::int64_t preemptions = 0;     ///< Times that a request lost its pages.
+  std::int64_t prefill_tokens = 0;  ///< Computed in prefill, recomputed ones included.
+  std::int64_t decode_tokens = 0;   ///< Computed in decode.
+  /// Cached tokens that preemptions took away; a prefix cache may give some back.
+  std::int64_t recomputed_tokens = 0;
+  std::int64_t cancelled = 0;        ///< Requests; not among the finished.
+  std::int64_t asked_tokens = 0;     ///< Known tokens of the admitted that a prefix cache may have.
+  std::int64_t hit_tokens = 0;       ///< Those of them that it had: they were not computed.
+  std::int32_t waiting = 0;          ///< Requests without pages.
+  std::int32_t running = 0;          ///< Requests with pages.
+  std::int32_t used_pages = 0;       ///< Pages of the pool in use, by whomever.
+  std::int32_t idle_pages = 0;       ///< Those of them that only a prefix cache holds.
+  std::int32_t peak_used_pages = 0;  ///< The most that a step had in use.
 };
 
 /// How much a batcher holds.
 struct BatcherSpec {
   std::int32_t max_requests = 65536;  ///< Waiting and running, ≥ 1.
+  /// Pages that must stay free when a request is admitted while others run, ≥ 0: room for those to
+  /// grow, so that fewer are preempted.
+  std::int32_t watermark_pages = 0;
 };
 
 namespace internal {
@@ -90,6 +109,14 @@ struct BatcherState;
 /// free. If pages run out, the newest request is preempted: it loses its pages, keeps its place in
 /// the queue and computes its tokens again later.
 ///
+/// With a `PrefixCache`, a request that is admitted begins with the pages that the cache has of its
+/// known tokens, and computes the rest, the last token at least. Whole pages go into the cache as
+/// the steps that filled them are finished; when a request ends, is cancelled or preempted, so does
+/// the partial one. Where the cache has the same page already, the request takes that one and gives
+/// its own back. A request at the head of the queue waits while another computes, in the step being
+/// planned, whole pages of a prefix that both share: at most as many steps as these have tokens.
+/// Pages that only the cache holds count as free; `commit` evicts as many of them as it needs.
+///
 /// Every request that `submit` accepts is finished after a bounded number of steps, provided that
 /// no one else keeps pages of the pool; the proof stands in `src/batching/planner.hpp`.
 ///
@@ -102,18 +129,30 @@ class QUIRE_API Batcher {
   /// A batcher without requests, whose sequences live in `table`. It keeps the table's state alive.
   /// @throws Error `kInvalidArgument` (the spec is out of range), `kOutOfMemory`.
   explicit Batcher(PageTable& table, const BatcherSpec& spec = {});
+  /// Likewise, with a prefix cache on the table's pool, whose state it keeps alive too. The cache may
+  /// be used by others, as long as calls do not overlap in time; pages that they hold are not free.
+  /// @throws Error also `kBadHandle` (the cache is on another pool).
+  Batcher(PageTable& table, PrefixCache& cache, const BatcherSpec& spec = {});
   Batcher(Batcher&&) noexcept;  ///< A moved-from one may only be destroyed or assigned to.
   Batcher& operator=(Batcher&&) noexcept;  ///< Likewise; ends what it held as the destructor does.
   ~Batcher();                              ///< Destroys the sequences of its requests.
 
   /// Queues a request. O(1) if it arrived last. Allowed at any time, also during a step.
-  /// @return `kInvalidArgument` (a count below 1, an arrival that is not a number, an id in use),
+  /// @return `kInvalidArgument` (a count below 1, an arrival that is not a number, an id in use,
+  ///   another number of tokens than the prompt has, a retention out of range),
   ///   `kTooLong` (can never fit: too long for the table or larger than the pool), `kQueueFull`,
   ///   `kOutOfMemory`.
   Status submit(const Request& request) noexcept;
 
+  /// Gives a request up, whether it waits or runs. If it takes part in a step in flight, it ends with
+  /// that step's `finish`, whose `ended` names it, and its last row is not asked for; else at once.
+  /// O(1) if it waits, O(pages + tokens) if it runs.
+  /// @return `kInvalidArgument` (an id that is not in use, or was cancelled before).
+  Status cancel(std::uint64_t request) noexcept;
+
   /// Plans the next step. Changes nothing but `plan`, which has no items if there is nothing to do.
-  /// O(running + pages of the preempted).
+  /// O(running + pages of the preempted); with a prefix cache, also O(known tokens) of each request
+  /// that is admitted and of the one that comes after them.
   /// @return `kInvalidArgument` (a budget below 1, or the last step is not finished);
   /// `kOutOfPages`,
   ///   `kQueueFull` (not even the oldest request fits: others keep pages or sequences),
@@ -122,13 +161,16 @@ class QUIRE_API Batcher {
   Status plan(const StepBudget& budget, StepPlan& plan) const noexcept;
 
   /// Carries a plan out: preempts, admits, appends. Sets the items' `seq` and `plan.batch`.
-  /// O(items + new pages + pages of the preempted).
+  /// O(items + new pages + pages of the preempted + known tokens of those and of the admitted +
+  /// evicted pages · log); O(num_pages of the pool) if it preempts and pages of the preempted are in
+  /// the prefix cache.
   /// @param plan    The last plan, unchanged. A request submitted since does not matter.
   /// @param copies  Receives the copies to execute before the step (only sequences that were forked
   ///                need any).
   /// @return `kInvalidArgument` (not a plan for this step), `kBadHandle` (a sequence was destroyed
   ///   or changed behind the batcher's back), `kOutOfPages`, `kQueueFull` (pages or sequences were
-  ///   taken since); `kOutOfMemory`. Nothing has changed then; plan again.
+  ///   taken since, or others hold pages that the prefix cache was to evict); `kOutOfMemory`. Nothing
+  ///   has changed then, but that pages may have been evicted; plan again.
   Status commit(StepPlan& plan, std::vector<CopyOp>& copies) noexcept;
 
   /// Ends the step that `plan` was committed as: each item that samples has one more token;
@@ -139,14 +181,24 @@ class QUIRE_API Batcher {
   /// @return `kInvalidArgument` (not the committed plan, an id that does not sample in it),
   ///   `kOutOfMemory`. Nothing has changed then.
   Status finish(const StepPlan& plan, std::span<const std::uint64_t> stopped,
-                std::vector<std::uint64_t>& ended) noexcept;
+                std::vector<std::uint64_t>& ended) noexcept {
+    return finish(plan, {}, stopped, ended);
+  }
+  /// Likewise, and says which tokens were sampled, so that a prefix cache can share the pages of
+  /// answers too. A request that samples in a step without it shares no later tokens.
+  /// @param sampled  The new token of each item that samples, in the order of the items, those of the
+  ///                 cancelled too; or empty.
+  /// @return Likewise; `kInvalidArgument` (another number of tokens).
+  Status finish(const StepPlan& plan, std::span<const std::int32_t> sampled,
+                std::span<const std::uint64_t> stopped, std::vector<std::uint64_t>& ended) noexcept;
 
   /// @return True if nothing waits and nothing runs. O(1).
   [[nodiscard]] bool idle() const noexcept;
   /// @return Counters since construction, and the present state. O(1).
   [[nodiscard]] BatcherStats stats() const noexcept;
 
-  /// Recomputes what must always hold, the table's and the pool's invariants included. Allocates.
+  /// Recomputes what must always hold, the invariants of the table, the pool and the prefix cache
+  /// included. Allocates.
   /// @return `kInternal` with the first violation, `kOutOfMemory`.
   [[nodiscard]] Status check() const noexcept;
 

@@ -262,6 +262,8 @@ class QUIRE_API PrefixCache {
 
  private:
   friend struct internal::TestAccess;
+  friend class Batcher;
+  explicit PrefixCache(std::shared_ptr<internal::PrefixCacheState> state) noexcept;
 
   std::shared_ptr<internal::PrefixCacheState> state_;  // shared with the leases
 };

@@ -140,7 +140,7 @@ struct RecorderState;
 /// Records what a `Batcher` did. Each call follows the one of the batcher that it is named after,
 /// once that has succeeded:
 ///
-///     submit → submitted;  commit → committed;  finish → finished
+///     submit → submitted;  commit → committed;  finish → finished;  cancel → cancelled
 ///
 /// Time is a number that the caller passes, of any unit, measured or simulated; it should not go
 /// backwards. When a kind of record is full, the oldest makes room and is counted in `losses()`.
@@ -169,6 +169,9 @@ class QUIRE_API Recorder {
   /// The batcher has committed a plan: its step begins. O(items + preempted).
   /// @param stats  The batcher's, after the commit.
   void committed(const StepPlan& plan, const BatcherStats& stats, double time) noexcept;
+  /// The batcher has ended a cancelled request at once. (One that takes part in a step in flight is
+  /// among those that `finished` is told of.) O(1).
+  void cancelled(std::uint64_t request, double time) noexcept;
   /// The batcher has finished the step committed last: it ends. O(items + ended).
   /// @param ended  What `Batcher::finish` wrote for this step.
   void finished(std::span<const std::uint64_t> ended, double time) noexcept;

@@ -6,10 +6,12 @@
 #include <algorithm>
 #include <cmath>
 #include <exception>
+#include <memory>
 #include <new>
 #include <utility>
 
 #include "batching/batcher_state.hpp"
+#include "batching/memory.hpp"
 #include "batching/planner.hpp"
 #include "cache/failure.hpp"
 
@@ -17,18 +19,10 @@ namespace quire {
 inline namespace v0 {
 namespace {
 
+using batching::out_of_memory;
+using batching::reserve_more;
 using cache::failure;
 using internal::BatcherState;
-
-Status out_of_memory(const char* call) noexcept {
-  return failure(ErrorCode::kOutOfMemory, "[batcher] {}: expected memory, got none", call);
-}
-
-Status stale(const StepPlan& plan, const char* why) noexcept {
-  return failure(ErrorCode::kInvalidArgument,
-                 "[batcher] commit: expected the last plan, unchanged, got a plan of step {}: {}",
-                 plan.step, why);
-}
 
 // What a request would cache at most, its last token never being cached, must fit table and pool.
 Status check_size(const BatcherState& state, const Request& request) noexcept {
@@ -64,6 +58,27 @@ Status check_request(const BatcherState& state, const Request& request) noexcept
                    "[batcher] submit: expected a number as arrival, got NaN (request {})",
                    request.id);
   }
+  if (!std::isfinite(request.head_start)) {
+    return failure(ErrorCode::kInvalidArgument,
+                   "[batcher] submit: expected a finite head_start, got {} (request {})",
+                   std::isnan(request.head_start) ? "NaN" : "infinity", request.id);
+  }
+  if (!request.prompt.empty() && std::cmp_not_equal(request.prompt.size(), request.prompt_tokens)) {
+    return failure(
+        ErrorCode::kInvalidArgument,
+        "[batcher] submit: expected the {} tokens of the prompt or none, got {} (request "
+        "{})",
+        request.prompt_tokens, request.prompt.size(), request.id);
+  }
+  const Retention& retention = request.retention;
+  if (retention.priority < 0 || retention.priority > Retention::kMaxPriority ||
+      retention.time_to_live < 0) {
+    return failure(
+        ErrorCode::kInvalidArgument,
+        "[batcher] submit: expected a retention of priority 0 to {} and a time to live of "
+        "at least 0, got {} and {} (request {})",
+        Retention::kMaxPriority, retention.priority, retention.time_to_live, request.id);
+  }
   if (state.index_of.contains(request.id)) {
     return failure(ErrorCode::kInvalidArgument,
                    "[batcher] submit: expected an id that is not in use, got {}", request.id);
@@ -77,136 +92,88 @@ Status check_request(const BatcherState& state, const Request& request) noexcept
   return {};
 }
 
-// What a committed plan would take, and what it would give back.
-struct Demand {
-  std::int64_t pages = 0;
-  std::int64_t reclaimed = 0;
-  std::int32_t admitted = 0;
-};
-
-// The preempted must be the newest of the running, newest first.
-Status check_preempted(const BatcherState& state, const StepPlan& plan, Demand& demand) noexcept {
-  if (plan.preempted.size() > state.running.size()) return stale(plan, "too many are preempted");
-  for (std::size_t i = 0; i < plan.preempted.size(); ++i) {
-    const BatcherState::Place& place = state.at(state.running[state.running.size() - 1 - i]);
-    if (place.request.id != plan.preempted[i]) return stale(plan, "others are the newest");
-    demand.reclaimed += state.table.reclaimable_pages(place.seq);
-  }
-  return {};
-}
-
-// The running ones in their order, then the head of the queue, each as `BatcherState::item` says.
-Status check_items(const BatcherState& state, const StepPlan& plan, Demand& demand) noexcept {
-  const std::size_t kept = state.running.size() - plan.preempted.size();
-  std::size_t rank = 0;
-  std::int32_t waiting = state.oldest_waiting;
-  for (const StepItem& item : plan.items) {
-    while (rank < kept && state.running[rank] != item.index) ++rank;
-    const bool admitted = rank == kept;
-    const std::int32_t index = admitted ? waiting : state.running[rank++];
-    if (index == BatcherState::kNobody) return stale(plan, "nobody waits to be admitted");
-    const BatcherState::Place& place = state.at(index);
-    if (item.num_new_tokens < 1 || item.num_new_tokens > place.missing() ||
-        item != state.item(index, item.num_new_tokens)) {
-      return stale(plan, "an item is not as it was planned");
-    }
-    if (admitted) {
-      waiting = place.next;
-      ++demand.admitted;
-      demand.pages += state.pages_for(item.num_new_tokens);
-      continue;
-    }
-    if (!state.is_as_left(place)) {
-      return failure(
-          ErrorCode::kBadHandle,
-          "[batcher] commit: expected the sequence of request {} as it was left, got one "
-          "that was destroyed or changed",
-          item.request);
-    }
-    demand.pages += item.num_new_tokens == 1
-                        ? state.pages_for_next(place)
-                        : state.table.pages_needed(place.seq, item.num_new_tokens);
-  }
-  return {};
-}
-
-// Everything that could make a commit fail half way.
-Status check_plan(const BatcherState& state, const StepPlan& plan) noexcept {
-  if (plan.step != state.step) return stale(plan, "another step is next");
-  if (state.in_flight) return stale(plan, "it is in flight already");
-  Demand demand;
-  Status status = check_preempted(state, plan, demand);
-  if (status.ok()) status = check_items(state, plan, demand);
-  if (!status.ok()) return status;
-
-  const std::int64_t free_pages = state.table.num_free_pages() + demand.reclaimed;
-  if (demand.pages > free_pages) {
-    return failure(ErrorCode::kOutOfPages,
-                   "[batcher] commit: expected {} free pages, got {}: others took pages since the "
-                   "plan",
-                   demand.pages, free_pages);
-  }
-  if (demand.admitted > 0 && !plan.preempted.empty()) {
-    return stale(plan, "nobody is admitted while others are preempted");
-  }
-  const std::int64_t seqs = std::int64_t{state.table.num_seqs()} + demand.admitted;
-  if (seqs > state.table.spec().max_seqs) {
-    return failure(ErrorCode::kQueueFull,
-                   "[batcher] commit: expected room for {} sequences, got {}: others took slots "
-                   "since the plan",
-                   seqs, state.table.spec().max_seqs);
-  }
-  return {};
-}
-
-// Room for `more` elements, growing as a vector grows by itself.
-template <typename T>
-void reserve_more(std::vector<T>& vector, std::size_t more) {
-  if (vector.capacity() - vector.size() >= more) return;
-  vector.reserve(std::max(vector.size() + more, 2 * vector.capacity()));
-}
-
-// Admits the request of an item if need be, and appends its tokens.
-void carry_out(BatcherState& state, StepItem& item, std::vector<CopyOp>& copies) noexcept {
-  BatcherState::Place& place = state.at(item.index);
-  if (item.admitted) {
-    state.dequeue_head();
-    place.seq = *state.table.create();
-    state.run(item.index);
-    item.seq = place.seq;
-  }
-  static_cast<void>(state.table.append(place.seq, item.num_new_tokens, copies));
-  state.grow(place, item.num_new_tokens);
-  place.in_step = true;
-  place.samples = item.samples;
-  (item.is_prefill ? state.counters.prefill_tokens : state.counters.decode_tokens) +=
-      item.num_new_tokens;
-}
-
 // Takes a request out of the step in flight, with its new token if it sampled one.
 // Returns true if that was its last.
 bool advance(BatcherState::Place& place) noexcept {
   if (place.samples) ++place.generated;
   place.in_step = false;
   place.samples = false;
-  return place.stopped || place.generated == place.request.max_new_tokens;
+  return place.cancelled || place.stopped || place.generated == place.request.max_new_tokens;
 }
 
-}  // namespace
-
-Batcher::Batcher(PageTable& table, const BatcherSpec& spec) {
+std::unique_ptr<BatcherState> make_state(PageTable table, const internal::PageTableState& rows,
+                                         std::shared_ptr<internal::PrefixCacheState> cache,
+                                         const BatcherSpec& spec) {
   if (spec.max_requests < 1) {
     throw Error(
         ErrorCode::kInvalidArgument,
         fmt::format("[batcher] max_requests: expected at least 1, got {}", spec.max_requests));
   }
+  if (spec.watermark_pages < 0) {
+    throw Error(ErrorCode::kInvalidArgument,
+                fmt::format("[batcher] watermark_pages: expected at least 0, got {}",
+                            spec.watermark_pages));
+  }
   try {
-    state_ = std::make_unique<BatcherState>(PageTable(table.state_), *table.state_, spec);
+    return std::make_unique<BatcherState>(std::move(table), rows, std::move(cache), spec);
   } catch (const std::bad_alloc&) {
     throw Error(ErrorCode::kOutOfMemory,
                 fmt::format("[batcher] max_requests: expected memory for {} requests, got none",
                             spec.max_requests));
   }
+}
+
+// Every sampling item has a token to come, or none is told. The texts that grow have room then.
+Status prepare_texts(BatcherState& state, const StepPlan& plan,
+                     std::span<const std::int32_t> sampled) {
+  if (sampled.empty()) return {};
+  const auto sampling = std::ranges::count_if(
+      state.running, [&state](std::int32_t index) { return state.at(index).samples; });
+  std::int64_t told = 0;
+  for (const StepItem& item : plan.items) {
+    if (!item.samples) continue;
+    const auto found = state.index_of.find(item.request);
+    if (found == state.index_of.end() || !state.at(found->second).samples) {
+      return failure(ErrorCode::kInvalidArgument,
+                     "[batcher] finish: expected the plan as it was committed, got request {} that "
+                     "does not sample in step {}",
+                     item.request, state.step);
+    }
+    ++told;
+    const BatcherState::Place& place = state.at(found->second);
+    if (place.shares) reserve_more(state.text_of(place).tokens, 1);
+  }
+  if (told == sampling && std::cmp_equal(sampled.size(), told)) return {};
+  return failure(ErrorCode::kInvalidArgument,
+                 "[batcher] finish: expected {} sampled tokens or none, got {} for {} items",
+                 sampling, sampled.size(), told);
+}
+
+// Only where everything before is known too.
+void add_texts(BatcherState& state, const StepPlan& plan,
+               std::span<const std::int32_t> sampled) noexcept {
+  std::size_t next = 0;
+  for (const StepItem& item : plan.items) {
+    if (sampled.empty() || !item.samples) continue;
+    BatcherState::Place& place = state.at(state.index_of.find(item.request)->second);
+    const std::int32_t token = sampled[next++];
+    if (!place.shares) continue;
+    std::vector<std::int32_t>& tokens = state.text_of(place).tokens;
+    if (std::cmp_equal(tokens.size(), place.known())) tokens.push_back(token);
+  }
+}
+
+}  // namespace
+
+Batcher::Batcher(PageTable& table, const BatcherSpec& spec)
+    : state_(make_state(PageTable(table.state_), *table.state_, nullptr, spec)) {}
+Batcher::Batcher(PageTable& table, PrefixCache& cache, const BatcherSpec& spec) {
+  if (cache.state_->pool != table.state_->pool) {
+    throw Error(ErrorCode::kBadHandle,
+                "[batcher] cache: expected a prefix cache on the table's pool, got one on another");
+  }
+  state_ = make_state(PageTable(table.state_), *table.state_, cache.state_, spec);
+  state_->cache.emplace(PrefixCache(cache.state_));
 }
 Batcher::Batcher(Batcher&&) noexcept = default;
 Batcher& Batcher::operator=(Batcher&&) noexcept = default;
@@ -222,10 +189,42 @@ Status Batcher::submit(const Request& request) noexcept {
     return out_of_memory("submit");
   }
   BatcherState::Place& place = state.at(index);
+  if (state.cache && !request.prompt.empty()) {
+    try {
+      state.text_of(place) = {
+          request.name_space, request.retention, {request.prompt.begin(), request.prompt.end()}};
+    } catch (const std::exception&) {
+      state.index_of.erase(request.id);
+      return out_of_memory("submit");
+    }
+    place.shares = true;
+  }
   state.first_free = place.next;
-  place.request = request;
+  place.request = {request.id, request.prompt_tokens, request.max_new_tokens};
+  place.turn = request.arrival - request.head_start;
   place.ticket = state.next_ticket++;
   state.enqueue_new(index);
+  return {};
+}
+
+Status Batcher::cancel(std::uint64_t request) noexcept {
+  BatcherState& state = *state_;
+  const auto found = state.index_of.find(request);
+  if (found == state.index_of.end() || state.at(found->second).cancelled) {
+    return failure(ErrorCode::kInvalidArgument,
+                   "[batcher] cancel: expected the id of a request that has not ended, got {}",
+                   request);
+  }
+  const std::int32_t index = found->second;
+  BatcherState::Place& place = state.at(index);
+  place.cancelled = true;
+  if (place.in_step) return {};  // the device may be writing to its pages
+  if (place.phase == BatcherState::Phase::kWaiting) {
+    state.unlink(index);
+  } else {
+    state.running.erase(std::ranges::find(state.running, index));
+  }
+  state.end(index);
   return {};
 }
 
@@ -248,30 +247,8 @@ Status Batcher::plan(const StepBudget& budget, StepPlan& plan) const noexcept {
   }
 }
 
-Status Batcher::commit(StepPlan& plan, std::vector<CopyOp>& copies) noexcept {
-  BatcherState& state = *state_;
-  if (Status status = check_plan(state, plan); !status.ok()) return status;
-  try {
-    plan.batch.clear();
-    reserve_more(state.running, plan.items.size());
-    reserve_more(plan.batch, plan.items.size());
-    reserve_more(copies, plan.items.size());
-  } catch (const std::exception&) {
-    return out_of_memory("commit");
-  }
-  for (std::size_t i = 0; i < plan.preempted.size(); ++i) state.preempt_newest();
-  for (StepItem& item : plan.items) {
-    carry_out(state, item, copies);
-    plan.batch.push_back({item.seq, item.num_new_tokens});
-  }
-  state.in_flight = true;
-  ++state.counters.steps;
-  const std::int32_t used = state.table.pool_spec().num_pages - state.table.num_free_pages();
-  state.counters.peak_used_pages = std::max(state.counters.peak_used_pages, used);
-  return {};
-}
-
-Status Batcher::finish(const StepPlan& plan, std::span<const std::uint64_t> stopped,
+Status Batcher::finish(const StepPlan& plan, std::span<const std::int32_t> sampled,
+                       std::span<const std::uint64_t> stopped,
                        std::vector<std::uint64_t>& ended) noexcept {
   BatcherState& state = *state_;
   if (!state.in_flight) {
@@ -292,15 +269,19 @@ Status Batcher::finish(const StepPlan& plan, std::span<const std::uint64_t> stop
                    state.step, id);
   }
   try {
+    if (Status status = prepare_texts(state, plan, sampled); !status.ok()) return status;
     reserve_more(ended, state.running.size());
   } catch (const std::exception&) {
     return out_of_memory("finish");
   }
+  add_texts(state, plan, sampled);
   for (const std::uint64_t id : stopped) state.at(state.index_of.find(id)->second).stopped = true;
   std::size_t kept = 0;
   for (const std::int32_t index : state.running) {
-    if (advance(state.at(index))) {
-      ended.push_back(state.at(index).request.id);
+    BatcherState::Place& place = state.at(index);
+    if (place.shares && place.has_filled()) state.publish_filled(place);
+    if (advance(place)) {
+      ended.push_back(place.request.id);
       state.end(index);
     } else {
       state.running[kept++] = index;
@@ -319,6 +300,7 @@ BatcherStats Batcher::stats() const noexcept {
   stats.waiting = state_->num_waiting;
   stats.running = static_cast<std::int32_t>(state_->running.size());
   stats.used_pages = state_->table.pool_spec().num_pages - state_->table.num_free_pages();
+  if (state_->cache) stats.idle_pages = state_->sequences.pool->num_idle;
   return stats;
 }
 

@@ -8,11 +8,15 @@ inline namespace v0 {
 namespace internal {
 
 BatcherState::BatcherState(PageTable shared_table, const PageTableState& table_state,
+                           std::shared_ptr<PrefixCacheState> cache_state,
                            const BatcherSpec& batcher_spec)
     : spec(batcher_spec),
       table(std::move(shared_table)),
+      prefixes(std::move(cache_state)),
       sequences(table_state),
-      places(static_cast<std::size_t>(batcher_spec.max_requests)) {
+      places(static_cast<std::size_t>(batcher_spec.max_requests)),
+      texts(prefixes ? places.size() : 0),
+      dropped(static_cast<std::size_t>(table.pool_spec().num_pages)) {
   for (std::int32_t index = 0; index + 1 < spec.max_requests; ++index) at(index).next = index + 1;
 }
 
@@ -20,17 +24,18 @@ BatcherState::~BatcherState() {
   for (const std::int32_t index : running) static_cast<void>(table.destroy(at(index).seq));
 }
 
-StepItem BatcherState::item(std::int32_t index, std::int32_t n) const noexcept {
+StepItem BatcherState::item(std::int32_t index, std::int32_t n, std::int32_t found) const noexcept {
   const Place& place = at(index);
   StepItem item;
   item.request = place.request.id;
   item.index = index;
   item.seq = place.seq;
-  item.position = place.cached;
-  item.num_new_tokens = n;
-  item.is_prefill = !place.decodes() || place.generated == 0;
-  item.samples = n == place.missing();
   item.admitted = place.phase == Phase::kWaiting;
+  item.position = item.admitted ? found : place.cached;
+  item.num_new_tokens = n;
+  const std::int32_t missing = place.known() - item.position;
+  item.is_prefill = missing != 1 || place.generated == 0;
+  item.samples = n == missing;
   return item;
 }
 
@@ -55,11 +60,11 @@ void BatcherState::enqueue_preempted(std::int32_t index) noexcept {
   link(index, next == kNobody ? newest_waiting : at(next).prev, next);
 }
 
-void BatcherState::dequeue_head() noexcept {
-  Place& head = at(oldest_waiting);
-  oldest_waiting = head.next;
-  (oldest_waiting == kNobody ? newest_waiting : at(oldest_waiting).prev) = kNobody;
-  head.next = kNobody;
+void BatcherState::unlink(std::int32_t index) noexcept {
+  Place& place = at(index);
+  (place.prev == kNobody ? oldest_waiting : at(place.prev).next) = place.next;
+  (place.next == kNobody ? newest_waiting : at(place.next).prev) = place.prev;
+  place.prev = place.next = kNobody;
   --num_waiting;
 }
 
@@ -74,20 +79,25 @@ void BatcherState::preempt_newest() noexcept {
   const std::int32_t index = running.back();
   running.pop_back();
   Place& place = at(index);
+  publish_all(place);
   static_cast<void>(table.destroy(place.seq));
   counters.recomputed_tokens += place.cached;
   ++counters.preemptions;
   place.seq = {};
-  place.cached = place.num_pages = place.tail_room = 0;
+  place.cached = place.num_pages = place.tail_room = place.published = 0;
   enqueue_preempted(index);
 }
 
 void BatcherState::end(std::int32_t index) noexcept {
   Place& place = at(index);
-  static_cast<void>(table.destroy(place.seq));
+  if (place.phase == Phase::kRunning) {
+    publish_all(place);
+    static_cast<void>(table.destroy(place.seq));
+  }
+  ++(place.cancelled ? counters.cancelled : counters.finished);
   index_of.erase(place.request.id);
+  if (place.shares) text_of(place) = {};
   place = {};
-  ++counters.finished;
   place.next = first_free;
   first_free = index;
 }

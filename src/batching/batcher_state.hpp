@@ -6,11 +6,15 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
 #include <unordered_map>
 #include <utility>
 #include <vector>
 
 #include "cache/page_table_state.hpp"
+#include "cache/prefix_cache_state.hpp"
 #include "quire/batcher.hpp"
 
 namespace quire {
@@ -25,8 +29,16 @@ struct BatcherState {
   /// A place for a request. Places are reused; free ones are linked through `next`, waiting ones
   /// through `next` and `prev`.
   struct Place {
-    Request request;
-    std::uint64_t ticket = 0;  ///< number of its `submit`: breaks ties of arrival
+    /// What is asked of a `Request` in every step.
+    struct Asked {
+      std::uint64_t id = 0;
+      std::int32_t prompt_tokens = 0;
+      std::int32_t max_new_tokens = 0;
+    };
+
+    Asked request;
+    double turn = 0.0;         ///< its arrival without its head start
+    std::uint64_t ticket = 0;  ///< number of its `submit`: breaks ties
     SeqId seq;                 ///< while running
     std::int32_t cached = 0;   ///< tokens that its sequence has, those of a step in flight included
     std::int32_t num_pages = 0;  ///< that hold them
@@ -35,20 +47,33 @@ struct BatcherState {
     std::int32_t prev = kNobody;
     std::int32_t next = kNobody;
     Phase phase = Phase::kFree;
-    bool in_step = false;  ///< takes part in the step in flight
-    bool samples = false;  ///< … whose last row yields its next token
-    bool stopped = false;  ///< scratch of `finish`
+    bool in_step = false;        ///< takes part in the step in flight
+    bool samples = false;        ///< … whose last row yields its next token
+    bool stopped = false;        ///< scratch of `finish`
+    bool cancelled = false;      ///< ends with the step in flight
+    bool shares = false;         ///< has a text, and there is a cache
+    std::int32_t published = 0;  ///< whole pages of its sequence that were put into the cache
 
     /// @return Tokens whose text is known: all of them have to be cached before the next is
     /// sampled.
     [[nodiscard]] std::int32_t known() const noexcept { return request.prompt_tokens + generated; }
     [[nodiscard]] std::int32_t missing() const noexcept { return known() - cached; }
     [[nodiscard]] bool decodes() const noexcept { return missing() == 1; }
+    /// @return True if a page of its sequence has become whole since the last one was published.
+    [[nodiscard]] bool has_filled() const noexcept {
+      return num_pages - (tail_room > 0 ? 1 : 0) > published;
+    }
+  };
+  /// What a request that shares pages goes by. Apart from its place, which every step reads.
+  struct Text {
+    std::uint64_t name_space = 0;
+    Retention retention;
+    std::vector<std::int32_t> tokens;  ///< the first ones of the known
   };
 
   /// @param table_state  Of the table, which keeps it alive.
   BatcherState(PageTable shared_table, const PageTableState& table_state,
-               const BatcherSpec& batcher_spec);
+               std::shared_ptr<PrefixCacheState> cache_state, const BatcherSpec& batcher_spec);
   BatcherState(const BatcherState&) = delete;
   BatcherState& operator=(const BatcherState&) = delete;
   ~BatcherState();
@@ -59,10 +84,15 @@ struct BatcherState {
   [[nodiscard]] const Place& at(std::int32_t index) const noexcept {
     return places[static_cast<std::size_t>(index)];
   }
+  [[nodiscard]] Text& text_of(const Place& place) noexcept {
+    return texts[static_cast<std::size_t>(&place - places.data())];
+  }
+  [[nodiscard]] const Text& text_of(const Place& place) const noexcept {
+    return texts[static_cast<std::size_t>(&place - places.data())];
+  }
   /// @return True if request `a` goes before request `b`.
   [[nodiscard]] bool before(std::int32_t a, std::int32_t b) const noexcept {
-    return std::pair(at(a).request.arrival, at(a).ticket) <
-           std::pair(at(b).request.arrival, at(b).ticket);
+    return std::pair(at(a).turn, at(a).ticket) < std::pair(at(b).turn, at(b).ticket);
   }
   [[nodiscard]] std::int32_t pages_for(std::int32_t tokens) const noexcept {
     const std::int32_t page_size = table.pool_spec().page_size;
@@ -91,15 +121,62 @@ struct BatcherState {
   }
 
   /// @return The item of a request that computes `n` tokens next.
-  [[nodiscard]] StepItem item(std::int32_t index, std::int32_t n) const noexcept;
+  /// @param found  Tokens that the prefix cache has of a waiting one.
+  [[nodiscard]] StepItem item(std::int32_t index, std::int32_t n,
+                              std::int32_t found) const noexcept;
+
+  /// Sharing of prefixes: prefix_sharing.cpp.
+  /// @return The known tokens that the cache may have: all but the last, as far as they were told.
+  [[nodiscard]] std::span<const std::int32_t> askable(const Place& place) const noexcept;
+  /// What the cache has of a request, and what beginning with it takes.
+  struct Hit {
+    std::int32_t tokens = 0;
+    std::int32_t whole_pages = 0;  ///< of these; the rest of them is on one more page
+    std::int32_t idle_pages = 0;   ///< of all these pages, which no longer count as free
+  };
+  [[nodiscard]] Hit find_hit(const Place& place) const noexcept;
+  [[nodiscard]] Hit without_partial_page(const Hit& hit) const noexcept;
+  /// @return Tokens on whole pages of `a` that `b` may begin with.
+  [[nodiscard]] std::int32_t shared_tokens(const Place& a, const Place& b) const noexcept;
+  /// @return Pages that can be had without preempting anybody.
+  [[nodiscard]] std::int64_t available_pages() const noexcept;
+  /// Takes pages out of the cache until `pages` are free, or as many as can be.
+  void evict_for(std::int64_t pages) noexcept;
+  void publish_filled(Place& place) noexcept;     ///< the pages that became whole
+  void publish_all(const Place& place) noexcept;  ///< what is cached, before the sequence goes
+
+  /// The pages that preempting the newest requests, one after another, gives back; a page that
+  /// several share counts once all of them are among these. One at a time.
+  class Reclaim {
+   public:
+    explicit Reclaim(const BatcherState& batcher) noexcept : batcher_(batcher) {}
+    Reclaim(const Reclaim&) = delete;
+    Reclaim& operator=(const Reclaim&) = delete;
+    ~Reclaim();
+    void add_next() noexcept;
+    /// @return Pages that nobody refers to any more.
+    [[nodiscard]] std::int64_t freed() const noexcept { return freed_; }
+    /// @return Pages that only the prefix cache refers to.
+    [[nodiscard]] std::int64_t idle() const noexcept { return idle_; }
+    /// @return Pages that can be had then.
+    [[nodiscard]] std::int64_t total() const noexcept {
+      return freed_ + (batcher_.others_hold ? 0 : idle_);
+    }
+
+   private:
+    const BatcherState& batcher_;
+    std::int64_t freed_ = 0;
+    std::int64_t idle_ = 0;
+    std::size_t first_ = batcher_.running.size();  ///< rank of the last one added
+  };
 
   /// Changes of state that cannot fail; callers have checked that they are allowed.
   void enqueue_new(std::int32_t index) noexcept;        ///< looks for its place from the tail
   void enqueue_preempted(std::int32_t index) noexcept;  ///< looks for its place from the head
-  void dequeue_head() noexcept;
-  void run(std::int32_t index) noexcept;  ///< inserts into `running`
+  void unlink(std::int32_t index) noexcept;             ///< of a waiting request
+  void run(std::int32_t index) noexcept;                ///< inserts into `running`
   void preempt_newest() noexcept;
-  void end(std::int32_t index) noexcept;  ///< of a running request, which leaves `running` by hand
+  void end(std::int32_t index) noexcept;  ///< of a request that has left its list
 
   /// @return The last page of a running request; a page that it once had, if its sequence is not as
   ///   it was left.
@@ -109,8 +186,11 @@ struct BatcherState {
 
   BatcherSpec spec;
   PageTable table;
+  std::shared_ptr<PrefixCacheState> prefixes;  ///< null without a prefix cache
+  std::optional<PrefixCache> cache;            ///< it
   const PageTableState& sequences;  ///< the table's, for what is asked of every item of every step
   std::vector<Place> places;
+  std::vector<Text> texts;                                   ///< by place; none without a cache
   std::unordered_map<std::uint64_t, std::int32_t> index_of;  ///< by `Request::id`
   std::vector<std::int32_t> running;                         ///< oldest first; `commit` reserves
   std::int32_t first_free = 0;
@@ -120,7 +200,11 @@ struct BatcherState {
   std::uint64_t next_ticket = 0;
   std::uint64_t step = 0;  ///< the step to be planned, or in flight
   bool in_flight = false;
-  BatcherStats counters;  ///< without the present state
+  bool others_hold = false;  ///< the last commit found idle pages that could not be evicted
+  /// By page, all zero between calls: references of requests that are about to go.
+  mutable std::vector<std::int32_t> dropped;
+  std::vector<PrefixLease> leases;  ///< scratch of `commit`
+  BatcherStats counters;            ///< without the present state
 
  private:
   void link(std::int32_t index, std::int32_t prev, std::int32_t next) noexcept;

@@ -110,6 +110,7 @@ Status Batcher::check() const noexcept {
   Status status = check_running(*state_);
   if (status.ok()) status = check_waiting(*state_);
   if (status.ok()) status = check_places(*state_);
+  if (status.ok() && state_->cache) status = state_->cache->check();
   return status.ok() ? state_->table.check() : status;
 }
 

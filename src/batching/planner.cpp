@@ -2,6 +2,7 @@
 #include "batching/planner.hpp"
 
 #include <algorithm>
+#include <utility>
 
 #include "cache/failure.hpp"
 
@@ -53,28 +54,55 @@ void Planner::admit_waiting() {
     const BatcherState::Place& place = state_.at(index);
     if (tokens_left_ == 0 || num_running >= max_seqs_) return;
     if (num_seqs == state_.table.spec().max_seqs) return;
-    if (state_.pages_for(place.known()) > free_pages_) return;
-    add(index, std::min(place.known(), tokens_left_));
+    const std::int64_t free_pages =
+        free_pages_ - (num_running > 0 ? state_.spec.watermark_pages : 0);
+    BatcherState::Hit hit = state_.find_hit(place);
+    const auto pages_beyond = [&](std::int32_t tokens) {
+      return state_.pages_for(tokens) - hit.whole_pages + hit.idle_pages;
+    };
+    if (pages_beyond(place.known()) > free_pages) hit = state_.without_partial_page(hit);
+    if (pages_beyond(place.known()) > free_pages) return;
+    if (waits_for_prefix(place, hit.tokens)) return;
+    const std::int32_t n = std::min(place.known() - hit.tokens, tokens_left_);
+    add(index, n, pages_beyond(hit.tokens + n), hit.tokens);
     ++num_running;
     ++num_seqs;
   }
+}
+
+// True if another request computes, in this step, whole pages that this one would then find.
+bool Planner::waits_for_prefix(const BatcherState::Place& place,
+                               std::int32_t found) const noexcept {
+  if (!place.shares) return false;
+  const auto most = static_cast<std::int32_t>(state_.askable(place).size());
+  return std::ranges::any_of(plan_.items, [&](const StepItem& item) {
+    const BatcherState::Place& other = state_.at(item.index);
+    const std::int32_t known = std::max(found, item.position);
+    if (!other.shares || std::min(most, other.known()) <= known) return false;
+    return state_.shared_tokens(other, place) > known;
+  });
 }
 
 // Tokens that the running request of this rank can append. Preempts the newest ones until it is at
 // least one; if even all of them do not help, nobody is preempted in vain.
 std::int32_t Planner::make_room(std::int32_t rank) noexcept {
   const SeqId seq = state_.at(state_.running[static_cast<std::size_t>(rank)]).seq;
-  std::int32_t kept = num_kept_;
-  std::int64_t free_pages = free_pages_;
-  std::int32_t room = state_.table.room(seq, free_pages);
-  while (room == 0 && kept > rank + 1) {
-    const auto& victim = state_.at(state_.running[static_cast<std::size_t>(--kept)]);
-    free_pages += state_.table.reclaimable_pages(victim.seq);
-    room = state_.table.room(seq, free_pages);
+  std::int32_t room = state_.table.room(seq, free_pages_);
+  if (room > 0) return room;
+  BatcherState::Reclaim reclaim(state_);
+  for (std::size_t kept = state_.running.size(); std::cmp_greater(kept, num_kept_); --kept) {
+    reclaim.add_next();
   }
-  if (room > 0 && kept < num_kept_) {
+  const std::int64_t before = reclaim.total();
+  std::int32_t kept = num_kept_;
+  while (room == 0 && kept > rank + 1) {
+    --kept;
+    reclaim.add_next();
+    room = state_.table.room(seq, free_pages_ + reclaim.total() - before);
+  }
+  if (room > 0) {
     num_kept_ = kept;
-    free_pages_ = free_pages;
+    free_pages_ += reclaim.total() - before;
   }
   return room;
 }
@@ -89,14 +117,11 @@ std::int32_t Planner::count_decodes() const noexcept {
 }
 
 void Planner::add(std::int32_t index, std::int32_t n) {
-  const BatcherState::Place& place = state_.at(index);
-  add(index, n,
-      place.phase == BatcherState::Phase::kRunning ? state_.table.pages_needed(place.seq, n)
-                                                   : state_.pages_for(n));
+  add(index, n, state_.table.pages_needed(state_.at(index).seq, n));
 }
 
-void Planner::add(std::int32_t index, std::int32_t n, std::int32_t pages) {
-  plan_.items.push_back(state_.item(index, n));
+void Planner::add(std::int32_t index, std::int32_t n, std::int32_t pages, std::int32_t found) {
+  plan_.items.push_back(state_.item(index, n, found));
   plan_.num_tokens += n;
   tokens_left_ -= n;
   free_pages_ -= pages;

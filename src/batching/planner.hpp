@@ -21,9 +21,16 @@ namespace quire::batching {
 ///     own are free, which suffices, because `submit` accepted it only if its longest cache fits
 ///     the pool. So O ends after at most prompt_tokens + max_new_tokens steps.
 ///  2. If O waits, it is the head of the queue, and nobody is admitted before the head. So those
-///  who
-///     run only become fewer: they end (by 1, applied to the oldest of them, one after another) or
-///     are preempted. At the latest when nobody runs, all pages are free and O is admitted.
+///     who run only become fewer: they end (by 1, applied to the oldest of them, one after another)
+///     or are preempted. At the latest when nobody runs, all pages are free and O is admitted: the
+///     watermark is waived then, and nobody computes a prefix that it could wait for.
+///
+/// "Free" includes the pages that only the prefix cache holds, as they can be evicted. Beginning with
+/// pages of the cache takes no more pages than computing them: each of them is one page less to be
+/// found, whether it was idle or not, except a partial one, which is given up if it does not fit.
+/// O waits for a prefix only while the request that computes it computes a token of it in the same
+/// step, so no more steps than the prefix has tokens; if that request is cancelled or preempted, O
+/// does not wait any longer.
 ///
 /// After O has ended the same holds for the next one. A preempted request keeps its place in the
 /// order and what it has sampled, so nothing of this is ever undone.
@@ -34,7 +41,7 @@ class Planner {
         plan_(plan),
         max_seqs_(budget.max_seqs),
         tokens_left_(budget.max_tokens),
-        free_pages_(state.table.num_free_pages()),
+        free_pages_(state.available_pages()),
         num_kept_(static_cast<std::int32_t>(state.running.size())) {}
 
   /// Fills the plan. @throws std::bad_alloc if the plan's vectors cannot grow.
@@ -45,18 +52,21 @@ class Planner {
   void admit_waiting();
   Status explain_standstill() const noexcept;
 
+  [[nodiscard]] bool waits_for_prefix(const internal::BatcherState::Place& place,
+                                      std::int32_t found) const noexcept;
   std::int32_t make_room(std::int32_t rank) noexcept;
   [[nodiscard]] std::int32_t count_decodes() const noexcept;
   void add(std::int32_t index, std::int32_t n);
-  void add(std::int32_t index, std::int32_t n, std::int32_t pages);
+  void add(std::int32_t index, std::int32_t n, std::int32_t pages, std::int32_t found = 0);
   bool add_decode(std::int32_t index, const internal::BatcherState::Place& place);
 
   const internal::BatcherState& state_;
   StepPlan& plan_;
   std::int32_t max_seqs_;
   std::int32_t tokens_left_;
-  std::int64_t free_pages_;  // once the preempted have given theirs back
-  std::int32_t num_kept_;    // running requests that stay: the preempted are the newest
+  std::int64_t
+      free_pages_;         // or the prefix cache's alone, once the preempted have given theirs back
+  std::int32_t num_kept_;  // running requests that stay: the preempted are the newest
   std::int32_t decodes_to_come_ =
       0;  // behind the one being served; the preempted may be among them
 };

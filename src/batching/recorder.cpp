@@ -145,7 +145,7 @@ void RecorderState::end(std::uint64_t request, double time) noexcept {
     return;
   }
   Life& life = at(slot);
-  const std::uint64_t step = next_step - 1;
+  const std::uint64_t step = next_step == 0 ? 0 : next_step - 1;
   events.push(
       {request, step, step, time, time, life.cached, life.record.new_tokens, EventKind::kFinish});
   life.record.finished = time;
@@ -235,6 +235,10 @@ void Recorder::finished(std::span<const std::uint64_t> ended, double time) noexc
   for (const std::uint64_t request : ended) state.end(request, time);
   state.in_flight.clear();
   state.step_in_flight = RecorderState::kNoEvent;
+}
+
+void Recorder::cancelled(std::uint64_t request, double time) noexcept {
+  state_->end(request, time);
 }
 
 Records<RequestEvent> Recorder::events() const noexcept { return state_->events.view(); }

@@ -77,15 +77,22 @@ Status check_free_list(const PagePoolState& pool) noexcept {
 // The pages without references are as many as the free list has; callers hold no more than all.
 Status check_counts(const PagePoolState& pool) noexcept {
   std::int32_t without_refs = 0;
+  std::int32_t idle = 0;
   for (PageId id = 0; id < pool.spec.num_pages; ++id) {
     const PagePoolState::Page& page = pool.page(id);
     if (page.refs == 0) ++without_refs;
+    if (page.refs == 1 && page.indexed) ++idle;
     if (page.caller_refs < 0 || page.table_refs() < 0) {
       return failure(ErrorCode::kInternal,
                      "[page_pool] check: page {} has {} references, {} of them the callers' and {} "
                      "a prefix cache's",
                      id, page.refs, page.caller_refs, page.indexed ? 1 : 0);
     }
+  }
+  if (idle != pool.num_idle) {
+    return failure(ErrorCode::kInternal,
+                   "[page_pool] check: {} pages are a prefix cache's alone, the counter says {}",
+                   idle, pool.num_idle);
   }
   if (without_refs == pool.num_free) return {};
   return failure(ErrorCode::kInternal,

@@ -52,12 +52,27 @@ struct PagePoolState {
     --num_free;
     return id;
   }
-  void add_ref(PageId id) noexcept { ++page(id).refs; }
+  void add_ref(PageId id) noexcept {
+    if (page(id).refs++ == 1 && page(id).indexed) --num_idle;
+  }
   void drop_ref(PageId id) noexcept {
-    if (--page(id).refs > 0) return;
+    if (--page(id).refs > 0) {
+      if (page(id).refs == 1 && page(id).indexed) ++num_idle;
+      return;
+    }
     page(id).next_free = first_free;
     first_free = id;
     ++num_free;
+  }
+  /// A prefix cache takes a reference to a page in use, or gives its reference back.
+  void index(PageId id) noexcept {
+    add_ref(id);
+    page(id).indexed = true;
+  }
+  void unindex(PageId id) noexcept {
+    if (page(id).refs == 1) --num_idle;
+    page(id).indexed = false;
+    drop_ref(id);
   }
   /// Undoes the last `drop_ref` that has not been undone.
   void undo_drop_ref(PageId id) noexcept {
@@ -75,6 +90,7 @@ struct PagePoolState {
   std::vector<Page> pages;
   PageId first_free;
   std::int32_t num_free;
+  std::int32_t num_idle = 0;    ///< pages that nobody but a prefix cache refers to
   std::int32_t num_tables = 0;  ///< page tables on the pool
   std::int32_t num_caches = 0;  ///< prefix caches on the pool
 };

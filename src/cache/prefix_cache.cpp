@@ -32,8 +32,7 @@ PrefixCacheState::PrefixCacheState(std::shared_ptr<PagePoolState> pages_of,
 PrefixCacheState::~PrefixCacheState() {
   for (PageId page = 0; page < pool->spec.num_pages; ++page) {
     if (!has(page)) continue;
-    pool->page(page).indexed = false;
-    pool->drop_ref(page);
+    pool->unindex(page);
   }
   --pool->num_caches;
 }
@@ -237,6 +236,8 @@ void PrefixLease::copy_pages(std::span<PageId> pages) const noexcept {
 
 PrefixCache::PrefixCache(PagePool& pool, const PrefixCacheSpec& spec)
     : state_(make_state(pool.state_, spec)) {}
+PrefixCache::PrefixCache(std::shared_ptr<PrefixCacheState> state) noexcept
+    : state_(std::move(state)) {}
 PrefixCache::PrefixCache(PrefixCache&&) noexcept = default;
 PrefixCache& PrefixCache::operator=(PrefixCache&&) noexcept = default;
 PrefixCache::~PrefixCache() = default;
@@ -374,13 +375,7 @@ std::int32_t PrefixCache::erase(std::uint64_t name_space) noexcept {
   return erased;
 }
 
-std::int32_t PrefixCache::evictable_pages() const noexcept {
-  PrefixCacheState& cache = *state_;
-  cache.mark_held(++cache.last_mark);
-  return static_cast<std::int32_t>(std::ranges::count_if(cache.nodes, [&](const auto& node) {
-    return node.num_tokens > 0 && node.mark != cache.last_mark;
-  }));
-}
+std::int32_t PrefixCache::evictable_pages() const noexcept { return state_->count_evictable({}); }
 
 void PrefixCache::set_time(std::int64_t now) noexcept { state_->now = std::max(state_->now, now); }
 

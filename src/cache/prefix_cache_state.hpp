@@ -121,6 +121,13 @@ struct PrefixCacheState {
   /// Changing: prefix_index.cpp. None of it can fail.
   void insert(PageId page, PageId parent, std::uint64_t hash, const PrefixRun& run) noexcept;
   void remove(PageId page) noexcept;  ///< a leaf without leases
+  /// Puts one more page of a sequence into the index while the sequence grows, without walking
+  /// its prefix. It is used just before its parent was: a walk at the end of the sequence says when.
+  /// @param parent  The page before it, in the index and whole; `kNoPage` for a first page.
+  /// @return The page of the index that holds these tokens in this place, `page` or one that was
+  ///   there before; `kNoPage` if `page` is in an index for something else, or a listener asks.
+  PageId extend(PageId parent, const PrefixRun& run, PageId page,
+                const Retention& retention) noexcept;
   void use(PageId page, std::uint64_t clock_value) noexcept {
     node(page).last_use = clock_value;
     node(page).last_time = now;
@@ -149,7 +156,9 @@ struct PrefixCacheState {
   void remove_and_announce(PageId page) noexcept;
   /// Removes leaves until `count` are gone or none is left that may go.
   std::int32_t evict(std::int32_t count, bool only_expired) noexcept;
-  void mark_held(std::uint64_t mark) noexcept;
+  /// @param dropped  By page: references that are about to go; empty for none.
+  /// @return Pages that `evict` could remove then. O(num_pages).
+  [[nodiscard]] std::int32_t count_evictable(std::span<const std::int32_t> dropped) noexcept;
 
   std::shared_ptr<PagePoolState> pool;
   PrefixCacheSpec spec;
@@ -159,8 +168,9 @@ struct PrefixCacheState {
   PageId roots = kNoPage;                  ///< treap of the first pages of all namespaces
   PageHeap by_worth;                       ///< leaves by priority and last use
   PageHeap by_expiry;                      ///< leaves that do not live forever, by expiry
-  std::uint64_t clock = 0;                 ///< counts uses of pages
-  std::int64_t now = 0;                    ///< the caller's time
+  /// Counts uses of pages. Begins where the stamps of a path, one lower a page, stay positive.
+  std::uint64_t clock = std::uint64_t{1} << 32U;
+  std::int64_t now = 0;  ///< the caller's time
   std::uint64_t last_mark = 0;
   PrefixListener* listener = nullptr;
   bool announcing = false;  ///< a listener is being called

@@ -103,14 +103,20 @@ std::int32_t PrefixCacheState::evict(std::int32_t count, bool only_expired) noex
   return evicted;
 }
 
-// Marks what is held and what that keeps in the index.
-void PrefixCacheState::mark_held(std::uint64_t mark) noexcept {
+// Marks what is held and what that keeps in the index; the rest can be evicted.
+std::int32_t PrefixCacheState::count_evictable(std::span<const std::int32_t> dropped) noexcept {
+  ++last_mark;
+  std::int32_t marked = 0;
   for (PageId id = 0; id < pool->spec.num_pages; ++id) {
-    if (!has(id) || !held(id)) continue;
-    for (PageId page = id; page != kNoPage && node(page).mark != mark; page = node(page).parent) {
-      node(page).mark = mark;
+    const std::int32_t gone = dropped.empty() ? 0 : dropped[static_cast<std::size_t>(id)];
+    if (!has(id) || (node(id).leases == 0 && pool->page(id).refs - gone <= 1)) continue;
+    for (PageId page = id; page != kNoPage && node(page).mark != last_mark;
+         page = node(page).parent) {
+      node(page).mark = last_mark;
+      ++marked;
     }
   }
+  return stats.pages - marked;
 }
 
 }  // namespace internal

@@ -171,9 +171,28 @@ void PrefixCacheState::insert(PageId page, PageId parent, std::uint64_t hash,
   bucket(hash) = page;
   insert_sibling(page);
   if (parent != kNoPage && node(parent).num_children++ == 0) delist(parent);
-  pool->page(page).indexed = true;
-  pool->add_ref(page);
+  pool->index(page);
   ++stats.pages;
+}
+
+PageId PrefixCacheState::extend(PageId parent, const PrefixRun& run, PageId page,
+                                const Retention& retention) noexcept {
+  const std::uint64_t before =
+      parent == kNoPage ? hash_root(spec.hash_seed, run.name_space) : node(parent).hash;
+  const std::uint64_t hash = hash_run(before, run.tokens);
+  const PageId known = find(parent, hash, run);
+  if (known != kNoPage) return known;
+  if (pool->page(page).indexed || announcing) return kNoPage;
+  insert(page, parent, hash, run);
+  Node& added = node(page);
+  added.priority = retention.priority;
+  added.time_to_live = retention.time_to_live;
+  added.last_use = parent == kNoPage ? ++clock : node(parent).last_use - 1;
+  added.last_time = parent == kNoPage ? now : node(parent).last_time;
+  enlist(page);
+  ++stats.stored;
+  announce(PrefixEvent::Kind::kStored, page, parent, run_of(page));
+  return page;
 }
 
 void PrefixCacheState::remove(PageId page) noexcept {
@@ -187,8 +206,7 @@ void PrefixCacheState::remove(PageId page) noexcept {
   if (removed.parent != kNoPage && --node(removed.parent).num_children == 0) {
     enlist(removed.parent);
   }
-  pool->page(page).indexed = false;
-  pool->drop_ref(page);
+  pool->unindex(page);
   --stats.pages;
 }
 

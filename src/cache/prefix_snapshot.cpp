@@ -198,8 +198,9 @@ std::vector<std::byte> bytes_of(const PrefixCacheState& cache) {
   for (PageId page = 0; page < cache.pool->spec.num_pages; ++page) {
     if (cache.has(page)) pages.push_back(page);
   }
+  // Parents come before their children, as they are used after them.
   std::ranges::sort(pages, std::ranges::greater(),
-                    [&](PageId page) { return cache.node(page).last_use; });
+                    [&](PageId page) { return std::pair(cache.node(page).last_use, page); });
   std::vector<std::uint32_t> record_of(cache.nodes.size(), kNoRecord);
   std::vector<std::byte> bytes;
   write(bytes, kMagic);

@@ -66,6 +66,63 @@ TEST(Batcher, EveryFailedAllocationOfAStepLeavesEverythingAsItWas) {
   }
 }
 
+/// A request that begins with a partial page of the cache, from `submit` to the end of a step. The
+/// allocation after the next `allowed` fails.
+/// @return False if all that needed no more than `allowed`.
+bool sharing_step_fails_cleanly(int allowed) {
+  PagePool pool({.num_pages = 8, .page_size = 4});
+  PageTable table(pool, {.max_seqs = 4, .max_tokens_per_seq = 32});
+  PrefixCache cache(pool);
+  Batcher batcher(table, cache, {.max_requests = 5});
+  const std::vector<std::int32_t> text = {1, 2, 3, 4, 5, 6, 7, 8};
+  const std::vector<std::int32_t> sampled = {9};
+  StepPlan plan;
+  std::vector<CopyOp> copies;
+  std::vector<std::uint64_t> ended;
+  Request request{1, 7, 1};
+  request.prompt = std::span(text).first(7);
+  batcher.submit(request).throw_if_error();
+  batcher.plan({}, plan).throw_if_error();
+  batcher.commit(plan, copies).throw_if_error();
+  batcher.finish(plan, sampled, {}, ended).throw_if_error();
+
+  request = {2, 8, 2};
+  request.prompt = text;
+  plan = {};
+  ended = {};
+  int done = 0;
+  const auto next_call = [&] {
+    return done == 0   ? batcher.submit(request)
+           : done == 1 ? batcher.plan({}, plan)
+           : done == 2 ? batcher.commit(plan, copies)
+                       : batcher.finish(plan, sampled, {}, ended);
+  };
+  bool fired = false;
+  {
+    const FailingNew failing(allowed, FailingNew::Which::kOne);
+    while (done < 4 && next_call().ok()) ++done;
+    fired = failing.fired();
+  }
+  EXPECT_EQ(fired, done < 4);
+  EXPECT_TRUE(batcher.check().ok()) << batcher.check().message();
+  EXPECT_EQ(cache.stats().leases, 0);
+  EXPECT_EQ(batcher.stats().steps, done < 3 ? 1 : 2);
+  EXPECT_EQ(pool.num_used(), done < 3 ? 2 : 3);
+  if (done == 2) done = 1;  // a plan that failed to be committed is made again
+  while (done < 4 && next_call().ok()) ++done;
+  EXPECT_EQ(done, 4) << "the step goes on where it failed";
+  EXPECT_EQ(copies.size(), 1U);
+  EXPECT_EQ(batcher.stats().hit_tokens, 7);
+  EXPECT_TRUE(batcher.check().ok());
+  return fired;
+}
+
+TEST(Batcher, EveryFailedAllocationOfASharingStepLeavesEverythingAsItWas) {
+  int allowed = 0;
+  while (sharing_step_fails_cleanly(allowed)) ++allowed;
+  EXPECT_GE(allowed, 4) << "submit, plan, commit and finish allocate the first time";
+}
+
 TEST_F(Batchers, ASubmitWithoutMemoryQueuesNothing) {
   Status status;
   {

@@ -60,6 +60,26 @@ class RecordedBatchers : public Batchers {
   Recorder recorder_{{.max_events = 64, .max_steps = 32, .max_ended = 8, .max_requests = 4}};
 };
 
+TEST_F(RecordedBatchers, ACancelledRequestEndsWhenTheBatcherEndsIt) {
+  submit(1, 4, 9);
+  ASSERT_TRUE(batcher_.cancel(1).ok());
+  recorder_.cancelled(1, now_);  // before any step
+  submit(2, 4, 9);
+  plan(budget_);
+  commit();
+  recorder_.committed(plan_, batcher_.stats(), now_);
+  ASSERT_TRUE(batcher_.cancel(2).ok());
+  now_ += 1;
+  recorder_.finished(finish(), now_);
+  const Records<RequestRecord> ended = recorder_.ended();
+  ASSERT_EQ(ended.size(), 2U);
+  EXPECT_EQ(ended[0].request, 1U);
+  EXPECT_EQ(ended[0].finished, 100);
+  EXPECT_EQ(ended[0].new_tokens, 0);
+  EXPECT_EQ(ended[1].request, 2U);
+  EXPECT_EQ(ended[1].finished, 101);
+}
+
 TEST_F(RecordedBatchers, TheLifeOfARequestIsTold) {
   submit(7, 10, 3);
   budget_.max_tokens = 6;

@@ -150,6 +150,24 @@ TEST(Simulation, WithoutStepsLatenciesAreKept) {
   EXPECT_EQ(report.recorder->steps().size(), 1);
 }
 
+TEST(Simulation, PromptsThatBeginWithTheSameBlocksArePagesOfTheCache) {
+  ReplayOptions options = simulation();
+  options.prefix_cache = true;
+  options.shape.page_size = 64;
+  options.pages = 100;
+  options.max_tokens_per_step = 2048;
+  const std::vector<TraceRequest> requests = {
+      {0, 1000, 1, {7, 8}}, {0, 1024, 1, {7, 9}}, {0, 600, 1, {8, 7}}};
+  const ReplayReport report = run(options, requests);
+  EXPECT_EQ(report.batcher.asked_tokens, 999 + 1023 + 599);
+  EXPECT_EQ(report.batcher.hit_tokens, 512) << "the second prompt's first block; the third's is 8";
+  EXPECT_EQ(report.batcher.prefill_tokens, 1000 + 512 + 600);
+  EXPECT_EQ(report.lost_pages, 0);
+  EXPECT_TRUE(report.passed()) << report.broken_invariant;
+  EXPECT_EQ(report_json(options, report, "")["hit_tokens"], 512);
+  EXPECT_NE(report_text(options, report, "").find("512 not computed"), std::string::npos);
+}
+
 TEST(Simulation, TailWasteIsThatOfTheFinalLengths) {
   const ReplayReport report = run(simulation(), {{0, 30, 10}, {0, 1, 0}});
   ASSERT_EQ(report.tail_waste.size(), 5);

@@ -76,7 +76,8 @@ TEST(Trace, ReadsMooncakeRequestsInSeconds) {
   const TraceReading trace = read(kMooncake);
   EXPECT_THAT(trace.errors, IsEmpty());
   EXPECT_EQ(trace.format, "Mooncake JSONL");
-  EXPECT_THAT(trace.requests, ElementsAre(TraceRequest{0, 6758, 500}, TraceRequest{3, 7322, 490}));
+  EXPECT_THAT(trace.requests,
+              ElementsAre(TraceRequest{0, 6758, 500, {0, 1}}, TraceRequest{3, 7322, 490, {0, 2}}));
 }
 
 TEST(Trace, LineEndsBlankLinesAndAByteOrderMarkDoNotMatter) {
@@ -213,6 +214,18 @@ TEST(MooncakeLine, EachMemberSaysWhatWasExpected) {
       HasSubstr("input_length: expected"));
   EXPECT_THAT(mooncake_complaint("{\"timestamp\": 0, \"input_length\": 1.5, \"output_length\": 1}"),
               HasSubstr("input_length: expected"));
+}
+
+TEST(MooncakeLine, BlocksAreWholeNumbersIfThereAreAny) {
+  const std::string line = "{\"timestamp\": 0, \"input_length\": 7, \"output_length\": 1";
+  EXPECT_THAT(std::get<TraceRequest>(parse_mooncake_line(line + "}")).blocks, IsEmpty());
+  const std::string expected =
+      "hash_ids: expected a list of whole numbers from 0 to 4294967295, got ";
+  EXPECT_EQ(mooncake_complaint(line + ", \"hash_ids\": 3}"), expected + "number");
+  EXPECT_EQ(mooncake_complaint(line + ", \"hash_ids\": [1, -1]}"), expected + "\"-1\" among them");
+  EXPECT_EQ(mooncake_complaint(line + ", \"hash_ids\": [4294967296]}"),
+            expected + "\"4294967296\" among them");
+  EXPECT_EQ(mooncake_complaint(line + ", \"hash_ids\": [1.5]}"), expected + "\"1.5\" among them");
 }
 
 TEST(MooncakeLine, SurvivesDeepNestingAndBrokenText) {

@@ -12,6 +12,8 @@
 #include "quire/batch_builder.hpp"
 #include "quire/page_pool.hpp"
 #include "quire/page_table.hpp"
+#include "quire/prefix_cache.hpp"
+#include "replay/prompt.hpp"
 
 namespace quire::tool {
 namespace {
@@ -116,7 +118,9 @@ class Engine {
         work_(work_of(requests, tokens_of_pool(options))),
         pool_({options.pages, options.shape.page_size}),
         table_(pool_, {options.max_seqs, work_.longest}),
-        batcher_(table_, batcher_spec(options, requests.size())),
+        cache_(options.prefix_cache ? std::optional<PrefixCache>(pool_) : std::nullopt),
+        batcher_(cache_ ? Batcher(table_, *cache_, batcher_spec(options, requests.size()))
+                        : Batcher(table_, batcher_spec(options, requests.size()))),
         builder_(table_),
         recorder_(recorder_spec(options, requests.size())) {
     if (options.keep_pages) report_.pages.emplace(options.pages);
@@ -127,8 +131,8 @@ class Engine {
   ReplayReport run(const ReplayProgress& progress) {
     while (step()) {
       const BatcherStats stats = batcher_.stats();
-      const auto tokens =
-          static_cast<double>(stats.prefill_tokens + stats.decode_tokens - stats.recomputed_tokens);
+      const auto tokens = static_cast<double>(stats.prefill_tokens + stats.decode_tokens +
+                                              stats.hit_tokens - stats.recomputed_tokens);
       const double served = tokens / static_cast<double>(std::max<std::int64_t>(1, work_.tokens));
       const double passed =
           options_.duration_s > 0 ? std::min(1.0, elapsed() / options_.duration_s) : 0;
@@ -167,7 +171,11 @@ class Engine {
   }
 
   void submit(const TraceRequest& trace, double arrival) {
-    const Request request = {next_, trace.input_tokens, new_tokens(trace), arrival};
+    Request request = {next_, trace.input_tokens, new_tokens(trace), arrival};
+    if (cache_) {
+      write_prompt(trace, next_, tokens_);
+      request.prompt = tokens_;
+    }
     const Status status = batcher_.submit(request);
     if (status.ok()) {
       const bool timed = options_.arrivals == Arrivals::kTrace;
@@ -196,12 +204,24 @@ class Engine {
     if (model_ != nullptr) compute(*model_, batch, times);
     watch.lap();
     ended_.clear();
-    batcher_.finish(plan_, {}, ended_).throw_if_error();
+    batcher_.finish(plan_, sample(), {}, ended_).throw_if_error();
     times.planning += watch.lap();
     add(times);
     recorder_.finished(ended_, report_.virtual_s);
     if (report_.pages) report_.pages->finished(ended_);
     return true;
+  }
+
+  /// @return What the cache is told of the answers.
+  std::span<const std::int32_t> sample() {
+    tokens_.clear();
+    if (!cache_) return tokens_;
+    for (const StepItem& item : plan_.items) {
+      if (item.samples) {
+        tokens_.push_back(answer_token(item.request, item.position + item.num_new_tokens));
+      }
+    }
+    return tokens_;
   }
 
   void look_at_pages() {
@@ -263,7 +283,7 @@ class Engine {
     report_.mean.padded /= steps;
     report_.left_out = static_cast<std::int64_t>(requests_.size() - next_);
     report_.batcher = batcher_.stats();
-    report_.lost_pages = pool_.num_used();
+    report_.lost_pages = pool_.num_used() - report_.batcher.idle_pages;
     report_.broken_invariant = batcher_.check().message();  // table and pool included
     if (model_ != nullptr) {
       report_.kernel = model_->layers.kernel();
@@ -285,6 +305,7 @@ class Engine {
   Work work_;
   PagePool pool_;
   PageTable table_;
+  std::optional<PrefixCache> cache_;
   Batcher batcher_;
   BatchBuilder builder_;
   Recorder recorder_;
@@ -292,6 +313,7 @@ class Engine {
   StepPlan plan_;
   std::vector<CopyOp> copies_;
   std::vector<std::uint64_t> ended_;
+  std::vector<std::int32_t> tokens_;  // of a prompt, or sampled in a step
   Buffer staging_;
   Stopwatch wall_;
   ReplayReport report_;

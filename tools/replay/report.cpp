@@ -127,8 +127,19 @@ void add_memory(Table& table, const ReplayOptions& options, const ReplayReport& 
   }
   if (!waste.empty()) table.add({"tail waste", waste + " (of the pages at final length)"});
   table.add(
-      {"preemptions", fmt::format("{} ({} tokens computed again)", human_count(stats.preemptions),
-                                  human_count(stats.recomputed_tokens))});
+      {"preemptions", fmt::format("{} ({} tokens {})", human_count(stats.preemptions),
+                                  human_count(stats.recomputed_tokens),
+                                  options.prefix_cache ? "taken away, or left to the prefix cache"
+                                                       : "computed again")});
+}
+
+void add_hits(Table& table, const ReplayOptions& options, const BatcherStats& stats) {
+  if (!options.prefix_cache) return;
+  table.add({"prefix cache",
+             fmt::format("{:.1f} % of {} tokens found at admission: {} not computed",
+                         percent(static_cast<double>(stats.hit_tokens),
+                                 static_cast<double>(stats.asked_tokens)),
+                         human_count(stats.asked_tokens), human_count(stats.hit_tokens))});
 }
 
 nlohmann::ordered_json percentiles_json(const Percentiles& seconds) {
@@ -178,6 +189,9 @@ void add_checks(Table& table, const ReplayOptions& options, const ReplayReport& 
   back += report.lost_pages == 0 ? fmt::format("all {} are back", human_count(options.pages))
                                  : fmt::format("{} are lost", human_count(report.lost_pages));
   if (!report.broken_invariant.empty()) back += "; " + report.broken_invariant;
+  if (report.batcher.idle_pages > 0) {
+    back += fmt::format(", {} of them in the prefix cache", human_count(report.batcher.idle_pages));
+  }
   table.add({"pages at the end", back + ")"});
 }
 
@@ -205,6 +219,7 @@ std::string report_text(const ReplayOptions& options, const ReplayReport& report
   add_speed(table, report);
   add_latencies(table, report);
   add_memory(table, options, report);
+  add_hits(table, options, report.batcher);
   add_checks(table, options, report);
   return table.text();
 }
@@ -266,6 +281,9 @@ nlohmann::ordered_json report_json(const ReplayOptions& options, const ReplayRep
       {"decode_tokens", stats.decode_tokens},
       {"recomputed_tokens", stats.recomputed_tokens},
       {"preemptions", stats.preemptions},
+      {"prefix_cache", options.prefix_cache},
+      {"asked_tokens", stats.asked_tokens},
+      {"hit_tokens", stats.hit_tokens},
       {"steps", stats.steps},
       {"wall_s", report.wall_s},
       {"virtual_s", report.virtual_s},

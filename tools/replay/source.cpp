@@ -81,6 +81,8 @@ void add_engine_options(CLI::App& app, ServingOptions& serving) {
   add_whole(app, "--max-tokens-per-step", options.max_tokens_per_step, 1, kMost,
             "New tokens of a step");
   add_whole(app, "--max-seqs", options.max_seqs, 1, kMost, "Requests running at the same time");
+  app.add_flag("--prefix-cache", options.prefix_cache,
+               "Share the pages of prompts that begin alike (a Mooncake trace, --no-attention)");
   add_seed(app, options.seed);
 }
 

@@ -2,6 +2,8 @@
 #include <fmt/format.h>
 
 #include <cmath>
+#include <cstdint>
+#include <limits>
 #include <nlohmann/json.hpp>
 
 #include "common/format.hpp"
@@ -27,6 +29,26 @@ std::string complaint(const Json& object, const char* name, std::int64_t low, st
   return fmt::format("{}, got {}", expected, in_quotes(member->dump(-1, ' ', false, replace)));
 }
 
+/// Reads `hash_ids`, which may be missing. @return What was expected and what came.
+std::string read_blocks(const Json& object, std::vector<std::uint32_t>& blocks) {
+  const auto ids = object.find("hash_ids");
+  if (ids == object.end()) return {};
+  constexpr const char* kExpected =
+      "hash_ids: expected a list of whole numbers from 0 to 4294967295";
+  if (!ids->is_array()) return fmt::format("{}, got {}", kExpected, ids->type_name());
+  blocks.reserve(ids->size());
+  for (const Json& id : *ids) {
+    const double value = id.is_number_integer() ? id.get<double>() : -1;
+    if (value < 0 || value > static_cast<double>(std::numeric_limits<std::uint32_t>::max())) {
+      const auto replace = Json::error_handler_t::replace;
+      return fmt::format("{}, got {} among them", kExpected,
+                         in_quotes(id.dump(-1, ' ', false, replace)));
+    }
+    blocks.push_back(id.get<std::uint32_t>());
+  }
+  return {};
+}
+
 }  // namespace
 
 ParsedLine parse_mooncake_line(std::string_view line) {
@@ -47,6 +69,7 @@ ParsedLine parse_mooncake_line(std::string_view line) {
   request.arrival_s = object["timestamp"].get<double>() * kMillisecond;
   request.input_tokens = object["input_length"].get<std::int32_t>();
   request.output_tokens = object["output_length"].get<std::int32_t>();
+  if (std::string text = read_blocks(object, request.blocks); !text.empty()) return text;
   return request;
 }
 

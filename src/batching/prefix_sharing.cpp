@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: Apache-2.0
+// How the requests of a batcher share pages through a prefix cache.
+#include <algorithm>
+
+#include "batching/batcher_state.hpp"
+
+namespace quire {
+inline namespace v0 {
+namespace internal {
+
+std::span<const std::int32_t> BatcherState::askable(const Place& place) const noexcept {
+  if (!place.shares) return {};
+  const std::vector<std::int32_t>& tokens = text_of(place).tokens;
+  const auto all_but_last = static_cast<std::size_t>(place.known() - 1);
+  return std::span(tokens).first(std::min(tokens.size(), all_but_last));
+}
+
+BatcherState::Hit BatcherState::find_hit(const Place& place) const noexcept {
+  if (!place.shares) return {};
+  const PrefixRun prefix{text_of(place).name_space, askable(place)};
+  const PrefixCacheState::Path path = prefixes->find_path(prefix);
+  const PrefixCacheState::Closest partial = prefixes->partial_match(path, prefix);
+  const auto is_idle = [this](PageId page) { return prefixes->pool->page(page).refs == 1; };
+  Hit hit{path.pages * prefixes->page_size() + partial.common, path.pages};
+  if (partial.page != kNoPage && is_idle(partial.page)) ++hit.idle_pages;
+  for (PageId page = path.last; page != kNoPage; page = prefixes->node(page).parent) {
+    if (is_idle(page)) ++hit.idle_pages;
+  }
+  return hit;
+}
+
+// One page less may be idle; that it still counts makes the caller ask for one too many, never too
+// few.
+BatcherState::Hit BatcherState::without_partial_page(const Hit& hit) const noexcept {
+  return {hit.whole_pages * table.pool_spec().page_size, hit.whole_pages,
+          std::min(hit.idle_pages, hit.whole_pages)};
+}
+
+std::int32_t BatcherState::shared_tokens(const Place& a, const Place& b) const noexcept {
+  if (text_of(a).name_space != text_of(b).name_space) return 0;
+  const std::vector<std::int32_t>& tokens = text_of(a).tokens;
+  const auto common = std::ranges::mismatch(tokens, askable(b)).in1 - tokens.begin();
+  const std::int32_t page_size = table.pool_spec().page_size;
+  return static_cast<std::int32_t>(common) / page_size * page_size;
+}
+
+std::int64_t BatcherState::available_pages() const noexcept {
+  const std::int64_t free_pages = table.num_free_pages();
+  if (!prefixes) return free_pages;
+  return free_pages + (others_hold ? prefixes->count_evictable({}) : prefixes->pool->num_idle);
+}
+
+void BatcherState::evict_for(std::int64_t pages) noexcept {
+  const std::int64_t missing = pages - table.num_free_pages();
+  if (cache && missing > 0) cache->evict(static_cast<std::int32_t>(missing));
+}
+
+// Page after page: a walk from the first one would cost O(tokens) each time.
+void BatcherState::publish_filled(Place& place) noexcept {
+  const std::int32_t page_size = table.pool_spec().page_size;
+  const Text& text = text_of(place);
+  const auto told = static_cast<std::int32_t>(
+      std::min(text.tokens.size(), static_cast<std::size_t>(place.cached)));
+  PageId* const row = sequences.row(static_cast<std::int32_t>(place.seq.slot));
+  while (told - place.published * page_size >= page_size) {
+    const PageId parent = place.published == 0 ? kNoPage : row[place.published - 1];
+    if (parent != kNoPage && !prefixes->has(parent)) {  // erased meanwhile
+      place.published = 0;
+      continue;
+    }
+    const std::span<const std::int32_t> run =
+        std::span(text.tokens)
+            .subspan(
+                static_cast<std::size_t>(place.published) * static_cast<std::size_t>(page_size),
+                static_cast<std::size_t>(page_size));
+    PageId& page = row[place.published];
+    const PageId known = prefixes->extend(parent, {text.name_space, run}, page, text.retention);
+    if (known == kNoPage) return;
+    if (known != page) {  // somebody else's with the same tokens: one of them is enough
+      prefixes->pool->add_ref(known);
+      prefixes->pool->drop_ref(page);
+      page = known;
+    }
+    ++place.published;
+  }
+}
+
+// Refused only while a listener of the cache is called; then the pages are not shared.
+void BatcherState::publish_all(const Place& place) noexcept {
+  if (!place.shares) return;
+  const Text& text = text_of(place);
+  const auto told = std::min(text.tokens.size(), static_cast<std::size_t>(place.cached));
+  static_cast<void>(cache->publish(text.name_space, table, place.seq,
+                                   std::span(text.tokens).first(told), text.retention));
+}
+
+BatcherState::Reclaim::~Reclaim() {
+  for (std::size_t rank = first_; rank < batcher_.running.size(); ++rank) {
+    for (const PageId page : batcher_.table.pages(batcher_.at(batcher_.running[rank]).seq)) {
+      batcher_.dropped[static_cast<std::size_t>(page)] = 0;
+    }
+  }
+}
+
+void BatcherState::Reclaim::add_next() noexcept {
+  const PagePoolState& pool = *batcher_.sequences.pool;
+  for (const PageId id : batcher_.table.pages(batcher_.at(batcher_.running[--first_]).seq)) {
+    const PagePoolState::Page& page = pool.page(id);
+    if (++batcher_.dropped[static_cast<std::size_t>(id)] == page.refs - (page.indexed ? 1 : 0)) {
+      ++(page.indexed ? idle_ : freed_);
+    }
+  }
+}
+
+}  // namespace internal
+}  // namespace v0
+}  // namespace quire

@@ -1,0 +1,268 @@
+// SPDX-License-Identifier: Apache-2.0
+// Random requests that begin alike, on pages whose contents are watched: whatever a request reads
+// must be what it would have computed itself.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <map>
+#include <random>
+#include <span>
+#include <vector>
+
+#include "quire/batcher.hpp"
+
+namespace quire {
+namespace {
+
+using Tokens = std::vector<std::int32_t>;
+
+/// What a slot holds of a token depends on all tokens before it, as keys and values do.
+std::vector<std::uint64_t> contents_of(std::uint64_t name_space,
+                                       std::span<const std::int32_t> text) {
+  constexpr std::uint64_t kOdd = 0x9e3779b97f4a7c15ULL;
+  std::vector<std::uint64_t> contents;
+  std::uint64_t hash = name_space + 1;
+  for (const std::int32_t token : text) {
+    hash = (hash ^ static_cast<std::uint64_t>(token + 1)) * kOdd;
+    hash ^= hash >> 29U;
+    contents.push_back(hash);
+  }
+  return contents;
+}
+
+struct Life {
+  std::uint64_t name_space = 0;
+  Tokens text;  // known tokens
+  std::int32_t prompt = 0;
+  std::int32_t max_new = 0;
+  bool cancelled = false;
+};
+
+struct World {
+  PagePoolSpec pool;
+  PageTableSpec table;
+  StepBudget budget;
+  BatcherSpec batcher;
+  PrefixCacheSpec cache;
+};
+
+class Simulation {
+ public:
+  Simulation(const World& world, unsigned seed)
+      : random_(seed),
+        world_(world),
+        pool_(world.pool),
+        table_(pool_, world.table),
+        cache_(pool_, world.cache),
+        batcher_(table_, cache_, world.batcher),
+        builder_(table_),
+        staging_(1U << 20U),
+        device_(static_cast<std::size_t>(world.pool.num_pages) *
+                static_cast<std::size_t>(world.pool.page_size)) {}
+
+  void run(int num_requests) {
+    for (int step = 0; num_requests > 0 || !batcher_.idle(); ++step) {
+      ASSERT_LT(step, 20000) << "not all requests end";
+      for (; num_requests > 0 && up_to(2) == 0; --num_requests) submit();
+      if (up_to(15) == 0) cancel();
+      if (up_to(40) == 0) cache_.evict(up_to(3));
+      if (up_to(60) == 0) cache_.erase(static_cast<std::uint64_t>(up_to(1)));
+      one_step();
+      if (testing::Test::HasFailure()) return;
+    }
+    EXPECT_TRUE(lives_.empty());
+    EXPECT_EQ(table_.num_seqs(), 0);
+    cache_.evict(world_.pool.num_pages);
+    EXPECT_EQ(pool_.num_free(), world_.pool.num_pages) << "pages are lost";
+    const BatcherStats stats = batcher_.stats();
+    EXPECT_EQ(stats.finished + stats.cancelled, num_accepted_);
+    EXPECT_EQ(stats.prefill_tokens + stats.decode_tokens, computed_);
+  }
+
+  [[nodiscard]] BatcherStats stats() const { return batcher_.stats(); }
+  [[nodiscard]] std::int64_t num_copies() const { return num_copies_; }
+
+ private:
+  std::int32_t up_to(std::int32_t max) {
+    return std::uniform_int_distribution<std::int32_t>(0, max)(random_);
+  }
+
+  void submit() {
+    const std::int32_t longest =
+        std::min(world_.table.max_tokens_per_seq, world_.pool.num_pages * world_.pool.page_size);
+    Life life;
+    life.name_space = up_to(3) == 0 ? 1 : 0;
+    life.prompt = 1 + up_to(longest - 1);
+    life.max_new = 1 + up_to(9);
+    // Few texts, that part late: an old one cut or continued, or one of few stems.
+    if (!old_.empty() && up_to(1) == 0) {
+      life.text = old_[static_cast<std::size_t>(up_to(static_cast<int>(old_.size()) - 1))];
+    }
+    const std::int32_t kept = up_to(static_cast<std::int32_t>(life.text.size()));
+    life.text.resize(static_cast<std::size_t>(std::min(kept, life.prompt)));
+    while (std::cmp_less(life.text.size(), life.prompt)) {
+      life.text.push_back(up_to(20) == 0 ? up_to(2) : 0);
+    }
+    Request request{next_id_++, life.prompt, life.max_new};
+    request.prompt = life.text;
+    request.name_space = life.name_space;
+    request.retention.priority = 30 + up_to(2);
+    request.head_start = up_to(3);
+    request.arrival = up_to(5);
+    const bool fits = life.prompt + life.max_new - 1 <= longest;
+    ASSERT_EQ(batcher_.submit(request).ok(), fits);
+    if (!fits) return;
+    ++num_accepted_;
+    old_.push_back(life.text);
+    lives_[request.id] = life;
+  }
+
+  void cancel() {
+    if (lives_.empty()) return;
+    auto victim = lives_.begin();
+    std::advance(victim, up_to(static_cast<int>(lives_.size()) - 1));
+    const Status status = batcher_.cancel(victim->first);
+    ASSERT_EQ(status.ok(), !victim->second.cancelled) << status.message();
+    victim->second.cancelled = true;
+    const bool takes_part = in_flight_ && std::ranges::any_of(plan_.items, [&](const auto& item) {
+                              return item.request == victim->first;
+                            });
+    if (!takes_part) lives_.erase(victim);
+  }
+
+  void one_step() {
+    const Status planned = batcher_.plan(world_.budget, plan_);
+    ASSERT_TRUE(planned.ok()) << planned.message();
+    if (plan_.items.empty()) {
+      ASSERT_TRUE(batcher_.idle());
+      return;
+    }
+    copies_.clear();
+    const Status committed = batcher_.commit(plan_, copies_);
+    ASSERT_TRUE(committed.ok()) << committed.message();
+    compute();
+    sound();
+    in_flight_ = true;
+    if (up_to(20) == 0) cancel();
+    in_flight_ = false;
+    finish();
+    sound();
+  }
+
+  void compute() {
+    for (const CopyOp& copy : copies_) {
+      ++num_copies_;
+      for (std::int32_t i = 0; i < copy.tokens; ++i) at(copy.dst, i) = at(copy.src, i);
+    }
+    ASSERT_TRUE(builder_.build(plan_.batch, staging_).ok()) << "tokens in shared pages";
+    for (const StepItem& item : plan_.items) {  // all write before any reads
+      const Life& life = lives_.at(item.request);
+      const std::vector<std::uint64_t> contents = contents_of(life.name_space, life.text);
+      computed_ += item.num_new_tokens;
+      for (std::int32_t i = item.position; i < item.position + item.num_new_tokens; ++i) {
+        device_[static_cast<std::size_t>(table_.slot(item.seq, i))] =
+            contents[static_cast<std::size_t>(i)];
+      }
+    }
+    for (const StepItem& item : plan_.items) {
+      const Life& life = lives_.at(item.request);
+      const std::vector<std::uint64_t> contents = contents_of(life.name_space, life.text);
+      for (std::int32_t i = 0; i < item.position + item.num_new_tokens; ++i) {
+        ASSERT_EQ(device_[static_cast<std::size_t>(table_.slot(item.seq, i))],
+                  contents[static_cast<std::size_t>(i)])
+            << "request " << item.request << " reads somebody else's token " << i;
+      }
+    }
+  }
+
+  std::uint64_t& at(PageId page, std::int32_t offset) {
+    return device_[static_cast<std::size_t>(page) *
+                       static_cast<std::size_t>(world_.pool.page_size) +
+                   static_cast<std::size_t>(offset)];
+  }
+
+  void finish() {
+    const bool told = up_to(30) != 0;
+    Tokens sampled;
+    std::vector<std::uint64_t> stopped;
+    for (const StepItem& item : plan_.items) {
+      if (!item.samples) continue;
+      Life& life = lives_.at(item.request);
+      sampled.push_back(up_to(5) == 0 ? 1 : 0);
+      life.text.push_back(sampled.back());
+      if (up_to(30) == 0) stopped.push_back(item.request);
+    }
+    if (!told) sampled.clear();
+    std::vector<std::uint64_t> ended;
+    const Status status = batcher_.finish(plan_, sampled, stopped, ended);
+    ASSERT_TRUE(status.ok()) << status.message();
+    for (const std::uint64_t id : ended) lives_.erase(id);
+  }
+
+  void sound() {
+    const Status status = batcher_.check();
+    ASSERT_TRUE(status.ok()) << status.message();
+    ASSERT_EQ(cache_.stats().leases, 0);
+    ASSERT_EQ(cache_.evictable_pages(), batcher_.stats().idle_pages)
+        << "pages that count as free and cannot be evicted";
+  }
+
+  std::mt19937 random_;
+  World world_;
+  PagePool pool_;
+  PageTable table_;
+  PrefixCache cache_;
+  Batcher batcher_;
+  BatchBuilder builder_;
+  std::vector<std::byte> staging_;
+  std::vector<std::uint64_t> device_;
+  StepPlan plan_;
+  std::vector<CopyOp> copies_;
+  std::map<std::uint64_t, Life> lives_;
+  std::vector<Tokens> old_;
+  std::uint64_t next_id_ = 1;
+  std::int64_t num_accepted_ = 0;
+  std::int64_t num_copies_ = 0;
+  std::int64_t computed_ = 0;
+  bool in_flight_ = false;
+};
+
+World random_world(unsigned seed) {
+  std::mt19937 random(seed);
+  const auto up_to = [&random](std::int32_t max) {
+    return std::uniform_int_distribution<std::int32_t>(0, max)(random);
+  };
+  World world;
+  world.pool = {.num_pages = 3 + up_to(up_to(1) == 0 ? 8 : 60), .page_size = 1 << up_to(4)};
+  world.table = {.max_seqs = 1 + up_to(8), .max_tokens_per_seq = 12 + up_to(150)};
+  world.budget = {.max_tokens = 1 + up_to(up_to(1) == 0 ? 7 : 100), .max_seqs = 1 + up_to(10)};
+  world.batcher = {.max_requests = 40, .watermark_pages = up_to(3)};
+  world.cache.min_partial_tokens = 1 + up_to(3);
+  return world;
+}
+
+class SharedWorlds : public testing::TestWithParam<unsigned> {};
+
+TEST_P(SharedWorlds, EveryRequestReadsWhatItWouldHaveComputedEndsAndLeavesNothing) {
+  std::int64_t hits = 0;
+  std::int64_t copies = 0;
+  std::int64_t preempted = 0;
+  for (unsigned round = 0; round < 40; ++round) {
+    const unsigned seed = GetParam() * 1000 + round;
+    Simulation simulation(random_world(seed), seed);
+    simulation.run(40);
+    ASSERT_FALSE(HasFailure()) << "seed " << seed;
+    hits += simulation.stats().hit_tokens;
+    copies += simulation.num_copies();
+    preempted += simulation.stats().preemptions;
+  }
+  EXPECT_GT(hits, 0);
+  EXPECT_GT(copies, 0) << "nobody goes on in a shared page";
+  EXPECT_GT(preempted, 0) << "worlds so roomy that preemption is not tried";
+}
+
+INSTANTIATE_TEST_SUITE_P(Seeds, SharedWorlds, testing::Range(1U, 13U));
+
+}  // namespace
+}  // namespace quire
