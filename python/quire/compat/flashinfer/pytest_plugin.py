@@ -116,7 +116,7 @@ def _placeholder(module: str, name: str) -> Any:
 class _Module(types.ModuleType):
     """A module of placeholders over what quire has."""
 
-    __path__: tuple[str, ...] = ()
+    __path__ = []  # noqa: RUF012
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
