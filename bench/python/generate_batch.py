@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tokens per second of transformers' `generate_batch`, stock and on quire; and whether tokens agree.
+"""Tokens per second of transformers' `generate_batch`, stock and on quire; do tokens agree?
 
     PYTHONPATH=python QUIRE_LIBRARY=build/cuda/lib/libquire.so.0 \\
         python bench/python/generate_batch.py [--implementations paged|sdpa paged|quire]

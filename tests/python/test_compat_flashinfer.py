@@ -294,6 +294,21 @@ def test_alibi_of_causal_queries(device: str) -> None:
         wrapper.plan(*plan, causal=False, pos_encoding_mode="ALIBI")
 
 
+def test_alibi_without_causal_grows_to_the_right(device: str) -> None:
+    torch.manual_seed(0)
+    q, k, v = (
+        torch.randn(n, heads, 64, device=device, dtype=torch.float16)
+        for n, heads in ((7, 4), (11, 2), (11, 2))
+    )
+    scores = torch.einsum("qhd,khd->qhk", q.float(), k.float().repeat_interleave(2, 1)) / 8
+    slopes = torch.tensor([2.0**-2, 2.0**-4, 2.0**-6, 2.0**-8], device=device)
+    distance = torch.arange(11.0, device=device) - torch.arange(7.0, device=device)[:, None]
+    weights = torch.softmax(scores + slopes[None, :, None] * distance[:, None, :], -1)
+    expected = torch.einsum("qhk,khd->qhd", weights, v.float().repeat_interleave(2, 1))
+    o = fi.single_prefill_with_kv_cache(q, k, v, pos_encoding_mode="ALIBI")
+    torch.testing.assert_close(o.float(), expected, atol=4e-3, rtol=4e-3)
+
+
 @pytest.mark.parametrize("causal", [True, False])
 def test_batch_attention_returns_both(device: str, causal: bool) -> None:
     case = Case(device, [(1, 37), (17, 70), (2, 0), (7, 3), (1, 300)], dtype="bfloat16")

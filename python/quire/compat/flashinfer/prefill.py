@@ -79,7 +79,7 @@ def single_prefill_with_kv_cache(
     mask = "full" if bits is not None else _mask_name(causal)
     slopes = None
     if pos_encoding_mode == "ALIBI":
-        if mask != "causal" and qo_len > 1:
+        if mask == "full" or (mask == "none" and qo_len > 1 and window_left >= 0):
             raise NotImplementedError(
                 "ALIBI without causal: quire's bias falls with the distance on both sides"
             )
@@ -108,11 +108,18 @@ def single_prefill_with_kv_cache(
     if bits is not None:
         masks = {"full_mask": bits, "full_mask_indptr": offsets(bits.numel(), torch.int64)}
     engine = Engine(None, q.device)
-    engine.plan(
-        spec,
-        Batch(offsets(qo_len), kv_indptr=offsets(kv_len), **masks),
-        limits_of(1, qo_len, kv_len),
-    )
+    if slopes is not None and mask == "none" and qo_len > 1:
+        # FlashInfer's bias grows to the right of a query too: up to a constant, which softmax does
+        # not see, it is that of a query at the end. So each is a request of its own.
+        k, v = k.unsqueeze(1), v.unsqueeze(1)
+        rows = torch.arange(qo_len + 1, dtype=torch.int32, device=q.device)
+        keys = torch.arange(kv_len, dtype=torch.int32, device=q.device).expand(qo_len, kv_len)
+        batch = Batch(rows, kv_len=torch.full_like(rows[1:], kv_len), page_table=keys)
+        spec = dataclasses.replace(spec, page_size=1)
+        engine.plan(spec, batch, limits_of(qo_len, qo_len, kv_len))
+    else:
+        batch = Batch(offsets(qo_len), kv_indptr=offsets(kv_len), **masks)
+        engine.plan(spec, batch, limits_of(1, qo_len, kv_len))
     if o_dtype is None:
         o_dtype = torch.float16 if q.dtype in FLOAT8 else q.dtype
     return engine.run(
