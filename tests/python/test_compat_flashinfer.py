@@ -166,7 +166,8 @@ def test_graph_wrapper_works_in_its_buffers(device: str) -> None:
 
 
 @pytest.mark.skipif("cuda" not in DEVICES, reason="needs a GPU")
-def test_a_captured_graph_follows_later_plans() -> None:
+@pytest.mark.parametrize("k_scale", [None, 2.0])
+def test_a_captured_graph_follows_later_plans(k_scale: Optional[float]) -> None:
     first, second = Case("cuda", DECODE), Case("cuda", DECODE[::-1])
     wrapper = fi.CUDAGraphBatchDecodeWithPagedKVCacheWrapper(
         first.workspace,
@@ -176,18 +177,18 @@ def test_a_captured_graph_follows_later_plans() -> None:
     )
     q, k, v = (torch.empty_like(each) for each in (first.q, first.k, first.v))
     wrapper.plan(*first.table, 4, 2, 64, 16)
-    wrapper.run(q, (k, v))
+    wrapper.run(q, (k, v), k_scale=k_scale)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        o, lse = wrapper.run(q, (k, v), return_lse=True)
+        o, lse = wrapper.run(q, (k, v), k_scale=k_scale, return_lse=True)
     for case in (first, second):
         for here, there in ((q, case.q), (k, case.k), (v, case.v)):
             here.copy_(there)
         wrapper.plan(*case.table, 4, 2, 64, 16)
         graph.replay()
         torch.cuda.synchronize()
-        case.check(o, lse)
+        case.check(o, lse, sm_scale=(k_scale or 1.0) / 8)
 
 
 @pytest.mark.parametrize("causal", [True, False])

@@ -55,7 +55,10 @@ class _Steps:
             attention = Attention(spec, limits, device=q_device)
             known = self._made[slot] = attention, attention.allocate_workspaces()
         attention, workspaces = known
-        if key.is_first or slot not in self._schedules:
+        if key.is_first:  # the step before has ended for this group
+            others = {each: s for each, s in self._schedules.items() if each[2] != key.group}
+            self._schedules = others
+        if slot not in self._schedules:
             self._schedules[slot] = attention.schedule(make(), workspaces)
         return self._schedules[slot]
 

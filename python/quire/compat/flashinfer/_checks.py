@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, Optional
 
@@ -139,6 +140,7 @@ def make_spec(
     )
 
 
+@functools.lru_cache(maxsize=64)  # a captured graph holds its address
 def alibi_slopes(num_heads: int, device: torch.device) -> Tensor:
     """float32 [num_heads]: the slopes of Press et al., "Train short, test long", §3."""
     power = 1 << (num_heads.bit_length() - 1)

@@ -57,9 +57,14 @@ class Engine:
     Args:
       scratch: uint8, may be shared by wrappers that run one after another; None allocates.
       device: Of everything.
+      is_captured: Whether runs may be captured in CUDA graphs, which make no schedule: a plan
+        then renews every schedule that a run has used.
     """
 
-    def __init__(self, scratch: Optional[Tensor], device: torch.device) -> None:
+    def __init__(
+        self, scratch: Optional[Tensor], device: torch.device, is_captured: bool = False
+    ) -> None:
+        self._is_captured = is_captured
         self.scratch = None if scratch is None else scratch.view(-1).view(torch.uint8)
         self.device = device
         self.spec: Optional[AttentionSpec] = None
@@ -69,9 +74,12 @@ class Engine:
 
     def plan(self, spec: AttentionSpec, batch: Batch, limits: BatchLimits) -> None:
         """Schedules a batch on the current stream."""
+        is_same = self.spec == spec and self._limits == limits
+        used = list(self._schedules) if self._is_captured and is_same else []
         self.spec, self._batch, self._limits = spec, batch, limits
         self._schedules = {}
-        self._schedule(spec)
+        for each in (spec, *used):
+            self._schedule(each)
 
     def _schedule(self, spec: AttentionSpec) -> Schedule:
         known = self._schedules.get(spec)

@@ -45,7 +45,7 @@ class Wrapper:
         self._use_cuda_graph = use_cuda_graph
         self.device = workspace.device
         self._float_workspace_buffer = workspace
-        self._engine = Engine(workspace, workspace.device)
+        self._engine = Engine(workspace, workspace.device, use_cuda_graph)
         self._backend = backend
         self._plan_info: Optional[list[int]] = None
 

@@ -451,7 +451,9 @@ class BatchPrefillWithRaggedKVCacheWrapper(Wrapper):
         self._total_q = int(qo_host[-1])
         most_kv = int(kv_len.max()) if batch_size else 0
         if self._use_cuda_graph:
-            self._most = (max(self._most[0], self._total_q), max(self._most[1], most_kv))
+            # A captured graph keeps the limits of the first plan: all keys may be one request's.
+            keys = int(kv_host[-1])
+            self._most = (max(self._most[0], self._total_q), max(self._most[1], keys))
         else:
             self._most = (self._total_q, most_kv)
         full_mask = _packed_mask(custom_mask, packed_custom_mask, qo_len, kv_len)
