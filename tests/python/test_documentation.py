@@ -29,6 +29,28 @@ def test_the_page_shows_the_examples() -> None:
     text = page.read_text(encoding="utf-8")
     assert all(f"<!-- file: ../examples/{name} -->" in text for name in OUTPUTS)
     subprocess.run([sys.executable, script, page, "no-tool"], check=True)
+    subprocess.run([sys.executable, script, ROOT / "docs" / "compat.md", "no-tool"], check=True)
+
+
+COMPAT_OUTPUTS = {
+    "from_flashinfer.py": ("torch", "decode agrees with prefill: True\n"),
+    "from_flash_attn.py": ("torch", "appended in place: True\nboth calls agree: True\n"),
+    "transformers_batch.py": ("transformers", "new tokens: [6, 6, 6]\n"),
+}
+
+
+@pytest.mark.parametrize("name", COMPAT_OUTPUTS)
+def test_examples_of_other_interfaces_print_what_they_should(name: str) -> None:
+    needed, expected = COMPAT_OUTPUTS[name]
+    pytest.importorskip(needed)
+    run = subprocess.run(
+        [sys.executable, ROOT / "examples" / "python" / name],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "python")},
+    )
+    assert run.stdout == expected
 
 
 @pytest.mark.parametrize("name", OUTPUTS)

@@ -32,7 +32,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 def test_one_wheel_serves_every_python_and_holds_what_it_needs(wheel: pathlib.Path) -> None:
     assert "-py3-none-linux_" in wheel.name
     names = set(zipfile.ZipFile(wheel).namelist())
-    sources = {f"quire/{path.name}" for path in (ROOT / "python" / "quire").glob("*.py")}
+    package = ROOT / "python"
+    sources = {str(path.relative_to(package)) for path in package.glob("quire/**/*.py")}
     assert sources | {"quire/py.typed", "quire/libquire.so.0"} <= names
     unexpected = {
         name

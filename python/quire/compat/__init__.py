@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The interfaces of other attention libraries, served by quire's kernels: docs/compat.md."""
