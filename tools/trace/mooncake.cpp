@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <fmt/format.h>
 
-#include <cmath>
+#include <limits>
 #include <nlohmann/json.hpp>
+#include <utility>
+#include <vector>
 
 #include "common/format.hpp"
 #include "trace/line.hpp"
@@ -27,6 +29,28 @@ std::string complaint(const Json& object, const char* name, std::int64_t low, st
   return fmt::format("{}, got {}", expected, in_quotes(member->dump(-1, ' ', false, replace)));
 }
 
+/// @return What was expected of the blocks' names and what came, or nothing; fills `ids`.
+std::string read_hash_ids(const Json& object, std::int32_t input_tokens,
+                          std::vector<std::int32_t>& ids) {
+  constexpr std::int64_t kMostBlocks = std::numeric_limits<std::int32_t>::max();
+  const auto member = object.find("hash_ids");
+  if (member == object.end()) return {};
+  if (!member->is_array()) return "hash_ids: expected an array of whole numbers";
+  const std::int32_t blocks = (input_tokens + kHashBlockTokens - 1) / kHashBlockTokens;
+  if (std::cmp_not_equal(member->size(), blocks)) return {};
+  ids.reserve(member->size());
+  for (const Json& id : *member) {
+    const bool whole = id.is_number_integer() && id.get<double>() >= 0 &&
+                       id.get<double>() <= static_cast<double>(kMostBlocks);
+    if (!whole) {
+      return fmt::format("hash_ids: expected whole numbers from 0 to {}, got {}", kMostBlocks,
+                         in_quotes(id.dump(-1, ' ', false, Json::error_handler_t::replace)));
+    }
+    ids.push_back(id.get<std::int32_t>());
+  }
+  return {};
+}
+
 }  // namespace
 
 ParsedLine parse_mooncake_line(std::string_view line) {
@@ -47,6 +71,8 @@ ParsedLine parse_mooncake_line(std::string_view line) {
   request.arrival_s = object["timestamp"].get<double>() * kMillisecond;
   request.input_tokens = object["input_length"].get<std::int32_t>();
   request.output_tokens = object["output_length"].get<std::int32_t>();
+  std::string text = read_hash_ids(object, request.input_tokens, request.hash_ids);
+  if (!text.empty()) return text;
   return request;
 }
 
