@@ -30,6 +30,7 @@ void add_subcommands(CLI::App& app, Session& session) {
   add_bench(app, session);
   add_replay(app, session);
   add_map(app, session);
+  add_prefixes(app, session);
   // After the subcommands, which would inherit it.
   app.footer(
       "Results go to stdout, errors to stderr; every subcommand has --json and --help.\n"

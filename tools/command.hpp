@@ -19,6 +19,7 @@ void add_check(CLI::App& app, Session& session);
 void add_map(CLI::App& app, Session& session);
 void add_memory(CLI::App& app, Session& session);
 void add_bench(CLI::App& app, Session& session);
+void add_prefixes(CLI::App& app, Session& session);
 void add_replay(CLI::App& app, Session& session);
 
 /// Runs the command line. Results go to stdout, errors and progress to stderr. @return `ExitCode`.

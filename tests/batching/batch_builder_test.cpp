@@ -70,6 +70,25 @@ class BatchBuilders : public testing::Test {
   Block block_{4096};
 };
 
+TEST(BatchBuilder, SlotsOfHugeCachesAre64Bit) {
+  constexpr std::int32_t kHuge = 1 << 30;
+  PagePool pool({.num_pages = 3, .page_size = kHuge});
+  PageTable table(pool, {.max_seqs = 2, .max_tokens_per_seq = kHuge + 1});
+  std::vector<CopyOp> copies;
+  const SeqId first = *table.create();
+  const SeqId second = *table.create();
+  ASSERT_TRUE(table.append(first, kHuge + 1, copies).ok());
+  ASSERT_TRUE(table.append(second, 2, copies).ok());
+  BatchBuilder builder(table);
+  const std::vector<BatchEntry> entries = {{second, 2}};
+  const BatchShape shape{1, 2, 1, 1};
+  std::vector<std::byte> staging(BatchBuilder::staging_size(shape));
+  const Result<StagedBatch> batch = builder.build(entries, shape, staging);
+  ASSERT_TRUE(batch.ok()) << batch.status().message();
+  EXPECT_EQ(batch->slot_mapping[0], std::int64_t{2} * kHuge);
+  EXPECT_EQ(batch->slot_mapping[1], std::int64_t{2} * kHuge + 1);
+}
+
 TEST_F(BatchBuilders, WritesBothTablesSlotsAndPositionsOfAMixedBatch) {
   const SeqId prefill = make(6);  // pages 0, 1
   const SeqId decode = make(9);   // pages 2, 3, 4

@@ -48,7 +48,8 @@ class Case:
         }
 
     def check(self, o: Any, lse: Any) -> None:
-        tolerance = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}[o.dtype]
+        # Whatever o is stored as: weights have the precision of q on tensor cores.
+        tolerance = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}[self.q.dtype]
         np.testing.assert_allclose(
             o.float().cpu(), self.expected[0], atol=tolerance, rtol=tolerance
         )

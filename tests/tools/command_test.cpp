@@ -53,13 +53,15 @@ TEST(Command, VersionIsALine) {
 }
 
 TEST(Command, WrongUsageGetsItsSentenceAndExitCodeTwo) {
+  expect_error({}, 2,
+               "expected one of info, check, memory, bench, replay, map, prefixes, got "
+               "nothing\nTry quire --help");
   expect_error(
-      {}, 2,
-      "expected one of info, check, memory, bench, replay, map, got nothing\nTry quire --help");
-  expect_error({"frobnicate"}, 2,
-               "expected one of info, check, memory, bench, replay, map, got \"frobnicate\"\n"
-               "Try quire --help");
-  const std::string names = "expected one of info, check, memory, bench, replay, map, got ";
+      {"frobnicate"}, 2,
+      "expected one of info, check, memory, bench, replay, map, prefixes, got \"frobnicate\"\n"
+      "Try quire --help");
+  const std::string names =
+      "expected one of info, check, memory, bench, replay, map, prefixes, got ";
   expect_error({"chekc"}, 2, names + "\"chekc\"; nearest: check\nTry quire --help");
   expect_error({"mem", "1"}, 2, names + "\"mem\"; nearest: memory\nTry quire --help");
   expect_error({"bogus"}, 2, names + "\"bogus\"\nTry quire --help");

@@ -21,7 +21,8 @@ inline constexpr std::string_view kAzureHeader = "TIMESTAMP,ContextTokens,Genera
 /// `2023-11-16 18:15:46.6805900,374,44`
 ParsedLine parse_azure_line(std::string_view line);
 
-/// `{"timestamp": 27482, "input_length": 6955, "output_length": 52, …}`, the time in milliseconds.
+/// `{"timestamp": 27482, "input_length": 6955, "output_length": 52, …}`, the time in milliseconds;
+/// `hash_ids` may name the blocks of the prompt.
 ParsedLine parse_mooncake_line(std::string_view line);
 
 }  // namespace quire::tool

@@ -23,7 +23,7 @@ struct TraceReading {
 };
 
 /// Reads a trace of either format, gzip-compressed or not. Does not throw for anything that the
-/// stream may hold; takes memory in proportion to the requests alone.
+/// stream may hold; takes memory in proportion to the requests and their blocks alone.
 /// @param name   Of the file, for the errors.
 /// @param limit  Stops after that many requests; 0 reads all.
 TraceReading read_trace(std::istream& stream, std::string_view name, std::size_t limit = 0);

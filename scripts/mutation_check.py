@@ -1,0 +1,435 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Puts known bugs of page managers into a copy of the sources and shows that the tests find each.
+
+    scripts/mutation_check.py                 all mutants, some minutes once the copy is built
+    scripts/mutation_check.py --only fence    those whose class or text holds a word
+    scripts/mutation_check.py --list
+
+Each mutant is one small edit of src/. The tests of pages, prefixes and batches run with it, one
+after the other until one fails, LIMIT_S seconds in all at most. Not part of the tests: run it when
+these or what they test have changed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import pathlib
+import shutil
+import subprocess
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+LIMIT_S = 60.0
+# In the order in which they are asked: those of the broken folder first.
+CACHE_TESTS = [
+    "page_pool_test",
+    "page_table_test",
+    "prefix_cache_test",
+    "page_table_states_test",
+    "prefix_cache_states_test",
+    "page_table_model_test",
+    "prefix_cache_model_test",
+]
+BATCHING_TESTS = ["batch_builder_test", "batcher_test", "batcher_simulation_test"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Mutant:
+    """A bug: `old`, which stands in `file` once, becomes `new`."""
+
+    kind: str
+    bug: str
+    file: str
+    old: str
+    new: str
+
+
+POOL = "src/cache/page_pool.cpp"
+POOL_STATE = "src/cache/page_pool_state.hpp"
+TABLE = "src/cache/page_table.cpp"
+TABLE_STATE = "src/cache/page_table_state.hpp"
+PREFIX = "src/cache/prefix_cache.cpp"
+PREFIX_STATE = "src/cache/prefix_cache_state.hpp"
+INDEX = "src/cache/prefix_index.cpp"
+EVICTION = "src/cache/prefix_eviction.cpp"
+BUILDER = "src/batching/batch_builder.cpp"
+BATCHER = "src/batching/batcher.cpp"
+PLANNER = "src/batching/planner.cpp"
+
+MUTANTS = [
+    Mutant(
+        "leak",
+        "truncate keeps the pages behind the new end",
+        TABLE,
+        "  state_->drop_pages(slot, state_->pages_for(length));\n",
+        "",
+    ),
+    Mutant(
+        "leak", "a lease that ends stays counted", PREFIX, "    --state_->node(page_).leases;\n", ""
+    ),
+    Mutant(
+        "leak", "the slot of a destroyed sequence is lost", TABLE, "  first_free_slot = slot;\n", ""
+    ),
+    Mutant(
+        "leak",
+        "a cache that is destroyed keeps its pages",
+        PREFIX,
+        "    pool->page(page).indexed = false;\n    pool->drop_ref(page);\n",
+        "    pool->page(page).indexed = false;\n",
+    ),
+    Mutant(
+        "counter",
+        "a page that loses one of several references counts as free",
+        POOL_STATE,
+        "    if (--page(id).refs > 0) return;\n",
+        "    if (--page(id).refs > 0) {\n      ++num_free;\n      return;\n    }\n",
+    ),
+    Mutant(
+        "counter",
+        "pages that sequences share count as evictable",
+        EVICTION,
+        "    if (!has(id) || !held(id)) continue;\n",
+        "    if (!has(id) || node(id).leases == 0) continue;\n",
+    ),
+    Mutant(
+        "counter",
+        "a removed page stays on the list of those that expire",
+        EVICTION,
+        "  by_expiry.remove(page);\n",
+        "",
+    ),
+    Mutant(
+        "double free",
+        "release does not ask whether the caller holds the page",
+        POOL,
+        "  if (pool.page(page).caller_refs == 0) {\n",
+        "  if (pool.page(page).refs == 0) {\n",
+    ),
+    Mutant(
+        "double free",
+        "destroy gives the pages back on two ways",
+        TABLE,
+        "  state_->drop_pages(slot, 0);\n",
+        "  state_->drop_pages(slot, 0);\n  state_->drop_pages(slot, 0);\n",
+    ),
+    Mutant(
+        "double free",
+        "the id of a destroyed sequence is valid for the next one",
+        TABLE_STATE,
+        "sequence.live && sequence.generation == seq.generation",
+        "sequence.live",
+    ),
+    Mutant(
+        "double free",
+        "a page that a lease pins is evicted",
+        PREFIX_STATE,
+        "    return node(page).leases > 0 || pool->page(page).refs > 1;\n",
+        "    return pool->page(page).refs > 1;\n",
+    ),
+    Mutant(
+        "bad count",
+        "a negative number of tokens is appended",
+        TABLE,
+        "  if (n < 0) {\n",
+        "  if (n < -1) {\n",
+    ),
+    Mutant(
+        "bad count",
+        "the pool runs dry in the middle of an append",
+        TABLE,
+        "  if (needed > table.pool->num_free) {\n",
+        "  if (needed > table.pool->num_free + 1) {\n",
+    ),
+    Mutant(
+        "bad count",
+        "the copy of the shared last page is not counted",
+        TABLE,
+        "  return added + (table.shared_tail(slot) != kNoPage ? 1 : 0);\n",
+        "  return added;\n",
+    ),
+    Mutant(
+        "tree order",
+        "a parent stays evictable",
+        INDEX,
+        "node(parent).num_children++ == 0) delist(parent)",
+        "node(parent).num_children++ < 0) delist(parent)",
+    ),
+    Mutant(
+        "tree order",
+        "the head of a prompt is evicted before its tail",
+        PREFIX,
+        "    cache.use(page, first_use - index);\n    parent = page;\n",
+        "    cache.use(page, first_use - pages.size() + index);\n    parent = page;\n",
+    ),
+    Mutant(
+        "tree order",
+        "a listener may evict in the middle of a publish",
+        PREFIX,
+        "  return state_->announcing ? 0 : state_->evict(num_pages, false);\n",
+        "  return state_->evict(num_pages, false);\n",
+    ),
+    Mutant(
+        "isolation",
+        "a hash is trusted, tokens are not compared",
+        INDEX,
+        "        std::memcmp(tokens_at(page), run.tokens.data(), run.tokens.size_bytes()) == 0) {\n",
+        "        true) {\n",
+    ),
+    Mutant(
+        "isolation",
+        "a partial page of another namespace is found",
+        INDEX,
+        "    if (child.name_space == run.name_space) {\n",
+        "    {\n",
+    ),
+    Mutant(
+        "isolation",
+        "a page that two sequences share is written to",
+        TABLE_STATE,
+        "    return pool->page(tail).refs > 1 ? tail : kNoPage;\n",
+        "    return pool->page(tail).refs > 2 ? tail : kNoPage;\n",
+    ),
+    Mutant(
+        "fence",
+        "victims count with the pages that they share: preemption frees nothing",
+        TABLE,
+        "state_->pool->page(page).refs == 1; }",
+        "state_->pool->page(page).refs >= 1; }",
+    ),
+    Mutant(
+        "fence",
+        "a step is planned before the last one is finished",
+        BATCHER,
+        "  if (state_->in_flight) {\n",
+        "  if (false) {\n",
+    ),
+    Mutant(
+        "fence",
+        "a request is preempted in vain",
+        PLANNER,
+        "  if (room > 0 && kept < num_kept_) {\n",
+        "  if (kept < num_kept_) {\n",
+    ),
+    Mutant(
+        "exception",
+        "the page changes hands before the plan of copies has grown",
+        TABLE,
+        "      copies.push_back({tail, table.pool->first_free, sequence.length % page_size});\n",
+        "      const PageId own = table.pool->take();\n"
+        "      copies.push_back({tail, own, sequence.length % page_size});\n"
+        "      table.pool->drop_ref(own);\n",
+    ),
+    Mutant(
+        "exception",
+        "a request that could not be indexed has taken its place",
+        BATCHER,
+        "  try {\n    state.index_of.emplace(request.id, index);\n",
+        "  state.first_free = state.at(index).next;\n  try {\n"
+        "    state.index_of.emplace(request.id, index);\n",
+    ),
+    Mutant(
+        "exception",
+        "a release that fails half way keeps what it has done",
+        POOL,
+        "      state_->undo_drop_ref(pages[done]);\n",
+        "",
+    ),
+    Mutant(
+        "reset",
+        "a new pool loses its last page",
+        POOL_STATE,
+        "id + 1 < spec.num_pages; ++id) page(id).next_free",
+        "id + 2 < spec.num_pages; ++id) page(id).next_free",
+    ),
+    Mutant(
+        "reset",
+        "a new table loses its last slot",
+        TABLE,
+        "slot + 1 < spec.max_seqs; ++slot) at(slot).next_free",
+        "slot + 2 < spec.max_seqs; ++slot) at(slot).next_free",
+    ),
+    Mutant(
+        "batch",
+        "a running request is planned without a token",
+        PLANNER,
+        "    if (n > 0) add(index, n);\n",
+        "    add(index, n);\n",
+    ),
+    Mutant(
+        "batch",
+        "a decode gets the tokens that were kept for others",
+        PLANNER,
+        "    const std::int32_t kept_back = place.decodes() ? 0 : decodes_to_come_;\n",
+        "    const std::int32_t kept_back = 0;\n",
+    ),
+    Mutant(
+        "batch",
+        "a full last page has length 0",
+        BUILDER,
+        "        length == 0 ? 0 : length - static_cast<std::int32_t>(pages.size() - 1) * page_size;\n",
+        "        length % page_size;\n",
+    ),
+    Mutant(
+        "int32",
+        "a slot is computed in 32 bits",
+        TABLE,
+        "  return page * page_size + position % page_size;\n",
+        "  return static_cast<std::int32_t>(page * page_size + position % page_size);\n",
+    ),
+    Mutant(
+        "int32",
+        "the slots of a batch are computed in 32 bits",
+        BUILDER,
+        "        std::int64_t{pages[static_cast<std::size_t>(token / page_size)]} * page_size + offset;\n",
+        "        static_cast<std::int32_t>(static_cast<std::uint32_t>("
+        "pages[static_cast<std::size_t>(token / page_size)]) *\n"
+        "            static_cast<std::uint32_t>(page_size) + static_cast<std::uint32_t>(offset));\n",
+    ),
+]
+
+
+def copy_sources(tree: pathlib.Path) -> None:
+    """Brings the copy up to date; files that are the same keep their times, so little is rebuilt."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
+    )
+    for name in listed.stdout.decode().split("\0"):
+        source, copy = ROOT / name, tree / name
+        if not name or not source.is_file():
+            continue
+        if copy.is_file() and copy.read_bytes() == source.read_bytes():
+            continue
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, copy)
+
+
+def configure(tree: pathlib.Path, build: pathlib.Path) -> None:
+    command = [
+        "cmake",
+        "-G",
+        "Ninja",
+        "-S",
+        str(tree),
+        "-B",
+        str(build),
+        "--log-level=WARNING",
+        "-DCMAKE_BUILD_TYPE=Release",
+        "-DCMAKE_CXX_FLAGS_RELEASE=-O1",
+        "-DQUIRE_TESTS=ON",
+        "-DQUIRE_INSTALL=OFF",
+        "-DQUIRE_EXAMPLES=OFF",
+        "-DQUIRE_WERROR=OFF",
+    ]
+    if shutil.which("ccache"):
+        command.append("-DCMAKE_CXX_COMPILER_LAUNCHER=ccache")
+    subprocess.run(command, check=True)
+
+
+def build_test(build: pathlib.Path, jobs: int, test: str) -> None:
+    result = subprocess.run(
+        ["ninja", "-C", str(build), f"-j{jobs}", test], capture_output=True, text=True, check=False
+    )
+    if result.returncode != 0:
+        sys.exit(f"{test} does not build\n{result.stdout[-2000:]}")
+
+
+def first_failure(output: str) -> str:
+    for line in output.splitlines():
+        if line.startswith("[ RUN      ]"):
+            running = line.split("]", 1)[1].strip()
+        if line.startswith("[  FAILED  ]"):
+            return line.split("]", 1)[1].split(",")[0].split("(")[0].strip()
+    return f"{running}, which ended the process" if "running" in locals() else "ended the process"
+
+
+def find(build: pathlib.Path, jobs: int, tests: list[str]) -> tuple[str, float]:
+    """The test that fails first, if any, and the seconds that tests ran until then.
+
+    A test is built just before it runs: most bugs need one or two.
+    """
+    spent = 0.0
+    for test in tests:
+        build_test(build, jobs, test)
+        command = [str(build / "tests" / test), "--gtest_fail_fast", "--gtest_color=no"]
+        begin = time.monotonic()
+        try:
+            result = subprocess.run(
+                command,
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=LIMIT_S - spent,
+                errors="replace",
+            )
+        except subprocess.TimeoutExpired:
+            return (f"{test} does not end" if spent < LIMIT_S / 2 else ""), LIMIT_S
+        spent += time.monotonic() - begin
+        if result.returncode != 0:
+            return f"{test}: {first_failure(result.stdout)}", spent
+    return "", spent
+
+
+def check(mutant: Mutant, tree: pathlib.Path, build: pathlib.Path, jobs: int) -> tuple[str, float]:
+    """As `find`, of the sources with the bug, which are put back afterwards."""
+    file = tree / mutant.file
+    original = file.read_text()
+    if original.count(mutant.old) != 1:
+        sys.exit(
+            f"{mutant.file}: expected once, got {original.count(mutant.old)} times:\n{mutant.old}"
+        )
+    file.write_text(original.replace(mutant.old, mutant.new))
+    batching = mutant.file.startswith("src/batching")
+    try:
+        return find(
+            build, jobs, BATCHING_TESTS + CACHE_TESTS if batching else CACHE_TESTS + BATCHING_TESTS
+        )
+    finally:
+        file.write_text(original)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", default="", help="mutants whose class or text holds this")
+    parser.add_argument("--list", action="store_true", help="print the mutants and end")
+    parser.add_argument("--jobs", type=int, default=2, help="compilers at a time")
+    parser.add_argument(
+        "--folder",
+        type=pathlib.Path,
+        default=ROOT / "build" / "mutants",
+        help="of the copy and its build",
+    )
+    options = parser.parse_args()
+    chosen = [m for m in MUTANTS if options.only in m.kind or options.only in m.bug]
+    if options.list:
+        print("\n".join(f"{m.kind}: {m.bug} ({m.file})" for m in chosen))
+        return 0
+    tree, build = options.folder / "tree", options.folder / "build"
+    copy_sources(tree)
+    configure(tree, build)
+    failed, seconds = find(build, options.jobs, CACHE_TESTS + BATCHING_TESTS)
+    if failed:
+        sys.exit(f"expected tests that pass without a mutant, got {failed}")
+    print(f"Without a mutant all tests pass, in {seconds:.1f} s.\n", flush=True)
+    print("| class | bug | found by | s |\n| --- | --- | --- | --- |", flush=True)
+    missed = 0
+    for mutant in chosen:
+        found, seconds = check(mutant, tree, build, options.jobs)
+        missed += not found
+        print(
+            f"| {mutant.kind} | {mutant.bug} | {found or '**nobody**'} | {seconds:.1f} |",
+            flush=True,
+        )
+    print(f"\n{len(chosen) - missed} of {len(chosen)} mutants were found.")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
