@@ -77,7 +77,7 @@ TEST(Trace, ReadsMooncakeRequestsInSeconds) {
   EXPECT_THAT(trace.errors, IsEmpty());
   EXPECT_EQ(trace.format, "Mooncake JSONL");
   EXPECT_THAT(trace.requests,
-              ElementsAre(TraceRequest{0, 6758, 500, {0, 1}}, TraceRequest{3, 7322, 490, {0, 2}}));
+              ElementsAre(TraceRequest{0, 6758, 500, {0, 1}}, TraceRequest{3, 7322, 490, {0, 14}}));
 }
 
 TEST(Trace, LineEndsBlankLinesAndAByteOrderMarkDoNotMatter) {
