@@ -36,7 +36,8 @@ std::int32_t pool_pages(std::span<const TraceRequest> requests, std::int32_t pag
 }
 
 bool names_all_blocks(const TraceRequest& request) {
-  const std::int64_t blocks = (std::int64_t{request.input_tokens} + kBlockTokens - 1) / kBlockTokens;
+  const std::int64_t blocks =
+      (std::int64_t{request.input_tokens} + kBlockTokens - 1) / kBlockTokens;
   return std::cmp_equal(request.blocks.size(), blocks);
 }
 
