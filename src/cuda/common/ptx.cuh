@@ -55,6 +55,11 @@ __device__ __forceinline__ void wait_for_own_copies() {
 __device__ __forceinline__ void barrier_init(std::uint32_t barrier, std::uint32_t arrivals) {
   asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
 }
+/// Its memory may be used for something else afterwards, and must not be before: the machine keeps
+/// barriers apart and writes them back when it interrupts a kernel.
+__device__ __forceinline__ void barrier_end(std::uint32_t barrier) {
+  asm volatile("mbarrier.inval.shared.b64 [%0];" ::"r"(barrier) : "memory");
+}
 __device__ __forceinline__ void barrier_arrive(std::uint32_t barrier) {
   asm volatile("{ .reg .b64 state; mbarrier.arrive.shared.b64 state, [%0]; }" ::"r"(barrier)
                : "memory");

@@ -33,6 +33,17 @@ __device__ void init_barriers(typename C::Shared& shared) {
   barrier_init(shared_address(&shared.fixed.queries_empty), kConsumerWarps);
 }
 
+/// Frees the memory of barriers that nobody uses any more. One thread calls it.
+template <typename C>
+__device__ void end_barriers(typename C::Shared& shared) {
+  for (int slot = 0; slot < C::kSlots; ++slot) {
+    barrier_end(shared_address(&shared.full[slot]));
+    barrier_end(shared_address(&shared.empty[slot]));
+  }
+  barrier_end(shared_address(&shared.fixed.queries_full));
+  barrier_end(shared_address(&shared.fixed.queries_empty));
+}
+
 /// Counts a piece of a split unit, and merges all of them if it was the last.
 template <typename C>
 __device__ void finish_piece(ConsumerState<C>& state, const Unit& unit) {

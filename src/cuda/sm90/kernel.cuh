@@ -152,9 +152,12 @@ __global__ void __launch_bounds__(kThreads, 1)
     mma::attend_units(state);
     if (half == 0) store_padding<typename C::Element>(params, kWarpgroupSize);
   }
-  // When all are here, shared memory is free.
+  // When all are here, shared memory is free but for the barriers.
   if (__syncthreads_or(static_cast<int>(has_large_units)) == 0) return;
-  if (threadIdx.x == 0) init_barriers<C>(shared.large);
+  if (threadIdx.x == 0) {
+    for (auto& each : shared.halves) mma::end_barriers<typename C::Small>(each);
+    init_barriers<C>(shared.large);
+  }
   order_before_boxes();
   __syncthreads();
   if (is_loading_warpgroup()) {
