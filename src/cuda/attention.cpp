@@ -35,12 +35,40 @@ static_assert(2LL * kMostMultiprocessors * simt::kBlocksPerMultiprocessor * simt
 /// Rows of a request for one kv head up to which small units serve it best.
 constexpr std::int32_t kLargeRequestRows = 64;
 
+/// Bytes for results that wait to be joined with those of shared prefixes.
+constexpr std::int64_t kStateBytes = 22 << 20;
+
 /// Bytes that queries, keys and values are read at once.
 constexpr std::int64_t kAlignment = 16;
 
+/// When shared prefixes are read once for all who share them. Their results cost two trips through
+/// the second-level cache, and the batch ends later, since the last ones are joined when all else is
+/// done: by what two tiles of every range take.
+schedule::PrefixPolicy prefix_policy(const core::AttentionConfig& config,
+                                     const schedule::TilePolicy& policy) {
+  const core::ProblemShape& shape = config.shape;
+  const bool all_see_earlier_keys = shape.mask != Mask::kFull && shape.window_left < 0;
+  schedule::PrefixPolicy prefixes;
+  if (!config.spec.share_prefixes || !all_see_earlier_keys || config.spec.alibi ||
+      shape.page_size == kContiguousKv || config.limits.max_num_seqs < 2) {
+    return prefixes;
+  }
+  const std::int64_t state_bytes = static_cast<std::int64_t>(shape.num_qo_heads) *
+                                   (shape.head_dim_vo + 2) * static_cast<std::int64_t>(sizeof(float));
+  const std::int64_t most_states =
+      static_cast<std::int64_t>(config.limits.max_total_q) * (schedule::kPrefixLevels + 1);
+  prefixes.max_states = static_cast<std::int32_t>(std::min(most_states, kStateBytes / state_bytes));
+  prefixes.num_kv_heads = shape.num_kv_heads;
+  prefixes.most_rows = kLargeRequestRows;
+  prefixes.queries_per_cost = 4;
+  prefixes.least_gain = std::int64_t{2} * policy.num_ranges * policy.heads_abreast /
+                        shape.num_kv_heads;
+  return prefixes;
+}
+
 /// In `shares` shares, a range in one of the heads that go abreast each.
-schedule::TilePolicy tile_policy(const AttendKernel& kernel, std::int32_t shares,
-                                 std::int32_t heads_abreast) {
+schedule::TilePolicy tile_policy(const core::AttentionConfig& config, const AttendKernel& kernel,
+                                 std::int32_t shares, std::int32_t heads_abreast) {
   schedule::TilePolicy policy;
   policy.keys_per_tile = kernel.tile_keys;
   policy.tile_rows = kernel.tile_rows;
@@ -61,6 +89,7 @@ schedule::TilePolicy tile_policy(const AttendKernel& kernel, std::int32_t shares
     policy.large.cost_of_unit = 6;
     policy.large.cost_of_tile = 1;
   }
+  policy.prefixes = prefix_policy(config, policy);
   return policy;
 }
 
@@ -68,24 +97,27 @@ schedule::TilePolicy tile_policy(const AttendKernel& kernel, std::int32_t shares
 class ScratchLayout {
  public:
   ScratchLayout(const core::ProblemShape& shape, const schedule::TilePolicy& policy)
-      : rows_(2 * static_cast<std::size_t>(policy.num_ranges * policy.heads_abreast) *
-              static_cast<std::size_t>(schedule::max_item_rows(policy, shape))),
+      : first_state_(2 * policy.num_ranges * policy.heads_abreast *
+                     schedule::max_item_rows(policy, shape)),
+        rows_(static_cast<std::size_t>(first_state_ +
+                                       policy.prefixes.max_states * shape.num_qo_heads)),
         head_dim_(static_cast<std::size_t>(shape.head_dim_vo)) {}
 
   [[nodiscard]] std::size_t bytes() const { return rows_ * (head_dim_ + 2) * sizeof(float); }
   [[nodiscard]] PartialStates states(std::byte* scratch) const {
     auto* o = reinterpret_cast<float*>(scratch);
-    return {o, reinterpret_cast<float2*>(o + rows_ * head_dim_)};
+    return {o, reinterpret_cast<float2*>(o + rows_ * head_dim_), first_state_};
   }
 
  private:
+  std::int32_t first_state_;
   std::size_t rows_;
   std::size_t head_dim_;
 };
 
 WorkspaceSizes sizes_for(const core::AttentionConfig& config, const AttendKernel& kernel) {
   const schedule::TilePolicy most =
-      tile_policy(kernel, kMostMultiprocessors * kernel.shares_per_multiprocessor(), 1);
+      tile_policy(config, kernel, kMostMultiprocessors * kernel.shares_per_multiprocessor(), 1);
   return {schedule::schedule_bytes(most, config.limits.max_num_seqs),
           ScratchLayout(config.shape, most).bytes()};
 }
@@ -281,7 +313,8 @@ std::unique_ptr<internal::AttentionBackend> make_attention(const core::Attention
                kMostMultiprocessors) *
       kernel.shares_per_multiprocessor();
   return std::make_unique<CudaAttention>(
-      config, kernel, tile_policy(kernel, shares, heads_abreast(config.shape.num_kv_heads, shares)),
+      config, kernel,
+      tile_policy(config, kernel, shares, heads_abreast(config.shape.num_kv_heads, shares)),
       workspace_sizes(config));
 }
 

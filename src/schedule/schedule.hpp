@@ -2,14 +2,16 @@
 /// @file
 /// How a ragged batch is cut into equal work.
 ///
-/// A **unit** is a tile of a request's queries for one kv head (or, for requests with few rows, for
-/// all of them; or for several heads that go abreast) against all keys that the tile can see, in
+/// A **segment** is a request with its keys. Where requests share a prefix and it pays, the prefix is
+/// a segment of its own, with the queries of all of them (`prefixes.hpp`), and theirs have the rest.
+/// A **unit** is a tile of a segment's queries for one kv head (or, for requests with few rows, for
+/// all of them; or for several heads that go abreast) against all its keys that the tile can see, in
 /// tiles of `keys_per_tile` keys. All
 /// units of the batch, one after another, form a line whose length is their cost. The line is cut
 /// into `num_ranges` ranges of equal cost; a cut inside a unit splits its keys (**split KV**) and
 /// its pieces are merged by whoever finishes last, always in the order of the keys.
 ///
-/// The schedule is the running cost of the requests and the ranges. Where a cut lies,
+/// The schedule is the running cost of the segments and the ranges. Where a cut lies,
 /// into how many pieces a unit falls and where a piece leaves its partial result all follow from
 /// the running cost by arithmetic, so that ranges are found independently of each other, by one
 /// thread or by a thousand, and walked without asking anybody: the same functions run
@@ -34,6 +36,15 @@ struct LargeUnits {
   std::int32_t cost_of_tile = 1;
 };
 
+/// When a shared prefix becomes a segment, and what that costs, in the units of `TilePolicy`.
+struct PrefixPolicy {
+  std::int32_t max_states = 0;  ///< results of a query that can wait to be joined; 0: never
+  std::int32_t num_kv_heads = 0;
+  std::int32_t most_rows = 0;  ///< of a request for one kv head; those with more gain nothing
+  std::int32_t queries_per_cost = 1;  ///< whose results cost 1 to leave and to join
+  std::int64_t least_gain = 0;        ///< of all shared prefixes together
+};
+
 /// How a kernel wants its work cut, and what it costs. Costs have one free unit and are those of
 /// one of the heads that go abreast.
 struct TilePolicy {
@@ -50,6 +61,7 @@ struct TilePolicy {
   std::int32_t cost_of_row = 1;      ///< one row against one tile
   std::int64_t min_range_cost = 1;   ///< below it, fewer ranges
   LargeUnits large;
+  PrefixPolicy prefixes;
 };
 
 /// What `schedule()` writes and everything else reads.
@@ -60,11 +72,15 @@ struct Header {
   std::uint64_t digest = 0;  ///< of lengths and policy, see `describes`; 0 where a device made it
   std::int32_t has_small_units = 0;
   std::int32_t has_large_units = 0;
+  std::int32_t num_segments = 0;
+  std::int32_t num_prefixes = 0;  ///< segments that are shared prefixes: the first ones
+  std::int32_t num_listed = 0;    ///< queries that attend to some of them
+  std::uint32_t levels = 0;       ///< bit i: there are prefixes of level i
 };
 
 /// A place on the line: before tile `kv_tile` of a unit.
 struct Cut {
-  std::int32_t seq = 0;
+  std::int32_t segment = 0;
   std::int32_t head_unit = 0;
   std::int32_t q_tile = 0;
   std::int32_t kv_tile = 0;  ///< counted from the unit's first tile
@@ -80,15 +96,15 @@ struct SplitUnit {
 struct PlacedCut {
   Cut cut;
   SplitUnit split;  ///< if cut.kv_tile > 0
-  Lengths lengths;  ///< of request cut.seq, unless it is the end of the batch
+  Segment segment;  ///< cut.segment, unless it is the end of the batch
 };
 
-/// A piece of work: queries [q_begin, q_end) of a request against its keys [kv_begin, kv_end).
+/// A piece of work: queries [q_begin, q_end) of a segment against keys [kv_begin, kv_end).
 struct WorkItem {
-  std::int32_t seq = 0;
+  std::int32_t seq = 0;  ///< whose keys they are
   std::int32_t kv_head_begin = 0;
   std::int32_t kv_head_end = 0;
-  std::int32_t q_begin = 0;  ///< within the request
+  std::int32_t q_begin = 0;  ///< within the segment
   std::int32_t q_end = 0;
   std::int32_t kv_begin = 0;  ///< within the request; kv_begin ≥ kv_end: no key is visible
   std::int32_t kv_end = 0;
@@ -100,23 +116,60 @@ struct WorkItem {
 /// An equal part of the line. Only the units at its two ends can be split. The first item is stored
 /// as it is, so that whoever walks the range begins without computing anything.
 struct Range {
-  WorkItem first;                ///< without queries: the range is empty
-  std::int32_t first_token = 0;  ///< row of q of its first query
-  Lengths first_lengths;         ///< of its request
-  PlacedCut rest;                ///< where the second item starts
+  WorkItem first;             ///< without queries: the range is empty
+  Lengths first_lengths;      ///< of its segment
+  QueryPlace first_queries;   ///< of its segment
+  PlacedCut rest;             ///< where the second item starts
   PlacedCut end;
   std::int32_t has_small_units = 0;  ///< of the whole batch: what `Header` says, where it is read
   std::int32_t has_large_units = 0;
+  std::int32_t has_prefixes = 0;
 };
+
+/// A segment of a schedule with prefixes.
+struct StoredSegment {
+  Segment segment;
+  QueryPlace queries;
+};
+
+/// A query of a request that has shared prefixes. Its results, one of each prefix and one of its
+/// own keys, are joined by whoever leaves the last of them.
+struct ListedQuery {
+  std::int32_t token = 0;    ///< row of q
+  std::uint32_t levels = 0;  ///< bit i: there is a result of the prefix of level i, and of its own
+};
+
+/// Prefixes of prefixes of prefixes; and the level of a request's own keys.
+inline constexpr std::int32_t kPrefixLevels = 3;
+inline constexpr std::int32_t kOwnLevel = kPrefixLevels;
 
 /// The schedule in its workspace.
 struct ScheduleView {
   Header* header = nullptr;
-  std::int64_t* cost_before = nullptr;  // [max_num_seqs + 1]: running cost of the requests
+  std::int64_t* cost_before = nullptr;  // [max segments + 1]: running cost of the segments
   Range* ranges = nullptr;              // [policy.num_ranges]; those not in use are empty
   std::uint32_t* arrivals = nullptr;    // [policy.num_ranges, policy.heads_abreast]: pieces done of
                                         // a split unit; 0 between runs
+  // If the policy has prefixes.
+  StoredSegment* segments = nullptr;         // [max segments]; unused if there are no prefixes
+  ListedQuery* listed = nullptr;             // [max_states / 2]
+  std::uint32_t* listed_arrivals = nullptr;  // [max_states / 2, num_kv_heads]: results left of a
+                                             // query; 0 between runs
+  void* prefix_scratch = nullptr;            // of `find_prefixes`
 };
+
+/// Queries that can be listed: each has two results at least.
+QUIRE_HOST_DEVICE inline std::int32_t max_listed(const TilePolicy& policy) {
+  return policy.prefixes.max_states / 2;
+}
+
+/// Bytes of `ScheduleView::prefix_scratch`.
+QUIRE_HOST_DEVICE constexpr std::size_t prefix_scratch_bytes(std::int32_t max_num_seqs);
+
+/// Finds shared prefixes that pay, and fills the parts of the schedule that say so: segments, listed
+/// queries and the header's counts. O(num_seqs · (pages + log² num_seqs)).
+inline void find_prefixes(const TilePolicy& policy, const core::ProblemShape& shape,
+                          const core::BatchArrays& batch, ScheduleView schedule);
 
 /// Bytes that a `ScheduleView` needs.
 QUIRE_HOST_DEVICE inline std::size_t schedule_bytes(const TilePolicy& policy,
@@ -125,9 +178,21 @@ QUIRE_HOST_DEVICE inline std::size_t schedule_bytes(const TilePolicy& policy,
 QUIRE_HOST_DEVICE inline ScheduleView view_of(const TilePolicy& policy, std::int32_t max_num_seqs,
                                               void* workspace);
 
-/// A request's units: `head_units` × `q_tiles`.
-struct SequenceUnits {
-  Lengths lengths;
+/// Segment `index`. @param segments  Those of a schedule with prefixes, else null.
+QUIRE_HOST_DEVICE inline Segment segment_of(const core::ProblemShape& shape,
+                                            const core::BatchArrays& batch,
+                                            const StoredSegment* segments,
+                                            std::int32_t index) {
+  return segments != nullptr ? segments[index].segment : whole_segment(shape, batch, index);
+}
+/// Of its first query.
+QUIRE_HOST_DEVICE inline QueryPlace queries_of(const core::BatchArrays& batch,
+                                               const StoredSegment* segments, std::int32_t index) {
+  return segments != nullptr ? segments[index].queries : QueryPlace{batch.qo_indptr[index]};
+}
+
+/// A segment's units: `head_units` × `q_tiles`.
+struct SegmentUnits {
   std::int32_t head_units = 0;       ///< num_kv_heads / kv_heads
   std::int32_t kv_heads = 0;         ///< of a unit
   std::int32_t q_tiles = 0;          ///< per head unit
@@ -146,23 +211,23 @@ QUIRE_HOST_DEVICE constexpr std::int32_t partial_slot(std::int32_t first_range,
 QUIRE_HOST_DEVICE inline std::int32_t max_item_rows(const TilePolicy& policy,
                                                     const core::ProblemShape& shape);
 
-/// @return Whether a request is cut into large units.
+/// @return Whether a segment is cut into large units.
 QUIRE_HOST_DEVICE inline bool has_large_units(const TilePolicy& policy,
                                               const core::ProblemShape& shape, Lengths lengths) {
   return static_cast<std::int64_t>(lengths.qo_len) * shape.group_size > policy.large.over_rows;
 }
 
-/// How a request is cut into units.
-QUIRE_HOST_DEVICE inline SequenceUnits units_of(const TilePolicy& policy,
+/// How a segment is cut into units.
+QUIRE_HOST_DEVICE inline SegmentUnits units_of(const TilePolicy& policy,
                                                 const core::ProblemShape& shape, Lengths lengths);
 
-/// Cost of all units of a request. O(log kv_len).
+/// Cost of all units of a segment. O(log kv_len).
 QUIRE_HOST_DEVICE inline std::int64_t cost_of(const TilePolicy& policy,
                                               const core::ProblemShape& shape,
-                                              const SequenceUnits& units);
+                                              const Segment& segment, const SegmentUnits& units);
 
 /// The start of range `index`, which is the end of the one before it; that of `num_ranges` and
-/// beyond is the end of the batch. Needs `header` and `cost_before`; O(log num_seqs).
+/// beyond is the end of the batch. Needs `header` and `cost_before`; O(log num_segments).
 QUIRE_HOST_DEVICE inline PlacedCut place_cut(const TilePolicy& policy,
                                              const core::ProblemShape& shape,
                                              const core::BatchArrays& batch, ScheduleView schedule,
@@ -170,7 +235,8 @@ QUIRE_HOST_DEVICE inline PlacedCut place_cut(const TilePolicy& policy,
 
 /// The range between two cuts, its first item taken off.
 QUIRE_HOST_DEVICE inline Range make_range(const TilePolicy& policy, const core::ProblemShape& shape,
-                                          const core::BatchArrays& batch, const Header& header,
+                                          const core::BatchArrays& batch,
+                                          const StoredSegment* segments, const Header& header,
                                           const PlacedCut& begin, const PlacedCut& end,
                                           std::int32_t index);
 
@@ -187,20 +253,24 @@ inline bool describes(ScheduleView schedule, const TilePolicy& policy,
 class WorkCursor {
  public:
   /// @param index  Of the range.
+  /// @param segments  As in `segment_of`.
   QUIRE_HOST_DEVICE WorkCursor(const TilePolicy& policy, const core::ProblemShape& shape,
-                               const core::BatchArrays& batch, const Range& range,
-                               std::int32_t index);
+                               const core::BatchArrays& batch, const StoredSegment* segments,
+                               const Range& range, std::int32_t index);
   QUIRE_HOST_DEVICE WorkCursor(const TilePolicy& policy, const core::ProblemShape& shape,
                                const core::BatchArrays& batch, ScheduleView schedule,
                                std::int32_t index);
+  /// @param lengths  Of the item's segment.
+  /// @param queries  Of its first query.
   /// @return False when the range is done.
+  QUIRE_HOST_DEVICE bool next(WorkItem& item, Lengths& lengths, QueryPlace& queries);
   QUIRE_HOST_DEVICE bool next(WorkItem& item);
 
  private:
   friend QUIRE_HOST_DEVICE inline Range make_range(const TilePolicy&, const core::ProblemShape&,
-                                                   const core::BatchArrays&, const Header&,
-                                                   const PlacedCut&, const PlacedCut&,
-                                                   std::int32_t);
+                                                   const core::BatchArrays&, const StoredSegment*,
+                                                   const Header&, const PlacedCut&,
+                                                   const PlacedCut&, std::int32_t);
   QUIRE_HOST_DEVICE void begin_rest();
   QUIRE_HOST_DEVICE bool next_of_rest(WorkItem& item);
   QUIRE_HOST_DEVICE void step_over_unit();
@@ -208,13 +278,16 @@ class WorkCursor {
   const TilePolicy& policy_;
   const core::ProblemShape& shape_;
   const core::BatchArrays& batch_;
+  const StoredSegment* const segments_;
   const Range& range_;
   std::int32_t index_;
   std::int32_t items_ = 0;  // found so far, up to 2
   PlacedCut at_;
-  SequenceUnits units_;
+  SegmentUnits units_;
 };
 
 }  // namespace quire::schedule
 
 #include "schedule/schedule_impl.hpp"  // IWYU pragma: export
+
+#include "schedule/prefixes.hpp"  // IWYU pragma: export

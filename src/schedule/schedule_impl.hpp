@@ -53,21 +53,21 @@ QUIRE_HOST_DEVICE constexpr std::int64_t clamped_floor_sum(std::int64_t n, std::
   return floor_sum(n - zeros, m, a, b + a * zeros);
 }
 
-/// The units of one request, with the running sums that place cuts among them.
+/// The units of one segment, with the running sums that place cuts among them.
 class UnitLine {
  public:
   QUIRE_HOST_DEVICE UnitLine(const TilePolicy& policy, const core::ProblemShape& shape,
-                             const SequenceUnits& units)
-      : policy_(policy), shape_(shape), units_(units) {}
+                             const Segment& segment, const SegmentUnits& units)
+      : policy_(policy), shape_(shape), segment_(segment), units_(units) {}
 
   QUIRE_HOST_DEVICE std::int32_t queries_in_tile(std::int32_t q_tile) const {
     const std::int32_t begin = q_tile * units_.tokens_per_tile;
-    return min_of(units_.tokens_per_tile, units_.lengths.qo_len - begin);
+    return min_of(units_.tokens_per_tile, segment_.lengths.qo_len - begin);
   }
 
   QUIRE_HOST_DEVICE KeyRange keys(std::int32_t q_tile) const {
     const std::int32_t begin = q_tile * units_.tokens_per_tile;
-    return visible_keys(shape_, units_.lengths, begin, begin + queries_in_tile(q_tile));
+    return visible_keys(shape_, segment_, begin, begin + queries_in_tile(q_tile));
   }
 
   QUIRE_HOST_DEVICE std::int32_t first_kv_tile(std::int32_t q_tile) const {
@@ -141,14 +141,15 @@ class UnitLine {
   }
 
   QUIRE_HOST_DEVICE std::int64_t full_kv_tiles_before(std::int32_t q_tile) const {
+    if (segment_.is_shared_prefix()) return static_cast<std::int64_t>(q_tile) * kv_tiles(0);
     const std::int64_t step = units_.tokens_per_tile;
     const std::int64_t tile = policy_.keys_per_tile;
-    const std::int64_t base = units_.lengths.position(0);
-    std::int64_t ends = q_tile * ceil_div(units_.lengths.kv_len, tile);
+    const std::int64_t base = segment_.lengths.position(0);
+    std::int64_t ends = q_tile * ceil_div(segment_.lengths.kv_len, tile);
     if (shape_.mask == Mask::kCausal) {
       ends = clamped_floor_sum(q_tile, tile, step, base + step + tile - 1);
     }
-    std::int64_t begins = 0;
+    std::int64_t begins = q_tile * (segment_.key_begin / tile);  // if there is no window
     if (shape_.window_left >= 0) {
       begins = clamped_floor_sum(q_tile, tile, step, base - shape_.window_left);
     }
@@ -157,13 +158,14 @@ class UnitLine {
 
   const TilePolicy& policy_;
   const core::ProblemShape& shape_;
-  const SequenceUnits& units_;
+  const Segment& segment_;
+  const SegmentUnits& units_;
 };
 
-/// The request that holds `cost` of the line: the last one whose running cost is ≤ `cost`.
-QUIRE_HOST_DEVICE inline std::int32_t seq_at(ScheduleView schedule, std::int64_t cost) {
+/// The segment that holds `cost` of the line: the last one whose running cost is ≤ `cost`.
+QUIRE_HOST_DEVICE inline std::int32_t segment_at(ScheduleView schedule, std::int64_t cost) {
   std::int32_t low = 0;
-  std::int32_t high = schedule.header->num_seqs;
+  std::int32_t high = schedule.header->num_segments;
   QUIRE_ROLLED
   while (high - low > 1) {
     const std::int32_t middle = low + (high - low) / 2;
@@ -199,14 +201,14 @@ class EqualCuts {
   std::int64_t longer_;
 };
 
-/// The first place after a unit; a request without queries may follow.
-QUIRE_HOST_DEVICE inline Cut after_unit(const SequenceUnits& units, Cut cut) {
+/// The first place after a unit; a segment without queries may follow.
+QUIRE_HOST_DEVICE inline Cut after_unit(const SegmentUnits& units, Cut cut) {
   cut.kv_tile = 0;
   if (++cut.q_tile < units.q_tiles) return cut;
   cut.q_tile = 0;
   if (++cut.head_unit < units.head_units) return cut;
   cut.head_unit = 0;
-  ++cut.seq;
+  ++cut.segment;
   return cut;
 }
 
@@ -234,12 +236,27 @@ QUIRE_HOST_DEVICE inline SplitUnit split_unit(ScheduleView schedule, const Equal
 
 }  // namespace detail
 
+/// With prefixes, of which each is shared by more requests or prefixes than one.
+QUIRE_HOST_DEVICE inline std::int32_t max_segments(const TilePolicy& policy,
+                                                   std::int32_t max_num_seqs) {
+  return policy.prefixes.max_states > 0 ? 2 * max_num_seqs : max_num_seqs;
+}
+
 QUIRE_HOST_DEVICE inline std::size_t schedule_bytes(const TilePolicy& policy,
                                                     std::int32_t max_num_seqs) {
   const auto num_ranges = static_cast<std::size_t>(policy.num_ranges);
   const auto heads_abreast = static_cast<std::size_t>(policy.heads_abreast);
-  return sizeof(Header) + (static_cast<std::size_t>(max_num_seqs) + 1) * sizeof(std::int64_t) +
-         num_ranges * (sizeof(Range) + heads_abreast * sizeof(std::uint32_t));
+  const auto num_segments = static_cast<std::size_t>(max_segments(policy, max_num_seqs));
+  std::size_t bytes = sizeof(Header) + (num_segments + 1) * sizeof(std::int64_t) +
+                      num_ranges * (sizeof(Range) + heads_abreast * sizeof(std::uint32_t));
+  if (policy.prefixes.max_states > 0) {
+    bytes += num_segments * sizeof(StoredSegment) +
+             static_cast<std::size_t>(max_listed(policy)) *
+                 (sizeof(ListedQuery) +
+                  static_cast<std::size_t>(policy.prefixes.num_kv_heads) * sizeof(std::uint32_t)) +
+             sizeof(std::int64_t) + prefix_scratch_bytes(max_num_seqs);
+  }
+  return bytes;
 }
 
 QUIRE_HOST_DEVICE inline ScheduleView view_of(const TilePolicy& policy, std::int32_t max_num_seqs,
@@ -247,8 +264,18 @@ QUIRE_HOST_DEVICE inline ScheduleView view_of(const TilePolicy& policy, std::int
   ScheduleView view;
   view.header = static_cast<Header*>(workspace);
   view.cost_before = reinterpret_cast<std::int64_t*>(view.header + 1);
-  view.ranges = reinterpret_cast<Range*>(view.cost_before + max_num_seqs + 1);
+  const std::int32_t num_segments = max_segments(policy, max_num_seqs);
+  view.ranges = reinterpret_cast<Range*>(view.cost_before + num_segments + 1);
   view.arrivals = reinterpret_cast<std::uint32_t*>(view.ranges + policy.num_ranges);
+  if (policy.prefixes.max_states == 0) return view;
+  view.segments =
+      reinterpret_cast<StoredSegment*>(view.arrivals + policy.num_ranges * policy.heads_abreast);
+  view.listed = reinterpret_cast<ListedQuery*>(view.segments + num_segments);
+  view.listed_arrivals = reinterpret_cast<std::uint32_t*>(view.listed + max_listed(policy));
+  const auto end = reinterpret_cast<std::uintptr_t>(
+      view.listed_arrivals + max_listed(policy) * policy.prefixes.num_kv_heads);
+  constexpr std::uintptr_t kAlignment = alignof(std::int64_t);
+  view.prefix_scratch = reinterpret_cast<void*>((end + kAlignment - 1) / kAlignment * kAlignment);
   return view;
 }
 
@@ -274,10 +301,9 @@ QUIRE_HOST_DEVICE inline std::int64_t max_cost_of_kv_tile(const TilePolicy& poli
           static_cast<std::int64_t>(max_item_rows(policy, shape)) * policy.cost_of_row);
 }
 
-QUIRE_HOST_DEVICE inline SequenceUnits units_of(const TilePolicy& policy,
+QUIRE_HOST_DEVICE inline SegmentUnits units_of(const TilePolicy& policy,
                                                 const core::ProblemShape& shape, Lengths lengths) {
-  SequenceUnits units;
-  units.lengths = lengths;
+  SegmentUnits units;
   if (lengths.qo_len <= 0) return units;
   const bool all_heads =
       static_cast<std::int64_t>(lengths.qo_len) * shape.num_qo_heads <= policy.all_heads_rows;
@@ -294,9 +320,9 @@ QUIRE_HOST_DEVICE inline SequenceUnits units_of(const TilePolicy& policy,
 
 QUIRE_HOST_DEVICE inline std::int64_t cost_of(const TilePolicy& policy,
                                               const core::ProblemShape& shape,
-                                              const SequenceUnits& units) {
+                                              const Segment& segment, const SegmentUnits& units) {
   if (units.q_tiles == 0) return 0;
-  return units.head_units * detail::UnitLine(policy, shape, units).cost();
+  return units.head_units * detail::UnitLine(policy, shape, segment, units).cost();
 }
 
 /// Ranges in use for a batch of `total_cost`: as many as pay, and never so many that two cuts could
@@ -311,6 +337,11 @@ QUIRE_HOST_DEVICE inline std::int32_t ranges_for(const TilePolicy& policy,
       1, detail::min_of<std::int64_t>(policy.num_ranges, total_cost / share)));
 }
 
+/// What `segment_of` is given.
+QUIRE_HOST_DEVICE inline const StoredSegment* segments_of(const ScheduleView& schedule) {
+  return schedule.header->num_prefixes > 0 ? schedule.segments : nullptr;
+}
+
 QUIRE_HOST_DEVICE inline PlacedCut place_cut(const TilePolicy& policy,
                                              const core::ProblemShape& shape,
                                              const core::BatchArrays& batch, ScheduleView schedule,
@@ -319,19 +350,21 @@ QUIRE_HOST_DEVICE inline PlacedCut place_cut(const TilePolicy& policy,
   PlacedCut placed;
   Cut& cut = placed.cut;
   if (index >= header.num_ranges) {
-    // After the last request with queries: nobody walks over the empty ones behind it.
-    cut.seq = header.total_cost == 0 ? 0 : detail::seq_at(schedule, header.total_cost - 1) + 1;
+    // After the last segment with queries: nobody walks over the empty ones behind it.
+    cut.segment =
+        header.total_cost == 0 ? 0 : detail::segment_at(schedule, header.total_cost - 1) + 1;
     return placed;
   }
   const detail::EqualCuts cuts(header);
   const std::int64_t cost = cuts.at(index);
-  cut.seq = detail::seq_at(schedule, cost);
-  std::int64_t begin = schedule.cost_before[cut.seq];
-  placed.lengths = lengths_of(shape, batch, cut.seq);
-  const SequenceUnits units = units_of(policy, shape, placed.lengths);
-  const detail::UnitLine line(policy, shape, units);
+  cut.segment = detail::segment_at(schedule, cost);
+  std::int64_t begin = schedule.cost_before[cut.segment];
+  const StoredSegment* const segments = segments_of(schedule);
+  placed.segment = segment_of(shape, batch, segments, cut.segment);
+  const SegmentUnits units = units_of(policy, shape, placed.segment.lengths);
+  const detail::UnitLine line(policy, shape, placed.segment, units);
   const std::int64_t head_unit_cost =
-      (schedule.cost_before[cut.seq + 1] - begin) / units.head_units;
+      (schedule.cost_before[cut.segment + 1] - begin) / units.head_units;
   cut.head_unit = static_cast<std::int32_t>((cost - begin) / head_unit_cost);
   begin += cut.head_unit * head_unit_cost;
   cut.q_tile = line.q_tile_at(cost - begin);
@@ -342,13 +375,13 @@ QUIRE_HOST_DEVICE inline PlacedCut place_cut(const TilePolicy& policy,
     placed.split = detail::split_unit(schedule, cuts, line, cut.q_tile, begin);
     return placed;
   }
-  const std::int32_t seq = cut.seq;
+  const std::int32_t before = cut.segment;
   cut = detail::after_unit(units, cut);
-  if (cut.seq == seq) return placed;
-  // Ranges start at units, so step over the requests that have none.
-  if (schedule.cost_before[cut.seq] < header.total_cost) {
-    cut.seq = detail::seq_at(schedule, schedule.cost_before[cut.seq]);
-    placed.lengths = lengths_of(shape, batch, cut.seq);
+  if (cut.segment == before) return placed;
+  // Ranges start at units, so step over the segments that have none.
+  if (schedule.cost_before[cut.segment] < header.total_cost) {
+    cut.segment = detail::segment_at(schedule, schedule.cost_before[cut.segment]);
+    placed.segment = segment_of(shape, batch, segments, cut.segment);
   }
   return placed;
 }
@@ -389,27 +422,34 @@ inline std::uint64_t digest_of(const TilePolicy& policy, const core::ProblemShap
 
 inline void build(const TilePolicy& policy, const core::ProblemShape& shape,
                   const core::BatchArrays& batch, ScheduleView schedule) {
+  Header& header = *schedule.header;
+  header = Header{};
+  header.num_seqs = batch.num_seqs;
+  header.num_segments = batch.num_seqs;
+  if (policy.prefixes.max_states > 0) find_prefixes(policy, shape, batch, schedule);
+  const StoredSegment* const segments = segments_of(schedule);
   std::int64_t cost = 0;
   bool has_small = false;
   bool has_large = false;
-  for (std::int32_t seq = 0; seq < batch.num_seqs; ++seq) {
-    schedule.cost_before[seq] = cost;
-    const SequenceUnits units = units_of(policy, shape, lengths_of(shape, batch, seq));
-    cost += cost_of(policy, shape, units);
+  for (std::int32_t index = 0; index < header.num_segments; ++index) {
+    schedule.cost_before[index] = cost;
+    const Segment segment = segment_of(shape, batch, segments, index);
+    const SegmentUnits units = units_of(policy, shape, segment.lengths);
+    cost += cost_of(policy, shape, segment, units);
     has_small = has_small || (units.q_tiles > 0 && !units.are_large);
     has_large = has_large || (units.q_tiles > 0 && units.are_large);
   }
-  schedule.cost_before[batch.num_seqs] = cost;
-  *schedule.header = {batch.num_seqs,
-                      ranges_for(policy, shape, cost),
-                      cost,
-                      detail::digest_of(policy, shape, batch),
-                      static_cast<std::int32_t>(has_small),
-                      static_cast<std::int32_t>(has_large)};
+  schedule.cost_before[header.num_segments] = cost;
+  header.num_ranges = ranges_for(policy, shape, cost);
+  header.total_cost = cost;
+  header.digest = detail::digest_of(policy, shape, batch);
+  header.has_small_units = static_cast<std::int32_t>(has_small);
+  header.has_large_units = static_cast<std::int32_t>(has_large);
   PlacedCut begin = place_cut(policy, shape, batch, schedule, 0);
   for (std::int32_t index = 0; index < policy.num_ranges; ++index) {
     const PlacedCut end = place_cut(policy, shape, batch, schedule, index + 1);
-    schedule.ranges[index] = make_range(policy, shape, batch, *schedule.header, begin, end, index);
+    schedule.ranges[index] =
+        make_range(policy, shape, batch, segments, header, begin, end, index);
     for (std::int32_t head = 0; head < policy.heads_abreast; ++head) {
       schedule.arrivals[index * policy.heads_abreast + head] = 0;
     }
@@ -425,61 +465,80 @@ inline bool describes(ScheduleView schedule, const TilePolicy& policy,
 
 QUIRE_HOST_DEVICE inline WorkCursor::WorkCursor(const TilePolicy& policy,
                                                 const core::ProblemShape& shape,
-                                                const core::BatchArrays& batch, const Range& range,
+                                                const core::BatchArrays& batch,
+                                                const StoredSegment* segments, const Range& range,
                                                 std::int32_t index)
-    : policy_(policy), shape_(shape), batch_(batch), range_(range), index_(index) {}
+    : policy_(policy),
+      shape_(shape),
+      batch_(batch),
+      segments_(segments),
+      range_(range),
+      index_(index) {}
 
 QUIRE_HOST_DEVICE inline WorkCursor::WorkCursor(const TilePolicy& policy,
                                                 const core::ProblemShape& shape,
                                                 const core::BatchArrays& batch,
                                                 ScheduleView schedule, std::int32_t index)
-    : WorkCursor(policy, shape, batch, schedule.ranges[index], index) {}
+    : WorkCursor(policy, shape, batch, segments_of(schedule), schedule.ranges[index], index) {}
 
 QUIRE_HOST_DEVICE inline bool WorkCursor::next(WorkItem& item) {
+  Lengths lengths;
+  QueryPlace queries;
+  return next(item, lengths, queries);
+}
+
+QUIRE_HOST_DEVICE inline bool WorkCursor::next(WorkItem& item, Lengths& lengths,
+                                               QueryPlace& queries) {
   if (items_ == 0) {
     items_ = 1;
     item = range_.first;
+    lengths = range_.first_lengths;
+    queries = range_.first_queries;
     return item.q_end > item.q_begin;
   }
   if (items_ == 1) begin_rest();
-  return next_of_rest(item);
+  lengths = at_.segment.lengths;
+  const std::int32_t segment = at_.cut.segment;
+  if (!next_of_rest(item)) return false;
+  queries = queries_of(batch_, segments_, segment);
+  return true;
 }
 
 QUIRE_HOST_DEVICE inline void WorkCursor::begin_rest() {
   items_ = 2;
   at_ = range_.rest;
-  units_ = units_of(policy_, shape_, at_.lengths);
+  units_ = units_of(policy_, shape_, at_.segment.lengths);
 }
 
 QUIRE_HOST_DEVICE inline void WorkCursor::step_over_unit() {
   const PlacedCut& end = range_.end;
-  const std::int32_t seq = at_.cut.seq;
+  const std::int32_t before = at_.cut.segment;
   at_.cut = detail::after_unit(units_, at_.cut);
-  if (at_.cut.seq == seq) return;
+  if (at_.cut.segment == before) return;
   QUIRE_ROLLED
-  for (; at_.cut.seq < end.cut.seq; ++at_.cut.seq) {
-    at_.lengths = lengths_of(shape_, batch_, at_.cut.seq);
-    units_ = units_of(policy_, shape_, at_.lengths);
+  for (; at_.cut.segment < end.cut.segment; ++at_.cut.segment) {
+    at_.segment = segment_of(shape_, batch_, segments_, at_.cut.segment);
+    units_ = units_of(policy_, shape_, at_.segment.lengths);
     if (units_.q_tiles > 0) return;
   }
-  at_.lengths = end.lengths;
-  units_ = units_of(policy_, shape_, at_.lengths);
+  at_.segment = end.segment;
+  units_ = units_of(policy_, shape_, at_.segment.lengths);
 }
 
 QUIRE_HOST_DEVICE inline bool WorkCursor::next_of_rest(WorkItem& item) {
   const Cut at = at_.cut;
   const Cut end = range_.end.cut;
   const bool in_last_unit =
-      at.seq == end.seq && at.head_unit == end.head_unit && at.q_tile == end.q_tile;
+      at.segment == end.segment && at.head_unit == end.head_unit && at.q_tile == end.q_tile;
   if (in_last_unit && at.kv_tile >= end.kv_tile) return false;
 
-  const detail::UnitLine line(policy_, shape_, units_);
+  const detail::UnitLine line(policy_, shape_, at_.segment, units_);
   const KeyRange keys = line.keys(at.q_tile);
   const std::int32_t first_tile = keys.begin / policy_.keys_per_tile;
   const auto key_at = [&](std::int32_t tile) {
     return static_cast<std::int64_t>(first_tile + tile) * policy_.keys_per_tile;
   };
-  item.seq = at.seq;
+  item.seq = at_.segment.seq;
   item.kv_head_begin = at.head_unit * units_.kv_heads;
   item.kv_head_end = item.kv_head_begin + units_.kv_heads;
   item.q_begin = at.q_tile * units_.tokens_per_tile;
@@ -502,21 +561,23 @@ QUIRE_HOST_DEVICE inline bool WorkCursor::next_of_rest(WorkItem& item) {
 }
 
 QUIRE_HOST_DEVICE inline Range make_range(const TilePolicy& policy, const core::ProblemShape& shape,
-                                          const core::BatchArrays& batch, const Header& header,
+                                          const core::BatchArrays& batch,
+                                          const StoredSegment* segments, const Header& header,
                                           const PlacedCut& begin, const PlacedCut& end,
                                           std::int32_t index) {
   Range range;
   range.has_small_units = header.has_small_units;
   range.has_large_units = header.has_large_units;
-  range.first_lengths = begin.lengths;
+  range.has_prefixes = static_cast<std::int32_t>(header.num_prefixes > 0);
+  range.first_lengths = begin.segment.lengths;
   range.rest = begin;
   range.end = end;
-  WorkCursor cursor(policy, shape, batch, range, index);
+  WorkCursor cursor(policy, shape, batch, segments, range, index);
   cursor.begin_rest();
   WorkItem first;
   if (!cursor.next_of_rest(first)) return range;
   range.first = first;
-  range.first_token = batch.qo_indptr[first.seq] + first.q_begin;
+  range.first_queries = queries_of(batch, segments, begin.cut.segment);
   range.rest = cursor.at_;
   return range;
 }

@@ -28,6 +28,25 @@ struct KeyRange {
   std::int32_t end = 0;
 };
 
+/// Some keys, with the queries that attend to them: a request with all of its keys, or with what
+/// shared prefixes leave of them; or a shared prefix with the queries of all who share it.
+struct Segment {
+  Lengths lengths;       ///< of a shared prefix: such that all queries come behind it
+  std::int32_t seq = 0;  ///< whose pages these are; of a shared prefix: of one who shares it
+  std::int32_t key_begin = 0;        ///< keys before are other segments'
+  std::int32_t key_end = INT32_MAX;  ///< and so are those from here on
+
+  [[nodiscard]] QUIRE_HOST_DEVICE bool is_shared_prefix() const { return key_end < lengths.kv_len; }
+};
+
+/// Where queries behind one another, of which this is the first, are found and leave their results.
+struct QueryPlace {
+  static constexpr std::int32_t kFinal = -1;
+
+  std::int32_t first = 0;  ///< row of q; of queries that leave states: place among the listed
+  std::int32_t state = kFinal;  ///< of its result; kFinal: o and lse
+};
+
 /// A run of keys that lie at equal strides: `tokens` keys from token `token` of page `page`.
 struct KeyRun {
   std::int64_t page = 0;
@@ -48,6 +67,15 @@ QUIRE_HOST_DEVICE inline Lengths lengths_of(const core::ProblemShape& shape,
     lengths.kv_len = batch.kv_indptr[seq + 1] - batch.kv_indptr[seq];
   }
   return lengths;
+}
+
+/// A request with all of its keys.
+QUIRE_HOST_DEVICE inline Segment whole_segment(const core::ProblemShape& shape,
+                                               const core::BatchArrays& batch, std::int32_t seq) {
+  Segment segment;
+  segment.lengths = lengths_of(shape, batch, seq);
+  segment.seq = seq;
+  return segment;
 }
 
 /// The page ids of a request; only entries that its keys need may be read.
@@ -84,6 +112,16 @@ QUIRE_HOST_DEVICE inline KeyRange visible_keys(const core::ProblemShape& shape, 
         static_cast<std::int64_t>(lengths.position(first)) - shape.window_left;
     range.begin = begin < 0 ? 0 : static_cast<std::int32_t>(begin);
   }
+  return range;
+}
+
+/// Of these keys, those of a segment.
+QUIRE_HOST_DEVICE inline KeyRange visible_keys(const core::ProblemShape& shape,
+                                               const Segment& segment, std::int32_t first,
+                                               std::int32_t last) {
+  KeyRange range = visible_keys(shape, segment.lengths, first, last);
+  if (range.begin < segment.key_begin) range.begin = segment.key_begin;
+  if (range.end > segment.key_end) range.end = segment.key_end;
   return range;
 }
 

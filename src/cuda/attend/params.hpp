@@ -15,13 +15,15 @@
 
 namespace quire::cuda {
 
-/// Partial results of split units, a slot per piece (`schedule::partial_slot`). A row is a query of
-/// one head of the unit's group; rows are ordered by query, then head.
+/// Results that wait to be joined with others. First those of pieces of split units, a slot each
+/// (`schedule::partial_slot`) of max_rows rows: a row is a query of one head of the unit's group;
+/// rows are ordered by query, then head. Behind them, from row `first_state` on, those of queries
+/// that attend to shared prefixes: [states, num_qo_heads] rows (`schedule::QueryPlace::state`).
 struct PartialStates {
-  float* o = nullptr;  // [slots, max_rows, head_dim_vo]: Σ 2^(x − max) · v
-  float2* max_and_sum =
-      nullptr;  // [slots, max_rows]: max of the logits x, in units of log 2 (−inf:
-                // no key seen), and Σ 2^(x − max)
+  float* o = nullptr;  // [rows, head_dim_vo]: Σ 2^(x − max) · v
+  float2* max_and_sum = nullptr;  // [rows]: max of the logits x, in units of log 2 (−inf:
+                                  // no key seen), and Σ 2^(x − max)
+  std::int32_t first_state = 0;
 };
 
 /// Everything that a kernel reads, in constant memory.

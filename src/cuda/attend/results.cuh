@@ -154,17 +154,136 @@ __device__ inline bool arrive_last(const AttendParams& params, const Unit& unit)
   return true;
 }
 
-/// Some rows of a split unit, by one warp, each lane in its columns [column, column + 4). The rows
-/// are `row`, `row` + `row_step` and so on; those that the unit does not have are not stored.
-/// @tparam kPieces  Of a row, that are on their way at the same time; so are all the rows.
-template <typename Element, int kRows, int kPieces>
+/// Row of `PartialStates` of a unit that leaves states.
+__device__ __forceinline__ std::int32_t state_row(const AttendParams& params, const Unit& unit,
+                                                  std::int32_t row) {
+  const std::int32_t query = params.group_size.quotient(row);
+  return params.partials.first_state + (unit.queries.state + query) * params.shape.num_qo_heads +
+         unit.kv_head_begin * params.shape.group_size + params.group_size.remainder(row, query);
+}
+
+/// Row of `PartialStates` where a piece, or a unit that leaves states, leaves its row `row`.
+__device__ __forceinline__ std::int32_t partial_row(const AttendParams& params, const Unit& unit,
+                                                    std::int32_t row) {
+  return unit.num_pieces > 1 ? PartialRows(params, unit).at(unit.piece, row)
+                             : state_row(params, unit, row);
+}
+
+/// Neighbouring elements [column, column + 4) of a row that has been merged.
+struct MergedRow {
+  std::int32_t column;
+  float o[4];
+  float max;
+  float sum;
+};
+
+template <typename Element>
+__device__ __forceinline__ void store_merged(const AttendParams& params, RowTarget target,
+                                             const MergedRow& merged) {
+  const RowResult result = result_of(params, target.head, merged.max, merged.sum);
+  const float o[4] = {merged.o[0] * result.o_scale, merged.o[1] * result.o_scale,
+                      merged.o[2] * result.o_scale, merged.o[3] * result.o_scale};
+  store_o<Element>(params, target, merged.column, o);
+  if (merged.column == 0) store_lse(params, target, result);
+}
+
+/// The rows of a split unit, in parts: its pieces, in the order of the keys.
+template <typename Element>
+class SplitRows {
+ public:
+  __device__ SplitRows(const AttendParams& params, const Unit& unit)
+      : params_(params), unit_(unit), rows_(params, unit) {}
+
+  [[nodiscard]] __device__ std::int32_t num_rows() const { return unit_.rows; }
+  [[nodiscard]] __device__ std::int32_t num_parts() const { return unit_.num_pieces; }
+  /// Row of `PartialStates`; −1: there is no such part.
+  [[nodiscard]] __device__ std::int32_t at(std::int32_t part, std::int32_t row) const {
+    return part < unit_.num_pieces ? rows_.at(part, row) : -1;
+  }
+  __device__ void store(std::int32_t row, const MergedRow& merged) const {
+    if (!unit_.leaves_states()) {
+      store_merged<Element>(params_, row_target(params_, unit_, row), merged);
+      return;
+    }
+    const std::int32_t to = state_row(params_, unit_, row);
+    *reinterpret_cast<float4*>(params_.partials.o + to * params_.shape.head_dim_vo +
+                               merged.column) =
+        make_float4(merged.o[0], merged.o[1], merged.o[2], merged.o[3]);
+    if (merged.column == 0) params_.partials.max_and_sum[to] = make_float2(merged.max, merged.sum);
+  }
+
+ private:
+  const AttendParams& params_;
+  const Unit& unit_;
+  const PartialRows rows_;
+};
+
+/// Rows of some listed queries of a unit for its kv head, in parts: the results of the shared
+/// prefixes, upper levels first, and that of the request's own keys.
+template <typename Element>
+class ListedRows {
+ public:
+  /// @param first    Place in the list of the query of bit 0.
+  /// @param step     From one bit's query to the next one's.
+  /// @param queries  Bits of those that are meant.
+  __device__ ListedRows(const AttendParams& params, const Unit& unit, std::int32_t first,
+                        std::int32_t step, unsigned queries)
+      : params_(params),
+        first_head_(unit.kv_head_begin * params.shape.group_size),
+        first_(first),
+        step_(step),
+        queries_(queries),
+        num_listed_(params.schedule.header->num_listed),
+        levels_(params.schedule.header->levels) {}
+
+  [[nodiscard]] __device__ std::int32_t num_rows() const {
+    return __popc(queries_) * params_.shape.group_size;
+  }
+  [[nodiscard]] __device__ std::int32_t num_parts() const { return schedule::kOwnLevel + 1; }
+  [[nodiscard]] __device__ std::int32_t at(std::int32_t part, std::int32_t row) const {
+    const std::int32_t listed = listed_of(params_.group_size.quotient(row));
+    const unsigned levels = part <= schedule::kOwnLevel ? params_.schedule.listed[listed].levels : 0U;
+    if ((levels >> static_cast<unsigned>(part) & 1U) == 0) return -1;
+    const std::int32_t above = __popc(levels_ & ((1U << static_cast<unsigned>(part)) - 1U));
+    return params_.partials.first_state +
+           (above * num_listed_ + listed) * params_.shape.num_qo_heads + head_of(row);
+  }
+  __device__ void store(std::int32_t row, const MergedRow& merged) const {
+    const std::int32_t listed = listed_of(params_.group_size.quotient(row));
+    store_merged<Element>(params_, {params_.schedule.listed[listed].token, head_of(row)}, merged);
+  }
+
+ private:
+  [[nodiscard]] __device__ std::int32_t head_of(std::int32_t row) const {
+    return first_head_ + params_.group_size.remainder(row, params_.group_size.quotient(row));
+  }
+  /// Place in the list of the `index`th query that is meant.
+  [[nodiscard]] __device__ std::int32_t listed_of(std::int32_t index) const {
+    unsigned queries = queries_;
+    for (; index > 0; --index) queries &= queries - 1U;
+    return first_ + (__ffs(static_cast<int>(queries)) - 1) * step_;
+  }
+
+  const AttendParams& params_;
+  const std::int32_t first_head_;
+  const std::int32_t first_;
+  const std::int32_t step_;
+  const unsigned queries_;
+  const std::int32_t num_listed_;
+  const unsigned levels_;
+};
+
+/// Some rows that lie in parts, by one warp, each lane in its columns [column, column + 4). The rows
+/// are `row`, `row` + `row_step` and so on; those that are not there are not stored.
+/// @tparam Rows    `SplitRows` or `ListedRows`.
+/// @tparam kParts  Of a row, that are on their way at the same time; so are all the rows.
+template <typename Rows, int kRows, int kParts>
 class RowMerge {
  public:
-  __device__ RowMerge(const AttendParams& params, const Unit& unit, std::int32_t row,
+  __device__ RowMerge(const AttendParams& params, const Rows& rows, std::int32_t row,
                       std::int32_t row_step, int column)
       : params_(params),
-        unit_(unit),
-        rows_(params, unit),
+        rows_(rows),
         row_(row),
         row_step_(row_step),
         column_(column),
@@ -175,48 +294,46 @@ class RowMerge {
 
   __device__ void run() {
 #pragma unroll 1
-    for (std::int32_t first = 0; first < unit_.num_pieces; first += kPieces) add(first);
+    for (std::int32_t first = 0; first < rows_.num_parts(); first += kParts) add(first);
   }
 
   __device__ void store() {
 #pragma unroll 1
-    for (int i = 0; i < kRows && row_ + i * row_step_ < unit_.rows; ++i) {
-      const RowTarget target = row_target(params_, unit_, row_ + i * row_step_);
-      const RowResult result = result_of(params_, target.head, of_row(max_, i), of_row(sum_, i));
+    for (int i = 0; i < kRows && row_ + i * row_step_ < rows_.num_rows(); ++i) {
       if (!is_in_row_) continue;
-      const float o[4] = {of_row(o_[0], i) * result.o_scale, of_row(o_[1], i) * result.o_scale,
-                          of_row(o_[2], i) * result.o_scale, of_row(o_[3], i) * result.o_scale};
-      store_o<Element>(params_, target, column_, o);
-      if (column_ == 0) store_lse(params_, target, result);
+      rows_.store(row_ + i * row_step_,
+                  {column_,
+                   {of_row(o_[0], i), of_row(o_[1], i), of_row(o_[2], i), of_row(o_[3], i)},
+                   of_row(max_, i),
+                   of_row(sum_, i)});
     }
   }
 
  private:
-  /// Pieces [first, first + kPieces), as many of them as there are. Without branches, so that all
-  /// loads are on their way before the first of them is waited for.
+  /// Parts [first, first + kParts), as many of them as there are. All loads are on their way before
+  /// the first of them is waited for.
   __device__ void add(std::int32_t first) {
-    float4 parts[kRows][kPieces];
-    float2 states[kRows][kPieces];
+    float4 parts[kRows][kParts];
+    float2 states[kRows][kParts];
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
-      const std::int32_t row = min(row_ + i * row_step_, unit_.rows - 1);
+      const std::int32_t row = min(row_ + i * row_step_, rows_.num_rows() - 1);
 #pragma unroll
-      for (int piece = 0; piece < kPieces; ++piece) {
-        const std::int32_t from = rows_.at(min(first + piece, unit_.num_pieces - 1), row);
-        states[i][piece] = __ldcg(params_.partials.max_and_sum + from);
-        parts[i][piece] = __ldcg(reinterpret_cast<const float4*>(
+      for (int part = 0; part < kParts; ++part) {
+        const std::int32_t from = rows_.at(first + part, row);
+        states[i][part] = make_float2(kNoKey, 0.0F);
+        parts[i][part] = make_float4(0.0F, 0.0F, 0.0F, 0.0F);
+        if (from < 0) continue;
+        states[i][part] = __ldcg(params_.partials.max_and_sum + from);
+        parts[i][part] = __ldcg(reinterpret_cast<const float4*>(
             params_.partials.o + from * params_.shape.head_dim_vo + (is_in_row_ ? column_ : 0)));
       }
     }
-    const int count = min(kPieces, unit_.num_pieces - first);
 #pragma unroll
-    for (int i = 0; i < kRows; ++i) {
-      add(i, states[i], parts[i], count);
-    }
+    for (int i = 0; i < kRows; ++i) add(i, states[i], parts[i]);
   }
 
-  __device__ void add(int i, const float2 (&states)[kPieces], const float4 (&parts)[kPieces],
-                      int count) {
+  __device__ void add(int i, const float2 (&states)[kParts], const float4 (&parts)[kParts]) {
     float max = max_[i];
 #pragma unroll
     for (const float2& state : states) max = fmaxf(max, state.x);
@@ -227,13 +344,13 @@ class RowMerge {
 #pragma unroll
     for (auto& of_rows : o_) of_rows[i] *= factor;
 #pragma unroll
-    for (int piece = 0; piece < kPieces; ++piece) {
-      const float weight = piece < count ? exp2_fast(states[piece].x - base) : 0.0F;
-      sum_[i] += weight * states[piece].y;
-      o_[0][i] += weight * parts[piece].x;
-      o_[1][i] += weight * parts[piece].y;
-      o_[2][i] += weight * parts[piece].z;
-      o_[3][i] += weight * parts[piece].w;
+    for (int part = 0; part < kParts; ++part) {
+      const float weight = exp2_fast(states[part].x - base);
+      sum_[i] += weight * states[part].y;
+      o_[0][i] += weight * parts[part].x;
+      o_[1][i] += weight * parts[part].y;
+      o_[2][i] += weight * parts[part].z;
+      o_[3][i] += weight * parts[part].w;
     }
   }
 
@@ -246,8 +363,7 @@ class RowMerge {
   }
 
   const AttendParams& params_;
-  const Unit& unit_;
-  const PartialRows rows_;
+  const Rows& rows_;
   const std::int32_t row_;
   const std::int32_t row_step_;
   const int column_;
@@ -257,35 +373,92 @@ class RowMerge {
   float o_[4][kRows] = {};
 };
 
-/// A warp's rows of the unit: `row`, `row` + `row_step` and so on.
-template <typename Element, int kRows, int kPieces>
-__device__ __forceinline__ void merge_rows(const AttendParams& params, const Unit& unit,
+/// A warp's rows: `row`, `row` + `row_step` and so on.
+template <int kRows, int kParts, typename Rows>
+__device__ __forceinline__ void merge_rows(const AttendParams& params, const Rows& rows,
                                            std::int32_t row, std::int32_t row_step) {
   constexpr int kColumns = 4 * kWarpSize;  // of a warp
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
 #pragma unroll 1
-  for (; row < unit.rows; row += kRows * row_step) {
+  for (; row < rows.num_rows(); row += kRows * row_step) {
 #pragma unroll 1
     for (int column = lane * 4; column - lane * 4 < params.shape.head_dim_vo; column += kColumns) {
-      RowMerge<Element, kRows, kPieces> merge(params, unit, row, row_step, column);
+      RowMerge<Rows, kRows, kParts> merge(params, rows, row, row_step, column);
       merge.run();
       merge.store();
     }
   }
 }
 
-/// Joins the pieces of a split unit in the order of the keys and writes o and lse: many rows of few
-/// pieces at a time, or many pieces of a row.
+/// Joins the pieces of a split unit in the order of the keys: many rows of few pieces at a time, or
+/// many pieces of a row.
 template <typename Element>
 __device__ inline void merge_pieces(const AttendParams& params, const Unit& unit, int thread,
                                     int threads) {
   const std::int32_t warp = thread / kWarpSize;
   const std::int32_t warps = threads / kWarpSize;
+  const SplitRows<Element> rows(params, unit);
   if (unit.num_pieces <= 4 && unit.rows > warps) {
-    merge_rows<Element, 4, 4>(params, unit, warp, warps);
+    merge_rows<4, 4>(params, rows, warp, warps);
   } else {
-    merge_rows<Element, 1, 16>(params, unit, warp, warps);
+    merge_rows<1, 16>(params, rows, warp, warps);
   }
+}
+
+/// Counts a result of a listed query for the unit's kv head. @return True for the last one; the
+/// counter is 0 again then.
+__device__ inline bool arrive_last_of_query(const AttendParams& params, const Unit& unit,
+                                            std::int32_t listed) {
+  std::uint32_t* const counter = params.schedule.listed_arrivals +
+                                 listed * params.shape.num_kv_heads + unit.kv_head_begin;
+  __threadfence();
+  const std::uint32_t before = atomicAdd(counter, 1U);
+  if (before + 1 < static_cast<std::uint32_t>(__popc(params.schedule.listed[listed].levels))) {
+    return false;
+  }
+  *counter = 0;
+  __threadfence();
+  return true;
+}
+
+/// Counts the results that a unit has left, and joins those of the queries of which nothing is
+/// missing any more. A lane counts for a query; then the warp joins.
+template <typename Element>
+__device__ inline void join_states(const AttendParams& params, const Unit& unit, int thread,
+                                   int threads) {
+  const std::int32_t warps = threads / kWarpSize;
+  const std::int32_t lane = thread % kWarpSize;
+  const std::int32_t queries = unit.q_end - unit.q_begin;
+#pragma unroll 1
+  for (std::int32_t first = thread / kWarpSize; first < queries; first += warps * kWarpSize) {
+    const std::int32_t query = first + lane * warps;
+    const bool is_last =
+        query < queries && arrive_last_of_query(params, unit, unit.queries.first + query);
+    const unsigned complete = __ballot_sync(kAllLanes, is_last);
+    if (complete == 0) continue;
+    __threadfence();
+    const ListedRows<Element> rows(params, unit, unit.queries.first + first, warps, complete);
+    merge_rows<4, schedule::kOwnLevel + 1>(params, rows, 0, 1);
+  }
+}
+
+/// What follows when a unit, or a piece of one, has left results that are not final: whoever is the
+/// last one joins them. `threads` threads call it.
+/// @param is_last  In shared memory.
+/// @param wait     A barrier of these threads.
+template <typename Element, typename Barrier>
+__device__ inline void finish_partial(const AttendParams& params, const Unit& unit, bool& is_last,
+                                      int thread, int threads, const Barrier& wait) {
+  wait();
+  if (unit.num_pieces > 1) {
+    if (thread == 0) is_last = arrive_last(params, unit);
+    wait();
+    if (!is_last) return;
+    merge_pieces<Element>(params, unit, thread, threads);
+    if (!unit.leaves_states()) return;
+    wait();
+  }
+  join_states<Element>(params, unit, thread, threads);
 }
 
 }  // namespace quire::cuda

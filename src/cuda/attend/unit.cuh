@@ -11,14 +11,18 @@
 
 namespace quire::cuda {
 
-/// Queries [q_begin, q_end) of a request in the heads of one group against keys [kv_begin, kv_end).
+/// Queries [q_begin, q_end) of a segment in the heads of one group against keys [kv_begin, kv_end).
 /// Its rows are ordered by query, then head.
 struct Unit : schedule::WorkItem {
-  schedule::Lengths lengths;     // of the request
-  std::int32_t first_token = 0;  // row of q of the first query
+  schedule::Lengths lengths;     // of the segment
+  schedule::QueryPlace queries;  // of the first query
   std::int32_t rows = 0;
 
   [[nodiscard]] __device__ bool sees_nothing() const { return kv_begin >= kv_end; }
+  /// Results wait to be joined with others, and rows of q stand in the list of queries.
+  [[nodiscard]] __device__ bool leaves_states() const {
+    return queries.state != schedule::QueryPlace::kFinal;
+  }
 };
 
 /// A row of q, o and lse.
@@ -38,23 +42,27 @@ class UnitCursor {
       : params_(params),
         head_(share % params.policy.heads_abreast),
         range_(params.schedule.ranges[share / params.policy.heads_abreast]),
-        cursor_(params.policy, params.shape, params.batch, range_,
+        cursor_(params.policy, params.shape, params.batch,
+                range_.has_prefixes != 0 ? params.schedule.segments : nullptr, range_,
                 share / params.policy.heads_abreast) {}
 
   /// The first unit, as it stands in the schedule; without rows if there is none.
   __device__ Unit first() {
     schedule::WorkItem item;
-    cursor_.next(item);
-    const Unit unit = unit_of(item, range_.first_lengths, range_.first_token);
+    schedule::Lengths lengths;
+    schedule::QueryPlace queries;
+    cursor_.next(item, lengths, queries);
+    const Unit unit = unit_of(item, lengths, queries);
     if (unit.rows == 0 || is_meant(unit)) return unit;
     return are_any_meant() ? next() : Unit{};
   }
   /// The next one; without rows at the end.
   __device__ Unit next() {
     schedule::WorkItem item;
-    while (cursor_.next(item)) {
-      const Unit unit = unit_of(item, schedule::lengths_of(params_.shape, params_.batch, item.seq),
-                                params_.batch.qo_indptr[item.seq] + item.q_begin);
+    schedule::Lengths lengths;
+    schedule::QueryPlace queries;
+    while (cursor_.next(item, lengths, queries)) {
+      const Unit unit = unit_of(item, lengths, queries);
       if (is_meant(unit)) return unit;
       if (!are_any_meant()) break;
     }
@@ -72,9 +80,12 @@ class UnitCursor {
     return (kSize == UnitSize::kSmall ? range_.has_small_units : range_.has_large_units) != 0;
   }
 
+  /// @param queries  Of the segment's first query.
   __device__ Unit unit_of(const schedule::WorkItem& item, schedule::Lengths lengths,
-                          std::int32_t first_token) const {
-    Unit unit{item, lengths, first_token, (item.q_end - item.q_begin) * params_.shape.group_size};
+                          schedule::QueryPlace queries) const {
+    queries.first += item.q_begin;
+    if (queries.state != schedule::QueryPlace::kFinal) queries.state += item.q_begin;
+    Unit unit{item, lengths, queries, (item.q_end - item.q_begin) * params_.shape.group_size};
     unit.kv_head_begin += head_;
     unit.kv_head_end = unit.kv_head_begin + 1;
     return unit;
@@ -86,11 +97,20 @@ class UnitCursor {
   schedule::WorkCursor cursor_;
 };
 
+/// Where a row of the unit is written, if results are final.
 __device__ inline RowTarget row_target(const AttendParams& params, const Unit& unit,
                                        std::int32_t row) {
   const std::int32_t query = params.group_size.quotient(row);
-  return {static_cast<std::int64_t>(unit.first_token) + query,
+  return {static_cast<std::int64_t>(unit.queries.first) + query,
           unit.kv_head_begin * params.shape.group_size + params.group_size.remainder(row, query)};
+}
+
+/// Where a row of the unit is read.
+__device__ inline RowTarget row_of_q(const AttendParams& params, const Unit& unit,
+                                     std::int32_t row) {
+  RowTarget target = row_target(params, unit, row);
+  if (unit.leaves_states()) target.token = params.schedule.listed[target.token].token;
+  return target;
 }
 
 }  // namespace quire::cuda

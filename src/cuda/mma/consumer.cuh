@@ -364,7 +364,7 @@ class UnitAttention {
 
   // --- the end ---------------------------------------------------------------------------------
 
-  /// Final results, or the partial result of a piece.
+  /// Final results, or partial ones.
   __device__ void finish() {
     publish_states();
 #pragma unroll 1
@@ -431,8 +431,8 @@ class UnitAttention {
       const float4 sums = *reinterpret_cast<const float4*>(shared_.fixed.sums[row]);
       const float sum = (sums.x + sums.y) + (sums.z + sums.w);
       const float max = shared_.fixed.final_maxima[row];
-      if (unit_.num_pieces > 1) {
-        const std::int32_t to = PartialRows(params_, unit_).at(unit_.piece, row);
+      if (unit_.num_pieces > 1 || unit_.leaves_states()) {
+        const std::int32_t to = partial_row(params_, unit_, row);
         *reinterpret_cast<float4*>(params_.partials.o + to * C::kHeadDimVo + column) = o;
         if (column == 0) params_.partials.max_and_sum[to] = make_float2(max, sum);
         continue;

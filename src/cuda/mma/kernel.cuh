@@ -44,18 +44,6 @@ __device__ void end_barriers(typename C::Shared& shared) {
   barrier_end(shared_address(&shared.fixed.queries_empty));
 }
 
-/// Counts a piece of a split unit, and merges all of them if it was the last.
-template <typename C>
-__device__ void finish_piece(ConsumerState<C>& state, const Unit& unit) {
-  const int thread = state.warp * kWarpSize + state.lane;
-  state.wait_at(kUnitEnd);
-  if (thread == 0) state.shared.fixed.is_last = arrive_last(state.params, unit);
-  state.wait_at(kUnitEnd);
-  if (state.shared.fixed.is_last) {
-    merge_pieces<typename C::Element>(state.params, unit, thread, kConsumers);
-  }
-}
-
 template <typename C>
 __device__ void attend_unit(ConsumerState<C>& state, const Unit& unit) {
   if (unit.sees_nothing()) {
@@ -69,7 +57,11 @@ __device__ void attend_unit(ConsumerState<C>& state, const Unit& unit) {
   } else {
     UnitAttention<C, C::kTileRows / 16>(state, unit).run();
   }
-  if (unit.num_pieces > 1) finish_piece(state, unit);
+  if (unit.num_pieces > 1 || unit.leaves_states()) {
+    finish_partial<typename C::Element>(state.params, unit, state.shared.fixed.is_last,
+                                        state.warp * kWarpSize + state.lane, kConsumers,
+                                        [&] { state.wait_at(kUnitEnd); });
+  }
 }
 
 /// All units of the block's ranges.

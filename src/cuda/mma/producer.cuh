@@ -124,7 +124,7 @@ class Producer {
   __device__ void load_queries(const Unit& unit) {
     static_assert(C::kTileRows <= kWarpSize);
     const core::Rows& q = params_.tensors.q;
-    const RowTarget row = row_target(params_, unit, min(lane_, unit.rows - 1));
+    const RowTarget row = row_of_q(params_, unit, min(lane_, unit.rows - 1));
     const std::int64_t offset =
         (row.token * q.token_stride + row.head * q.head_stride) * kElementBytes;
     const std::uint32_t to = shared_address(shared_.fixed.queries);

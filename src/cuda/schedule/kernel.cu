@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// schedule::build for lengths that only the device knows: a running sum over the requests, then
-// every cut on its own.
+// schedule::build for lengths and tables that only the device knows: shared prefixes, a running sum
+// over the segments, then every cut on its own.
 //
-//   lengths [num_seqs]  ->  cost_before [num_seqs + 1], header  ->  cuts  ->  ranges [num_ranges]
+//   tables    ->  segments [num_segments]
+//   segments  ->  cost_before [num_segments + 1], header  ->  cuts  ->  ranges [num_ranges]
 //
-// One block; a thread sums up neighbouring requests, so that any batch is one scan, and some threads
-// place one cut each. Running costs are searched in shared memory, if they fit.
+// One block; a thread sums up neighbouring segments, so that any batch is one scan, and some threads
+// place one cut each. Running costs are searched in shared memory, and so are prefixes, if they fit.
 #include "cuda/schedule/kernel.hpp"
 
 #include "cuda/common/ptx.cuh"
@@ -16,7 +17,8 @@ namespace {
 constexpr int kThreads = 1024;
 constexpr int kCutsAtOnce = 512;
 constexpr int kWarps = kThreads / kWarpSize;
-constexpr int kSharedSeqs = 2048;  // requests whose running costs fit in shared memory
+constexpr int kSharedSegments = 2048;     // whose running costs fit in shared memory
+constexpr int kSharedPrefixSeqs = 1024;  // requests whose prefixes are searched there
 
 static_assert(kWarps <= kWarpSize, "the warps' sums are scanned by one warp");
 
@@ -45,6 +47,7 @@ __device__ std::int64_t block_inclusive_sum(std::int64_t value, std::int64_t& to
   const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
 
   value = warp_inclusive_sum(value, lane);
+  __syncthreads();  // the sums of a call before have been read
   if (lane == kWarpSize - 1) warp_sums[warp] = value;
   __syncthreads();
   if (warp == 0) {
@@ -58,6 +61,54 @@ __device__ std::int64_t block_inclusive_sum(std::int64_t value, std::int64_t& to
   return before + value;
 }
 
+/// The block, as a team that finds prefixes.
+struct Block {
+  [[nodiscard]] __device__ std::int32_t rank() const {
+    return static_cast<std::int32_t>(threadIdx.x);
+  }
+  [[nodiscard]] __device__ std::int32_t size() const { return kThreads; }
+  [[nodiscard]] __device__ std::int32_t warp() const { return rank() / kWarpSize; }
+  [[nodiscard]] __device__ std::int32_t num_warps() const { return kWarps; }
+  [[nodiscard]] __device__ bool is_first_of_warp() const { return rank() % kWarpSize == 0; }
+  __device__ void sync() const { __syncthreads(); }
+  [[nodiscard]] __device__ bool any(bool value) const {
+    return __syncthreads_or(static_cast<int>(value)) != 0;
+  }
+  [[nodiscard]] __device__ std::int64_t sum_before(std::int64_t value, std::int64_t& total) const {
+    return block_inclusive_sum(value, total) - value;
+  }
+  /// All lanes of a warp call it, with the same arguments.
+  [[nodiscard]] __device__ std::int32_t matching_until(const std::int32_t* a, const std::int32_t* b,
+                                                       std::int32_t begin, std::int32_t end) const {
+    constexpr int kAtOnce = 4;
+    const int lane = rank() % kWarpSize;
+    QUIRE_ROLLED
+    for (; begin < end; begin += kAtOnce * kWarpSize) {
+      bool differs[kAtOnce];
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        const std::int32_t at = min(begin + i * kWarpSize + lane, end - 1);
+        differs[i] = __ldg(a + at) != __ldg(b + at);
+      }
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        const unsigned lanes = __ballot_sync(kAllLanes, differs[i]);
+        if (lanes != 0) return min(end - 1, begin + i * kWarpSize + __ffs(static_cast<int>(lanes)) - 1);
+      }
+    }
+    return end;
+  }
+  __device__ void lower_to(std::int32_t& to, std::int32_t value) const { atomicMin(&to, value); }
+  __device__ void add(std::int32_t& to, std::int32_t value) const { atomicAdd(&to, value); }
+  __device__ void add(std::int64_t& to, std::int64_t value) const {
+    atomicAdd(reinterpret_cast<unsigned long long*>(&to), static_cast<unsigned long long>(value));
+  }
+  [[nodiscard]] __device__ std::uint64_t claim(std::uint64_t& place, std::uint64_t value) const {
+    return atomicCAS(reinterpret_cast<unsigned long long*>(&place), 0ULL,
+                     static_cast<unsigned long long>(value));
+  }
+};
+
 struct HasUnits {
   bool small;
   bool large;
@@ -66,32 +117,50 @@ struct HasUnits {
 struct Shared {
   schedule::Header header;
   HasUnits has_units[kWarps];  // filled by each warp, drained by thread 0 behind the block's sum
-  std::int64_t cost_before[kSharedSeqs + 1];
+  std::int64_t cost_before[kSharedSegments + 1];
   schedule::PlacedCut cuts[kCutsAtOnce];  // some ranges' begins and ends
 };
 
-__device__ schedule::SequenceUnits units_of(const Arguments& arguments, std::int32_t seq) {
-  return schedule::units_of(arguments.policy, arguments.shape,
-                            schedule::lengths_of(arguments.shape, arguments.batch, seq));
+/// Segments; the header counts them.
+__device__ void find_prefixes(const Arguments& arguments, std::int32_t num_seqs, Shared& shared) {
+  extern __shared__ std::int64_t prefix_scratch[];
+  if (threadIdx.x == 0) {
+    shared.header = {};
+    shared.header.num_seqs = num_seqs;
+    shared.header.num_segments = num_seqs;
+  }
+  __syncthreads();
+  if (arguments.policy.prefixes.max_states == 0 || num_seqs == 0) return;
+  void* const scratch = num_seqs <= kSharedPrefixSeqs
+                            ? static_cast<void*>(prefix_scratch)
+                            : arguments.schedule.prefix_scratch;
+  schedule::PrefixFinder(arguments.policy, arguments.shape, arguments.batch, arguments.schedule,
+                         scratch, Block{})
+      .run(shared.header);
+  __syncthreads();
 }
 
-/// Running costs and header. A thread takes `share` requests behind one another.
+/// Running costs and header. A thread takes `share` segments behind one another.
 __device__ void sum_up(const Arguments& arguments, const schedule::ScheduleView& schedule,
-                       std::int32_t num_seqs, Shared& shared) {
-  const std::int32_t share = (num_seqs + kThreads - 1) / kThreads;
+                       const schedule::StoredSegment* segments, Shared& shared) {
+  const std::int32_t num_segments = shared.header.num_segments;
+  const std::int32_t share = (num_segments + kThreads - 1) / kThreads;
   const std::int32_t first = static_cast<std::int32_t>(threadIdx.x) * share;
-  const std::int32_t last = min(first + share, num_seqs);
-  const bool fits = num_seqs <= kSharedSeqs;
+  const std::int32_t last = min(first + share, num_segments);
+  const bool fits = num_segments <= kSharedSegments;
 
   std::int64_t* const costs = fits ? shared.cost_before : schedule.cost_before;
-  std::int64_t own = 0;  // of this thread's requests
+  std::int64_t own = 0;  // of this thread's segments
   bool has_small = false;
   bool has_large = false;
   QUIRE_ROLLED
-  for (std::int32_t seq = first; seq < last; ++seq) {
-    costs[seq] = own;
-    const schedule::SequenceUnits units = units_of(arguments, seq);
-    own += schedule::cost_of(arguments.policy, arguments.shape, units);
+  for (std::int32_t index = first; index < last; ++index) {
+    costs[index] = own;
+    const schedule::Segment segment =
+        schedule::segment_of(arguments.shape, arguments.batch, segments, index);
+    const schedule::SegmentUnits units =
+        schedule::units_of(arguments.policy, arguments.shape, segment.lengths);
+    own += schedule::cost_of(arguments.policy, arguments.shape, segment, units);
     has_small = has_small || (units.q_tiles > 0 && !units.are_large);
     has_large = has_large || (units.q_tiles > 0 && units.are_large);
   }
@@ -103,9 +172,9 @@ __device__ void sum_up(const Arguments& arguments, const schedule::ScheduleView&
   std::int64_t total = 0;
   const std::int64_t before = block_inclusive_sum(own, total) - own;
   QUIRE_ROLLED
-  for (std::int32_t seq = first; seq < last; ++seq) {
-    costs[seq] += before;
-    if (fits) schedule.cost_before[seq] = costs[seq];
+  for (std::int32_t index = first; index < last; ++index) {
+    costs[index] += before;
+    if (fits) schedule.cost_before[index] = costs[index];
   }
   if (threadIdx.x != 0) return;
   HasUnits any{false, false};
@@ -113,14 +182,12 @@ __device__ void sum_up(const Arguments& arguments, const schedule::ScheduleView&
     any.small = any.small || of_warp.small;
     any.large = any.large || of_warp.large;
   }
-  schedule.cost_before[num_seqs] = total;
-  if (fits) shared.cost_before[num_seqs] = total;
-  shared.header = {num_seqs,
-                   schedule::ranges_for(arguments.policy, arguments.shape, total),
-                   total,
-                   0,
-                   static_cast<std::int32_t>(any.small),
-                   static_cast<std::int32_t>(any.large)};
+  schedule.cost_before[num_segments] = total;
+  if (fits) shared.cost_before[num_segments] = total;
+  shared.header.num_ranges = schedule::ranges_for(arguments.policy, arguments.shape, total);
+  shared.header.total_cost = total;
+  shared.header.has_small_units = static_cast<std::int32_t>(any.small);
+  shared.header.has_large_units = static_cast<std::int32_t>(any.large);
   *schedule.header = shared.header;
 }
 
@@ -129,12 +196,14 @@ __global__ void __launch_bounds__(kThreads, 1)
   __shared__ Shared shared;
   const bool refused = arguments.check != nullptr && arguments.check->what != 0;
   const std::int32_t num_seqs = refused ? 0 : arguments.batch.num_seqs;
-  sum_up(arguments, arguments.schedule, num_seqs, shared);
-  __syncthreads();  // header and running costs are read by all
-
+  find_prefixes(arguments, num_seqs, shared);
   schedule::ScheduleView known = arguments.schedule;
   known.header = &shared.header;
-  if (num_seqs <= kSharedSeqs) known.cost_before = shared.cost_before;
+  const schedule::StoredSegment* const segments = schedule::segments_of(known);
+  sum_up(arguments, arguments.schedule, segments, shared);
+  __syncthreads();  // header and running costs are read by all
+
+  if (shared.header.num_segments <= kSharedSegments) known.cost_before = shared.cost_before;
   const std::int32_t num_ranges = arguments.policy.num_ranges;
   const auto thread = static_cast<std::int32_t>(threadIdx.x);
   QUIRE_ROLLED
@@ -147,8 +216,8 @@ __global__ void __launch_bounds__(kThreads, 1)
     __syncthreads();  // a range ends where its neighbour begins
     if (index < num_ranges && thread < kCutsAtOnce - 1) {
       arguments.schedule.ranges[index] =
-          schedule::make_range(arguments.policy, arguments.shape, arguments.batch, shared.header,
-                               shared.cuts[thread], shared.cuts[thread + 1], index);
+          schedule::make_range(arguments.policy, arguments.shape, arguments.batch, segments,
+                               shared.header, shared.cuts[thread], shared.cuts[thread + 1], index);
       const std::int32_t heads = arguments.policy.heads_abreast;
       QUIRE_ROLLED
       for (std::int32_t head = 0; head < heads; ++head) {
@@ -164,13 +233,17 @@ __global__ void __launch_bounds__(kThreads, 1)
 cudaError_t launch_schedule(const schedule::TilePolicy& policy, const core::ProblemShape& shape,
                             const core::BatchArrays& batch, schedule::ScheduleView schedule,
                             const CheckRecord* check, cudaStream_t stream) noexcept {
-  schedule_kernel<<<1, kThreads, 0, stream>>>(Arguments{policy, shape, batch, schedule, check});
+  constexpr std::size_t kScratch = schedule::prefix_scratch_bytes(kSharedPrefixSeqs);
+  const std::size_t scratch = policy.prefixes.max_states > 0 ? kScratch : 0;
+  schedule_kernel<<<1, kThreads, scratch, stream>>>(
+      Arguments{policy, shape, batch, schedule, check});
   return cudaGetLastError();
 }
 
 cudaError_t prepare_schedule() noexcept {
-  cudaFuncAttributes attributes{};
-  return cudaFuncGetAttributes(&attributes, schedule_kernel);
+  return cudaFuncSetAttribute(
+      schedule_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+      static_cast<int>(schedule::prefix_scratch_bytes(kSharedPrefixSeqs)));
 }
 
 }  // namespace quire::cuda

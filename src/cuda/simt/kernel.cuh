@@ -65,7 +65,7 @@ class RowAttention {
   }
 
   __device__ void store() const {
-    if (unit_.num_pieces == 1) {
+    if (unit_.num_pieces == 1 && !unit_.leaves_states()) {
       store_result();
     } else {
       store_partial();
@@ -74,7 +74,7 @@ class RowAttention {
 
  private:
   __device__ void load_query() {
-    const RowTarget row = row_target(params_, unit_, row_);
+    const RowTarget row = row_of_q(params_, unit_, row_);
     const core::Rows& q = params_.tensors.q;
     const std::int64_t first = row.token * q.token_stride + row.head * q.head_stride;
     __syncwarp();
@@ -158,7 +158,7 @@ class RowAttention {
   }
 
   __device__ void store_partial() const {
-    const std::int32_t to = PartialRows(params_, unit_).at(unit_.piece, row_);
+    const std::int32_t to = partial_row(params_, unit_, row_);
     float* o = params_.partials.o + to * params_.shape.head_dim_vo;
 #pragma unroll
     for (int chunk = 0; chunk < kChunksPerLane; ++chunk) {
@@ -197,11 +197,9 @@ __device__ void attend_unit(const AttendParams& params, const Unit& unit, Shared
     attention.run();
     attention.store();
   }
-  if (unit.num_pieces == 1) return;
-  __syncthreads();
-  if (thread == 0) shared.is_last = arrive_last(params, unit);
-  __syncthreads();
-  if (shared.is_last) merge_pieces<QueryElement>(params, unit, thread, kThreads);
+  if (unit.num_pieces == 1 && !unit.leaves_states()) return;
+  finish_partial<QueryElement>(params, unit, shared.is_last, thread, kThreads,
+                               [] { __syncthreads(); });
 }
 
 template <typename QueryElement, typename KvElement>

@@ -223,7 +223,7 @@ class UnitAttention {
     state_.release_slot(values());
   }
 
-  /// Writes the partial results of a piece; packs final ones, or writes them if rows of o cannot be
+  /// Writes partial results; packs final ones, or writes them if rows of o cannot be
   /// written in chunks.
   __device__ __forceinline__ void finish(Results<C>& results) {
 #pragma unroll
@@ -231,9 +231,10 @@ class UnitAttention {
       sum_[half] += __shfl_xor_sync(kAllLanes, sum_[half], 1);
       sum_[half] += __shfl_xor_sync(kAllLanes, sum_[half], 2);
     }
-    results.are_there = unit_.num_pieces == 1 && can_store_chunks();
-    if (unit_.num_pieces > 1) {
-      store_piece();
+    const bool are_final = unit_.num_pieces == 1 && !unit_.leaves_states();
+    results.are_there = are_final && can_store_chunks();
+    if (!are_final) {
+      store_partial();
       return;
     }
 #pragma unroll
@@ -562,12 +563,11 @@ class UnitAttention {
     }
   }
 
-  __device__ __forceinline__ void store_piece() const {
-    const PartialRows rows(params_, unit_);
+  __device__ __forceinline__ void store_partial() const {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       if (row_of(half) >= unit_.rows) continue;
-      const std::int32_t to = rows.at(unit_.piece, row_of(half));
+      const std::int32_t to = partial_row(params_, unit_, row_of(half));
       if (quad() == 0) {
         params_.partials.max_and_sum[to] = make_float2(max_of_row(half), sum_[half]);
       }

@@ -87,17 +87,6 @@ __device__ __forceinline__ void load_large_units(const AttendParams& params, con
   }
 }
 
-/// Counts a piece of a split unit, and merges all of them if it was the last.
-template <typename C>
-__device__ void finish_piece(const ConsumerState<C>& state, const Unit& unit) {
-  named_barrier<kConsumers>(kUnitEnd);
-  if (state.thread() == 0) state.shared.fixed.is_last = arrive_last(state.params, unit);
-  named_barrier<kConsumers>(kUnitEnd);
-  if (state.shared.fixed.is_last) {
-    merge_pieces<typename C::Element>(state.params, unit, state.thread(), kConsumers);
-  }
-}
-
 /// One unit after another. The first scores of each are made while the results of the one before are
 /// written.
 template <typename C>
@@ -123,7 +112,11 @@ __device__ __forceinline__ void attend_large_units(ConsumerState<C>& state) {
       UnitAttention<C> attention(state, unit);
       attention.run(scores);
       attention.finish(results);
-      if (unit.num_pieces > 1) finish_piece(state, unit);
+      if (unit.num_pieces > 1 || unit.leaves_states()) {
+        finish_partial<typename C::Element>(state.params, unit, state.shared.fixed.is_last,
+                                            state.thread(), kConsumers,
+                                            [] { named_barrier<kConsumers>(kUnitEnd); });
+      }
     }
     before = state.place;
     state.place.advance();

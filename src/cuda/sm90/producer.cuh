@@ -181,7 +181,7 @@ class QueryLoader {
     const std::uint32_t to = shared_address(shared_.queries[at_.slot]);
 #pragma unroll 1
     for (int first = 0; first < C::kTileRows; first += kWarpSize) {
-      const RowTarget row = row_target(params_, unit, min(first + lane_, unit.rows - 1));
+      const RowTarget row = row_of_q(params_, unit, min(first + lane_, unit.rows - 1));
       const std::int64_t offset =
           (row.token * q.token_stride + row.head * q.head_stride) * kElementBytes;
 #pragma unroll

@@ -1,0 +1,478 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file
+/// Shared prefixes, found from the page tables: requests whose tables begin with the same page ids
+/// read the same keys, which one segment with the queries of all of them reads once. Include
+/// schedule.hpp instead.
+///
+/// The tables' common beginnings are a tree: requests with the same first page are a node, whose
+/// keys are the pages that all of them begin with; those of a node that go on with the same page are
+/// a node below it. A node that saves more than it costs becomes a segment; the keys of one that does
+/// not belong to those below it. Only whole pages that every query of every request sees count.
+///
+/// One algorithm for one thread of the host and a block of the device: whoever runs it is a `Team`.
+/// The tree does not depend on the team's size or on the order in which its threads run.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "schedule/schedule.hpp"
+
+namespace quire::schedule {
+
+/// One thread, and the vocabulary of a team.
+struct SingleThread {
+  [[nodiscard]] QUIRE_HOST_DEVICE std::int32_t rank() const { return 0; }  ///< of the thread
+  [[nodiscard]] QUIRE_HOST_DEVICE std::int32_t size() const { return 1; }  ///< of the team
+  [[nodiscard]] QUIRE_HOST_DEVICE std::int32_t warp() const { return 0; }  ///< threads that compare tables together
+  [[nodiscard]] QUIRE_HOST_DEVICE std::int32_t num_warps() const { return 1; }
+  [[nodiscard]] QUIRE_HOST_DEVICE bool is_first_of_warp() const { return true; }
+  QUIRE_HOST_DEVICE void sync() const {}
+  [[nodiscard]] QUIRE_HOST_DEVICE bool any(bool value) const { return value; }  ///< of all threads; synchronises
+  /// Sum over the threads before this one; synchronises. @param total  Of all.
+  [[nodiscard]] QUIRE_HOST_DEVICE std::int64_t sum_before(std::int64_t value, std::int64_t& total) const {
+    total = value;
+    return 0;
+  }
+  /// How long two tables are the same from `begin` on, up to `end`; to the first of the warp.
+  [[nodiscard]] QUIRE_HOST_DEVICE std::int32_t matching_until(const std::int32_t* a, const std::int32_t* b,
+                                            std::int32_t begin, std::int32_t end) const {
+    while (begin < end && a[begin] == b[begin]) ++begin;
+    return begin;
+  }
+  template <typename T>
+  QUIRE_HOST_DEVICE void lower_to(T& to, T value) const {
+    to = value < to ? value : to;
+  }
+  template <typename T>
+  QUIRE_HOST_DEVICE void add(T& to, T value) const {
+    to += value;
+  }
+  /// Writes `value` where 0 is. @return What was there.
+  [[nodiscard]] QUIRE_HOST_DEVICE std::uint64_t claim(std::uint64_t& place, std::uint64_t value) const {
+    const std::uint64_t before = place;
+    if (before == 0) place = value;
+    return before;
+  }
+};
+
+namespace detail {
+
+QUIRE_HOST_DEVICE constexpr std::int32_t power_of_two_from(std::int32_t least) {
+  std::int32_t power = 1;
+  while (power < least) power *= 2;
+  return power;
+}
+
+/// What the search holds of a request, and of the nodes that it leads: of each level, the request of
+/// least index leads a node.
+struct PrefixOfRequest {
+  std::int32_t pages = 0;   ///< that may be shared; later the place of its first query in the list
+  std::int32_t queries = 0;
+  std::int32_t depth = 0;   ///< pages of its deepest node; kAlone: none of the last level
+  std::int32_t paid = 0;    ///< of them, those that segments have
+  std::int32_t slot = 0;    ///< of the level's table
+  std::int32_t leader[kPrefixLevels] = {};
+  // Of nodes. Pages [begin, end) are a segment's; end = 0: the node has none.
+  std::int32_t length = 0;          ///< pages that all of the node share
+  std::int32_t cost_of_tile = 0;    ///< that its requests pay, each for itself
+  std::int32_t node_queries[kPrefixLevels] = {};
+  std::int32_t begin[kPrefixLevels] = {};
+  std::int32_t end[kPrefixLevels] = {};
+};
+
+/// A node of the level that is looked for, by what its requests have in common.
+struct PrefixSlot {
+  std::uint64_t key = 0;  ///< 1 + leader of the level above, and the next page; 0: empty
+  std::int32_t leader = 0;
+  std::int32_t count = 0;
+};
+
+QUIRE_HOST_DEVICE constexpr std::int32_t num_prefix_slots(std::int32_t num_seqs) {
+  return power_of_two_from(2 * num_seqs);
+}
+
+struct PrefixTotals {
+  std::int64_t gain = 0;
+  std::int32_t levels[kPrefixLevels] = {};  // nodes of each that are segments
+};
+
+}  // namespace detail
+
+QUIRE_HOST_DEVICE constexpr std::size_t prefix_scratch_bytes(std::int32_t max_num_seqs) {
+  return static_cast<std::size_t>(max_num_seqs) * sizeof(detail::PrefixOfRequest) +
+         static_cast<std::size_t>(detail::num_prefix_slots(max_num_seqs)) *
+             sizeof(detail::PrefixSlot) +
+         sizeof(detail::PrefixTotals);
+}
+
+/// All threads of a team run it.
+/// @tparam Team  Like `SingleThread`.
+template <typename Team>
+class PrefixFinder {
+ public:
+  /// @param scratch  `prefix_scratch_bytes`, for the team alone.
+  QUIRE_HOST_DEVICE PrefixFinder(const TilePolicy& policy, const core::ProblemShape& shape,
+                                 const core::BatchArrays& batch, const ScheduleView& schedule,
+                                 void* scratch, Team team)
+      : policy_(policy),
+        shape_(shape),
+        batch_(batch),
+        schedule_(schedule),
+        team_(team),
+        num_seqs_(batch.num_seqs),
+        num_slots_(detail::num_prefix_slots(num_seqs_)),
+        totals_(*static_cast<detail::PrefixTotals*>(scratch)),
+        slots_(reinterpret_cast<detail::PrefixSlot*>(&totals_ + 1)),
+        requests_(reinterpret_cast<detail::PrefixOfRequest*>(slots_ + num_slots_)) {}
+
+  /// Writes the schedule's segments and lists, if there are prefixes that pay.
+  /// @param header  Its counts are written; the team sees them.
+  QUIRE_HOST_DEVICE void run(Header& header) {
+    if (num_seqs_ < 2 || num_seqs_ > kMostSeqs) return;
+    begin();
+    QUIRE_ROLLED
+    for (std::int32_t level = 0; level < kPrefixLevels && find_nodes(level); ++level) {
+      measure_nodes(level);
+      decide(level);
+    }
+    team_.sync();
+    if (totals_.gain <= 0 || totals_.gain < policy_.prefixes.least_gain) return;
+    list_queries(header);
+    write_segments(header);
+  }
+
+ private:
+  static constexpr std::int32_t kAlone = -1;
+  static constexpr int kIndexBits = 16;  // of a request
+  static constexpr std::int32_t kMostSeqs = 1 << kIndexBits;
+
+  /// Calls `body(i)` for each of `count`, the team's threads in turn.
+  template <typename Body>
+  QUIRE_HOST_DEVICE void for_each(std::int32_t count, const Body& body) const {
+    QUIRE_ROLLED
+    for (std::int32_t i = team_.rank(); i < count; i += team_.size()) body(i);
+  }
+
+  [[nodiscard]] QUIRE_HOST_DEVICE bool is_in_node(std::int32_t seq) const {
+    return requests_[seq].depth != kAlone;
+  }
+
+  QUIRE_HOST_DEVICE void begin() {
+    if (team_.rank() == 0) totals_ = {};
+    for_each(num_seqs_, [&](std::int32_t seq) {
+      detail::PrefixOfRequest request;
+      const Lengths lengths = lengths_of(shape_, batch_, seq);
+      const std::int64_t rows = static_cast<std::int64_t>(lengths.qo_len) * shape_.group_size;
+      const std::int32_t earlier = lengths.kv_len - lengths.qo_len;
+      request.queries = lengths.qo_len;
+      if (rows > 0 && rows <= policy_.prefixes.most_rows && earlier > 0) {
+        request.pages = earlier / shape_.page_size;
+      }
+      requests_[seq] = request;
+    });
+  }
+
+  /// Gathers the requests that go on with the same page. @return False if none do.
+  QUIRE_HOST_DEVICE bool find_nodes(std::int32_t level) {
+    for_each(num_slots_, [&](std::int32_t slot) { slots_[slot] = {0, INT32_MAX, 0}; });
+    team_.sync();
+    for_each(num_seqs_, [&](std::int32_t seq) {
+      detail::PrefixOfRequest& request = requests_[seq];
+      const bool goes_on = request.depth != kAlone && request.pages > request.depth;
+      const std::int32_t page = goes_on ? page_ids(batch_, seq)[request.depth] : -1;
+      request.slot = page < 0 ? kAlone : join(level == 0 ? 0 : request.leader[level - 1], page);
+      if (request.slot == kAlone) return;
+      team_.lower_to(slots_[request.slot].leader, seq);
+      team_.add(slots_[request.slot].count, 1);
+    });
+    team_.sync();
+    bool any = false;
+    for_each(num_seqs_, [&](std::int32_t seq) {
+      detail::PrefixOfRequest& request = requests_[seq];
+      const bool is_alone = request.slot == kAlone || slots_[request.slot].count < 2;
+      request.leader[level] = is_alone ? seq : slots_[request.slot].leader;
+      if (is_alone) request.depth = kAlone;
+      request.length = INT32_MAX;
+      request.cost_of_tile = 0;
+      any = any || !is_alone;
+    });
+    return team_.any(any);
+  }
+
+  /// The slot of those who have `leader` in common and go on with `page`.
+  QUIRE_HOST_DEVICE std::int32_t join(std::int32_t leader, std::int32_t page) const {
+    const std::uint64_t key = static_cast<std::uint64_t>(leader + 1) << 32U |
+                              static_cast<std::uint32_t>(page);
+    std::uint64_t hash = key * 0x9e37'79b9'7f4a'7c15U;
+    hash ^= hash >> 32U;
+    auto slot = static_cast<std::int32_t>(hash & static_cast<std::uint64_t>(num_slots_ - 1));
+    QUIRE_ROLLED
+    while (true) {
+      const std::uint64_t before = team_.claim(slots_[slot].key, key);
+      if (before == 0 || before == key) return slot;
+      slot = (slot + 1) & (num_slots_ - 1);
+    }
+  }
+
+  /// How many pages the requests of a node share, and what they pay for a tile of keys.
+  QUIRE_HOST_DEVICE void measure_nodes(std::int32_t level) {
+    QUIRE_ROLLED
+    for (std::int32_t seq = team_.warp(); seq < num_seqs_; seq += team_.num_warps()) {
+      if (!is_in_node(seq)) continue;
+      const detail::PrefixOfRequest& request = requests_[seq];
+      detail::PrefixOfRequest& node = requests_[request.leader[level]];
+      std::int32_t pages = request.pages;
+      if (request.leader[level] != seq) {
+        pages = team_.matching_until(page_ids(batch_, seq),
+                                     page_ids(batch_, request.leader[level]), request.depth + 1,
+                                     detail::min_of(pages, node.pages));
+      }
+      if (!team_.is_first_of_warp()) continue;
+      team_.lower_to(node.length, pages);
+      team_.add(node.node_queries[level], request.queries);
+      const Segment whole{{request.queries, INT32_MAX / 2}};
+      const SegmentUnits units = units_of(policy_, shape_, whole.lengths);
+      const detail::UnitLine line(policy_, shape_, whole, units);
+      team_.add(node.cost_of_tile,
+                static_cast<std::int32_t>(units.q_tiles * line.cost_of_kv_tile(0)));
+    }
+    team_.sync();
+  }
+
+  /// Which nodes become segments.
+  QUIRE_HOST_DEVICE void decide(std::int32_t level) {
+    for_each(num_seqs_, [&](std::int32_t seq) {
+      detail::PrefixOfRequest& node = requests_[seq];
+      if (!is_in_node(seq) || node.leader[level] != seq) return;
+      const std::int64_t gain = gain_of(node, node.node_queries[level]);
+      if (gain <= 0) return;
+      node.begin[level] = node.paid;
+      node.end[level] = node.length;
+      team_.add(totals_.gain, gain);
+      team_.add(totals_.levels[level], 1);
+    });
+    team_.sync();
+    for_each(num_seqs_, [&](std::int32_t seq) {
+      if (!is_in_node(seq)) return;
+      detail::PrefixOfRequest& request = requests_[seq];
+      const detail::PrefixOfRequest& node = requests_[request.leader[level]];
+      request.depth = node.length;
+      if (node.end[level] > 0) request.paid = node.end[level];
+    });
+    team_.sync();
+  }
+
+  /// What the batch's cost falls by if the node becomes a segment.
+  QUIRE_HOST_DEVICE std::int64_t gain_of(const detail::PrefixOfRequest& node,
+                                         std::int32_t queries) const {
+    const Segment segment = prefix_segment(0, node.paid, node.length, queries);
+    const SegmentUnits units = units_of(policy_, shape_, segment.lengths);
+    const detail::UnitLine line(policy_, shape_, segment, units);
+    return static_cast<std::int64_t>(node.cost_of_tile) * line.kv_tiles(0) - line.cost() -
+           queries / policy_.prefixes.queries_per_cost - policy_.cost_of_unit;
+  }
+
+  /// Pages [begin, end) of a request's table.
+  QUIRE_HOST_DEVICE Segment prefix_segment(std::int32_t seq, std::int32_t begin, std::int32_t end,
+                                           std::int32_t queries) const {
+    Segment segment;
+    segment.seq = seq;
+    segment.key_begin = begin * shape_.page_size;
+    segment.key_end = end * shape_.page_size;
+    segment.lengths = {queries, segment.key_end + queries};
+    return segment;
+  }
+
+  /// Order of the list: members of every node behind one another, its leader first.
+  [[nodiscard]] QUIRE_HOST_DEVICE std::uint64_t order_of(std::int32_t seq) const {
+    const detail::PrefixOfRequest& request = requests_[seq];
+    if (request.paid == 0) return ~std::uint64_t{0};
+    std::uint64_t order = 0;
+    for (const std::int32_t leader : request.leader) {
+      order = order << kIndexBits | static_cast<std::uint64_t>(leader);
+    }
+    return order << kIndexBits | static_cast<std::uint64_t>(seq);
+  }
+
+  /// Puts the queries of all requests that have segments above them into one order.
+  QUIRE_HOST_DEVICE void list_queries(Header& header) {
+    auto* const order = reinterpret_cast<std::uint64_t*>(slots_);
+    const std::int32_t count = detail::power_of_two_from(num_seqs_);
+    for_each(count, [&](std::int32_t i) { order[i] = i < num_seqs_ ? order_of(i) : ~std::uint64_t{0}; });
+    sort(order, count);
+
+    const std::uint32_t levels = levels_with_segments();
+    const std::int32_t most = policy_.prefixes.max_states / (num_bits(levels) + 1);
+    const std::int32_t share = (num_seqs_ + team_.size() - 1) / team_.size();
+    const std::int32_t first = detail::min_of(team_.rank() * share, num_seqs_);
+    const std::int32_t last = detail::min_of(first + share, num_seqs_);
+    std::int64_t own = 0;
+    QUIRE_ROLLED
+    for (std::int32_t i = first; i < last; ++i) own += queries_at(order[i]);
+    std::int64_t total = 0;
+    std::int64_t at = team_.sum_before(own, total);
+    std::int64_t listed = 0;
+    QUIRE_ROLLED
+    for (std::int32_t i = first; i < last; ++i) {
+      const std::int32_t queries = queries_at(order[i]);
+      if (queries == 0) continue;
+      const std::int32_t seq = seq_of(order[i]);
+      if (at + queries <= most) {
+        requests_[seq].pages = static_cast<std::int32_t>(at);
+        write_listed(seq);
+        listed += queries;
+      } else {
+        requests_[seq].paid = 0;  // one too many: all of its keys stay its own
+      }
+      at += queries;
+    }
+    std::int64_t num_listed = 0;
+    (void)team_.sum_before(listed, num_listed);
+    if (team_.rank() == 0) {
+      header.num_listed = static_cast<std::int32_t>(num_listed);
+      header.levels = levels;
+    }
+    team_.sync();
+    for_each(header.num_listed * policy_.prefixes.num_kv_heads,
+             [&](std::int32_t i) { schedule_.listed_arrivals[i] = 0; });
+  }
+
+  QUIRE_HOST_DEVICE void sort(std::uint64_t* keys, std::int32_t count) const {
+    team_.sync();
+    QUIRE_ROLLED
+    for (std::int32_t run = 2; run <= count; run *= 2) {
+      QUIRE_ROLLED
+      for (std::int32_t step = run / 2; step > 0; step /= 2) {
+        for_each(count / 2, [&](std::int32_t i) {
+          const std::int32_t low = 2 * i - (i & (step - 1));
+          const std::uint64_t a = keys[low];
+          const std::uint64_t b = keys[low + step];
+          if ((a > b) == ((low & run) == 0)) {
+            keys[low] = b;
+            keys[low + step] = a;
+          }
+        });
+        team_.sync();
+      }
+    }
+  }
+
+  [[nodiscard]] static QUIRE_HOST_DEVICE std::int32_t seq_of(std::uint64_t order) {
+    return static_cast<std::int32_t>(order & (kMostSeqs - 1));
+  }
+  [[nodiscard]] QUIRE_HOST_DEVICE std::int32_t queries_at(std::uint64_t order) const {
+    return order == ~std::uint64_t{0} ? 0 : requests_[seq_of(order)].queries;
+  }
+  [[nodiscard]] static QUIRE_HOST_DEVICE std::int32_t num_bits(std::uint32_t bits) {
+    std::int32_t count = 0;
+    for (; bits != 0; bits &= bits - 1) ++count;
+    return count;
+  }
+
+  [[nodiscard]] QUIRE_HOST_DEVICE std::uint32_t levels_with_segments() const {
+    std::uint32_t levels = 0;
+    for (std::int32_t level = 0; level < kPrefixLevels; ++level) {
+      if (totals_.levels[level] > 0) levels |= 1U << static_cast<unsigned>(level);
+    }
+    return levels;
+  }
+
+  QUIRE_HOST_DEVICE void write_listed(std::int32_t seq) const {
+    const detail::PrefixOfRequest& request = requests_[seq];
+    ListedQuery query{batch_.qo_indptr[seq], 1U << static_cast<unsigned>(kOwnLevel)};
+    for (std::int32_t level = 0; level < kPrefixLevels; ++level) {
+      if (requests_[request.leader[level]].end[level] > 0) {
+        query.levels |= 1U << static_cast<unsigned>(level);
+      }
+    }
+    for (std::int32_t i = 0; i < request.queries; ++i, ++query.token) {
+      schedule_.listed[request.pages + i] = query;
+    }
+  }
+
+  /// Prefixes by their leaders, upper levels first; then the requests.
+  QUIRE_HOST_DEVICE void write_segments(Header& header) {
+    const std::int32_t share = (num_seqs_ + team_.size() - 1) / team_.size();
+    const std::int32_t first = detail::min_of(team_.rank() * share, num_seqs_);
+    const std::int32_t last = detail::min_of(first + share, num_seqs_);
+    std::int64_t own = 0;
+    QUIRE_ROLLED
+    for (std::int32_t seq = first; seq < last; ++seq) own += segments_led_by(seq);
+    std::int64_t total = 0;
+    auto at = static_cast<std::int32_t>(team_.sum_before(own, total));
+    const auto num_prefixes = static_cast<std::int32_t>(total);
+    QUIRE_ROLLED
+    for (std::int32_t seq = first; seq < last; ++seq) {
+      QUIRE_ROLLED
+      for (std::int32_t level = 0; level < kPrefixLevels; ++level) {
+        if (leads_segment(seq, level)) write_prefix(header, at++, seq, level);
+      }
+      write_request(header, num_prefixes + seq, seq);
+    }
+    if (team_.rank() == 0) {
+      header.num_prefixes = num_prefixes;
+      header.num_segments = num_prefixes + num_seqs_;
+    }
+    team_.sync();
+  }
+
+  [[nodiscard]] QUIRE_HOST_DEVICE bool leads_segment(std::int32_t seq, std::int32_t level) const {
+    return requests_[seq].end[level] > 0 && requests_[seq].paid > 0;
+  }
+  [[nodiscard]] QUIRE_HOST_DEVICE std::int32_t segments_led_by(std::int32_t seq) const {
+    std::int32_t count = 0;
+    for (std::int32_t level = 0; level < kPrefixLevels; ++level) {
+      count += static_cast<std::int32_t>(leads_segment(seq, level));
+    }
+    return count;
+  }
+
+  /// Results of a level lie behind those of the levels above.
+  [[nodiscard]] static QUIRE_HOST_DEVICE std::int32_t state_of(const Header& header,
+                                                               std::int32_t level,
+                                                               std::int32_t listed) {
+    const std::uint32_t above = header.levels & ((1U << static_cast<unsigned>(level)) - 1);
+    return num_bits(above) * header.num_listed + listed;
+  }
+
+  QUIRE_HOST_DEVICE void write_prefix(const Header& header, std::int32_t index, std::int32_t seq,
+                                      std::int32_t level) const {
+    const detail::PrefixOfRequest& node = requests_[seq];
+    const std::int32_t queries =
+        detail::min_of(node.node_queries[level], header.num_listed - node.pages);
+    schedule_.segments[index] = {
+        prefix_segment(seq, node.begin[level], node.end[level], queries),
+        {node.pages, state_of(header, level, node.pages)}};
+  }
+
+  QUIRE_HOST_DEVICE void write_request(const Header& header, std::int32_t index,
+                                       std::int32_t seq) const {
+    const detail::PrefixOfRequest& request = requests_[seq];
+    StoredSegment stored{whole_segment(shape_, batch_, seq), {batch_.qo_indptr[seq]}};
+    if (request.paid > 0) {
+      stored.segment.key_begin = request.paid * shape_.page_size;
+      stored.queries = {request.pages, state_of(header, kOwnLevel, request.pages)};
+    }
+    schedule_.segments[index] = stored;
+  }
+
+  const TilePolicy& policy_;
+  const core::ProblemShape& shape_;
+  const core::BatchArrays& batch_;
+  const ScheduleView& schedule_;
+  const Team team_;
+  const std::int32_t num_seqs_;
+  const std::int32_t num_slots_;
+  detail::PrefixTotals& totals_;
+  detail::PrefixSlot* const slots_;
+  detail::PrefixOfRequest* const requests_;
+};
+
+inline void find_prefixes(const TilePolicy& policy, const core::ProblemShape& shape,
+                          const core::BatchArrays& batch, ScheduleView schedule) {
+  PrefixFinder(policy, shape, batch, schedule, schedule.prefix_scratch, SingleThread{})
+      .run(*schedule.header);
+}
+
+}  // namespace quire::schedule

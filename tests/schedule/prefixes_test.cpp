@@ -1,0 +1,266 @@
+// SPDX-License-Identifier: Apache-2.0
+// Shared prefixes: the tree is the one that the tables make, every query attends to every key that
+// it sees exactly once, and what waits to be joined is complete and has a place of its own.
+#include "schedule/prefixes.hpp"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <bit>
+#include <cstdint>
+#include <map>
+#include <set>
+#include <tuple>
+#include <vector>
+
+#include "page_forest.hpp"
+
+namespace quire::schedule {
+namespace {
+
+using testing::PageForest;
+using testing::random_forest;
+using testing::sharing_policy;
+
+/// A forest's schedule.
+struct Scheduled {
+  explicit Scheduled(const PageForest& page_forest)
+      : forest(page_forest),
+        batch(forest.arrays()),
+        workspace(schedule_bytes(forest.policy, batch.num_seqs) / 8 + 1, ~std::uint64_t{0}),
+        view(view_of(forest.policy, batch.num_seqs, workspace.data())) {
+    build(forest.policy, forest.shape, batch, view);
+  }
+
+  [[nodiscard]] std::vector<StoredSegment> prefixes() const {
+    return {view.segments, view.segments + view.header->num_prefixes};
+  }
+
+  const PageForest& forest;
+  core::BatchArrays batch;
+  std::vector<std::uint64_t> workspace;
+  ScheduleView view;
+};
+
+/// Pages that every query of a request sees whole, if the request may share any.
+std::int32_t shareable_pages(const PageForest& forest, std::int32_t seq) {
+  const auto at = static_cast<std::size_t>(seq);
+  const std::int32_t queries = forest.qo_indptr[at + 1] - forest.qo_indptr[at];
+  if (queries == 0 || queries * forest.shape.group_size > forest.policy.prefixes.most_rows) return 0;
+  return std::max(0, forest.kv_len[at] - queries) / forest.shape.page_size;
+}
+
+/// A node: its requests, and the pages [first, last) that they share beyond the node above.
+using Node = std::tuple<std::vector<std::int32_t>, std::int32_t, std::int32_t>;
+
+/// The tree, told by its definition.
+void find_nodes(const PageForest& forest, const std::vector<std::int32_t>& seqs,
+                std::int32_t depth, std::int32_t level, std::set<Node>& nodes) {
+  if (level == kPrefixLevels) return;
+  std::map<std::int32_t, std::vector<std::int32_t>> by_next_page;
+  for (const std::int32_t seq : seqs) {
+    if (shareable_pages(forest, seq) <= depth) continue;
+    const std::int32_t page = forest.table_of(seq)[depth];
+    if (page >= 0) by_next_page[page].push_back(seq);
+  }
+  for (const auto& [page, members] : by_next_page) {
+    if (members.size() < 2) continue;
+    std::int32_t end = depth + 1;
+    const auto all_go_on = [&] {
+      return std::ranges::all_of(members, [&](std::int32_t seq) {
+        return shareable_pages(forest, seq) > end &&
+               forest.table_of(seq)[end] == forest.table_of(members.front())[end];
+      });
+    };
+    while (all_go_on()) ++end;
+    nodes.insert({members, depth, end});
+    find_nodes(forest, members, end, level + 1, nodes);
+  }
+}
+
+TEST(Prefixes, AreTheTreeOfTheTables) {
+  std::mt19937 random(11);
+  int with_levels = 0;
+  for (int round = 0; round < 3000; ++round) {
+    PageForest forest = random_forest(random, 40);
+    // Every node saves something: a tile for all is as cheap as one for each.
+    forest.policy.keys_per_tile = 1;
+    forest.policy.tile_rows = forest.policy.large.tile_rows = 1 << 20;
+    forest.policy.large.over_rows = INT32_MAX;
+    forest.policy.cost_of_tile = 1000;
+    forest.policy.prefixes = {1 << 20, forest.shape.num_kv_heads, 64, 64, 1};
+    const Scheduled scheduled(forest);
+    std::vector<std::int32_t> all(static_cast<std::size_t>(forest.num_seqs()));
+    for (std::int32_t seq = 0; seq < forest.num_seqs(); ++seq) {
+      all[static_cast<std::size_t>(seq)] = seq;
+    }
+    std::set<Node> expected;
+    find_nodes(forest, all, 0, 0, expected);
+
+    std::set<Node> found;
+    for (const StoredSegment& prefix : scheduled.prefixes()) {
+      std::set<std::int32_t> members;
+      for (std::int32_t i = 0; i < prefix.segment.lengths.qo_len; ++i) {
+        const std::int32_t token = scheduled.view.listed[prefix.queries.first + i].token;
+        const auto after = std::ranges::upper_bound(forest.qo_indptr, token);
+        members.insert(static_cast<std::int32_t>(after - forest.qo_indptr.begin()) - 1);
+      }
+      found.insert({{members.begin(), members.end()},
+                    prefix.segment.key_begin / forest.shape.page_size,
+                    prefix.segment.key_end / forest.shape.page_size});
+    }
+    ASSERT_EQ(found, expected) << "round " << round;
+    with_levels += static_cast<int>(std::popcount(scheduled.view.header->levels) > 1);
+  }
+  EXPECT_GT(with_levels, 100);
+}
+
+/// Where a key lies: its page and its place in it.
+using Place = std::pair<std::int32_t, std::int32_t>;
+
+TEST(Prefixes, LeaveEveryQueryEveryKeyOnce) {
+  std::mt19937 random(7);
+  int with_prefixes = 0;
+  for (int round = 0; round < 2000; ++round) {
+    const PageForest forest = random_forest(random, 24);
+    const Scheduled scheduled(forest);
+    const Header& header = *scheduled.view.header;
+    with_prefixes += static_cast<int>(header.num_prefixes > 0);
+    // [token, kv head]: places of the keys that were attended, and states that were left.
+    std::map<std::pair<std::int32_t, std::int32_t>, std::vector<Place>> attended;
+    std::map<std::pair<std::int32_t, std::int32_t>, std::set<std::int32_t>> states;
+    for (std::int32_t range = 0; range < header.num_ranges; ++range) {
+      WorkCursor cursor(forest.policy, forest.shape, scheduled.batch, scheduled.view, range);
+      WorkItem item;
+      Lengths lengths;
+      QueryPlace queries;
+      while (cursor.next(item, lengths, queries)) {
+        for (std::int32_t i = item.q_begin; i < item.q_end; ++i) {
+          const bool is_final = queries.state == QueryPlace::kFinal;
+          const std::int32_t token =
+              is_final ? queries.first + i : scheduled.view.listed[queries.first + i].token;
+          const KeyRange seen = visible_keys(forest.shape, lengths, i, i + 1);
+          for (std::int32_t head = item.kv_head_begin; head < item.kv_head_end; ++head) {
+            if (!is_final) states[{token, head}].insert(queries.state + i);
+            for (std::int32_t key = std::max(item.kv_begin, seen.begin);
+                 key < std::min(item.kv_end, seen.end); ++key) {
+              attended[{token, head}].push_back(
+                  {forest.table_of(item.seq)[key / forest.shape.page_size],
+                   key % forest.shape.page_size});
+            }
+          }
+        }
+      }
+    }
+    std::map<std::int32_t, std::int32_t> results_of;  // of a listed query's token
+    for (std::int32_t i = 0; i < header.num_listed; ++i) {
+      const ListedQuery& query = scheduled.view.listed[i];
+      ASSERT_TRUE(results_of.insert({query.token, std::popcount(query.levels)}).second);
+    }
+    std::set<std::int32_t> used;
+    for (std::int32_t seq = 0; seq < forest.num_seqs(); ++seq) {
+      const Lengths lengths = lengths_of(forest.shape, scheduled.batch, seq);
+      for (std::int32_t i = 0; i < lengths.qo_len; ++i) {
+        const std::int32_t token = scheduled.batch.qo_indptr[seq] + i;
+        const KeyRange seen = visible_keys(forest.shape, lengths, i, i + 1);
+        std::vector<Place> expected;
+        for (std::int32_t key = seen.begin; key < seen.end; ++key) {
+          expected.push_back({forest.table_of(seq)[key / forest.shape.page_size],
+                              key % forest.shape.page_size});
+        }
+        std::ranges::sort(expected);
+        for (std::int32_t head = 0; head < forest.shape.num_kv_heads; ++head) {
+          std::ranges::sort(attended[{token, head}]);
+          ASSERT_EQ((attended[{token, head}]), expected) << "round " << round;
+          const auto results = results_of.find(token);
+          ASSERT_EQ((states[{token, head}].size()),
+                    results == results_of.end() ? 0U : static_cast<std::size_t>(results->second));
+        }
+        for (const std::int32_t state : states[{token, 0}]) {
+          ASSERT_TRUE(used.insert(state).second) << "two results share a place";
+          ASSERT_LT(state, forest.policy.prefixes.max_states);
+        }
+      }
+    }
+    for (std::int32_t i = 0; i < header.num_listed * forest.shape.num_kv_heads; ++i) {
+      ASSERT_EQ(scheduled.view.listed_arrivals[i], 0U);
+    }
+  }
+  EXPECT_GT(with_prefixes, 300);
+}
+
+/// Decodes of `num_seqs` requests that share `shared` pages of 16 keys and have `own` of their own.
+PageForest decodes(std::int32_t num_seqs, std::int32_t shared, std::int32_t own) {
+  PageForest forest;
+  forest.shape.num_kv_heads = 8;
+  forest.shape.group_size = 4;
+  forest.shape.num_qo_heads = 32;
+  forest.shape.page_size = 16;
+  forest.shape.mask = Mask::kCausal;
+  forest.policy = sharing_policy(8, 8);
+  forest.policy.keys_per_tile = 64;
+  std::int32_t next = shared;
+  for (std::int32_t seq = 0; seq < num_seqs; ++seq) {
+    std::vector<std::int32_t> pages;
+    for (std::int32_t page = 0; page < shared + own; ++page) {
+      pages.push_back(page < shared ? page : next++);
+    }
+    forest.add(1, (shared + own) * 16, pages);
+  }
+  forest.finish();
+  return forest;
+}
+
+TEST(Prefixes, AreNotMadeIfAllOfThemSaveTooLittle) {
+  PageForest forest = decodes(8, 16, 4);
+  EXPECT_EQ(Scheduled(forest).view.header->num_prefixes, 1);
+  forest.policy.prefixes.least_gain = 1000;
+  EXPECT_EQ(Scheduled(forest).view.header->num_prefixes, 0);
+}
+
+TEST(Prefixes, ThatDoNotPayBelongToThoseBelowThem) {
+  // All share one page, less than a tile; halves share 32 more.
+  PageForest forest = decodes(2, 0, 0);
+  forest = {};
+  const PageForest like = decodes(1, 1, 0);
+  forest.shape = like.shape;
+  forest.policy = like.policy;
+  forest.policy.prefixes.queries_per_cost = 1;
+  std::int32_t next = 1000;
+  for (std::int32_t seq = 0; seq < 16; ++seq) {
+    std::vector<std::int32_t> pages = {0};
+    for (std::int32_t page = 0; page < 32; ++page) pages.push_back(100 + seq % 2 * 100 + page);
+    pages.push_back(next++);
+    forest.add(1, static_cast<std::int32_t>(pages.size()) * 16, pages);
+  }
+  forest.finish();
+  const Scheduled scheduled(forest);
+  ASSERT_EQ(scheduled.view.header->num_prefixes, 2);
+  for (const StoredSegment& prefix : scheduled.prefixes()) {
+    EXPECT_EQ(prefix.segment.key_begin, 0);
+    EXPECT_EQ(prefix.segment.key_end, 33 * 16);
+  }
+}
+
+TEST(Prefixes, AreNotThoseOfRequestsWithManyRowsOrWithoutEarlierKeys) {
+  PageForest many = decodes(4, 16, 4);
+  for (std::size_t i = 0; i < many.qo_indptr.size(); ++i) {
+    many.qo_indptr[i] = static_cast<std::int32_t>(i) * 17;  // 68 rows
+  }
+  EXPECT_EQ(Scheduled(many).view.header->num_prefixes, 0);
+  PageForest fresh = decodes(4, 16, 4);
+  for (std::int32_t& keys : fresh.kv_len) keys = 16;  // 15 before the query
+  EXPECT_EQ(Scheduled(fresh).view.header->num_prefixes, 0);
+}
+
+TEST(Prefixes, TakeNoMoreQueriesThanCanWait) {
+  PageForest forest = decodes(30, 64, 4);
+  forest.policy.prefixes.max_states = 20;
+  const Scheduled scheduled(forest);
+  EXPECT_EQ(scheduled.view.header->num_prefixes, 1);
+  EXPECT_EQ(scheduled.view.header->num_listed, 10);
+}
+
+}  // namespace
+}  // namespace quire::schedule
