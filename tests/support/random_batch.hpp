@@ -60,6 +60,8 @@ struct RandomBatchOptions {
   std::int32_t padding_rows = 0;  ///< rows of q beyond the last request
   std::int32_t stale_pages = 2;  ///< table entries beyond what is needed, where the source has them
   std::int32_t shared_pages = 0;  ///< pages that the tables of all requests begin with
+  std::int32_t branch_pages = 0;  ///< and that those of a branch go on with
+  std::int32_t num_branches = 1;  ///< to which requests belong in turn
   double mask_density = 0.5;      ///< of tree and full masks
   std::int64_t pool_pages = 0;    ///< pages of the pool; 0: half as many again as are needed
   std::int32_t table_width = 0;   ///< table entries per request; 0: what the longest needs
@@ -212,19 +214,23 @@ class RandomBatch {
       return;
     }
     // Half as many pages again as are needed, in random order: what is left over stays NaN.
-    std::int32_t owned = options.shared_pages;
+    const std::int32_t shared = options.shared_pages;
+    const std::int32_t common = shared + options.branch_pages;
+    std::int32_t owned = shared + options.num_branches * options.branch_pages;
     for (const Request& request : options.requests) owned += pages_of(request.kv_len);
     num_pages = options.pool_pages > 0 ? options.pool_pages : owned + owned / 2 + 1;
     page_tokens = spec.page_size;
     std::vector<std::int32_t> ids(static_cast<std::size_t>(num_pages));
     std::iota(ids.begin(), ids.end(), 0);
     std::shuffle(ids.begin(), ids.end(), random_);
-    auto free = static_cast<std::ptrdiff_t>(options.shared_pages);
+    std::int32_t free = shared + options.num_branches * options.branch_pages;
     for (const Request& request : options.requests) {
+      const auto branch = static_cast<std::int32_t>(pages_.size()) % options.num_branches;
       std::vector<std::int32_t> pages;
       for (std::int32_t page = 0; page < pages_of(request.kv_len); ++page) {
-        const bool shared = page < options.shared_pages;
-        pages.push_back(ids.at(static_cast<std::size_t>(shared ? page : free++)));
+        std::int32_t at = page < common ? page + branch * options.branch_pages : free++;
+        if (page < shared) at = page;
+        pages.push_back(ids.at(static_cast<std::size_t>(at)));
       }
       pages_.push_back(pages);
     }

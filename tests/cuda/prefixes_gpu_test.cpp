@@ -1,0 +1,260 @@
+// SPDX-License-Identifier: Apache-2.0
+// Shared prefixes on the GPU: the search is the host's, results are the oracle's, and those who
+// share get the same bits in every run.
+#include <gtest/gtest.h>
+
+#include <array>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "cuda/schedule/kernel.hpp"
+#include "schedule/page_forest.hpp"
+#include "support/device_batch.hpp"
+
+namespace quire {
+namespace {
+
+using testing::DeviceBatch;
+using testing::DeviceWorkspaces;
+using testing::expect_matches;
+using testing::GuardedBytes;
+using testing::kGpu;
+using testing::PageForest;
+using testing::RandomBatch;
+using testing::RandomBatchOptions;
+
+/// A host array on the device.
+template <typename T>
+class DeviceCopy {
+ public:
+  DeviceCopy(const std::vector<T>& values, const testing::Stream& stream)
+      : bytes_(values.size() * sizeof(T), stream) {
+    if (!values.empty()) bytes_.upload(std::as_bytes(std::span(values)), stream);
+  }
+  [[nodiscard]] const T* data() const { return reinterpret_cast<const T*>(bytes_.get().data()); }
+
+ private:
+  GuardedBytes bytes_;
+};
+
+/// What a schedule says, apart from the digest, which only the host makes.
+struct Said {
+  schedule::Header header;
+  std::vector<std::byte> bytes;
+};
+
+template <typename T>
+void take(Said& said, const T* from, std::int64_t count) {
+  const auto* first = reinterpret_cast<const std::byte*>(from);
+  said.bytes.insert(said.bytes.end(), first, first + count * static_cast<std::int64_t>(sizeof(T)));
+}
+
+Said said_by(const PageForest& forest, schedule::ScheduleView view) {
+  Said said{*view.header, {}};
+  said.header.digest = 0;
+  const schedule::Header& header = said.header;
+  take(said, view.cost_before, header.num_segments + 1);
+  take(said, view.ranges, forest.policy.num_ranges);
+  if (header.num_prefixes == 0) return said;
+  take(said, view.segments, header.num_segments);
+  take(said, view.listed, header.num_listed);
+  take(said, view.listed_arrivals, std::int64_t{header.num_listed} * forest.shape.num_kv_heads);
+  return said;
+}
+
+void expect_host_schedule(const PageForest& forest, int& with_prefixes) {
+  const std::size_t size = schedule::schedule_bytes(forest.policy, forest.num_seqs());
+  std::vector<std::uint64_t> of_host(size / 8 + 1);
+  const schedule::ScheduleView host =
+      schedule::view_of(forest.policy, forest.num_seqs(), of_host.data());
+  schedule::build(forest.policy, forest.shape, forest.arrays(), host);
+  with_prefixes += static_cast<int>(host.header->num_prefixes > 0);
+
+  const testing::Stream stream;
+  const DeviceCopy<std::int32_t> qo_indptr(forest.qo_indptr, stream);
+  const DeviceCopy<std::int32_t> kv_len(forest.kv_len, stream);
+  const DeviceCopy<std::int32_t> page_table(forest.page_table, stream);
+  core::BatchArrays batch = forest.arrays();
+  batch.qo_indptr = qo_indptr.data();
+  batch.kv_len = kv_len.data();
+  batch.page_table = page_table.data();
+  const GuardedBytes workspace(size, stream);
+  testing::require(cuda::launch_schedule(
+      forest.policy, forest.shape, batch,
+      schedule::view_of(forest.policy, forest.num_seqs(), workspace.get().data()), nullptr,
+      stream.get()));
+  std::vector<std::uint64_t> of_device(size / 8 + 1);
+  testing::require(cudaMemcpyAsync(of_device.data(), workspace.get().data(), size,
+                                   cudaMemcpyDeviceToHost, stream.get()));
+  stream.synchronize();
+  EXPECT_TRUE(workspace.guards_are_untouched(stream));
+  const Said expected = said_by(forest, host);
+  const Said got =
+      said_by(forest, schedule::view_of(forest.policy, forest.num_seqs(), of_device.data()));
+  ASSERT_EQ(got.header.num_prefixes, expected.header.num_prefixes);
+  ASSERT_EQ(got.header.num_segments, expected.header.num_segments);
+  ASSERT_EQ(got.header.num_listed, expected.header.num_listed);
+  ASSERT_EQ(got.header.levels, expected.header.levels);
+  ASSERT_EQ(got.header.total_cost, expected.header.total_cost);
+  ASSERT_EQ(got.bytes, expected.bytes);
+}
+
+TEST(PrefixesOnTheDevice, AreTheHostsBitForBitOverRandomForests) {
+  testing::require(cuda::prepare_schedule());
+  std::mt19937 random(5);
+  int with_prefixes = 0;
+  for (int round = 0; round < 1500 && !HasFailure(); ++round) {
+    SCOPED_TRACE(round);
+    expect_host_schedule(testing::random_forest(random, round % 50 == 0 ? 2500 : 60),
+                         with_prefixes);
+  }
+  EXPECT_GT(with_prefixes, 300);
+}
+
+/// Requests that share 64 pages, those of a branch 17 more, with some queries and own keys each.
+RandomBatchOptions sharing(DType dtype, std::int32_t group, std::int32_t head_dim) {
+  RandomBatchOptions options = testing::exact_options(dtype, group, 2, head_dim);
+  options.shared_pages = 64;
+  options.num_branches = 5;
+  options.branch_pages = 17;
+  options.requests.clear();
+  constexpr std::int32_t kShared = (64 + 17) * 16;
+  for (std::int32_t seq = 0; seq < 61; ++seq) {
+    const std::int32_t queries = seq % 7 == 3 ? 1 + seq % 5 : 1;
+    const std::int32_t keys = seq % 11 == 5 ? kShared - 40 : kShared + queries + seq * 13 % 301;
+    options.requests.push_back({queries, keys});
+  }
+  options.requests.push_back({0, 0});
+  options.requests.push_back({1, 5});
+  return options;
+}
+
+schedule::Header header_of(const DeviceWorkspaces& workspaces, const testing::Stream& stream) {
+  schedule::Header header;
+  testing::require(cudaMemcpyAsync(&header, workspaces.schedule().data(), sizeof(header),
+                                   cudaMemcpyDeviceToHost, stream.get()));
+  stream.synchronize();
+  return header;
+}
+
+/// Runs the batch and expects that prefixes are shared at so many levels at least.
+void expect_shared(const RandomBatchOptions& options, const std::string& what, int levels = 1) {
+  SCOPED_TRACE(what);
+  RandomBatch host(options);
+  const DeviceBatch batch(host);
+  const Attention attention(kGpu, host.spec, testing::kRoomyLimits);
+  const DeviceWorkspaces workspaces(attention.workspace_sizes(), batch.stream);
+  ASSERT_TRUE(batch.launch(attention, workspaces).ok());
+  batch.mirror.download(batch.stream);
+  EXPECT_GE(std::popcount(header_of(workspaces, batch.stream).levels), levels);
+  EXPECT_TRUE(workspaces.guards_are_untouched(batch.stream));
+  expect_matches(host, oracle_of(host));
+}
+
+TEST(GpuPrefixes, AgreeWithTheOracleForDtypesGroupsAndHeadDims) {
+  for (const DType dtype : {DType::kBFloat16, DType::kFloat16, DType::kFloat32}) {
+    for (const std::int32_t head_dim : {64, 128}) {
+      for (const std::int32_t group : {1, 4, 7}) {
+        expect_shared(sharing(dtype, group, head_dim),
+                      std::string(to_string(dtype)) + " " + std::to_string(head_dim) + " group " +
+                          std::to_string(group));
+      }
+    }
+  }
+  expect_shared(sharing(DType::kBFloat16, 4, 256), "256");
+}
+
+TEST(GpuPrefixes, AgreeAtTwoLevels) {
+  RandomBatchOptions options = sharing(DType::kBFloat16, 4, 128);
+  options.branch_pages = 70;
+  for (testing::Request& request : options.requests) {
+    if (request.kv_len > 40) request.kv_len += 60 * 16;
+  }
+  expect_shared(options, "long branches", 2);
+}
+
+TEST(GpuPrefixes, AgreeForOptionsTablesAndPageSizes) {
+  RandomBatchOptions options = sharing(DType::kBFloat16, 4, 128);
+  for (const std::int32_t page_size : {1, 5, 16, 48, 64}) {
+    options.spec.page_size = page_size;
+    options.shared_pages = 1024 / page_size;
+    options.branch_pages = 272 / page_size;
+    expect_shared(options, "page size " + std::to_string(page_size));
+  }
+  options = sharing(DType::kBFloat16, 4, 128);
+  options.spec.kv_layout = KvLayout::kHND;
+  options.source = testing::KeySource::kCsr;
+  options.strided_output = true;
+  options.spec.o_dtype = DType::kNone;
+  expect_shared(options, "HND, CSR, output of q's dtype");
+  options = sharing(DType::kBFloat16, 4, 128);
+  options.spec.sinks = true;
+  options.spec.logits_soft_cap = 30.0F;
+  options.spec.kv_scale = KvScale::kPerHead;
+  expect_shared(options, "sinks, soft cap and scales");
+  for (const Mask mask : {Mask::kNone, Mask::kTree}) {
+    options = sharing(DType::kBFloat16, 4, 128);
+    options.spec.mask = mask;
+    expect_shared(options, mask == Mask::kNone ? "no mask" : "trees");
+  }
+}
+
+TEST(GpuPrefixes, GiveTheSameBitsInEveryRunAndAgreeWithUnsharedWithinRounding) {
+  RandomBatch host(sharing(DType::kBFloat16, 4, 128));
+  DeviceBatch batch(host);
+  const Attention attention(kGpu, host.spec, testing::kRoomyLimits);
+  DeviceWorkspaces workspaces(attention.workspace_sizes(), batch.stream);
+  ASSERT_TRUE(batch.launch(attention, workspaces).ok());
+  const std::vector<std::byte> expected = batch.result_bytes();
+  for (int run = 0; run < 30; ++run) {
+    batch.forget_results();
+    if (run % 3 == 0) workspaces.fill_schedule(testing::Rubbish::kRandom, batch.stream);
+    if (run % 3 == 1) workspaces.fill_scratch(testing::Rubbish::kOnes, batch.stream);
+    ASSERT_TRUE(batch.launch(attention, workspaces).ok());
+    ASSERT_EQ(batch.result_bytes(), expected) << "run " << run;
+  }
+  AttentionSpec apart = host.spec;
+  apart.share_prefixes = false;
+  const Attention without(kGpu, apart, testing::kRoomyLimits);
+  batch.forget_results();
+  const DeviceWorkspaces others(without.workspace_sizes(), batch.stream);
+  ASSERT_TRUE(batch.launch(without, others).ok());
+  EXPECT_NE(batch.result_bytes(), expected);
+  EXPECT_EQ(header_of(others, batch.stream).num_prefixes, 0);
+  expect_matches(host, oracle_of(host));
+}
+
+TEST(GpuPrefixes, FollowTablesThatChangeUnderACapturedGraph) {
+  RandomBatchOptions options = sharing(DType::kBFloat16, 4, 128);
+  options.pool_pages = 9000;
+  options.table_width = 128;
+  RandomBatch first(options);
+  DeviceBatch batch(first);
+  const Attention attention(kGpu, first.spec, testing::kRoomyLimits);
+  const DeviceWorkspaces workspaces(attention.workspace_sizes(), batch.stream);
+  cudaGraph_t graph = nullptr;
+  testing::require(cudaStreamBeginCapture(batch.stream.get(), cudaStreamCaptureModeThreadLocal));
+  ASSERT_TRUE(batch.launch(attention, workspaces).ok());
+  testing::require(cudaStreamEndCapture(batch.stream.get(), &graph));
+  cudaGraphExec_t instance = nullptr;
+  testing::require(cudaGraphInstantiate(&instance, graph, 0));
+  for (int step = 0; step < 6; ++step) {
+    SCOPED_TRACE(step);
+    options.seed = static_cast<std::uint32_t>(step + 2);
+    options.shared_pages = step % 2 == 0 ? 64 : 0;
+    options.branch_pages = step % 3 == 0 ? 17 : 0;
+    RandomBatch host(options);
+    batch.replace(host);
+    testing::require(cudaGraphLaunch(instance, batch.stream.get()));
+    batch.download_into(host);
+    const bool shares = options.shared_pages > 0;
+    EXPECT_EQ(header_of(workspaces, batch.stream).num_prefixes > 0, shares);
+    expect_matches(host, oracle_of(host));
+  }
+  cudaGraphExecDestroy(instance);
+  cudaGraphDestroy(graph);
+}
+
+}  // namespace
+}  // namespace quire
