@@ -70,8 +70,6 @@ struct Header {
   std::int32_t num_ranges = 0;  ///< ranges in use, 0 for a batch without queries
   std::int64_t total_cost = 0;
   std::uint64_t digest = 0;  ///< of lengths and policy, see `describes`; 0 where a device made it
-  std::int32_t has_small_units = 0;
-  std::int32_t has_large_units = 0;
   std::int32_t num_segments = 0;
   std::int32_t num_prefixes = 0;  ///< segments that are shared prefixes: the first ones
   std::int32_t num_listed = 0;    ///< queries that attend to some of them
@@ -121,9 +119,9 @@ struct Range {
   QueryPlace first_queries;   ///< of its segment
   PlacedCut rest;             ///< where the second item starts
   PlacedCut end;
-  std::int32_t has_small_units = 0;  ///< of the whole batch: what `Header` says, where it is read
+  std::int32_t has_small_units = 0;  ///< among the range's
   std::int32_t has_large_units = 0;
-  std::int32_t has_prefixes = 0;
+  std::int32_t has_prefixes = 0;  ///< the schedule, anywhere
 };
 
 /// A segment of a schedule with prefixes.
@@ -147,6 +145,7 @@ inline constexpr std::int32_t kOwnLevel = kPrefixLevels;
 struct ScheduleView {
   Header* header = nullptr;
   std::int64_t* cost_before = nullptr;  // [max segments + 1]: running cost of the segments
+  std::int32_t* large_before = nullptr;  // [max segments + 1]: how many have large units
   Range* ranges = nullptr;              // [policy.num_ranges]; those not in use are empty
   std::uint32_t* arrivals = nullptr;    // [policy.num_ranges, policy.heads_abreast]: pieces done of
                                         // a split unit; 0 between runs
@@ -233,11 +232,10 @@ QUIRE_HOST_DEVICE inline PlacedCut place_cut(const TilePolicy& policy,
                                              const core::BatchArrays& batch, ScheduleView schedule,
                                              std::int32_t index);
 
-/// The range between two cuts, its first item taken off.
+/// The range between two cuts, its first item taken off. Needs `large_before`.
 QUIRE_HOST_DEVICE inline Range make_range(const TilePolicy& policy, const core::ProblemShape& shape,
                                           const core::BatchArrays& batch,
-                                          const StoredSegment* segments, const Header& header,
-                                          const PlacedCut& begin, const PlacedCut& end,
+                                          const ScheduleView& schedule, const PlacedCut& begin, const PlacedCut& end,
                                           std::int32_t index);
 
 /// Fills the schedule on the host. O(num_seqs).
@@ -268,9 +266,9 @@ class WorkCursor {
 
  private:
   friend QUIRE_HOST_DEVICE inline Range make_range(const TilePolicy&, const core::ProblemShape&,
-                                                   const core::BatchArrays&, const StoredSegment*,
-                                                   const Header&, const PlacedCut&,
-                                                   const PlacedCut&, std::int32_t);
+                                                   const core::BatchArrays&, const ScheduleView&,
+                                                   const PlacedCut&, const PlacedCut&,
+                                                   std::int32_t);
   QUIRE_HOST_DEVICE void begin_rest();
   QUIRE_HOST_DEVICE bool next_of_rest(WorkItem& item);
   QUIRE_HOST_DEVICE void step_over_unit();

@@ -247,7 +247,8 @@ QUIRE_HOST_DEVICE inline std::size_t schedule_bytes(const TilePolicy& policy,
   const auto num_ranges = static_cast<std::size_t>(policy.num_ranges);
   const auto heads_abreast = static_cast<std::size_t>(policy.heads_abreast);
   const auto num_segments = static_cast<std::size_t>(max_segments(policy, max_num_seqs));
-  std::size_t bytes = sizeof(Header) + (num_segments + 1) * sizeof(std::int64_t) +
+  std::size_t bytes = sizeof(Header) +
+                      (num_segments + 1) * (sizeof(std::int64_t) + sizeof(std::int32_t)) +
                       num_ranges * (sizeof(Range) + heads_abreast * sizeof(std::uint32_t));
   if (policy.prefixes.max_states > 0) {
     bytes += num_segments * sizeof(StoredSegment) +
@@ -265,7 +266,8 @@ QUIRE_HOST_DEVICE inline ScheduleView view_of(const TilePolicy& policy, std::int
   view.header = static_cast<Header*>(workspace);
   view.cost_before = reinterpret_cast<std::int64_t*>(view.header + 1);
   const std::int32_t num_segments = max_segments(policy, max_num_seqs);
-  view.ranges = reinterpret_cast<Range*>(view.cost_before + num_segments + 1);
+  view.large_before = reinterpret_cast<std::int32_t*>(view.cost_before + num_segments + 1);
+  view.ranges = reinterpret_cast<Range*>(view.large_before + num_segments + 1);
   view.arrivals = reinterpret_cast<std::uint32_t*>(view.ranges + policy.num_ranges);
   if (policy.prefixes.max_states == 0) return view;
   view.segments =
@@ -429,27 +431,25 @@ inline void build(const TilePolicy& policy, const core::ProblemShape& shape,
   if (policy.prefixes.max_states > 0) find_prefixes(policy, shape, batch, schedule);
   const StoredSegment* const segments = segments_of(schedule);
   std::int64_t cost = 0;
-  bool has_small = false;
-  bool has_large = false;
+  std::int32_t large = 0;
   for (std::int32_t index = 0; index < header.num_segments; ++index) {
     schedule.cost_before[index] = cost;
+    schedule.large_before[index] = large;
     const Segment segment = segment_of(shape, batch, segments, index);
     const SegmentUnits units = units_of(policy, shape, segment.lengths);
     cost += cost_of(policy, shape, segment, units);
-    has_small = has_small || (units.q_tiles > 0 && !units.are_large);
-    has_large = has_large || (units.q_tiles > 0 && units.are_large);
+    large += static_cast<std::int32_t>(units.are_large);
   }
   schedule.cost_before[header.num_segments] = cost;
+  schedule.large_before[header.num_segments] = large;
   header.num_ranges = ranges_for(policy, shape, cost);
   header.total_cost = cost;
   header.digest = detail::digest_of(policy, shape, batch);
-  header.has_small_units = static_cast<std::int32_t>(has_small);
-  header.has_large_units = static_cast<std::int32_t>(has_large);
   PlacedCut begin = place_cut(policy, shape, batch, schedule, 0);
   for (std::int32_t index = 0; index < policy.num_ranges; ++index) {
     const PlacedCut end = place_cut(policy, shape, batch, schedule, index + 1);
     schedule.ranges[index] =
-        make_range(policy, shape, batch, segments, header, begin, end, index);
+        make_range(policy, shape, batch, schedule, begin, end, index);
     for (std::int32_t head = 0; head < policy.heads_abreast; ++head) {
       schedule.arrivals[index * policy.heads_abreast + head] = 0;
     }
@@ -562,13 +562,11 @@ QUIRE_HOST_DEVICE inline bool WorkCursor::next_of_rest(WorkItem& item) {
 
 QUIRE_HOST_DEVICE inline Range make_range(const TilePolicy& policy, const core::ProblemShape& shape,
                                           const core::BatchArrays& batch,
-                                          const StoredSegment* segments, const Header& header,
-                                          const PlacedCut& begin, const PlacedCut& end,
+                                          const ScheduleView& schedule, const PlacedCut& begin, const PlacedCut& end,
                                           std::int32_t index) {
   Range range;
-  range.has_small_units = header.has_small_units;
-  range.has_large_units = header.has_large_units;
-  range.has_prefixes = static_cast<std::int32_t>(header.num_prefixes > 0);
+  const StoredSegment* const segments = segments_of(schedule);
+  range.has_prefixes = static_cast<std::int32_t>(segments != nullptr);
   range.first_lengths = begin.segment.lengths;
   range.rest = begin;
   range.end = end;
@@ -576,6 +574,13 @@ QUIRE_HOST_DEVICE inline Range make_range(const TilePolicy& policy, const core::
   cursor.begin_rest();
   WorkItem first;
   if (!cursor.next_of_rest(first)) return range;
+  // Segments that the range may touch: up to the one that the end lies in, or before.
+  const bool ends_inside = end.cut.kv_tile > 0 || end.cut.q_tile > 0 || end.cut.head_unit > 0;
+  const std::int32_t last = end.cut.segment + static_cast<std::int32_t>(ends_inside);
+  const std::int32_t large =
+      schedule.large_before[last] - schedule.large_before[begin.cut.segment];
+  range.has_large_units = static_cast<std::int32_t>(large > 0);
+  range.has_small_units = static_cast<std::int32_t>(large < last - begin.cut.segment);
   range.first = first;
   range.first_queries = queries_of(batch, segments, begin.cut.segment);
   range.rest = cursor.at_;

@@ -225,7 +225,22 @@ void expect_balance(const Scheduled& scheduled) {
   ASSERT_EQ(sum, scheduled.view.header->total_cost);
 }
 
-TEST(Schedule, SaysOfTheBatchWhichUnitsItHas) {
+TEST(Schedule, SaysOfARangeWhichUnitsItHas) {
+  std::mt19937 random(3);
+  for (int round = 0; round < 20'000; ++round) {
+    const core::ProblemShape shape = random_shape(random);
+    const TilePolicy policy = random_policy(random, shape);
+    const Scheduled scheduled(policy, shape, random_lengths(random));
+    for (std::int32_t index = 0; index < policy.num_ranges; ++index) {
+      const Range& range = scheduled.view.ranges[index];
+      for (const WorkItem& item : scheduled.items_of(index)) {
+        ASSERT_TRUE(is_large(scheduled, item) ? range.has_large_units : range.has_small_units);
+      }
+    }
+  }
+}
+
+TEST(Schedule, DoesNotClaimUnitsThatARangeHasNot) {
   TilePolicy policy;
   policy.num_ranges = 4;
   policy.large = {64, 128, 1, 6, 1};
@@ -233,17 +248,15 @@ TEST(Schedule, SaysOfTheBatchWhichUnitsItHas) {
   shape.num_kv_heads = 2;
   shape.group_size = 4;
   shape.num_qo_heads = 8;
-  const auto flags = [&](std::vector<Lengths> lengths) {
+  const auto flags = [&](std::vector<Lengths> lengths, int range) {
     const Scheduled scheduled(policy, shape, std::move(lengths));
-    const Range& range = scheduled.view.ranges[3];
-    EXPECT_EQ(range.has_small_units, scheduled.view.header->has_small_units);
-    EXPECT_EQ(range.has_large_units, scheduled.view.header->has_large_units);
-    return std::pair(range.has_small_units, range.has_large_units);
+    const Range& of = scheduled.view.ranges[range];
+    return std::pair(of.has_small_units, of.has_large_units);
   };
-  EXPECT_EQ(flags({{1, 500}, {16, 500}, {0, 70}}), std::pair(1, 0));  // 64 rows are few
-  EXPECT_EQ(flags({{17, 500}, {0, 70}}), std::pair(0, 1));
-  EXPECT_EQ(flags({{17, 500}, {1, 70}}), std::pair(1, 1));
-  EXPECT_EQ(flags({{0, 500}}), std::pair(0, 0));
+  EXPECT_EQ(flags({{1, 500}, {16, 500}, {0, 70}}, 0), std::pair(1, 0));  // 64 rows are few
+  EXPECT_EQ(flags({{17, 500}, {0, 70}}, 0), std::pair(0, 1));
+  EXPECT_EQ(flags({{17, 5000}, {1, 70}}, 0), std::pair(0, 1));
+  EXPECT_EQ(flags({{0, 500}}, 0), std::pair(0, 0));
 }
 
 TEST(Schedule, CutsRequestsOfManyRowsIntoLargeTiles) {

@@ -169,6 +169,12 @@ __device__ __forceinline__ std::int32_t partial_row(const AttendParams& params, 
                              : state_row(params, unit, row);
 }
 
+/// Where a part of a row lies.
+struct RowPart {
+  std::int32_t at;   // row of `PartialStates`; of another part if there is none
+  bool is_there;
+};
+
 /// Neighbouring elements [column, column + 4) of a row that has been merged.
 struct MergedRow {
   std::int32_t column;
@@ -196,9 +202,8 @@ class SplitRows {
 
   [[nodiscard]] __device__ std::int32_t num_rows() const { return unit_.rows; }
   [[nodiscard]] __device__ std::int32_t num_parts() const { return unit_.num_pieces; }
-  /// Row of `PartialStates`; −1: there is no such part.
-  [[nodiscard]] __device__ std::int32_t at(std::int32_t part, std::int32_t row) const {
-    return part < unit_.num_pieces ? rows_.at(part, row) : -1;
+  [[nodiscard]] __device__ RowPart part_of(std::int32_t row, std::int32_t part) const {
+    return {rows_.at(min(part, unit_.num_pieces - 1), row), part < unit_.num_pieces};
   }
   __device__ void store(std::int32_t row, const MergedRow& merged) const {
     if (!unit_.leaves_states()) {
@@ -240,13 +245,15 @@ class ListedRows {
     return __popc(queries_) * params_.shape.group_size;
   }
   [[nodiscard]] __device__ std::int32_t num_parts() const { return schedule::kOwnLevel + 1; }
-  [[nodiscard]] __device__ std::int32_t at(std::int32_t part, std::int32_t row) const {
+  [[nodiscard]] __device__ RowPart part_of(std::int32_t row, std::int32_t part) const {
     const std::int32_t listed = listed_of(params_.group_size.quotient(row));
-    const unsigned levels = part <= schedule::kOwnLevel ? params_.schedule.listed[listed].levels : 0U;
-    if ((levels >> static_cast<unsigned>(part) & 1U) == 0) return -1;
-    const std::int32_t above = __popc(levels_ & ((1U << static_cast<unsigned>(part)) - 1U));
-    return params_.partials.first_state +
-           (above * num_listed_ + listed) * params_.shape.num_qo_heads + head_of(row);
+    const unsigned levels = params_.schedule.listed[listed].levels;
+    const bool is_there = (levels >> static_cast<unsigned>(part) & 1U) != 0;
+    const auto level = static_cast<unsigned>(is_there ? part : schedule::kOwnLevel);
+    const std::int32_t above = __popc(levels_ & ((1U << level) - 1U));
+    return {params_.partials.first_state +
+                (above * num_listed_ + listed) * params_.shape.num_qo_heads + head_of(row),
+            is_there};
   }
   __device__ void store(std::int32_t row, const MergedRow& merged) const {
     const std::int32_t listed = listed_of(params_.group_size.quotient(row));
@@ -310,8 +317,8 @@ class RowMerge {
   }
 
  private:
-  /// Parts [first, first + kParts), as many of them as there are. All loads are on their way before
-  /// the first of them is waited for.
+  /// Parts [first, first + kParts); those that are not there weigh nothing. Without branches, so that
+  /// all loads are on their way before the first of them is waited for.
   __device__ void add(std::int32_t first) {
     float4 parts[kRows][kParts];
     float2 states[kRows][kParts];
@@ -320,13 +327,11 @@ class RowMerge {
       const std::int32_t row = min(row_ + i * row_step_, rows_.num_rows() - 1);
 #pragma unroll
       for (int part = 0; part < kParts; ++part) {
-        const std::int32_t from = rows_.at(first + part, row);
-        states[i][part] = make_float2(kNoKey, 0.0F);
-        parts[i][part] = make_float4(0.0F, 0.0F, 0.0F, 0.0F);
-        if (from < 0) continue;
-        states[i][part] = __ldcg(params_.partials.max_and_sum + from);
+        const RowPart from = rows_.part_of(row, first + part);
+        states[i][part] = __ldcg(params_.partials.max_and_sum + from.at);
         parts[i][part] = __ldcg(reinterpret_cast<const float4*>(
-            params_.partials.o + from * params_.shape.head_dim_vo + (is_in_row_ ? column_ : 0)));
+            params_.partials.o + from.at * params_.shape.head_dim_vo + (is_in_row_ ? column_ : 0)));
+        if (!from.is_there) states[i][part].x = kNoKey;
       }
     }
 #pragma unroll
@@ -400,6 +405,8 @@ __device__ inline void merge_pieces(const AttendParams& params, const Unit& unit
   const SplitRows<Element> rows(params, unit);
   if (unit.num_pieces <= 4 && unit.rows > warps) {
     merge_rows<4, 4>(params, rows, warp, warps);
+  } else if (unit.num_pieces <= 8 && unit.rows > warps) {
+    merge_rows<2, 8>(params, rows, warp, warps);
   } else {
     merge_rows<1, 16>(params, rows, warp, warps);
   }

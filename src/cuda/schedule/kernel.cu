@@ -15,7 +15,7 @@ namespace quire::cuda {
 namespace {
 
 constexpr int kThreads = 1024;
-constexpr int kCutsAtOnce = 512;
+constexpr int kCutsAtOnce = 256;
 constexpr int kWarps = kThreads / kWarpSize;
 constexpr int kSharedSegments = 2048;     // whose running costs fit in shared memory
 constexpr int kSharedPrefixSeqs = 1024;  // requests whose prefixes are searched there
@@ -109,15 +109,10 @@ struct Block {
   }
 };
 
-struct HasUnits {
-  bool small;
-  bool large;
-};
-
 struct Shared {
   schedule::Header header;
-  HasUnits has_units[kWarps];  // filled by each warp, drained by thread 0 behind the block's sum
   std::int64_t cost_before[kSharedSegments + 1];
+  std::int32_t large_before[kSharedSegments + 1];
   schedule::PlacedCut cuts[kCutsAtOnce];  // some ranges' begins and ends
 };
 
@@ -150,44 +145,37 @@ __device__ void sum_up(const Arguments& arguments, const schedule::ScheduleView&
   const bool fits = num_segments <= kSharedSegments;
 
   std::int64_t* const costs = fits ? shared.cost_before : schedule.cost_before;
+  std::int32_t* const large = fits ? shared.large_before : schedule.large_before;
   std::int64_t own = 0;  // of this thread's segments
-  bool has_small = false;
-  bool has_large = false;
+  std::int32_t own_large = 0;
   QUIRE_ROLLED
   for (std::int32_t index = first; index < last; ++index) {
     costs[index] = own;
+    large[index] = own_large;
     const schedule::Segment segment =
         schedule::segment_of(arguments.shape, arguments.batch, segments, index);
     const schedule::SegmentUnits units =
         schedule::units_of(arguments.policy, arguments.shape, segment.lengths);
     own += schedule::cost_of(arguments.policy, arguments.shape, segment, units);
-    has_small = has_small || (units.q_tiles > 0 && !units.are_large);
-    has_large = has_large || (units.q_tiles > 0 && units.are_large);
-  }
-  const bool warp_has_small = __any_sync(kAllLanes, has_small) != 0;
-  const bool warp_has_large = __any_sync(kAllLanes, has_large) != 0;
-  if (threadIdx.x % kWarpSize == 0) {
-    shared.has_units[threadIdx.x / kWarpSize] = {warp_has_small, warp_has_large};
+    own_large += static_cast<std::int32_t>(units.are_large);
   }
   std::int64_t total = 0;
+  std::int64_t total_large = 0;
   const std::int64_t before = block_inclusive_sum(own, total) - own;
+  const auto large_before =
+      static_cast<std::int32_t>(block_inclusive_sum(own_large, total_large) - own_large);
   QUIRE_ROLLED
   for (std::int32_t index = first; index < last; ++index) {
     costs[index] += before;
+    large[index] += large_before;
     if (fits) schedule.cost_before[index] = costs[index];
   }
   if (threadIdx.x != 0) return;
-  HasUnits any{false, false};
-  for (const HasUnits& of_warp : shared.has_units) {
-    any.small = any.small || of_warp.small;
-    any.large = any.large || of_warp.large;
-  }
   schedule.cost_before[num_segments] = total;
   if (fits) shared.cost_before[num_segments] = total;
+  large[num_segments] = static_cast<std::int32_t>(total_large);
   shared.header.num_ranges = schedule::ranges_for(arguments.policy, arguments.shape, total);
   shared.header.total_cost = total;
-  shared.header.has_small_units = static_cast<std::int32_t>(any.small);
-  shared.header.has_large_units = static_cast<std::int32_t>(any.large);
   *schedule.header = shared.header;
 }
 
@@ -203,7 +191,10 @@ __global__ void __launch_bounds__(kThreads, 1)
   sum_up(arguments, arguments.schedule, segments, shared);
   __syncthreads();  // header and running costs are read by all
 
-  if (shared.header.num_segments <= kSharedSegments) known.cost_before = shared.cost_before;
+  if (shared.header.num_segments <= kSharedSegments) {
+    known.cost_before = shared.cost_before;
+    known.large_before = shared.large_before;
+  }
   const std::int32_t num_ranges = arguments.policy.num_ranges;
   const auto thread = static_cast<std::int32_t>(threadIdx.x);
   QUIRE_ROLLED
@@ -216,8 +207,8 @@ __global__ void __launch_bounds__(kThreads, 1)
     __syncthreads();  // a range ends where its neighbour begins
     if (index < num_ranges && thread < kCutsAtOnce - 1) {
       arguments.schedule.ranges[index] =
-          schedule::make_range(arguments.policy, arguments.shape, arguments.batch, segments,
-                               shared.header, shared.cuts[thread], shared.cuts[thread + 1], index);
+          schedule::make_range(arguments.policy, arguments.shape, arguments.batch, known,
+                               shared.cuts[thread], shared.cuts[thread + 1], index);
       const std::int32_t heads = arguments.policy.heads_abreast;
       QUIRE_ROLLED
       for (std::int32_t head = 0; head < heads; ++head) {
