@@ -186,10 +186,12 @@ std::int32_t heads_abreast(std::int32_t num_kv_heads, std::int32_t shares) {
 class CudaAttention final : public internal::AttentionBackend {
  public:
   CudaAttention(const core::AttentionConfig& attention_config, const AttendKernel& kernel,
-                const schedule::TilePolicy& policy, WorkspaceSizes workspaces)
+                const schedule::TilePolicy& policy, std::size_t near_bytes,
+                WorkspaceSizes workspaces)
       : AttentionBackend(attention_config, workspaces),
         kernel_(kernel),
         policy_(policy),
+        near_bytes_(near_bytes),
         layout_(config.shape, policy_),
         max_rows_(schedule::max_item_rows(policy_, config.shape)) {}
 
@@ -203,7 +205,8 @@ class CudaAttention final : public internal::AttentionBackend {
       error = launch_check_lengths(config.shape, config.limits, batch, call.check, stream);
     }
     if (error == cudaSuccess) {
-      error = launch_schedule(policy_, config.shape, batch, view_of(schedule), call.check, stream);
+      error = launch_schedule(policy_, config.shape, batch, view_of(schedule), near_bytes_,
+                              call.check, stream);
     }
     return status_of("schedule", error);
   }
@@ -285,6 +288,7 @@ class CudaAttention final : public internal::AttentionBackend {
 
   const AttendKernel kernel_;
   const schedule::TilePolicy policy_;
+  const std::size_t near_bytes_;  // of shared memory, to make schedules in
   const ScratchLayout layout_;
   const std::int32_t max_rows_;
 };
@@ -307,7 +311,9 @@ std::unique_ptr<internal::AttentionBackend> make_attention(const core::Attention
   const AttendKernel kernel = choose_kernel(config);
   prepare(kernel);
   if (kernel.takes_tile_maps) sm90::prepare_tile_maps();
-  throw_if_error("attention", prepare_schedule());
+  std::size_t near_bytes = 0;
+  throw_if_error("attention",
+                 prepare_schedule(shared_memory_of(config.device.index), near_bytes));
   const std::int32_t shares =
       std::min(attribute_of(config.device.index, cudaDevAttrMultiProcessorCount),
                kMostMultiprocessors) *
@@ -315,6 +321,7 @@ std::unique_ptr<internal::AttentionBackend> make_attention(const core::Attention
   return std::make_unique<CudaAttention>(
       config, kernel,
       tile_policy(config, kernel, shares, heads_abreast(config.shape.num_kv_heads, shares)),
+      near_bytes,
       workspace_sizes(config));
 }
 

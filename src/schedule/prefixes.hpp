@@ -27,6 +27,7 @@ struct SingleThread {
   [[nodiscard]] QUIRE_HOST_DEVICE std::int32_t warp() const { return 0; }  ///< threads that compare tables together
   [[nodiscard]] QUIRE_HOST_DEVICE std::int32_t num_warps() const { return 1; }
   [[nodiscard]] QUIRE_HOST_DEVICE bool is_first_of_warp() const { return true; }
+  static constexpr int kAtOnce = 1;  ///< requests of a thread whose memory it asks for
   QUIRE_HOST_DEVICE void sync() const {}
   [[nodiscard]] QUIRE_HOST_DEVICE bool any(bool value) const { return value; }  ///< of all threads; synchronises
   /// Sum over the threads before this one; synchronises. @param total  Of all.
@@ -48,10 +49,12 @@ struct SingleThread {
   QUIRE_HOST_DEVICE void add(T& to, T value) const {
     to += value;
   }
-  /// Writes `value` where 0 is. @return What was there.
-  [[nodiscard]] QUIRE_HOST_DEVICE std::uint64_t claim(std::uint64_t& place, std::uint64_t value) const {
+  /// Writes `value` where `expected` is. @return What was there.
+  [[nodiscard]] QUIRE_HOST_DEVICE std::uint64_t exchange_if(std::uint64_t& place,
+                                                            std::uint64_t expected,
+                                                            std::uint64_t value) const {
     const std::uint64_t before = place;
-    if (before == 0) place = value;
+    if (before == expected) place = value;
     return before;
   }
 };
@@ -71,9 +74,9 @@ struct PrefixOfRequest {
   std::int32_t queries = 0;
   std::int32_t depth = 0;   ///< pages of its deepest node; kAlone: none of the last level
   std::int32_t paid = 0;    ///< of them, those that segments have
-  std::int32_t slot = 0;    ///< of the level's table
   std::int32_t leader[kPrefixLevels] = {};
   // Of nodes. Pages [begin, end) are a segment's; end = 0: the node has none.
+  std::int32_t is_shared = 0;       ///< the level's node has more requests than its leader
   std::int32_t length = 0;          ///< pages that all of the node share
   std::int32_t cost_of_tile = 0;    ///< that its requests pay, each for itself
   std::int32_t node_queries[kPrefixLevels] = {};
@@ -81,12 +84,9 @@ struct PrefixOfRequest {
   std::int32_t end[kPrefixLevels] = {};
 };
 
-/// A node of the level that is looked for, by what its requests have in common.
-struct PrefixSlot {
-  std::uint64_t key = 0;  ///< 1 + leader of the level above, and the next page; 0: empty
-  std::int32_t leader = 0;
-  std::int32_t count = 0;
-};
+/// A node of the level that is looked for, in one word: what its requests have in common (their
+/// leader on the level above, 16 bits, and their next page, 32), and the one of least index (16).
+using PrefixSlot = std::uint64_t;
 
 QUIRE_HOST_DEVICE constexpr std::int32_t num_prefix_slots(std::int32_t num_seqs) {
   return power_of_two_from(2 * num_seqs);
@@ -99,11 +99,19 @@ struct PrefixTotals {
 
 }  // namespace detail
 
-QUIRE_HOST_DEVICE constexpr std::size_t prefix_scratch_bytes(std::int32_t max_num_seqs) {
-  return static_cast<std::size_t>(max_num_seqs) * sizeof(detail::PrefixOfRequest) +
-         static_cast<std::size_t>(detail::num_prefix_slots(max_num_seqs)) *
+/// The part of the scratch that every search needs; what there is to know of requests comes behind it
+/// and is used if some of them share their first page.
+QUIRE_HOST_DEVICE constexpr std::size_t prefix_table_bytes(std::int32_t max_num_seqs) {
+  return static_cast<std::size_t>(detail::num_prefix_slots(max_num_seqs)) *
              sizeof(detail::PrefixSlot) +
-         sizeof(detail::PrefixTotals);
+         static_cast<std::size_t>(max_num_seqs + max_num_seqs % 2) * sizeof(std::int32_t);
+}
+QUIRE_HOST_DEVICE constexpr std::size_t prefix_requests_bytes(std::int32_t max_num_seqs) {
+  return sizeof(detail::PrefixTotals) +
+         static_cast<std::size_t>(max_num_seqs) * sizeof(detail::PrefixOfRequest);
+}
+QUIRE_HOST_DEVICE constexpr std::size_t prefix_scratch_bytes(std::int32_t max_num_seqs) {
+  return prefix_table_bytes(max_num_seqs) + prefix_requests_bytes(max_num_seqs);
 }
 
 /// All threads of a team run it.
@@ -111,10 +119,11 @@ QUIRE_HOST_DEVICE constexpr std::size_t prefix_scratch_bytes(std::int32_t max_nu
 template <typename Team>
 class PrefixFinder {
  public:
-  /// @param scratch  `prefix_scratch_bytes`, for the team alone.
+  /// @param table     `prefix_table_bytes`, for the team alone.
+  /// @param requests  `prefix_requests_bytes`, likewise.
   QUIRE_HOST_DEVICE PrefixFinder(const TilePolicy& policy, const core::ProblemShape& shape,
                                  const core::BatchArrays& batch, const ScheduleView& schedule,
-                                 void* scratch, Team team)
+                                 void* table, void* requests, Team team)
       : policy_(policy),
         shape_(shape),
         batch_(batch),
@@ -122,17 +131,24 @@ class PrefixFinder {
         team_(team),
         num_seqs_(batch.num_seqs),
         num_slots_(detail::num_prefix_slots(num_seqs_)),
-        totals_(*static_cast<detail::PrefixTotals*>(scratch)),
-        slots_(reinterpret_cast<detail::PrefixSlot*>(&totals_ + 1)),
-        requests_(reinterpret_cast<detail::PrefixOfRequest*>(slots_ + num_slots_)) {}
+        slots_(static_cast<detail::PrefixSlot*>(table)),
+        slot_of_(reinterpret_cast<std::int32_t*>(slots_ + num_slots_)),
+        totals_(*static_cast<detail::PrefixTotals*>(requests)),
+        requests_(reinterpret_cast<detail::PrefixOfRequest*>(&totals_ + 1)) {}
 
   /// Writes the schedule's segments and lists, if there are prefixes that pay.
   /// @param header  Its counts are written; the team sees them.
   QUIRE_HOST_DEVICE void run(Header& header) {
     if (num_seqs_ < 2 || num_seqs_ > kMostSeqs) return;
+    gather_by_first_page();
+    bool any = false;
+    for_each(num_seqs_, [&](std::int32_t seq) { any = any || is_led(seq); });
+    if (!team_.any(any)) return;
     begin();
     QUIRE_ROLLED
-    for (std::int32_t level = 0; level < kPrefixLevels && find_nodes(level); ++level) {
+    for (std::int32_t level = 0; level < kPrefixLevels; ++level) {
+      if (level > 0) gather_by_next_page(level);
+      if (!find_nodes(level)) break;
       measure_nodes(level);
       decide(level);
     }
@@ -145,7 +161,8 @@ class PrefixFinder {
  private:
   static constexpr std::int32_t kAlone = -1;
   static constexpr int kIndexBits = 16;  // of a request
-  static constexpr std::int32_t kMostSeqs = 1 << kIndexBits;
+  static constexpr std::int32_t kMostSeqs = (1 << kIndexBits) - 1;
+  static constexpr detail::PrefixSlot kEmpty = ~detail::PrefixSlot{0};
 
   /// Calls `body(i)` for each of `count`, the team's threads in turn.
   template <typename Body>
@@ -158,61 +175,114 @@ class PrefixFinder {
     return requests_[seq].depth != kAlone;
   }
 
-  QUIRE_HOST_DEVICE void begin() {
-    if (team_.rank() == 0) totals_ = {};
-    for_each(num_seqs_, [&](std::int32_t seq) {
-      detail::PrefixOfRequest request;
-      const Lengths lengths = lengths_of(shape_, batch_, seq);
-      const std::int64_t rows = static_cast<std::int64_t>(lengths.qo_len) * shape_.group_size;
-      const std::int32_t earlier = lengths.kv_len - lengths.qo_len;
-      request.queries = lengths.qo_len;
-      if (rows > 0 && rows <= policy_.prefixes.most_rows && earlier > 0) {
-        request.pages = earlier / shape_.page_size;
+  /// Pages of a request that may be shared: all its queries see them whole.
+  [[nodiscard]] QUIRE_HOST_DEVICE std::int32_t shareable_pages(Lengths lengths) const {
+    const std::int64_t rows = static_cast<std::int64_t>(lengths.qo_len) * shape_.group_size;
+    const std::int32_t earlier = lengths.kv_len - lengths.qo_len;
+    const bool may_share = rows > 0 && rows <= policy_.prefixes.most_rows && earlier > 0;
+    return may_share ? earlier / shape_.page_size : 0;
+  }
+
+  QUIRE_HOST_DEVICE void clear_slots() const {
+    for_each(num_slots_, [&](std::int32_t slot) { slots_[slot] = kEmpty; });
+    team_.sync();
+  }
+
+  /// Gathers the requests of the same first page, several at a time: all that is asked of them is
+  /// far away.
+  QUIRE_HOST_DEVICE void gather_by_first_page() {
+    clear_slots();
+    constexpr int kAtOnce = Team::kAtOnce;
+    QUIRE_ROLLED
+    for (std::int32_t first = team_.rank(); first < num_seqs_; first += kAtOnce * team_.size()) {
+      std::int32_t pages[static_cast<std::size_t>(kAtOnce)];
+      std::int32_t ids[static_cast<std::size_t>(kAtOnce)];
+      for (int i = 0; i < kAtOnce; ++i) {
+        const std::int32_t seq = first + i * team_.size();
+        pages[i] = seq < num_seqs_ ? shareable_pages(lengths_of(shape_, batch_, seq)) : 0;
       }
-      requests_[seq] = request;
-    });
+      for (int i = 0; i < kAtOnce; ++i) {
+        ids[i] = pages[i] > 0 ? page_ids(batch_, first + i * team_.size())[0] : -1;
+      }
+      for (int i = 0; i < kAtOnce; ++i) {
+        const std::int32_t seq = first + i * team_.size();
+        if (seq < num_seqs_) slot_of_[seq] = ids[i] < 0 ? kAlone : join(0, ids[i], seq);
+      }
+    }
+    team_.sync();
   }
 
-  /// Gathers the requests that go on with the same page. @return False if none do.
-  QUIRE_HOST_DEVICE bool find_nodes(std::int32_t level) {
-    for_each(num_slots_, [&](std::int32_t slot) { slots_[slot] = {0, INT32_MAX, 0}; });
-    team_.sync();
+  /// Gathers the requests of a node that go on with the same page.
+  QUIRE_HOST_DEVICE void gather_by_next_page(std::int32_t level) {
+    clear_slots();
     for_each(num_seqs_, [&](std::int32_t seq) {
-      detail::PrefixOfRequest& request = requests_[seq];
-      const bool goes_on = request.depth != kAlone && request.pages > request.depth;
+      const detail::PrefixOfRequest& request = requests_[seq];
+      const bool goes_on = is_in_node(seq) && request.pages > request.depth;
       const std::int32_t page = goes_on ? page_ids(batch_, seq)[request.depth] : -1;
-      request.slot = page < 0 ? kAlone : join(level == 0 ? 0 : request.leader[level - 1], page);
-      if (request.slot == kAlone) return;
-      team_.lower_to(slots_[request.slot].leader, seq);
-      team_.add(slots_[request.slot].count, 1);
+      slot_of_[seq] = page < 0 ? kAlone : join(request.leader[level - 1], page, seq);
     });
     team_.sync();
-    bool any = false;
-    for_each(num_seqs_, [&](std::int32_t seq) {
-      detail::PrefixOfRequest& request = requests_[seq];
-      const bool is_alone = request.slot == kAlone || slots_[request.slot].count < 2;
-      request.leader[level] = is_alone ? seq : slots_[request.slot].leader;
-      if (is_alone) request.depth = kAlone;
-      request.length = INT32_MAX;
-      request.cost_of_tile = 0;
-      any = any || !is_alone;
-    });
-    return team_.any(any);
   }
 
-  /// The slot of those who have `leader` in common and go on with `page`.
-  QUIRE_HOST_DEVICE std::int32_t join(std::int32_t leader, std::int32_t page) const {
-    const std::uint64_t key = static_cast<std::uint64_t>(leader + 1) << 32U |
-                              static_cast<std::uint32_t>(page);
-    std::uint64_t hash = key * 0x9e37'79b9'7f4a'7c15U;
+  /// @return The slot of those who have `leader` in common and go on with `page`, `seq` among them.
+  QUIRE_HOST_DEVICE std::int32_t join(std::int32_t leader, std::int32_t page,
+                                      std::int32_t seq) const {
+    const std::uint64_t key = static_cast<std::uint64_t>(leader) << 48U |
+                              static_cast<std::uint64_t>(static_cast<std::uint32_t>(page)) << 16U;
+    const std::uint64_t word = key | static_cast<std::uint64_t>(seq);
+    std::uint64_t hash = (key >> 16U) * 0x9e37'79b9'7f4a'7c15U;
     hash ^= hash >> 32U;
     auto slot = static_cast<std::int32_t>(hash & static_cast<std::uint64_t>(num_slots_ - 1));
     QUIRE_ROLLED
     while (true) {
-      const std::uint64_t before = team_.claim(slots_[slot].key, key);
-      if (before == 0 || before == key) return slot;
+      const std::uint64_t before = team_.exchange_if(slots_[slot], kEmpty, word);
+      if (before == kEmpty) return slot;
+      if (((before ^ word) >> 16U) == 0) break;
       slot = (slot + 1) & (num_slots_ - 1);
     }
+    team_.lower_to(slots_[slot], word);
+    return slot;
+  }
+
+  /// The request of least index among those that a request was gathered with.
+  [[nodiscard]] QUIRE_HOST_DEVICE std::int32_t leader_of(std::int32_t seq) const {
+    return slot_of_[seq] == kAlone ? seq : static_cast<std::int32_t>(slots_[slot_of_[seq]] & 0xffffU);
+  }
+  [[nodiscard]] QUIRE_HOST_DEVICE bool is_led(std::int32_t seq) const { return leader_of(seq) != seq; }
+
+  QUIRE_HOST_DEVICE void begin() {
+    if (team_.rank() == 0) totals_ = {};
+    for_each(num_seqs_, [&](std::int32_t seq) {
+      const Lengths lengths = lengths_of(shape_, batch_, seq);
+      detail::PrefixOfRequest request;
+      request.queries = lengths.qo_len;
+      request.pages = shareable_pages(lengths);
+      requests_[seq] = request;
+    });
+    team_.sync();
+  }
+
+  /// Nodes are made of those who were gathered. @return False if there are none.
+  QUIRE_HOST_DEVICE bool find_nodes(std::int32_t level) {
+    for_each(num_seqs_, [&](std::int32_t seq) {
+      detail::PrefixOfRequest& request = requests_[seq];
+      request.leader[level] = leader_of(seq);
+      request.is_shared = 0;
+      request.length = INT32_MAX;
+      request.cost_of_tile = 0;
+    });
+    team_.sync();
+    for_each(num_seqs_, [&](std::int32_t seq) {
+      if (is_led(seq)) team_.add(requests_[leader_of(seq)].is_shared, 1);
+    });
+    team_.sync();
+    bool any = false;
+    for_each(num_seqs_, [&](std::int32_t seq) {
+      const bool is_alone = !is_led(seq) && requests_[seq].is_shared == 0;
+      if (is_alone) requests_[seq].depth = kAlone;
+      any = any || !is_alone;
+    });
+    return team_.any(any);
   }
 
   /// How many pages the requests of a node share, and what they pay for a tile of keys.
@@ -297,7 +367,7 @@ class PrefixFinder {
 
   /// Puts the queries of all requests that have segments above them into one order.
   QUIRE_HOST_DEVICE void list_queries(Header& header) {
-    auto* const order = reinterpret_cast<std::uint64_t*>(slots_);
+    std::uint64_t* const order = slots_;
     const std::int32_t count = detail::power_of_two_from(num_seqs_);
     for_each(count, [&](std::int32_t i) { order[i] = i < num_seqs_ ? order_of(i) : ~std::uint64_t{0}; });
     sort(order, count);
@@ -359,7 +429,7 @@ class PrefixFinder {
   }
 
   [[nodiscard]] static QUIRE_HOST_DEVICE std::int32_t seq_of(std::uint64_t order) {
-    return static_cast<std::int32_t>(order & (kMostSeqs - 1));
+    return static_cast<std::int32_t>(order & kMostSeqs);
   }
   [[nodiscard]] QUIRE_HOST_DEVICE std::int32_t queries_at(std::uint64_t order) const {
     return order == ~std::uint64_t{0} ? 0 : requests_[seq_of(order)].queries;
@@ -464,14 +534,17 @@ class PrefixFinder {
   const Team team_;
   const std::int32_t num_seqs_;
   const std::int32_t num_slots_;
-  detail::PrefixTotals& totals_;
   detail::PrefixSlot* const slots_;
+  std::int32_t* const slot_of_;  // [num_seqs]: where a request was gathered, or kAlone
+  detail::PrefixTotals& totals_;
   detail::PrefixOfRequest* const requests_;
 };
 
 inline void find_prefixes(const TilePolicy& policy, const core::ProblemShape& shape,
                           const core::BatchArrays& batch, ScheduleView schedule) {
-  PrefixFinder(policy, shape, batch, schedule, schedule.prefix_scratch, SingleThread{})
+  auto* const scratch = static_cast<std::byte*>(schedule.prefix_scratch);
+  PrefixFinder(policy, shape, batch, schedule, scratch,
+               scratch + prefix_table_bytes(batch.num_seqs), SingleThread{})
       .run(*schedule.header);
 }
 

@@ -63,7 +63,7 @@ Said said_by(const PageForest& forest, schedule::ScheduleView view) {
   return said;
 }
 
-void expect_host_schedule(const PageForest& forest, int& with_prefixes) {
+void expect_host_schedule(const PageForest& forest, std::size_t near_bytes, int& with_prefixes) {
   const std::size_t size = schedule::schedule_bytes(forest.policy, forest.num_seqs());
   std::vector<std::uint64_t> of_host(size / 8 + 1);
   const schedule::ScheduleView host =
@@ -82,8 +82,8 @@ void expect_host_schedule(const PageForest& forest, int& with_prefixes) {
   const GuardedBytes workspace(size, stream);
   testing::require(cuda::launch_schedule(
       forest.policy, forest.shape, batch,
-      schedule::view_of(forest.policy, forest.num_seqs(), workspace.get().data()), nullptr,
-      stream.get()));
+      schedule::view_of(forest.policy, forest.num_seqs(), workspace.get().data()), near_bytes,
+      nullptr, stream.get()));
   std::vector<std::uint64_t> of_device(size / 8 + 1);
   testing::require(cudaMemcpyAsync(of_device.data(), workspace.get().data(), size,
                                    cudaMemcpyDeviceToHost, stream.get()));
@@ -101,12 +101,18 @@ void expect_host_schedule(const PageForest& forest, int& with_prefixes) {
 }
 
 TEST(PrefixesOnTheDevice, AreTheHostsBitForBitOverRandomForests) {
-  testing::require(cuda::prepare_schedule());
+  int shared_memory = 0;
+  testing::require(
+      cudaDeviceGetAttribute(&shared_memory, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0));
+  std::size_t most = 0;
+  testing::require(cuda::prepare_schedule(static_cast<std::size_t>(shared_memory), most));
   std::mt19937 random(5);
   int with_prefixes = 0;
   for (int round = 0; round < 1500 && !HasFailure(); ++round) {
     SCOPED_TRACE(round);
-    expect_host_schedule(testing::random_forest(random, round % 50 == 0 ? 2500 : 60),
+    const std::size_t near_bytes = std::array{most, std::size_t{3000}, std::size_t{0}}.at(
+        static_cast<std::size_t>(round % 3));
+    expect_host_schedule(testing::random_forest(random, round % 50 == 0 ? 2500 : 60), near_bytes,
                          with_prefixes);
   }
   EXPECT_GT(with_prefixes, 300);

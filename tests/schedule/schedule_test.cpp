@@ -255,7 +255,7 @@ TEST(Schedule, DoesNotClaimUnitsThatARangeHasNot) {
   };
   EXPECT_EQ(flags({{1, 500}, {16, 500}, {0, 70}}, 0), std::pair(1, 0));  // 64 rows are few
   EXPECT_EQ(flags({{17, 500}, {0, 70}}, 0), std::pair(0, 1));
-  EXPECT_EQ(flags({{17, 5000}, {1, 70}}, 0), std::pair(0, 1));
+  EXPECT_EQ(flags({{17, 50000}, {1, 70}}, 0), std::pair(0, 1));
   EXPECT_EQ(flags({{0, 500}}, 0), std::pair(0, 0));
 }
 

@@ -9,6 +9,9 @@
 // place one cut each. Running costs are searched in shared memory, and so are prefixes, if they fit.
 #include "cuda/schedule/kernel.hpp"
 
+#include <algorithm>
+#include <cstddef>
+
 #include "cuda/common/ptx.cuh"
 
 namespace quire::cuda {
@@ -18,7 +21,14 @@ constexpr int kThreads = 1024;
 constexpr int kCutsAtOnce = 256;
 constexpr int kWarps = kThreads / kWarpSize;
 constexpr int kSharedSegments = 2048;     // whose running costs fit in shared memory
-constexpr int kSharedPrefixSeqs = 1024;  // requests whose prefixes are searched there
+
+
+// Requests whose first pages are compared there, and those whose prefixes are searched there, where
+// a block can have so much.
+constexpr int kNearTableSeqs = 8192;
+constexpr int kNearPrefixSeqs = 1024;
+constexpr std::size_t kMostNearBytes = std::max(schedule::prefix_table_bytes(kNearTableSeqs),
+                                                schedule::prefix_scratch_bytes(kNearPrefixSeqs));
 
 static_assert(kWarps <= kWarpSize, "the warps' sums are scanned by one warp");
 
@@ -27,6 +37,7 @@ struct Arguments {
   core::ProblemShape shape;
   core::BatchArrays batch;
   schedule::ScheduleView schedule;
+  std::size_t near_bytes = 0;  // of shared memory, to search prefixes in
   const CheckRecord* check = nullptr;
 };
 
@@ -103,10 +114,16 @@ struct Block {
   __device__ void add(std::int64_t& to, std::int64_t value) const {
     atomicAdd(reinterpret_cast<unsigned long long*>(&to), static_cast<unsigned long long>(value));
   }
-  [[nodiscard]] __device__ std::uint64_t claim(std::uint64_t& place, std::uint64_t value) const {
-    return atomicCAS(reinterpret_cast<unsigned long long*>(&place), 0ULL,
+  __device__ void lower_to(std::uint64_t& to, std::uint64_t value) const {
+    atomicMin(reinterpret_cast<unsigned long long*>(&to), static_cast<unsigned long long>(value));
+  }
+  [[nodiscard]] __device__ std::uint64_t exchange_if(std::uint64_t& place, std::uint64_t expected,
+                                                     std::uint64_t value) const {
+    return atomicCAS(reinterpret_cast<unsigned long long*>(&place),
+                     static_cast<unsigned long long>(expected),
                      static_cast<unsigned long long>(value));
   }
+  static constexpr int kAtOnce = 4;
 };
 
 struct Shared {
@@ -118,7 +135,7 @@ struct Shared {
 
 /// Segments; the header counts them.
 __device__ void find_prefixes(const Arguments& arguments, std::int32_t num_seqs, Shared& shared) {
-  extern __shared__ std::int64_t prefix_scratch[];
+  extern __shared__ std::int64_t near_scratch[];
   if (threadIdx.x == 0) {
     shared.header = {};
     shared.header.num_seqs = num_seqs;
@@ -126,11 +143,13 @@ __device__ void find_prefixes(const Arguments& arguments, std::int32_t num_seqs,
   }
   __syncthreads();
   if (arguments.policy.prefixes.max_states == 0 || num_seqs == 0) return;
-  void* const scratch = num_seqs <= kSharedPrefixSeqs
-                            ? static_cast<void*>(prefix_scratch)
-                            : arguments.schedule.prefix_scratch;
+  const std::size_t table_bytes = schedule::prefix_table_bytes(num_seqs);
+  auto* const near = reinterpret_cast<std::byte*>(near_scratch);
+  auto* const far = static_cast<std::byte*>(arguments.schedule.prefix_scratch);
+  const bool all_fits = schedule::prefix_scratch_bytes(num_seqs) <= arguments.near_bytes;
   schedule::PrefixFinder(arguments.policy, arguments.shape, arguments.batch, arguments.schedule,
-                         scratch, Block{})
+                         table_bytes <= arguments.near_bytes ? near : far,
+                         (all_fits ? near : far) + table_bytes, Block{})
       .run(shared.header);
   __syncthreads();
 }
@@ -223,18 +242,19 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 cudaError_t launch_schedule(const schedule::TilePolicy& policy, const core::ProblemShape& shape,
                             const core::BatchArrays& batch, schedule::ScheduleView schedule,
-                            const CheckRecord* check, cudaStream_t stream) noexcept {
-  constexpr std::size_t kScratch = schedule::prefix_scratch_bytes(kSharedPrefixSeqs);
-  const std::size_t scratch = policy.prefixes.max_states > 0 ? kScratch : 0;
-  schedule_kernel<<<1, kThreads, scratch, stream>>>(
-      Arguments{policy, shape, batch, schedule, check});
+                            std::size_t near_bytes, const CheckRecord* check,
+                            cudaStream_t stream) noexcept {
+  if (policy.prefixes.max_states == 0) near_bytes = 0;
+  schedule_kernel<<<1, kThreads, near_bytes, stream>>>(
+      Arguments{policy, shape, batch, schedule, near_bytes, check});
   return cudaGetLastError();
 }
 
-cudaError_t prepare_schedule() noexcept {
-  return cudaFuncSetAttribute(
-      schedule_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-      static_cast<int>(schedule::prefix_scratch_bytes(kSharedPrefixSeqs)));
+cudaError_t prepare_schedule(std::size_t shared_memory, std::size_t& near_bytes) noexcept {
+  constexpr std::size_t kOwn = sizeof(Shared) + 1024;  // and what the block sums up with
+  near_bytes = shared_memory > kOwn ? std::min(kMostNearBytes, shared_memory - kOwn) : 0;
+  return cudaFuncSetAttribute(schedule_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                              static_cast<int>(near_bytes));
 }
 
 }  // namespace quire::cuda

@@ -5,21 +5,27 @@
 
 #include <cuda_runtime_api.h>
 
+#include <cstddef>
+
 #include "schedule/schedule.hpp"
 
 namespace quire::cuda {
 
-/// Fills the schedule as `schedule::build` does, bit for bit, from lengths on the device. One
+/// Fills the schedule as `schedule::build` does, bit for bit, from lengths and tables on the device. One
 /// block; does not allocate or synchronise and may be captured.
 /// @param batch     Arrays on the device.
 /// @param schedule  In a workspace on the device.
+/// @param near_bytes  What `prepare_schedule` says.
 /// @param check     If not null and it holds an offence by then, the schedule becomes empty.
 /// @return The launch's error.
 cudaError_t launch_schedule(const schedule::TilePolicy& policy, const core::ProblemShape& shape,
                             const core::BatchArrays& batch, schedule::ScheduleView schedule,
-                            const CheckRecord* check, cudaStream_t stream) noexcept;
+                            std::size_t near_bytes, const CheckRecord* check,
+                            cudaStream_t stream) noexcept;
 
 /// Loads the kernel onto the current device, so that its first launch may be captured.
-cudaError_t prepare_schedule() noexcept;
+/// @param shared_memory  Bytes that a block can have there.
+/// @param near_bytes     Those of them in which prefixes are searched.
+cudaError_t prepare_schedule(std::size_t shared_memory, std::size_t& near_bytes) noexcept;
 
 }  // namespace quire::cuda

@@ -62,9 +62,9 @@ __device__ __forceinline__ void load_small_units(const AttendParams& params,
                                      warp_of_warpgroup() % 2 == 0, lane());
 }
 
-/// @return Whether the batch has large units. Near for those who have read the range before.
-__device__ __forceinline__ bool has_large_units_in(const AttendParams& params) {
-  return params.schedule.ranges[share_of(0) / params.policy.heads_abreast].has_large_units != 0;
+/// @return Whether the half's share has large units. Near for those who have read the range before.
+__device__ __forceinline__ bool has_large_units_in(const AttendParams& params, int half) {
+  return params.schedule.ranges[share_of(half) / params.policy.heads_abreast].has_large_units != 0;
 }
 
 /// A warp of the loading warpgroup.
@@ -137,7 +137,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (is_loading_warpgroup()) {
     give_registers<kForSmallUnits.loader>();
     load_small_units<C>(params, shared);
-    has_large_units = has_large_units_in(params);
+    has_large_units = has_large_units_in(params, warp_of_warpgroup() / 2);
   } else {
     take_registers<kForSmallUnits.consumer>();
     mma::ConsumerState<typename C::Small> state{params, shared.halves[half], warp_of_warpgroup(),
