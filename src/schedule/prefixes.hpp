@@ -27,7 +27,6 @@ struct SingleThread {
   [[nodiscard]] QUIRE_HOST_DEVICE std::int32_t warp() const { return 0; }  ///< threads that compare tables together
   [[nodiscard]] QUIRE_HOST_DEVICE std::int32_t num_warps() const { return 1; }
   [[nodiscard]] QUIRE_HOST_DEVICE bool is_first_of_warp() const { return true; }
-  static constexpr int kAtOnce = 1;  ///< requests of a thread whose memory it asks for
   QUIRE_HOST_DEVICE void sync() const {}
   [[nodiscard]] QUIRE_HOST_DEVICE bool any(bool value) const { return value; }  ///< of all threads; synchronises
   /// Sum over the threads before this one; synchronises. @param total  Of all.
@@ -74,11 +73,12 @@ struct PrefixOfRequest {
   std::int32_t queries = 0;
   std::int32_t depth = 0;   ///< pages of its deepest node; kAlone: none of the last level
   std::int32_t paid = 0;    ///< of them, those that segments have
+  std::int32_t cost_of_tile = 0;  ///< of keys, to the request alone
   std::int32_t leader[kPrefixLevels] = {};
   // Of nodes. Pages [begin, end) are a segment's; end = 0: the node has none.
   std::int32_t is_shared = 0;       ///< the level's node has more requests than its leader
   std::int32_t length = 0;          ///< pages that all of the node share
-  std::int32_t cost_of_tile = 0;    ///< that its requests pay, each for itself
+  std::int32_t node_cost_of_tile = 0;  ///< that its requests pay, each for itself
   std::int32_t node_queries[kPrefixLevels] = {};
   std::int32_t begin[kPrefixLevels] = {};
   std::int32_t end[kPrefixLevels] = {};
@@ -188,27 +188,15 @@ class PrefixFinder {
     team_.sync();
   }
 
-  /// Gathers the requests of the same first page, several at a time: all that is asked of them is
-  /// far away.
+  /// Gathers the requests of the same first page. All that most batches run: it asks for nothing but
+  /// lengths and first pages, and knows requests by a word each.
   QUIRE_HOST_DEVICE void gather_by_first_page() {
     clear_slots();
-    constexpr int kAtOnce = Team::kAtOnce;
-    QUIRE_ROLLED
-    for (std::int32_t first = team_.rank(); first < num_seqs_; first += kAtOnce * team_.size()) {
-      std::int32_t pages[static_cast<std::size_t>(kAtOnce)];
-      std::int32_t ids[static_cast<std::size_t>(kAtOnce)];
-      for (int i = 0; i < kAtOnce; ++i) {
-        const std::int32_t seq = first + i * team_.size();
-        pages[i] = seq < num_seqs_ ? shareable_pages(lengths_of(shape_, batch_, seq)) : 0;
-      }
-      for (int i = 0; i < kAtOnce; ++i) {
-        ids[i] = pages[i] > 0 ? page_ids(batch_, first + i * team_.size())[0] : -1;
-      }
-      for (int i = 0; i < kAtOnce; ++i) {
-        const std::int32_t seq = first + i * team_.size();
-        if (seq < num_seqs_) slot_of_[seq] = ids[i] < 0 ? kAlone : join(0, ids[i], seq);
-      }
-    }
+    for_each(num_seqs_, [&](std::int32_t seq) {
+      const bool may_share = shareable_pages(lengths_of(shape_, batch_, seq)) > 0;
+      const std::int32_t page = may_share ? page_ids(batch_, seq)[0] : -1;
+      slot_of_[seq] = page < 0 ? kAlone : join(0, page, seq);
+    });
     team_.sync();
   }
 
@@ -257,6 +245,12 @@ class PrefixFinder {
       detail::PrefixOfRequest request;
       request.queries = lengths.qo_len;
       request.pages = shareable_pages(lengths);
+      const Segment whole = whole_segment(shape_, batch_, seq);
+      const SegmentUnits units = units_of(policy_, shape_, lengths);
+      if (units.q_tiles > 0) {
+        const detail::UnitLine line(policy_, shape_, whole, units);
+        request.cost_of_tile = static_cast<std::int32_t>(units.q_tiles * line.cost_of_kv_tile(0));
+      }
       requests_[seq] = request;
     });
     team_.sync();
@@ -269,7 +263,7 @@ class PrefixFinder {
       request.leader[level] = leader_of(seq);
       request.is_shared = 0;
       request.length = INT32_MAX;
-      request.cost_of_tile = 0;
+      request.node_cost_of_tile = 0;
     });
     team_.sync();
     for_each(num_seqs_, [&](std::int32_t seq) {
@@ -301,11 +295,7 @@ class PrefixFinder {
       if (!team_.is_first_of_warp()) continue;
       team_.lower_to(node.length, pages);
       team_.add(node.node_queries[level], request.queries);
-      const Segment whole{{request.queries, INT32_MAX / 2}};
-      const SegmentUnits units = units_of(policy_, shape_, whole.lengths);
-      const detail::UnitLine line(policy_, shape_, whole, units);
-      team_.add(node.cost_of_tile,
-                static_cast<std::int32_t>(units.q_tiles * line.cost_of_kv_tile(0)));
+      team_.add(node.node_cost_of_tile, request.cost_of_tile);
     }
     team_.sync();
   }
@@ -339,7 +329,7 @@ class PrefixFinder {
     const Segment segment = prefix_segment(0, node.paid, node.length, queries);
     const SegmentUnits units = units_of(policy_, shape_, segment.lengths);
     const detail::UnitLine line(policy_, shape_, segment, units);
-    return static_cast<std::int64_t>(node.cost_of_tile) * line.kv_tiles(0) - line.cost() -
+    return static_cast<std::int64_t>(node.node_cost_of_tile) * line.kv_tiles(0) - line.cost() -
            queries / policy_.prefixes.queries_per_cost - policy_.cost_of_unit;
   }
 

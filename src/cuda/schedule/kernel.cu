@@ -91,7 +91,7 @@ struct Block {
   /// All lanes of a warp call it, with the same arguments.
   [[nodiscard]] __device__ std::int32_t matching_until(const std::int32_t* a, const std::int32_t* b,
                                                        std::int32_t begin, std::int32_t end) const {
-    constexpr int kAtOnce = 4;
+    constexpr int kAtOnce = 4;  // of a lane, on their way at the same time
     const int lane = rank() % kWarpSize;
     QUIRE_ROLLED
     for (; begin < end; begin += kAtOnce * kWarpSize) {
@@ -123,7 +123,6 @@ struct Block {
                      static_cast<unsigned long long>(expected),
                      static_cast<unsigned long long>(value));
   }
-  static constexpr int kAtOnce = 4;
 };
 
 struct Shared {
