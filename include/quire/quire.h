@@ -257,6 +257,9 @@ typedef struct quire_attention_spec {
   int32_t sinks;    /**< 1: `quire_attention_tensors::sinks` enters the denominator. Default 0. */
   int32_t alibi;    /**< 1: `quire_attention_tensors::alibi_slopes` is applied. Default 0. */
   int32_t kv_scale; /**< A `quire_kv_scale`; default none. */
+  int32_t no_shared_prefixes; /**< 1: `quire_attention_schedule` does not look for requests whose
+                                   tables begin with the same pages. Default 0: it may. */
+  int32_t reserved;           /**< 0. */
 } quire_attention_spec;
 
 /** Static initialiser: all defaults. */
@@ -277,7 +280,9 @@ typedef struct quire_attention_spec {
    0.0f,                          \
    0,                             \
    0,                             \
-   QUIRE_SCALE_NONE}
+   QUIRE_SCALE_NONE,              \
+   0,                             \
+   0}
 
 /** Writes `QUIRE_ATTENTION_SPEC_INIT`. */
 QUIRE_API quire_status quire_attention_spec_init(quire_attention_spec* spec,

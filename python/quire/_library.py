@@ -65,6 +65,8 @@ class AttentionSpec(Sized):
         ("sinks", c_int32),
         ("alibi", c_int32),
         ("kv_scale", c_int32),
+        ("no_shared_prefixes", c_int32),
+        ("reserved", c_int32),
     )
 
 

@@ -43,6 +43,8 @@ class AttentionSpec:
       alibi: Whether `run(alibi_slopes=…)` is applied.
       kv_scale: "none", or the shape of `k_scale` and `v_scale`: "per_tensor" float32 [1],
         "per_head" float32 [num_kv_heads].
+      share_prefixes: Whether `schedule()` looks for requests whose tables begin with the same
+        pages, which are then read once for all of them (on CUDA).
 
     Raises:
       InvalidArgument: A name that does not exist. Numbers are judged where a spec is used.
@@ -64,6 +66,7 @@ class AttentionSpec:
     sinks: bool = False
     alibi: bool = False
     kv_scale: KvScale = "none"
+    share_prefixes: bool = True
 
     def __post_init__(self) -> None:
         fill = object.__setattr__  # it is frozen for everybody else
@@ -93,6 +96,7 @@ class AttentionSpec:
             sinks=bool(self.sinks),
             alibi=bool(self.alibi),
             kv_scale=enumerator(c.KV_SCALES, self.kv_scale, where, "kv_scale"),
+            no_shared_prefixes=not self.share_prefixes,
         )
 
 

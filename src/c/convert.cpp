@@ -59,6 +59,7 @@ quire_attention_spec to_c(const AttentionSpec& spec) noexcept {
   out.sinks = spec.sinks ? 1 : 0;
   out.alibi = spec.alibi ? 1 : 0;
   out.kv_scale = static_cast<std::int32_t>(spec.kv_scale);
+  out.no_shared_prefixes = spec.share_prefixes ? 0 : 1;
   return out;
 }
 
@@ -116,7 +117,18 @@ Status read_spec(std::string_view function, const quire_attention_spec* given, A
   if (Status status = read_flag(function, "spec.sinks", spec.sinks, out.sinks); !status.ok()) {
     return status;
   }
-  return read_flag(function, "spec.alibi", spec.alibi, out.alibi);
+  if (Status status = read_flag(function, "spec.alibi", spec.alibi, out.alibi); !status.ok()) {
+    return status;
+  }
+  if (spec.reserved != 0) {
+    return {ErrorCode::kInvalidArgument,
+            fmt::format("[{}] spec.reserved: expected 0, got {}", function, spec.reserved)};
+  }
+  bool apart = false;
+  const Status status =
+      read_flag(function, "spec.no_shared_prefixes", spec.no_shared_prefixes, apart);
+  out.share_prefixes = !apart;
+  return status;
 }
 
 Status read_limits(std::string_view function, const quire_batch_limits* given, BatchLimits& out) {

@@ -127,7 +127,7 @@ static void expect_defaults(const quire_attention* attention) {
     int32_t window_left;
     float sm_scale;
     float logits_soft_cap;
-    int32_t sinks, alibi, kv_scale;
+    int32_t sinks, alibi, kv_scale, no_shared_prefixes, reserved;
   } spec;
   struct {
     old_limits known;
@@ -140,6 +140,7 @@ static void expect_defaults(const quire_attention* attention) {
   EXPECT(spec.window_left == -1);
   EXPECT(fabsf(spec.sm_scale - 1.0f / sqrtf((float)kDim)) < 1e-6f);
   EXPECT(spec.logits_soft_cap == 0.0f && spec.sinks == 0 && spec.alibi == 0 && spec.kv_scale == 0);
+  EXPECT(spec.no_shared_prefixes == 0 && spec.reserved == 0);
   limits.known.struct_size = sizeof(limits);
   EXPECT_OK(quire_attention_get_limits(attention, &limits));
   EXPECT(limits.max_kv_len == 131072);
