@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /** @file
  *  The C ABI: attention over paged KV caches for ragged batches, and the page tables around it, for
- *  C, Rust, Go, Python and whatever else calls C. Compiles as C99 and as C++17.
+ *  C, Rust, Go, Python and whatever else calls C. `quire/serving.h` adds prefix caches, continuous
+ *  batching and its records. Compiles as C99 and as C++17.
  *
  *  **Rules that hold for every function**
  *  - *Errors.* Functions return a `quire_status`, `QUIRE_OK` or what went wrong, equal to

@@ -13,24 +13,6 @@ namespace {
 
 static_assert(kNoPage == QUIRE_NO_PAGE);
 
-constexpr std::int32_t kNone = -1;  // what stands for an error where a count is returned
-
-SeqId to_cpp(quire_seq_id seq) noexcept { return {seq.slot, seq.generation}; }
-quire_seq_id to_c(SeqId seq) noexcept { return {seq.slot, seq.generation}; }
-
-/// Checks the handle of a function that returns a number, then asks `value` for it.
-template <typename Handle, typename Number, typename Value>
-Number number_of(std::string_view function, std::string_view name, const Handle* handle,
-                 Number otherwise, Value value) noexcept {
-  Number number = otherwise;
-  guarded([&] {
-    Status status = check_handle(function, name, handle);
-    if (status.ok()) number = value();
-    return status;
-  });
-  return number;
-}
-
 /// Checks a pool and a list of pages, then hands both to `body`.
 template <typename Page, typename Body>
 quire_status with_pages(std::string_view function, quire_page_pool* pool, Page* pages,
