@@ -319,7 +319,12 @@ def _find() -> str:
     )
 
 
-def _declare(opened: ctypes.CDLL, functions: dict[str, tuple[Any, tuple[Any, ...]]]) -> None:
+def declare(opened: ctypes.CDLL, functions: dict[str, tuple[Any, tuple[Any, ...]]]) -> None:
+    """Gives functions their results and parameters.
+
+    Raises:
+      ImportError: The library has no such function.
+    """
     for name, (result, parameters) in functions.items():
         try:
             function = getattr(opened, name)
@@ -335,8 +340,8 @@ try:
     locked = ctypes.PyDLL(PATH)
 except OSError as error:
     raise ImportError(f"quire: {PATH} cannot be loaded: {error}") from None
-_declare(unlocked, UNLOCKED)
-_declare(locked, LOCKED)
+declare(unlocked, UNLOCKED)
+declare(locked, LOCKED)
 
 
 def check(status: int) -> None:
@@ -370,6 +375,16 @@ class Owner:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def count(result: int) -> int:
+    """A number of an object of the library; −1 says that it is closed, the only way to be none."""
+    if result < 0:
+        check(_BAD_HANDLE)
+    return int(result)
+
+
+_BAD_HANDLE = 4
 
 
 def created(create: Callable[..., int], *arguments: Any) -> int:

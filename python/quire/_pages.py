@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from . import _library as c
 from ._arrays import packed, written
-from ._calls import enumerator, int32, pack_call
+from ._calls import enumerator, int32, int32_array, pack_call
 from ._errors import invalid
 from ._spec import KvLayout
 from ._tensors import TensorView, c_device
@@ -51,17 +51,17 @@ class PagePool(c.Owner):
     @property
     def num_free(self) -> int:
         """Pages that nothing refers to. O(1)."""
-        return _count(c.locked.quire_page_pool_num_free(self._handle))
+        return c.count(c.locked.quire_page_pool_num_free(self._handle))
 
     @property
     def num_used(self) -> int:
         """Pages that something refers to. O(1)."""
-        return _count(c.locked.quire_page_pool_num_used(self._handle))
+        return c.count(c.locked.quire_page_pool_num_used(self._handle))
 
     def ref_count(self, page: int) -> int:
         """References to a page, the page tables' included; 0 for an id that is not the pool's."""
         page = int32(page, "ref_count", "page")
-        return _count(c.locked.quire_page_pool_ref_count(self._handle, page))
+        return c.count(c.locked.quire_page_pool_ref_count(self._handle, page))
 
     def allocate(self, count: int = 1) -> Pages:
         """Free pages, int32 [count], each with one reference of the caller.
@@ -81,7 +81,7 @@ class PagePool(c.Owner):
         Raises:
           BadHandle: A page is free or unknown; nothing was changed.
         """
-        ids = _page_ids(pages, "retain")
+        ids = int32_array(pages, "retain", "pages", "page ids")
         c.check(c.locked.quire_page_pool_retain(self._handle, ids.ctypes.data, ids.size))
 
     def release(self, pages: npt.ArrayLike) -> None:
@@ -90,7 +90,7 @@ class PagePool(c.Owner):
         Raises:
           BadHandle: The caller does not hold that many; nothing was changed.
         """
-        ids = _page_ids(pages, "release")
+        ids = int32_array(pages, "release", "pages", "page ids")
         c.check(c.locked.quire_page_pool_release(self._handle, ids.ctypes.data, ids.size))
 
     def check(self) -> None:
@@ -248,7 +248,7 @@ class PageTable(c.Owner):
         """
         count = self.length(seq) if length is None else int32(length, "fork", "length")
         forked = c.SeqId()
-        c.check(c.locked.quire_page_table_fork_seq(self._handle, _seq(seq), count, byref(forked)))
+        c.check(c.locked.quire_page_table_fork_seq(self._handle, seq_of(seq), count, byref(forked)))
         return SeqId(forked.slot, forked.generation)
 
     def append(self, seq: SeqId, n: int, copies: CopyPlan) -> None:
@@ -261,7 +261,7 @@ class PageTable(c.Owner):
           OutOfPages, TooLong, BadHandle, InvalidArgument: Nothing was changed.
         """
         n = int32(n, "append", "n")
-        c.check(c.locked.quire_page_table_append(self._handle, _seq(seq), n, copies._handle))
+        c.check(c.locked.quire_page_table_append(self._handle, seq_of(seq), n, copies._handle))
 
     def truncate(self, seq: SeqId, length: int) -> None:
         """Forgets the tokens from `length` on and gives back the pages that held nothing else.
@@ -270,7 +270,7 @@ class PageTable(c.Owner):
           BadHandle, InvalidArgument: Nothing was changed.
         """
         length = int32(length, "truncate", "length")
-        c.check(c.locked.quire_page_table_truncate(self._handle, _seq(seq), length))
+        c.check(c.locked.quire_page_table_truncate(self._handle, seq_of(seq), length))
 
     def destroy(self, seq: SeqId) -> None:
         """Ends a sequence: its pages lose a reference, its id is never valid again.
@@ -278,12 +278,12 @@ class PageTable(c.Owner):
         Raises:
           BadHandle: It is not live.
         """
-        c.check(c.locked.quire_page_table_destroy_seq(self._handle, _seq(seq)))
+        c.check(c.locked.quire_page_table_destroy_seq(self._handle, seq_of(seq)))
 
     @property
     def num_seqs(self) -> int:
         """Live sequences. O(1)."""
-        return _count(c.locked.quire_page_table_num_seqs(self._handle))
+        return c.count(c.locked.quire_page_table_num_seqs(self._handle))
 
     def length(self, seq: SeqId) -> int:
         """Tokens of a live sequence. O(1).
@@ -291,7 +291,7 @@ class PageTable(c.Owner):
         Raises:
           BadHandle: It is not live.
         """
-        return self._known(seq, c.locked.quire_page_table_length(self._handle, _seq(seq)))
+        return self._known(seq, c.locked.quire_page_table_length(self._handle, seq_of(seq)))
 
     def pages(self, seq: SeqId) -> Pages:
         """The pages of a sequence in the order of its tokens, int32 [pages]: a copy. O(pages).
@@ -301,7 +301,7 @@ class PageTable(c.Owner):
         """
         address, count = c_void_p(), c_size_t()
         c.check(
-            c.locked.quire_page_table_pages(self._handle, _seq(seq), byref(address), byref(count))
+            c.locked.quire_page_table_pages(self._handle, seq_of(seq), byref(address), byref(count))
         )
         pages = np.empty(count.value, np.int32)
         if address.value is not None:
@@ -316,7 +316,7 @@ class PageTable(c.Owner):
           InvalidArgument: There is no such token.
         """
         result = c.locked.quire_page_table_slot(
-            self._handle, _seq(seq), int32(position, "slot", "position")
+            self._handle, seq_of(seq), int32(position, "slot", "position")
         )
         if result < 0:
             length = self.length(seq)
@@ -346,7 +346,7 @@ class PageTable(c.Owner):
           InvalidArgument: n < 0, or it would become too long.
         """
         n = int32(n, "pages_needed", "n")
-        result = int(c.locked.quire_page_table_pages_needed(self._handle, _seq(seq), n))
+        result = int(c.locked.quire_page_table_pages_needed(self._handle, seq_of(seq), n))
         if result < 0:
             room = self.max_tokens_per_seq - self.length(seq)
             raise invalid("pages_needed", "n", f"expected 0 to {room}, got {n}")
@@ -354,7 +354,7 @@ class PageTable(c.Owner):
 
     def reclaimable_pages(self, seq: SeqId) -> int:
         """Pages that destroying the sequence would give back, 0 if it is not live. O(pages)."""
-        return _count(c.locked.quire_page_table_reclaimable_pages(self._handle, _seq(seq)))
+        return c.count(c.locked.quire_page_table_reclaimable_pages(self._handle, seq_of(seq)))
 
     def check(self) -> None:
         """Recomputes what must always hold, in the pool too. O(num_pages + entries). Raises `Error`
@@ -406,29 +406,10 @@ class PageTable(c.Owner):
         return int(result)
 
 
-def _count(result: int) -> int:
-    """A number of a table or a pool; −1 says that it is none."""
-    if result < 0:
-        c.check(_BAD_HANDLE)
-    return int(result)
-
-
-_BAD_HANDLE = 4  # closed before, which is the only way not to be one
-
-
-def _seq(seq: SeqId) -> c.SeqId:
+def seq_of(seq: SeqId) -> c.SeqId:
+    """`quire_seq_id`."""
     try:
         slot, generation = seq
         return c.SeqId(slot, generation)
     except (TypeError, ValueError):
         raise invalid("PageTable", "seq", f"expected a quire.SeqId, got {seq!r}") from None
-
-
-def _page_ids(pages: npt.ArrayLike, where: str) -> Pages:
-    given = np.atleast_1d(np.asarray(pages))
-    if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
-        raise invalid(where, "pages", f"expected page ids, got {given.dtype} {given.shape}")
-    ids = np.ascontiguousarray(given, np.int32)
-    if not np.array_equal(ids, given):
-        raise invalid(where, "pages", "expected int32 page ids, got larger ones")
-    return ids
