@@ -50,9 +50,9 @@ Status create(quire_page_table* table, quire_prefix_cache* cache, const quire_ba
   if (!status.ok()) return status;
   const BatcherSpec cpp_spec{.max_requests = given.max_requests,
                              .watermark_pages = given.watermark_pages};
-  *out =
-      new quire_batcher{.batcher = cache != nullptr ? Batcher(table->table, cache->cache, cpp_spec)
-                                                    : Batcher(table->table, cpp_spec)};
+  Batcher made = cache != nullptr ? Batcher(table->table, cache->cache, cpp_spec)
+                                  : Batcher(table->table, cpp_spec);
+  *out = new quire_batcher{.batcher = std::move(made), .ended = {}};
   return {};
 }
 
