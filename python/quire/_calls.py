@@ -235,6 +235,8 @@ def int32_array(
       what: What they are, for the error text.
     """
     given = np.atleast_1d(np.asarray(values))
+    if given.size == 0:
+        given = given.astype(np.int32)
     if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
         raise invalid(where, name, f"expected {what}, got {given.dtype} {given.shape}")
     result = np.ascontiguousarray(given, np.int32)

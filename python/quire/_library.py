@@ -34,7 +34,13 @@ class SeqId(ctypes.Structure):
 class CopyOp(ctypes.Structure):
     """`quire_copy_op`."""
 
-    _fields_ = (("src", c_int32), ("dst", c_int32), ("tokens", c_int32))
+    _fields_ = (
+        ("src", c_int32),
+        ("dst", c_int32),
+        ("tokens", c_int32),
+        ("src_begin", c_int32),
+        ("dst_begin", c_int32),
+    )
 
 
 class Sized(ctypes.Structure):
@@ -287,6 +293,10 @@ LOCKED: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "quire_page_table_fork_seq": (_STATUS, (_HANDLE, SeqId, c_int32, POINTER(SeqId))),
     "quire_page_table_append": (_STATUS, (_HANDLE, SeqId, c_int32, _HANDLE)),
     "quire_page_table_truncate": (_STATUS, (_HANDLE, SeqId, c_int32)),
+    "quire_page_table_accept_tree": (
+        _STATUS,
+        (_HANDLE, SeqId, c_int32, c_void_p, c_size_t, _HANDLE),
+    ),
     "quire_page_table_destroy_seq": (_STATUS, (_HANDLE, SeqId)),
     "quire_page_table_num_seqs": (c_int32, (_HANDLE,)),
     "quire_page_table_length": (c_int32, (_HANDLE, SeqId)),

@@ -99,11 +99,14 @@ class PagePool(c.Owner):
 
 
 class CopyOp(NamedTuple):
-    """Copy the first `tokens` tokens of page `src` to page `dst`, in K and V of every layer."""
+    """Copy `tokens` tokens of page `src`, those from `src_begin` on, to page `dst`, to `dst_begin`
+    and the places behind it, in K and V of every layer."""
 
     src: int
     dst: int
     tokens: int
+    src_begin: int = 0
+    dst_begin: int = 0
 
 
 class CopyPlan(c.Owner):
@@ -124,8 +127,9 @@ class CopyPlan(c.Owner):
         return iter([CopyOp(*each) for each in self.to_numpy().tolist()])
 
     def to_numpy(self) -> Pages:
-        """The copies, int32 [len(plan), 3] of src, dst, tokens: a copy of the list."""
-        ops = np.empty((len(self), 3), np.int32)
+        """The copies, int32 [len(plan), 5] of src, dst, tokens, src_begin, dst_begin: a copy of the
+        list."""
+        ops = np.empty((len(self), 5), np.int32)
         if len(self):
             ctypes.memmove(ops.ctypes.data, self._ops(), ops.nbytes)
         return ops
@@ -271,6 +275,29 @@ class PageTable(c.Owner):
         """
         length = int32(length, "truncate", "length")
         c.check(c.locked.quire_page_table_truncate(self._handle, seq_of(seq), length))
+
+    def accept_tree(self, seq: SeqId, length: int, path: npt.ArrayLike, copies: CopyPlan) -> None:
+        """Keeps, of the tokens from `length` on, those on an accepted path of a token tree; they
+        move up in order, and the rest is forgotten. The last step of tree speculation.
+
+        Args:
+          seq: Live.
+          length: The tokens before the tree.
+          path: int32 [kept]: which tokens to keep, 0 is the one at `length`, each greater than the
+            one before.
+          copies: Receives what moves, to be executed before anything is written behind the path.
+
+        Raises:
+          BadHandle, InvalidArgument: A length or path that is not there, or a token would move onto
+            a page that is shared. Nothing was changed.
+        """
+        length = int32(length, "accept_tree", "length")
+        kept = int32_array(path, "accept_tree", "path")
+        c.check(
+            c.locked.quire_page_table_accept_tree(
+                self._handle, seq_of(seq), length, kept.ctypes.data, kept.size, copies._handle
+            )
+        )
 
     def destroy(self, seq: SeqId) -> None:
         """Ends a sequence: its pages lose a reference, its id is never valid again.

@@ -74,7 +74,8 @@ static int32_t run_item(const quire_staged_batch* batch, int32_t row, const text
 static void apply_copies(quire_copy_plan* copies) {
   const quire_copy_op* ops = quire_copy_plan_ops(copies);
   for (size_t i = 0; i < quire_copy_plan_size(copies); ++i) {
-    memcpy(slots + (ptrdiff_t)ops[i].dst * kPageSize, slots + (ptrdiff_t)ops[i].src * kPageSize,
+    memcpy(slots + (ptrdiff_t)ops[i].dst * kPageSize + ops[i].dst_begin,
+           slots + (ptrdiff_t)ops[i].src * kPageSize + ops[i].src_begin,
            (size_t)ops[i].tokens * sizeof *slots);
   }
   EXPECT(quire_copy_plan_clear(copies) == QUIRE_OK);

@@ -359,8 +359,7 @@ class Server:
         copies = quire.CopyPlan()
         plan = self.batcher.plan(max_tokens=max_tokens)
         self.batcher.commit(plan, copies)
-        for src, dst, tokens in copies:
-            self.slots[dst, :tokens] = self.slots[src, :tokens]
+        copies.execute(self.slots.reshape(-1, PAGE_SIZE, 1, 1))
         staged = self.builder.build(plan)
         sampled = []
         for row, item in enumerate(plan.items):

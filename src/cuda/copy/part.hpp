@@ -22,7 +22,7 @@ inline constexpr std::uint32_t kPiecesPerThread = 4;
 inline constexpr std::uint32_t kPartPieces = kCopyThreads * kPiecesPerThread;
 
 /// Ops and caches of one launch: what fits into 4 KiB of kernel parameters.
-inline constexpr std::uint32_t kMaxOps = 128;
+inline constexpr std::uint32_t kMaxOps = 96;
 inline constexpr std::uint32_t kMaxCaches = 24;
 /// Pieces of a page, so that the parts of a launch are counted by 31 bits.
 inline constexpr std::int64_t kMaxPagePieces = std::int64_t{1} << 29;
@@ -53,8 +53,10 @@ QUIRE_HOST_DEVICE inline void copy_pieces(const core::CopyRows& rows, const Copy
   const auto heads = static_cast<std::uint32_t>(rows.num_heads);
   const auto tokens = static_cast<std::uint32_t>(op.tokens);
   const std::uint32_t count = tokens * heads * columns;
-  const std::byte* const src = rows.src.data + op.src * rows.src.page_stride;
-  std::byte* const dst = rows.dst.data + op.dst * rows.dst.page_stride;
+  const std::byte* const src =
+      rows.src.data + op.src * rows.src.page_stride + op.src_begin * rows.src.token_stride;
+  std::byte* const dst =
+      rows.dst.data + op.dst * rows.dst.page_stride + op.dst_begin * rows.dst.token_stride;
   Piece pieces[kPiecesPerThread];
   Piece* to[kPiecesPerThread];
   for (std::uint32_t i = 0; i < kPiecesPerThread; ++i) {
