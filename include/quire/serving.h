@@ -399,10 +399,13 @@ typedef struct quire_batcher_spec {
   /** Pages that must stay free when a request is admitted while others run, at least 0, the
    * default: room for those to grow, so that fewer are preempted. */
   int32_t watermark_pages;
+  /** 1, the default, or 2: the next step may be planned and committed while one runs. */
+  int32_t max_steps_in_flight;
+  int32_t reserved; /**< 0. */
 } quire_batcher_spec;
 
 /** Static initialiser: all defaults. */
-#define QUIRE_BATCHER_SPEC_INIT {sizeof(quire_batcher_spec), 65536, 0}
+#define QUIRE_BATCHER_SPEC_INIT {sizeof(quire_batcher_spec), 65536, 0, 1, 0}
 
 /** Writes `QUIRE_BATCHER_SPEC_INIT`. */
 QUIRE_API quire_status quire_batcher_spec_init(quire_batcher_spec* spec,
@@ -454,8 +457,9 @@ typedef struct quire_step_item {
   int32_t num_new_tokens; /**< At least 1. */
   uint8_t is_prefill;     /**< 1: computes more than the token sampled last. */
   uint8_t samples;        /**< 1: its last row yields the request's next token. */
-  uint8_t
-      admitted; /**< 1: starts, or restarts, in this step; what is before `position` was found. */
+  uint8_t admitted;       /**< 1: starts, or restarts; what is before `position` was found. */
+  /** 1: its last new token is the one that the step in flight samples, which the host does not know. */
+  uint8_t awaits_token;
 } quire_step_item;
 
 /** Counters since a batcher was made, and its present state. */
@@ -506,15 +510,16 @@ QUIRE_API void quire_batcher_destroy(quire_batcher* batcher) QUIRE_NOEXCEPT;
 QUIRE_API quire_status quire_batcher_submit(quire_batcher* batcher,
                                             const quire_request* request) QUIRE_NOEXCEPT;
 
-/** Gives a request up, whether it waits or runs. If it takes part in a step in flight, it ends with
- *  that step's finish, which names it among the ended; else at once.
- *  @return `QUIRE_INVALID_ARGUMENT` (an id that is not in use, or was cancelled before). */
+/** Gives a request up, whether it waits or runs. If it takes part in steps in flight, it ends with
+ *  the last one's finish, which names it among the ended; else at once.
+ *  @return `QUIRE_INVALID_ARGUMENT` (an id that is not in use, or was cancelled or stopped before). */
 QUIRE_API quire_status quire_batcher_cancel(quire_batcher* batcher,
                                             uint64_t request) QUIRE_NOEXCEPT;
 
-/** Plans the next step. Changes nothing but `plan`, which has no items if there is nothing to do.
+/** Plans the next step. Changes nothing but `plan`, which has no items if there is nothing to do, or
+ *  nothing before a step in flight is finished.
  *  @param budget  May be NULL.
- *  @return `QUIRE_INVALID_ARGUMENT` (a budget below 1, or the last step is not finished),
+ *  @return `QUIRE_INVALID_ARGUMENT` (a budget below 1, or too many steps are not finished),
  *    `QUIRE_OUT_OF_PAGES`, `QUIRE_QUEUE_FULL` (not even the oldest request fits: others keep pages
  *    or sequences), `QUIRE_BAD_HANDLE` (a sequence was changed behind the batcher's back),
  *    `QUIRE_OUT_OF_MEMORY`. */
@@ -532,7 +537,7 @@ QUIRE_API quire_status quire_batcher_plan(const quire_batcher* batcher,
 QUIRE_API quire_status quire_batcher_commit(quire_batcher* batcher, quire_step_plan* plan,
                                             quire_copy_plan* copies) QUIRE_NOEXCEPT;
 
-/** Ends the step that `plan` was committed as: each item that samples has one more token; requests
+/** Ends the oldest step in flight, which `plan` was committed as: each item that samples has one more token; requests
  *  that have all theirs, and the stopped ones, end and give their pages back. O(items + pages).
  *  @param sampled    [num_sampled], the new token of each item that samples, in the order of the
  *                    items, so that a prefix cache can share answers too; or NULL and 0.
@@ -701,10 +706,13 @@ QUIRE_API quire_status quire_recorder_committed(quire_recorder* recorder,
 QUIRE_API quire_status quire_recorder_cancelled(quire_recorder* recorder, uint64_t request,
                                                 double time) QUIRE_NOEXCEPT;
 
-/** A batcher has finished the step committed last. O(items + ended). @param ended  [count], what
- *  `quire_batcher_finish` wrote. */
+/** A batcher has finished its oldest step. O(items + ended).
+ *  @param ended    [num_ended], what `quire_batcher_finish` wrote.
+ *  @param stopped  [num_stopped], what it was given: what they sample in steps that were planned
+ *                  ahead does not count. */
 QUIRE_API quire_status quire_recorder_finished(quire_recorder* recorder, const uint64_t* ended,
-                                               size_t count, double time) QUIRE_NOEXCEPT;
+                                               size_t num_ended, const uint64_t* stopped,
+                                               size_t num_stopped, double time) QUIRE_NOEXCEPT;
 
 /** How many records there are, and how many were lost. Either result may be NULL. */
 QUIRE_API quire_status quire_recorder_counts(const quire_recorder* recorder,

@@ -94,6 +94,8 @@ class StepItem:
     is_prefill: bool  #: Computes more than the token sampled last.
     samples: bool  #: Its last row yields the request's next token.
     admitted: bool  #: Starts, or restarts, in this step; what is before `position` was found.
+    #: Its last new token is the one that the step in flight samples, which the host does not know.
+    awaits_token: bool
 
 
 class StepPlan(c.Owner):
@@ -129,6 +131,7 @@ class StepPlan(c.Owner):
                 bool(item.is_prefill),
                 bool(item.samples),
                 bool(item.admitted),
+                bool(item.awaits_token),
             )
             for item in self._structs("quire_step_plan_items", s.StepItem)
         ]
@@ -195,6 +198,9 @@ class Batcher(c.Owner):
       cache: On the table's pool; None: nothing is shared.
       max_requests: Waiting and running.
       watermark_pages: Pages that must stay free when a request is admitted while others run.
+      max_steps_in_flight: 1, or 2: the next step may be planned and committed while one runs. Then
+        who samples in that one goes on with a token that only the device knows (`awaits_token`),
+        and a plan without items says that a step has to be finished first.
 
     Raises:
       InvalidArgument: A number is out of range.
@@ -210,11 +216,13 @@ class Batcher(c.Owner):
         *,
         max_requests: int = 65536,
         watermark_pages: int = 0,
+        max_steps_in_flight: int = 1,
     ) -> None:
         where = "Batcher"
         spec = s.BatcherSpec(
             max_requests=int32(max_requests, where, "max_requests"),
             watermark_pages=int32(watermark_pages, where, "watermark_pages"),
+            max_steps_in_flight=int32(max_steps_in_flight, where, "max_steps_in_flight"),
         )
         if cache is not None and cache._handle is None:
             raise invalid(where, "cache", "expected an open quire.PrefixCache, got a closed one")
@@ -286,8 +294,9 @@ class Batcher(c.Owner):
         sampled: Optional[npt.ArrayLike] = None,
         stopped: Sequence[int] = (),
     ) -> list[int]:
-        """Ends the step that `plan` was committed as: each item that samples has one more token;
-        requests that have all theirs, and the stopped ones, end and give their pages back.
+        """Ends the oldest step in flight, which `plan` was committed as: each item that samples has
+        one more token; requests that have all theirs, and the stopped ones, end and give their
+        pages back.
 
         Args:
           sampled: int32 [items that sample], the new tokens in the order of the items, so that a

@@ -89,14 +89,21 @@ class Recorder(c.Owner):
         number = uint64(request, "cancelled", "request")
         c.check(s.locked.quire_recorder_cancelled(self._handle, number, time))
 
-    def finished(self, ended: Sequence[int], time: float) -> None:
-        """The batcher has finished the step committed last. O(items + ended).
+    def finished(self, ended: Sequence[int], time: float, stopped: Sequence[int] = ()) -> None:
+        """The batcher has finished its oldest step. O(items + ended).
 
         Args:
           ended: What `finish()` returned.
+          stopped: What it was given: what they sample in steps that were planned ahead does not
+            count.
         """
+        stops = (ctypes.c_uint64 * len(stopped))(
+            *(uint64(each, "finished", "stopped") for each in stopped)
+        )
         ids = (ctypes.c_uint64 * len(ended))(*(uint64(each, "finished", "ended") for each in ended))
-        c.check(s.locked.quire_recorder_finished(self._handle, ids, len(ids), time))
+        c.check(
+            s.locked.quire_recorder_finished(self._handle, ids, len(ids), stops, len(stops), time)
+        )
 
     @property
     def events(self) -> npt.NDArray[np.void]:

@@ -131,6 +131,8 @@ class BatcherSpec(c.Sized):
         ("struct_size", c_size_t),
         ("max_requests", c_int32),
         ("watermark_pages", c_int32),
+        ("max_steps_in_flight", c_int32),
+        ("reserved", c_int32),
     )
 
 
@@ -170,6 +172,7 @@ class StepItem(ctypes.Structure):
         ("is_prefill", c_uint8),
         ("samples", c_uint8),
         ("admitted", c_uint8),
+        ("awaits_token", c_uint8),
     )
 
 
@@ -373,7 +376,10 @@ LOCKED: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "quire_recorder_submitted": (_STATUS, (_HANDLE, _STRUCT, c_double)),
     "quire_recorder_committed": (_STATUS, (_HANDLE, _HANDLE, _HANDLE, c_double)),
     "quire_recorder_cancelled": (_STATUS, (_HANDLE, c_uint64, c_double)),
-    "quire_recorder_finished": (_STATUS, (_HANDLE, c_void_p, c_size_t, c_double)),
+    "quire_recorder_finished": (
+        _STATUS,
+        (_HANDLE, c_void_p, c_size_t, c_void_p, c_size_t, c_double),
+    ),
     "quire_recorder_counts": (_STATUS, (_HANDLE, _STRUCT, _STRUCT)),
     "quire_recorder_events": (_STATUS, (_HANDLE, c_size_t, c_void_p, c_size_t)),
     "quire_recorder_steps": (_STATUS, (_HANDLE, c_size_t, c_void_p, c_size_t)),

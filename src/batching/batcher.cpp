@@ -92,13 +92,15 @@ Status check_request(const BatcherState& state, const Request& request) noexcept
   return {};
 }
 
-// Takes a request out of the step in flight, with its new token if it sampled one.
-// Returns true if that was its last.
-bool advance(BatcherState::Place& place) noexcept {
-  if (place.samples) ++place.generated;
-  place.in_step = false;
-  place.samples = false;
-  return place.cancelled || place.stopped || place.generated == place.request.max_new_tokens;
+// Takes a request out of the step being finished, with its new token if it sampled one that counts.
+// Returns true if that was its last, and no other step in flight has it.
+bool advance(BatcherState::Place& place, std::size_t parity) noexcept {
+  if (place.samples[parity] && !place.stopped) ++place.generated;
+  place.submitted[parity] = 0;
+  place.samples[parity] = false;
+  place.stopped = place.stopped || place.stops;
+  place.stops = false;
+  return place.in_flight() == 0 && !place.goes_on();
 }
 
 std::unique_ptr<BatcherState> make_state(PageTable table, const internal::PageTableState& rows,
@@ -114,6 +116,11 @@ std::unique_ptr<BatcherState> make_state(PageTable table, const internal::PageTa
                 fmt::format("[batcher] watermark_pages: expected at least 0, got {}",
                             spec.watermark_pages));
   }
+  if (spec.max_steps_in_flight < 1 || spec.max_steps_in_flight > 2) {
+    throw Error(ErrorCode::kInvalidArgument,
+                fmt::format("[batcher] max_steps_in_flight: expected 1 or 2, got {}",
+                            spec.max_steps_in_flight));
+  }
   try {
     return std::make_unique<BatcherState>(std::move(table), rows, std::move(cache), spec);
   } catch (const std::bad_alloc&) {
@@ -127,17 +134,18 @@ std::unique_ptr<BatcherState> make_state(PageTable table, const internal::PageTa
 Status prepare_texts(BatcherState& state, const StepPlan& plan,
                      std::span<const std::int32_t> sampled) {
   if (sampled.empty()) return {};
+  const std::size_t parity = BatcherState::parity(state.oldest);
   const auto sampling = std::ranges::count_if(
-      state.running, [&state](std::int32_t index) { return state.at(index).samples; });
+      state.running, [&](std::int32_t index) { return state.at(index).samples[parity]; });
   std::int64_t told = 0;
   for (const StepItem& item : plan.items) {
     if (!item.samples) continue;
     const auto found = state.index_of.find(item.request);
-    if (found == state.index_of.end() || !state.at(found->second).samples) {
+    if (found == state.index_of.end() || !state.at(found->second).samples[parity]) {
       return failure(ErrorCode::kInvalidArgument,
                      "[batcher] finish: expected the plan as it was committed, got request {} that "
                      "does not sample in step {}",
-                     item.request, state.step);
+                     item.request, state.oldest);
     }
     ++told;
     const BatcherState::Place& place = state.at(found->second);
@@ -157,9 +165,9 @@ void add_texts(BatcherState& state, const StepPlan& plan,
     if (sampled.empty() || !item.samples) continue;
     BatcherState::Place& place = state.at(state.index_of.find(item.request)->second);
     const std::int32_t token = sampled[next++];
-    if (!place.shares) continue;
+    if (!place.shares || place.stopped) continue;
     std::vector<std::int32_t>& tokens = state.text_of(place).tokens;
-    if (std::cmp_equal(tokens.size(), place.known())) tokens.push_back(token);
+    if (std::cmp_equal(tokens.size(), place.told())) tokens.push_back(token);
   }
 }
 
@@ -210,7 +218,8 @@ Status Batcher::submit(const Request& request) noexcept {
 Status Batcher::cancel(std::uint64_t request) noexcept {
   BatcherState& state = *state_;
   const auto found = state.index_of.find(request);
-  if (found == state.index_of.end() || state.at(found->second).cancelled) {
+  if (found == state.index_of.end() || state.at(found->second).cancelled ||
+      state.at(found->second).stopped) {
     return failure(ErrorCode::kInvalidArgument,
                    "[batcher] cancel: expected the id of a request that has not ended, got {}",
                    request);
@@ -218,7 +227,7 @@ Status Batcher::cancel(std::uint64_t request) noexcept {
   const std::int32_t index = found->second;
   BatcherState::Place& place = state.at(index);
   place.cancelled = true;
-  if (place.in_step) return {};  // the device may be writing to its pages
+  if (place.in_flight() > 0) return {};  // the device may be writing to its pages
   if (place.phase == BatcherState::Phase::kWaiting) {
     state.unlink(index);
   } else {
@@ -235,10 +244,10 @@ Status Batcher::plan(const StepBudget& budget, StepPlan& plan) const noexcept {
                    "and {}",
                    budget.max_tokens, budget.max_seqs);
   }
-  if (state_->in_flight) {
+  if (state_->steps_in_flight() == state_->spec.max_steps_in_flight) {
     return failure(ErrorCode::kInvalidArgument,
                    "[batcher] plan: expected step {} to be finished first, got it in flight",
-                   state_->step);
+                   state_->oldest);
   }
   try {
     return batching::Planner(*state_, budget, plan).run();
@@ -251,22 +260,23 @@ Status Batcher::finish(const StepPlan& plan, std::span<const std::int32_t> sampl
                        std::span<const std::uint64_t> stopped,
                        std::vector<std::uint64_t>& ended) noexcept {
   BatcherState& state = *state_;
-  if (!state.in_flight) {
+  if (state.steps_in_flight() == 0) {
     return failure(ErrorCode::kInvalidArgument,
                    "[batcher] finish: expected a step in flight, got step {} with none committed",
                    plan.step);
   }
-  if (plan.step != state.step) {
+  if (plan.step != state.oldest) {
     return failure(ErrorCode::kInvalidArgument,
                    "[batcher] finish: expected the plan of step {}, got that of step {}",
-                   state.step, plan.step);
+                   state.oldest, plan.step);
   }
+  const std::size_t parity = BatcherState::parity(state.oldest);
   for (const std::uint64_t id : stopped) {
     const auto found = state.index_of.find(id);
-    if (found != state.index_of.end() && state.at(found->second).samples) continue;
+    if (found != state.index_of.end() && state.at(found->second).samples[parity]) continue;
     return failure(ErrorCode::kInvalidArgument,
                    "[batcher] finish: expected ids of requests that sample in step {}, got {}",
-                   state.step, id);
+                   state.oldest, id);
   }
   try {
     if (Status status = prepare_texts(state, plan, sampled); !status.ok()) return status;
@@ -275,12 +285,14 @@ Status Batcher::finish(const StepPlan& plan, std::span<const std::int32_t> sampl
     return out_of_memory("finish");
   }
   add_texts(state, plan, sampled);
-  for (const std::uint64_t id : stopped) state.at(state.index_of.find(id)->second).stopped = true;
+  for (const std::uint64_t id : stopped) state.at(state.index_of.find(id)->second).stops = true;
   std::size_t kept = 0;
   for (const std::int32_t index : state.running) {
     BatcherState::Place& place = state.at(index);
-    if (place.shares && place.has_filled()) state.publish_filled(place);
-    if (advance(place)) {
+    if (place.shares && place.has_filled()) {
+      state.publish_filled(place, place.cached - place.submitted[1 - parity]);
+    }
+    if (advance(place, parity)) {
       ended.push_back(place.request.id);
       state.end(index);
     } else {
@@ -288,8 +300,7 @@ Status Batcher::finish(const StepPlan& plan, std::span<const std::int32_t> sampl
     }
   }
   state.running.resize(kept);
-  state.in_flight = false;
-  ++state.step;
+  ++state.oldest;
   return {};
 }
 

@@ -4,6 +4,7 @@
 /// in the order of arrival.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -40,25 +41,38 @@ struct BatcherState {
     double turn = 0.0;         ///< its arrival without its head start
     std::uint64_t ticket = 0;  ///< number of its `submit`: breaks ties
     SeqId seq;                 ///< while running
-    std::int32_t cached = 0;   ///< tokens that its sequence has, those of a step in flight included
+    std::int32_t cached = 0;   ///< tokens that its sequence has, those of steps in flight included
     std::int32_t num_pages = 0;  ///< that hold them
     std::int32_t tail_room = 0;  ///< tokens that the last of these still holds
     std::int32_t generated = 0;  ///< tokens sampled; a preemption keeps them
     std::int32_t prev = kNobody;
     std::int32_t next = kNobody;
     Phase phase = Phase::kFree;
-    bool in_step = false;        ///< takes part in the step in flight
-    bool samples = false;        ///< … whose last row yields its next token
-    bool stopped = false;        ///< scratch of `finish`
-    bool cancelled = false;      ///< ends with the step in flight
+    /// Its part in the steps in flight, each at the parity of its number: tokens, and whether the last
+    /// row yields its next one.
+    std::array<std::int32_t, 2> submitted{};
+    std::array<bool, 2> samples{};
+    bool stops = false;          ///< scratch of `finish`: by the step being finished
+    bool stopped = false;        ///< by a step before; ends with the last one in flight
+    bool cancelled = false;      ///< ends with the last step in flight
     bool shares = false;         ///< has a text, and there is a cache
     std::int32_t published = 0;  ///< whole pages of its sequence that were put into the cache
 
-    /// @return Tokens whose text is known: all of them have to be cached before the next is
-    /// sampled.
-    [[nodiscard]] std::int32_t known() const noexcept { return request.prompt_tokens + generated; }
+    /// @return Tokens whose text the host knows.
+    [[nodiscard]] std::int32_t told() const noexcept { return request.prompt_tokens + generated; }
+    [[nodiscard]] std::int32_t awaited() const noexcept {
+      return (samples[0] ? 1 : 0) + (samples[1] ? 1 : 0);
+    }
+    /// @return Tokens whose text is known, by the device at least once the steps in flight have run:
+    ///   all of them have to be cached before the next is sampled.
+    [[nodiscard]] std::int32_t known() const noexcept { return told() + awaited(); }
     [[nodiscard]] std::int32_t missing() const noexcept { return known() - cached; }
-    [[nodiscard]] bool decodes() const noexcept { return missing() == 1; }
+    [[nodiscard]] std::int32_t in_flight() const noexcept { return submitted[0] + submitted[1]; }
+    /// @return False if it waits only for the end of the steps in flight.
+    [[nodiscard]] bool goes_on() const noexcept {
+      return !cancelled && !stopped && generated + awaited() < request.max_new_tokens;
+    }
+    [[nodiscard]] bool decodes() const noexcept { return missing() == 1 && goes_on(); }
     /// @return True if a page of its sequence has become whole since the last one was published.
     [[nodiscard]] bool has_filled() const noexcept {
       return num_pages - (tail_room > 0 ? 1 : 0) > published;
@@ -120,6 +134,12 @@ struct BatcherState {
     place.tail_room += static_cast<std::int32_t>(added * page_size);
   }
 
+  [[nodiscard]] std::int32_t steps_in_flight() const noexcept {
+    return static_cast<std::int32_t>(step - oldest);
+  }
+  /// @return The place of a step in `Place::submitted` and `Place::samples`.
+  [[nodiscard]] static std::size_t parity(std::uint64_t number) noexcept { return number & 1U; }
+
   /// @return The item of a request that computes `n` tokens next.
   /// @param found  Tokens that the prefix cache has of a waiting one.
   [[nodiscard]] StepItem item(std::int32_t index, std::int32_t n,
@@ -142,7 +162,8 @@ struct BatcherState {
   [[nodiscard]] std::int64_t available_pages() const noexcept;
   /// Takes pages out of the cache until `pages` are free, or as many as can be.
   void evict_for(std::int64_t pages) noexcept;
-  void publish_filled(Place& place) noexcept;     ///< the pages that became whole
+  /// The pages that became whole. @param written  Tokens of finished steps.
+  void publish_filled(Place& place, std::int32_t written) noexcept;
   void publish_all(const Place& place) noexcept;  ///< what is cached, before the sequence goes
 
   /// The pages that preempting the newest requests, one after another, gives back; a page that
@@ -198,8 +219,8 @@ struct BatcherState {
   std::int32_t newest_waiting = kNobody;
   std::int32_t num_waiting = 0;
   std::uint64_t next_ticket = 0;
-  std::uint64_t step = 0;  ///< the step to be planned, or in flight
-  bool in_flight = false;
+  std::uint64_t step = 0;    ///< the step to be planned
+  std::uint64_t oldest = 0;  ///< the oldest step that is not finished, or `step`
   bool others_hold = false;  ///< the last commit found idle pages that could not be evicted
   /// By page, all zero between calls: references of requests that are about to go.
   mutable std::vector<std::int32_t> dropped;

@@ -56,11 +56,11 @@ void BatcherState::evict_for(std::int64_t pages) noexcept {
 }
 
 // Page after page: a walk from the first one would cost O(tokens) each time.
-void BatcherState::publish_filled(Place& place) noexcept {
+void BatcherState::publish_filled(Place& place, std::int32_t written) noexcept {
   const std::int32_t page_size = table.pool_spec().page_size;
   const Text& text = text_of(place);
-  const auto told = static_cast<std::int32_t>(
-      std::min(text.tokens.size(), static_cast<std::size_t>(place.cached)));
+  const auto told =
+      static_cast<std::int32_t>(std::min(text.tokens.size(), static_cast<std::size_t>(written)));
   PageId* const row = sequences.row(static_cast<std::int32_t>(place.seq.slot));
   while (told - place.published * page_size >= page_size) {
     const PageId parent = place.published == 0 ? kNoPage : row[place.published - 1];

@@ -38,6 +38,7 @@ static_assert(offsetof(quire_step_item, num_new_tokens) == offsetof(StepItem, nu
 static_assert(offsetof(quire_step_item, is_prefill) == offsetof(StepItem, is_prefill));
 static_assert(offsetof(quire_step_item, samples) == offsetof(StepItem, samples));
 static_assert(offsetof(quire_step_item, admitted) == offsetof(StepItem, admitted));
+static_assert(offsetof(quire_step_item, awaits_token) == offsetof(StepItem, awaits_token));
 
 Status create(quire_page_table* table, quire_prefix_cache* cache, const quire_batcher_spec* spec,
               quire_batcher** out) {
@@ -49,7 +50,8 @@ Status create(quire_page_table* table, quire_prefix_cache* cache, const quire_ba
   if (status.ok()) status = read_optional(kFunction, "spec", spec, given);
   if (!status.ok()) return status;
   const BatcherSpec cpp_spec{.max_requests = given.max_requests,
-                             .watermark_pages = given.watermark_pages};
+                             .watermark_pages = given.watermark_pages,
+                             .max_steps_in_flight = given.max_steps_in_flight};
   Batcher made = cache != nullptr ? Batcher(table->table, cache->cache, cpp_spec)
                                   : Batcher(table->table, cpp_spec);
   *out = new quire_batcher{.batcher = std::move(made), .ended = {}};

@@ -95,13 +95,17 @@ Status committed(quire_recorder* recorder, const quire_step_plan* plan,
   return status;
 }
 
-Status finished(quire_recorder* recorder, std::span<const std::uint64_t> ended, double time) {
+Status finished(quire_recorder* recorder, std::span<const std::uint64_t> ended,
+                std::span<const std::uint64_t> stopped, double time) {
   constexpr std::string_view kFunction = "quire_recorder_finished";
   Status status = check_handle(kFunction, "recorder", recorder);
   if (status.ok()) {
     status = check_array(kFunction, "ended", "uint64", ended.data(), ended.size());
   }
-  if (status.ok()) recorder->recorder.finished(ended, time);
+  if (status.ok()) {
+    status = check_array(kFunction, "stopped", "uint64", stopped.data(), stopped.size());
+  }
+  if (status.ok()) recorder->recorder.finished(ended, stopped, time);
   return status;
 }
 
@@ -172,9 +176,12 @@ quire_status quire_recorder_cancelled(quire_recorder* recorder, uint64_t request
   });
 }
 
-quire_status quire_recorder_finished(quire_recorder* recorder, const uint64_t* ended, size_t count,
+quire_status quire_recorder_finished(quire_recorder* recorder, const uint64_t* ended,
+                                     size_t num_ended, const uint64_t* stopped, size_t num_stopped,
                                      double time) noexcept {
-  return quire::c::guarded([&] { return quire::c::finished(recorder, {ended, count}, time); });
+  return quire::c::guarded([&] {
+    return quire::c::finished(recorder, {ended, num_ended}, {stopped, num_stopped}, time);
+  });
 }
 
 quire_status quire_recorder_counts(const quire_recorder* recorder, quire_record_counts* kept,

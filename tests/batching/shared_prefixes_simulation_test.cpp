@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 // Random requests that begin alike, on pages whose contents are watched: whatever a request reads
-// must be what it would have computed itself.
+// must be what it would have computed itself, also where steps are planned ahead of the device.
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <cstdint>
+#include <deque>
 #include <map>
 #include <random>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "quire/batcher.hpp"
@@ -33,10 +35,19 @@ std::vector<std::uint64_t> contents_of(std::uint64_t name_space,
 
 struct Life {
   std::uint64_t name_space = 0;
-  Tokens text;  // known tokens
+  Tokens text;  // what the device knows: the prompt and what was sampled
   std::int32_t prompt = 0;
   std::int32_t max_new = 0;
+  std::int32_t told = 0;  // of the text, to the host
   bool cancelled = false;
+  bool stopped = false;
+};
+
+/// A step that the device runs, and what it yields.
+struct Flight {
+  StepPlan plan;
+  Tokens sampled;
+  std::vector<std::uint64_t> stopped;
 };
 
 struct World {
@@ -71,6 +82,7 @@ class Simulation {
       one_step();
       if (testing::Test::HasFailure()) return;
     }
+    EXPECT_TRUE(flights_.empty());
     EXPECT_TRUE(lives_.empty());
     EXPECT_EQ(table_.num_seqs(), 0);
     cache_.evict(world_.pool.num_pages);
@@ -82,6 +94,10 @@ class Simulation {
 
   [[nodiscard]] BatcherStats stats() const { return batcher_.stats(); }
   [[nodiscard]] std::int64_t num_copies() const { return num_copies_; }
+  /// @return Items that went on with a token that only the device knew.
+  [[nodiscard]] std::int64_t num_ahead() const { return num_ahead_; }
+  /// @return Tokens that were sampled for requests that had been stopped.
+  [[nodiscard]] std::int64_t num_void() const { return num_void_; }
 
  private:
   std::int32_t up_to(std::int32_t max) {
@@ -95,6 +111,7 @@ class Simulation {
     life.name_space = up_to(3) == 0 ? 1 : 0;
     life.prompt = 1 + up_to(longest - 1);
     life.max_new = 1 + up_to(9);
+    life.told = life.prompt;
     // Few texts, that part late: an old one cut or continued, or one of few stems.
     if (!old_.empty() && up_to(1) == 0) {
       life.text = old_[static_cast<std::size_t>(up_to(static_cast<int>(old_.size()) - 1))];
@@ -123,29 +140,39 @@ class Simulation {
     auto victim = lives_.begin();
     std::advance(victim, up_to(static_cast<int>(lives_.size()) - 1));
     const Status status = batcher_.cancel(victim->first);
-    ASSERT_EQ(status.ok(), !victim->second.cancelled) << status.message();
-    victim->second.cancelled = true;
-    const bool takes_part = in_flight_ && std::ranges::any_of(plan_.items, [&](const auto& item) {
-                              return item.request == victim->first;
-                            });
+    const bool ends = victim->second.cancelled || victim->second.stopped;
+    ASSERT_EQ(status.ok(), !ends) << status.message();
+    victim->second.cancelled = victim->second.cancelled || !ends;
+    const bool takes_part = std::ranges::any_of(flights_, [&](const Flight& flight) {
+      return std::ranges::any_of(
+          flight.plan.items, [&](const StepItem& item) { return item.request == victim->first; });
+    });
     if (!takes_part) lives_.erase(victim);
   }
 
+  // Plans as far ahead as is allowed, or less, then finishes the oldest step.
   void one_step() {
-    const Status planned = batcher_.plan(world_.budget, plan_);
-    ASSERT_TRUE(planned.ok()) << planned.message();
-    if (plan_.items.empty()) {
-      ASSERT_TRUE(batcher_.idle());
-      return;
+    while (std::cmp_less(flights_.size(), world_.batcher.max_steps_in_flight)) {
+      if (!flights_.empty() && up_to(4) == 0) break;
+      const Status planned = batcher_.plan(world_.budget, plan_);
+      ASSERT_TRUE(planned.ok()) << planned.message();
+      if (plan_.items.empty()) {
+        ASSERT_TRUE(batcher_.idle() || !flights_.empty());
+        break;
+      }
+      ASSERT_TRUE(plan_.preempted.empty() || flights_.empty());
+      copies_.clear();
+      const Status committed = batcher_.commit(plan_, copies_);
+      ASSERT_TRUE(committed.ok()) << committed.message();
+      compute();
+      sample();
+      sound();
+      if (up_to(20) == 0) cancel();
+      if (testing::Test::HasFailure()) return;
     }
-    copies_.clear();
-    const Status committed = batcher_.commit(plan_, copies_);
-    ASSERT_TRUE(committed.ok()) << committed.message();
-    compute();
-    sound();
-    in_flight_ = true;
-    if (up_to(20) == 0) cancel();
-    in_flight_ = false;
+    if (flights_.empty()) return;
+    ASSERT_EQ(batcher_.plan(world_.budget, plan_).ok(),
+              std::cmp_less(flights_.size(), world_.batcher.max_steps_in_flight));
     finish();
     sound();
   }
@@ -159,6 +186,10 @@ class Simulation {
     for (const StepItem& item : plan_.items) {  // all write before any reads
       const Life& life = lives_.at(item.request);
       const std::vector<std::uint64_t> contents = contents_of(life.name_space, life.text);
+      ASSERT_FALSE(life.cancelled || life.stopped);
+      ASSERT_LE(item.position + item.num_new_tokens, std::ssize(contents));
+      ASSERT_EQ(item.awaits_token, item.position + item.num_new_tokens > life.told);
+      num_ahead_ += item.awaits_token ? 1 : 0;
       computed_ += item.num_new_tokens;
       for (std::int32_t i = item.position; i < item.position + item.num_new_tokens; ++i) {
         device_[static_cast<std::size_t>(table_.slot(item.seq, i))] =
@@ -182,20 +213,34 @@ class Simulation {
                    static_cast<std::size_t>(offset)];
   }
 
-  void finish() {
-    const bool told = up_to(30) != 0;
-    Tokens sampled;
-    std::vector<std::uint64_t> stopped;
+  // What the device yields at the end of the step: it goes on with it at once.
+  void sample() {
+    Flight flight{plan_, {}, {}};
     for (const StepItem& item : plan_.items) {
       if (!item.samples) continue;
       Life& life = lives_.at(item.request);
-      sampled.push_back(up_to(5) == 0 ? 1 : 0);
-      life.text.push_back(sampled.back());
-      if (up_to(30) == 0) stopped.push_back(item.request);
+      flight.sampled.push_back(up_to(5) == 0 ? 1 : 0);
+      life.text.push_back(flight.sampled.back());
+      ASSERT_LE(std::ssize(life.text), life.prompt + life.max_new);
+      if (up_to(30) == 0) flight.stopped.push_back(item.request);
     }
-    if (!told) sampled.clear();
+    flights_.push_back(std::move(flight));
+  }
+
+  void finish() {
+    const Flight flight = std::move(flights_.front());
+    flights_.pop_front();
+    for (const StepItem& item : flight.plan.items) {
+      if (!item.samples) continue;
+      Life& life = lives_.at(item.request);
+      if (life.stopped) ++num_void_;
+      if (!life.stopped) ++life.told;
+    }
+    for (const std::uint64_t id : flight.stopped) lives_.at(id).stopped = true;
+    const bool told = up_to(30) != 0;
     std::vector<std::uint64_t> ended;
-    const Status status = batcher_.finish(plan_, sampled, stopped, ended);
+    const Status status =
+        batcher_.finish(flight.plan, told ? flight.sampled : Tokens{}, flight.stopped, ended);
     ASSERT_TRUE(status.ok()) << status.message();
     for (const std::uint64_t id : ended) lives_.erase(id);
   }
@@ -225,7 +270,9 @@ class Simulation {
   std::int64_t num_accepted_ = 0;
   std::int64_t num_copies_ = 0;
   std::int64_t computed_ = 0;
-  bool in_flight_ = false;
+  std::int64_t num_ahead_ = 0;
+  std::int64_t num_void_ = 0;
+  std::deque<Flight> flights_;  // the oldest first
 };
 
 World random_world(unsigned seed) {
@@ -238,6 +285,7 @@ World random_world(unsigned seed) {
   world.table = {.max_seqs = 1 + up_to(8), .max_tokens_per_seq = 12 + up_to(150)};
   world.budget = {.max_tokens = 1 + up_to(up_to(1) == 0 ? 7 : 100), .max_seqs = 1 + up_to(10)};
   world.batcher = {.max_requests = 40, .watermark_pages = up_to(3)};
+  world.batcher.max_steps_in_flight = 1 + up_to(1);
   world.cache.min_partial_tokens = 1 + up_to(3);
   return world;
 }
@@ -248,6 +296,8 @@ TEST_P(SharedWorlds, EveryRequestReadsWhatItWouldHaveComputedEndsAndLeavesNothin
   std::int64_t hits = 0;
   std::int64_t copies = 0;
   std::int64_t preempted = 0;
+  std::int64_t ahead = 0;
+  std::int64_t in_vain = 0;
   for (unsigned round = 0; round < 40; ++round) {
     const unsigned seed = GetParam() * 1000 + round;
     Simulation simulation(random_world(seed), seed);
@@ -256,10 +306,14 @@ TEST_P(SharedWorlds, EveryRequestReadsWhatItWouldHaveComputedEndsAndLeavesNothin
     hits += simulation.stats().hit_tokens;
     copies += simulation.num_copies();
     preempted += simulation.stats().preemptions;
+    ahead += simulation.num_ahead();
+    in_vain += simulation.num_void();
   }
   EXPECT_GT(hits, 0);
   EXPECT_GT(copies, 0) << "nobody goes on in a shared page";
   EXPECT_GT(preempted, 0) << "worlds so roomy that preemption is not tried";
+  EXPECT_GT(ahead, 0) << "nobody goes on before its token is known";
+  EXPECT_GT(in_vain, 0) << "nobody is stopped while it goes on";
 }
 
 INSTANTIATE_TEST_SUITE_P(Seeds, SharedWorlds, testing::Range(1U, 13U));

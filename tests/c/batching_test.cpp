@@ -213,7 +213,8 @@ TEST_F(CBatching, ARecorderTellsWhatHappened) {
   ASSERT_EQ(quire_batcher_commit(batcher_, plan_, copies_), QUIRE_OK);
   ASSERT_EQ(quire_recorder_committed(recorder_, plan_, batcher_, 2.0), QUIRE_OK);
   const std::vector<std::uint64_t> ended = finish();
-  ASSERT_EQ(quire_recorder_finished(recorder_, ended.data(), ended.size(), 3.5), QUIRE_OK);
+  ASSERT_EQ(quire_recorder_finished(recorder_, ended.data(), ended.size(), nullptr, 0, 3.5),
+            QUIRE_OK);
   quire_record_counts kept;
   quire_record_counts lost;
   ASSERT_EQ(quire_recorder_counts(recorder_, &kept, &lost), QUIRE_OK);

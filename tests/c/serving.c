@@ -115,7 +115,7 @@ static size_t step(server* s, text* texts, double now) {
   }
   EXPECT(quire_batcher_finish(s->batcher, s->plan, sampled, num_sampled, NULL, 0, &ended,
                               &num_ended) == QUIRE_OK);
-  EXPECT(quire_recorder_finished(s->recorder, ended, num_ended, now + 1.0) == QUIRE_OK);
+  EXPECT(quire_recorder_finished(s->recorder, ended, num_ended, NULL, 0, now + 1.0) == QUIRE_OK);
   EXPECT(quire_batcher_check(s->batcher) == QUIRE_OK);
   return num_ended;
 }

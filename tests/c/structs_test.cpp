@@ -106,6 +106,7 @@ TEST(CStructs, DefaultsOfServingAreThoseOfCpp) {
   const quire_batcher_spec c_batcher = QUIRE_BATCHER_SPEC_INIT;
   EXPECT_EQ(c_batcher.max_requests, batcher.max_requests);
   EXPECT_EQ(c_batcher.watermark_pages, batcher.watermark_pages);
+  EXPECT_EQ(c_batcher.max_steps_in_flight, batcher.max_steps_in_flight);
   const Request request;
   const quire_request c_request = QUIRE_REQUEST_INIT;
   EXPECT_EQ(c_request.id, request.id);

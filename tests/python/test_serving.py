@@ -303,6 +303,32 @@ def test_batchers_refuse_what_does_not_fit() -> None:
             make_bad()
 
 
+def test_the_next_step_is_planned_while_one_runs() -> None:
+    pool, table = make()
+    batcher = quire.Batcher(table, max_steps_in_flight=2)
+    recorder = quire.Recorder()
+    copies = quire.CopyPlan()
+    request = quire.Request(1, 5, max_new_tokens=9)
+    batcher.submit(request)
+    recorder.submitted(request, 0.0)
+    plans = []
+    for step in range(2):
+        plans.append(batcher.plan())
+        batcher.commit(plans[-1], copies)
+        recorder.committed(plans[-1], batcher, 1.0 + step)
+    assert [plan.items[0].awaits_token for plan in plans] == [False, True]
+    with pytest.raises(quire.InvalidArgument, match="step 0 to be finished first"):
+        batcher.plan()
+    recorder.finished(batcher.finish(plans[0], stopped=[1]), 3.0, stopped=[1])
+    assert batcher.plan().items == []
+    recorder.finished(batcher.finish(plans[1]), 4.0)
+    assert batcher.idle
+    assert recorder.ended["new_tokens"].tolist() == [1]
+    assert pool.num_used == 0
+    with pytest.raises(quire.InvalidArgument, match="max_steps_in_flight"):
+        quire.Batcher(table, max_steps_in_flight=3)
+
+
 def test_an_older_request_goes_first_unless_another_has_a_head_start() -> None:
     _, table = make(max_seqs=1)
     batcher = quire.Batcher(table)
