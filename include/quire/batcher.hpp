@@ -33,6 +33,10 @@ struct Request {
   /// those that arrive less than the difference of the two head starts after it, so that its wait is
   /// bounded however many with a greater one come. Finite.
   double head_start = 0.0;
+  /// Ids of further samples of the prompt: from the step on that samples the first token, which then
+  /// samples one for each, they are requests of their own that share the prompt's pages. Read by
+  /// `submit`.
+  std::span<const std::uint64_t> further_samples{};
 };
 
 /// How large a step may be.
@@ -48,8 +52,11 @@ struct StepItem {
   SeqId seq;                        ///< Its sequence. Of an admitted request: set by `commit`.
   std::int32_t position = 0;        ///< Of the first new token.
   std::int32_t num_new_tokens = 0;  ///< ≥ 1.
+  std::int32_t num_samples = 0;     ///< Tokens that its last row yields: see `samples`.
   bool is_prefill = false;          ///< Computes more than the token sampled last.
-  bool samples = false;             ///< Its last row yields the request's next token.
+  /// Its last row yields the request's next token, and if that is its first one for each of its
+  /// further samples, in their order.
+  bool samples = false;
   /// Starts, or restarts, in this step. Its first `position` tokens were found in the prefix cache.
   bool admitted = false;
   /// Its last new token is the one that the step in flight samples: the device has it before the host
@@ -157,7 +164,8 @@ class QUIRE_API Batcher {
   Batcher& operator=(Batcher&&) noexcept;  ///< Likewise; ends what it held as the destructor does.
   ~Batcher();                              ///< Destroys the sequences of its requests.
 
-  /// Queues a request. O(1) if it arrived last. Allowed at any time, also during a step.
+  /// Queues a request and its further samples. O(1) if it arrived last, and for each of these. Allowed
+  /// at any time, also during a step.
   /// @return `kInvalidArgument` (a count below 1, an arrival that is not a number, an id in use,
   ///   another number of tokens than the prompt has, a retention out of range),
   ///   `kTooLong` (can never fit: too long for the table or larger than the pool), `kQueueFull`,
@@ -166,6 +174,7 @@ class QUIRE_API Batcher {
 
   /// Gives a request up, whether it waits or runs. If it takes part in steps in flight, it ends with
   /// the last one's `finish`, whose `ended` names it, and its last row is not asked for; else at once.
+  /// Further samples that have not begun end with it.
   /// O(1) if it waits, O(pages + tokens) if it runs.
   /// @return `kInvalidArgument` (an id that is not in use, or was cancelled or stopped before).
   Status cancel(std::uint64_t request) noexcept;
@@ -199,9 +208,10 @@ class QUIRE_API Batcher {
   /// token;
   /// requests that have all theirs, and the stopped ones, end and give their pages back. O(items +
   /// pages).
-  /// @param stopped  Ids of sampling items that end here (an end-of-text token, say); those that were
+  /// @param stopped  Ids of sampling items, or of the samples that begin here, that end here (an end-of-text token, say); those that were
   ///                 stopped before may be named again.
-  /// @param ended    Receives the ids of all requests that ended, in the order of arrival.
+  /// @param ended    Receives the ids of all requests that ended, in the order of arrival; then the
+  ///                 further samples that ended before or as they began.
   /// @return `kInvalidArgument` (not the committed plan, an id that does not sample in it),
   ///   `kOutOfMemory`. Nothing has changed then.
   Status finish(const StepPlan& plan, std::span<const std::uint64_t> stopped,
@@ -210,8 +220,8 @@ class QUIRE_API Batcher {
   }
   /// Likewise, and says which tokens were sampled, so that a prefix cache can share the pages of
   /// answers too. A request that samples in a step without it shares no later tokens.
-  /// @param sampled  The new token of each item that samples, in the order of the items, those of the
-  ///                 cancelled too; or empty.
+  /// @param sampled  The `num_samples` new tokens of each item that samples, in the order of the items,
+  ///                 those of the cancelled too; or empty.
   /// @return Likewise; `kInvalidArgument` (another number of tokens).
   Status finish(const StepPlan& plan, std::span<const std::int32_t> sampled,
                 std::span<const std::uint64_t> stopped, std::vector<std::uint64_t>& ended) noexcept;

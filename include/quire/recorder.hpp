@@ -153,7 +153,7 @@ struct RecorderState;
 class QUIRE_API Recorder {
  public:
   /// A recorder without records. Takes all memory at once, which the system backs as it is used:
-  /// 56 bytes an event, 80 a step, 72 an ended request, at most 216 one that has not ended.
+  /// 56 bytes an event, 80 a step, 72 an ended request, at most 224 one that has not ended.
   /// @throws Error `kInvalidArgument` (the spec is out of range), `kOutOfMemory`.
   explicit Recorder(const RecorderSpec& spec = {});
   Recorder(Recorder&&) noexcept;  ///< A moved-from one may only be destroyed or assigned to.
@@ -163,7 +163,7 @@ class QUIRE_API Recorder {
   /// @return The spec that it was made with. O(1).
   [[nodiscard]] const RecorderSpec& spec() const noexcept;
 
-  /// The batcher has accepted a request. O(1).
+  /// The batcher has accepted a request, and its further samples. O(1) each.
   /// @param time  Since when it waits: now, or its arrival.
   void submitted(const Request& request, double time) noexcept;
   /// The batcher has committed a plan: its step begins. O(items + preempted).

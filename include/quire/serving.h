@@ -419,16 +419,20 @@ typedef struct quire_request {
   double head_start;  /**< It goes as if it had arrived so much earlier. Finite; default 0. */
   /** [prompt_tokens], copied: what a prefix cache goes by. NULL, the default: it shares nothing. */
   const int32_t* prompt;
-  uint64_t name_space;    /**< Whose pages of the prefix cache it may share. Default 0. */
-  int32_t prompt_tokens;  /**< At least 1: no default. */
-  int32_t max_new_tokens; /**< At least 1: no default. The last one is never cached. */
-  int64_t time_to_live;   /**< Of what it leaves in the prefix cache: see `quire_retention`. */
-  int32_t priority;       /**< Likewise; default 35. */
-  int32_t reserved;       /**< 0. */
+  uint64_t name_space;         /**< Whose pages of the prefix cache it may share. Default 0. */
+  int32_t prompt_tokens;       /**< At least 1: no default. */
+  int32_t max_new_tokens;      /**< At least 1: no default. The last one is never cached. */
+  int64_t time_to_live;        /**< Of what it leaves in the prefix cache: see `quire_retention`. */
+  int32_t priority;            /**< Likewise; default 35. */
+  int32_t num_further_samples; /**< Default 0. */
+  /** [num_further_samples], read by submit: ids of further samples of the prompt. From the step on that
+   * samples the first token, which then samples one for each, they are requests of their own that share
+   * the prompt's pages. */
+  const uint64_t* further_samples;
 } quire_request;
 
 /** Static initialiser: all defaults. */
-#define QUIRE_REQUEST_INIT {sizeof(quire_request), 0, 0.0, 0.0, NULL, 0, 0, 0, 0, 35, 0}
+#define QUIRE_REQUEST_INIT {sizeof(quire_request), 0, 0.0, 0.0, NULL, 0, 0, 0, 0, 35, 0, NULL}
 
 /** Writes `QUIRE_REQUEST_INIT`. */
 QUIRE_API quire_status quire_request_init(quire_request* request,
@@ -455,9 +459,10 @@ typedef struct quire_step_item {
   quire_seq_id seq;       /**< Its sequence. Of an admitted request: set by commit. */
   int32_t position;       /**< Of the first new token. */
   int32_t num_new_tokens; /**< At least 1. */
+  int32_t num_samples;    /**< Tokens that its last row yields: see `samples`. */
   uint8_t is_prefill;     /**< 1: computes more than the token sampled last. */
-  uint8_t samples;        /**< 1: its last row yields the request's next token. */
-  uint8_t admitted;       /**< 1: starts, or restarts; what is before `position` was found. */
+  uint8_t samples;  /**< 1: its last row yields its next token; if the first, also its samples'. */
+  uint8_t admitted; /**< 1: starts, or restarts; what is before `position` was found. */
   /** 1: its last new token is the one that the step in flight samples, which the host does not know. */
   uint8_t awaits_token;
 } quire_step_item;
@@ -539,7 +544,7 @@ QUIRE_API quire_status quire_batcher_commit(quire_batcher* batcher, quire_step_p
 
 /** Ends the oldest step in flight, which `plan` was committed as: each item that samples has one more token; requests
  *  that have all theirs, and the stopped ones, end and give their pages back. O(items + pages).
- *  @param sampled    [num_sampled], the new token of each item that samples, in the order of the
+ *  @param sampled    [num_sampled], the `num_samples` new tokens of each item, in the order of the
  *                    items, so that a prefix cache can share answers too; or NULL and 0.
  *  @param stopped    [num_stopped], ids of sampling items that end here (an end-of-text token).
  *  @param ended      Receives the ids of all requests that ended, in the order of arrival, valid

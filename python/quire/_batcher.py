@@ -40,6 +40,9 @@ class Request:
       head_start: Its priority: it goes as if it had arrived so much earlier, so that the wait of
         the others is bounded.
       name_space: Whose pages of the prefix cache it may share.
+      further_samples: Ids of further samples of the prompt: from the step on that samples the first
+        token, which then samples one for each, they are requests of their own that share the prompt's
+        pages.
       priority, time_to_live: Of what it leaves in the prefix cache: see `PrefixCache.publish()`.
 
     Raises:
@@ -54,6 +57,7 @@ class Request:
     name_space: int = 0
     priority: int = 35
     time_to_live: int = 0
+    further_samples: Sequence[int] = ()
     _packed: Any = dataclasses.field(init=False, repr=False, compare=False)
     _tokens: Any = dataclasses.field(init=False, repr=False, compare=False)
 
@@ -67,6 +71,9 @@ class Request:
             length = tokens.size
         if not -(2**63) <= self.time_to_live < 2**63:
             raise invalid(where, "time_to_live", f"expected an int64, got {self.time_to_live}")
+        samples = (ctypes.c_uint64 * len(self.further_samples))(
+            *(uint64(each, where, "further_samples") for each in self.further_samples)
+        )
         packed = s.Request(
             id=uint64(self.id, where, "id"),
             arrival=self.arrival,
@@ -77,8 +84,10 @@ class Request:
             max_new_tokens=int32(self.max_new_tokens, where, "max_new_tokens"),
             time_to_live=self.time_to_live,
             priority=int32(self.priority, where, "priority"),
+            num_further_samples=len(self.further_samples),
+            further_samples=ctypes.cast(samples, c_void_p).value,
         )
-        object.__setattr__(self, "_tokens", tokens)  # kept alive for the pointer
+        object.__setattr__(self, "_tokens", (tokens, samples))  # kept alive for the pointers
         object.__setattr__(self, "_packed", packed)
 
 
@@ -91,8 +100,11 @@ class StepItem:
     seq: SeqId  #: Its sequence. Of an admitted request: set by `commit()`.
     position: int  #: Of the first new token.
     num_new_tokens: int  #: At least 1.
+    num_samples: int  #: Tokens that its last row yields: see `samples`.
     is_prefill: bool  #: Computes more than the token sampled last.
-    samples: bool  #: Its last row yields the request's next token.
+    #: Its last row yields the request's next token, and if that is its first one for each of its
+    #: further samples, in their order.
+    samples: bool
     admitted: bool  #: Starts, or restarts, in this step; what is before `position` was found.
     #: Its last new token is the one that the step in flight samples, which the host does not know.
     awaits_token: bool
@@ -128,6 +140,7 @@ class StepPlan(c.Owner):
                 SeqId(item.seq.slot, item.seq.generation),
                 item.position,
                 item.num_new_tokens,
+                item.num_samples,
                 bool(item.is_prefill),
                 bool(item.samples),
                 bool(item.admitted),
@@ -299,7 +312,7 @@ class Batcher(c.Owner):
         pages back.
 
         Args:
-          sampled: int32 [items that sample], the new tokens in the order of the items, so that a
+          sampled: int32 [all `num_samples`], the new tokens in the order of the items, so that a
             prefix cache can share answers too; or None.
           stopped: Ids of sampling items that end here (an end-of-text token, say).
 

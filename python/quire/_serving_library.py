@@ -150,7 +150,8 @@ class Request(c.Sized):
         ("max_new_tokens", c_int32),
         ("time_to_live", c_int64),
         ("priority", c_int32),
-        ("reserved", c_int32),
+        ("num_further_samples", c_int32),
+        ("further_samples", c_void_p),
     )
 
 
@@ -169,6 +170,7 @@ class StepItem(ctypes.Structure):
         ("seq", c.SeqId),
         ("position", c_int32),
         ("num_new_tokens", c_int32),
+        ("num_samples", c_int32),
         ("is_prefill", c_uint8),
         ("samples", c_uint8),
         ("admitted", c_uint8),

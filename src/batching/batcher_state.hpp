@@ -25,10 +25,11 @@ namespace internal {
 struct BatcherState {
   static constexpr std::int32_t kNobody = -1;
 
-  enum class Phase : std::uint8_t { kFree, kWaiting, kRunning };
+  enum class Phase : std::uint8_t { kFree, kWaiting, kRunning, kUnborn };
 
   /// A place for a request. Places are reused; free ones are linked through `next`, waiting ones
-  /// through `next` and `prev`.
+  /// through `next` and `prev`, further samples that have not begun through `next`, and `prev` is the
+  /// request that they are of.
   struct Place {
     /// What is asked of a `Request` in every step.
     struct Asked {
@@ -47,6 +48,7 @@ struct BatcherState {
     std::int32_t generated = 0;  ///< tokens sampled; a preemption keeps them
     std::int32_t prev = kNobody;
     std::int32_t next = kNobody;
+    std::int32_t first_sample = kNobody;  ///< of its further samples that have not begun
     Phase phase = Phase::kFree;
     /// Its part in the steps in flight, each at the parity of its number: tokens, and whether the last
     /// row yields its next one.
@@ -68,6 +70,10 @@ struct BatcherState {
     [[nodiscard]] std::int32_t known() const noexcept { return told() + awaited(); }
     [[nodiscard]] std::int32_t missing() const noexcept { return known() - cached; }
     [[nodiscard]] std::int32_t in_flight() const noexcept { return submitted[0] + submitted[1]; }
+    /// @return True if its further samples begin with that step.
+    [[nodiscard]] bool bears(std::size_t parity) const noexcept {
+      return samples[parity] && generated == 0 && first_sample != kNobody;
+    }
     /// @return False if it waits only for the end of the steps in flight.
     [[nodiscard]] bool goes_on() const noexcept {
       return !cancelled && !stopped && generated + awaited() < request.max_new_tokens;
@@ -121,7 +127,15 @@ struct BatcherState {
   ///   `table.pages_needed(seq, 1)` says, without a division. Every decode of every step asks.
   [[nodiscard]] std::int32_t pages_for_next(const Place& place) const noexcept {
     if (place.tail_room == 0) return 1;
-    return sequences.pool->page(tail_of(place)).refs > 1 ? 1 : 0;
+    return tail_is_shared(place) ? 1 : 0;
+  }
+  /// @return Pages that `n` more tokens take, once those that are about to go have gone.
+  [[nodiscard]] std::int32_t pages_needed(const Place& place, std::int32_t n) const noexcept {
+    return table.pages_needed(place.seq, n) - (copy_is_spared(place) ? 1 : 0);
+  }
+  /// @return Tokens that a sequence can append to `free_pages` pages, likewise.
+  [[nodiscard]] std::int32_t room(const Place& place, std::int64_t free_pages) const noexcept {
+    return table.room(place.seq, free_pages + (copy_is_spared(place) ? 1 : 0));
   }
   /// The sequence of a request has `n` more tokens.
   void grow(Place& place, std::int32_t n) const noexcept {
@@ -145,6 +159,16 @@ struct BatcherState {
   [[nodiscard]] StepItem item(std::int32_t index, std::int32_t n,
                               std::int32_t found) const noexcept;
 
+  /// Further samples: samples.cpp.
+  [[nodiscard]] std::int32_t count_unborn(const Place& place) const noexcept;
+  void unlink_unborn(std::int32_t index) noexcept;
+  /// Begins the further samples of a request: `begin_born` ends it. There is room in `born`.
+  void bear(Place& place) noexcept;
+  /// Those that were borne run, wait if there was no sequence for them, or end. There is room.
+  void begin_born(std::vector<std::uint64_t>& ended) noexcept;
+  /// Ends the further samples of a request that ends itself, those that have not begun.
+  void end_unborn(Place& place, std::vector<std::uint64_t>* ended) noexcept;
+
   /// Sharing of prefixes: prefix_sharing.cpp.
   /// @return The known tokens that the cache may have: all but the last, as far as they were told.
   [[nodiscard]] std::span<const std::int32_t> askable(const Place& place) const noexcept;
@@ -162,6 +186,7 @@ struct BatcherState {
   [[nodiscard]] std::int64_t available_pages() const noexcept;
   /// Takes pages out of the cache until `pages` are free, or as many as can be.
   void evict_for(std::int64_t pages) noexcept;
+  [[nodiscard]] bool keeps_private(PageId id) const noexcept;
   /// The pages that became whole. @param written  Tokens of finished steps.
   void publish_filled(Place& place, std::int32_t written) noexcept;
   void publish_all(const Place& place) noexcept;  ///< what is cached, before the sequence goes
@@ -199,6 +224,17 @@ struct BatcherState {
   void preempt_newest() noexcept;
   void end(std::int32_t index) noexcept;  ///< of a request that has left its list
 
+  /// @return True if its last page, shared now, is its alone once those that are about to go have gone.
+  [[nodiscard]] bool copy_is_spared(const Place& place) const noexcept {
+    if (!is_as_left(place) || place.tail_room == 0) return false;
+    return sequences.pool->page(tail_of(place)).refs > 1 && !tail_is_shared(place);
+  }
+  /// @return True if others refer to its partial last page than those that are about to go.
+  [[nodiscard]] bool tail_is_shared(const Place& place) const noexcept {
+    const PageId tail = tail_of(place);
+    const std::int32_t refs = sequences.pool->page(tail).refs;
+    return refs > 1 && refs - dropped[static_cast<std::size_t>(tail)] > 1;
+  }
   /// @return The last page of a running request; a page that it once had, if its sequence is not as
   ///   it was left.
   [[nodiscard]] PageId tail_of(const Place& place) const noexcept {
@@ -218,6 +254,7 @@ struct BatcherState {
   std::int32_t oldest_waiting = kNobody;
   std::int32_t newest_waiting = kNobody;
   std::int32_t num_waiting = 0;
+  std::int32_t num_unborn = 0;
   std::uint64_t next_ticket = 0;
   std::uint64_t step = 0;    ///< the step to be planned
   std::uint64_t oldest = 0;  ///< the oldest step that is not finished, or `step`
@@ -225,6 +262,7 @@ struct BatcherState {
   /// By page, all zero between calls: references of requests that are about to go.
   mutable std::vector<std::int32_t> dropped;
   std::vector<PrefixLease> leases;  ///< scratch of `commit`
+  std::vector<std::int32_t> born;   ///< scratch of `finish`
   BatcherStats counters;            ///< without the present state
 
  private:

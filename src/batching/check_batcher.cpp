@@ -101,6 +101,20 @@ Status check_places(const BatcherState& state) noexcept {
                      place.request.id);
     }
   }
+  std::int32_t unborn = 0;
+  for (std::int32_t index = 0; index < state.spec.max_requests; ++index) {
+    if (state.at(index).phase == Phase::kFree) continue;
+    for (std::int32_t sample = state.at(index).first_sample; sample != BatcherState::kNobody;
+         sample = state.at(sample).next) {
+      if (state.at(sample).phase == Phase::kUnborn && state.at(sample).prev == index &&
+          ++unborn <= state.num_unborn) {
+        continue;
+      }
+      return failure(ErrorCode::kInternal,
+                     "[batcher] check: request {} has further samples that are not its own",
+                     state.at(index).request.id);
+    }
+  }
   std::size_t free_places = 0;
   for (std::int32_t index = state.first_free; index != BatcherState::kNobody;
        index = state.at(index).next) {
@@ -109,7 +123,8 @@ Status check_places(const BatcherState& state) noexcept {
                      index);
     }
   }
-  const std::size_t listed = state.running.size() + static_cast<std::size_t>(state.num_waiting);
+  const std::size_t listed = state.running.size() + static_cast<std::size_t>(state.num_waiting) +
+                             static_cast<std::size_t>(unborn);
   if (taken == listed && taken == state.index_of.size() &&
       taken + free_places == state.places.size()) {
     return {};

@@ -76,9 +76,8 @@ Status check_items(const BatcherState& state, const StepPlan& plan, Demand& dema
           "that was destroyed or changed",
           item.request);
     }
-    demand.pages += item.num_new_tokens == 1
-                        ? state.pages_for_next(place)
-                        : state.table.pages_needed(place.seq, item.num_new_tokens);
+    demand.pages += item.num_new_tokens == 1 ? state.pages_for_next(place)
+                                             : state.pages_needed(place, item.num_new_tokens);
   }
   return {};
 }

@@ -97,8 +97,8 @@ bool Planner::waits_for_prefix(const BatcherState::Place& place,
 // Tokens that the running request of this rank can append. Preempts the newest ones until it is at
 // least one; if even all of them do not help, nobody is preempted in vain.
 std::int32_t Planner::make_room(std::int32_t rank) noexcept {
-  const SeqId seq = state_.at(state_.running[static_cast<std::size_t>(rank)]).seq;
-  std::int32_t room = state_.table.room(seq, free_pages_);
+  const BatcherState::Place& place = state_.at(state_.running[static_cast<std::size_t>(rank)]);
+  std::int32_t room = state_.table.room(place.seq, free_pages_);
   if (room > 0 || state_.steps_in_flight() > 0) return room;
   BatcherState::Reclaim reclaim(state_);
   for (std::size_t kept = state_.running.size(); std::cmp_greater(kept, num_kept_); --kept) {
@@ -109,7 +109,7 @@ std::int32_t Planner::make_room(std::int32_t rank) noexcept {
   while (room == 0 && kept > rank + 1) {
     --kept;
     reclaim.add_next();
-    room = state_.table.room(seq, free_pages_ + reclaim.total() - before);
+    room = state_.room(place, free_pages_ + reclaim.total() - before);
   }
   if (room > 0) {
     num_kept_ = kept;

@@ -25,7 +25,7 @@ static_assert(sizeof(RequestEvent) == 56 && sizeof(StepRecord) == 80 &&
               sizeof(RequestRecord) == 72);
 static_assert(sizeof(RecorderState::Life) + 2 * sizeof(RecorderState::Share) +
                   4 * batching::RequestIndex::kEntryBytes ==
-              216);
+              224);
 
 }  // namespace
 
@@ -138,6 +138,16 @@ void RecorderState::complete(const Share& share, double time) noexcept {
   if (RequestEvent* event = events.find(share.event); event != nullptr) event->end = time;
   Life& life = at(share.slot);
   if (!share.samples || life.stopped) return;
+  while (life.next_sample != kNobody) {  // they begin with the first token of the prompt
+    Life& sample = at(life.next_sample);
+    unlink_sample(sample);
+    sample.record.admitted = time;
+    note_token(sample, time);
+  }
+  note_token(life, time);
+}
+
+void RecorderState::note_token(Life& life, double time) noexcept {
   RequestRecord& record = life.record;
   if (!std::isnan(life.last_token)) {
     record.longest_gap = std::max(record.longest_gap, time - life.last_token);
@@ -146,6 +156,13 @@ void RecorderState::complete(const Share& share, double time) noexcept {
   }
   life.last_token = time;
   ++record.new_tokens;
+}
+
+// Out of the list of further samples that it is in; of those that it has, the first has no request.
+void RecorderState::unlink_sample(Life& life) noexcept {
+  if (life.prev_sample != kNobody) at(life.prev_sample).next_sample = life.next_sample;
+  if (life.next_sample != kNobody) at(life.next_sample).prev_sample = life.prev_sample;
+  life.prev_sample = life.next_sample = kNobody;
 }
 
 void RecorderState::end(std::uint64_t request, double time) noexcept {
@@ -162,6 +179,7 @@ void RecorderState::end(std::uint64_t request, double time) noexcept {
   life.record.finished = time;
   ended.push(life.record);
   cached_tokens -= life.cached;
+  unlink_sample(life);
   index.erase(request);
   life.next_free = first_free;
   first_free = slot;
@@ -206,16 +224,25 @@ const RecorderSpec& Recorder::spec() const noexcept { return state_->spec; }
 
 void Recorder::submitted(const Request& request, double time) noexcept {
   RecorderState& state = *state_;
-  const std::int32_t slot = state.find_or_begin(request.id);
-  if (slot == RecorderState::kNobody) {
-    ++state.untracked_events;
-    return;
+  std::int32_t last = RecorderState::kNobody;
+  for (std::size_t i = 0; i <= request.further_samples.size(); ++i) {
+    const std::uint64_t id = i == 0 ? request.id : request.further_samples[i - 1];
+    const std::int32_t slot = state.find_or_begin(id);
+    if (slot == RecorderState::kNobody) {
+      ++state.untracked_events;
+      continue;
+    }
+    RequestRecord& record = state.at(slot).record;
+    record.submitted = time;
+    record.prompt_tokens = request.prompt_tokens;
+    state.events.push({id, state.next_step, state.next_step, time, time, 0, request.prompt_tokens,
+                       EventKind::kSubmit});
+    if (last != RecorderState::kNobody) {
+      state.at(last).next_sample = slot;
+      state.at(slot).prev_sample = last;
+    }
+    last = slot;
   }
-  RequestRecord& record = state.at(slot).record;
-  record.submitted = time;
-  record.prompt_tokens = request.prompt_tokens;
-  state.events.push({request.id, state.next_step, state.next_step, time, time, 0,
-                     request.prompt_tokens, EventKind::kSubmit});
 }
 
 void Recorder::committed(const StepPlan& plan, const BatcherStats& stats, double time) noexcept {

@@ -69,6 +69,10 @@ struct RecorderState {
     std::int32_t cached = 0;          ///< tokens
     bool stopped = false;             ///< what it samples from now on does not count
     std::int32_t next_free = kNobody;
+    /// Further samples of its prompt that have not begun, in their order; of such a one: the next, and
+    /// the one before or the request itself.
+    std::int32_t next_sample = kNobody;
+    std::int32_t prev_sample = kNobody;
   };
   /// A share of a step in flight.
   struct Share {
@@ -99,6 +103,8 @@ struct RecorderState {
   /// @return The older of the steps in flight; null if there is none.
   [[nodiscard]] Flight* oldest_flight() noexcept;
   void complete(const Share& share, double time) noexcept;
+  void note_token(Life& life, double time) noexcept;
+  void unlink_sample(Life& life) noexcept;
   void end(std::uint64_t request, double time) noexcept;
 
   RecorderSpec spec;

@@ -24,6 +24,13 @@ Status read_request(std::string_view function, const quire_request* given, Reque
   if (known.prompt != nullptr && known.prompt_tokens > 0) {
     out.prompt = {known.prompt, static_cast<std::size_t>(known.prompt_tokens)};
   }
+  if (known.num_further_samples > 0) {
+    status = check_array(function, "request.further_samples", "uint64", known.further_samples,
+                         static_cast<std::size_t>(known.num_further_samples));
+    if (!status.ok()) return status;
+    out.further_samples = {known.further_samples,
+                           static_cast<std::size_t>(known.num_further_samples)};
+  }
   return {};
 }
 
@@ -35,6 +42,7 @@ static_assert(offsetof(quire_step_item, index) == offsetof(StepItem, index));
 static_assert(offsetof(quire_step_item, seq) == offsetof(StepItem, seq));
 static_assert(offsetof(quire_step_item, position) == offsetof(StepItem, position));
 static_assert(offsetof(quire_step_item, num_new_tokens) == offsetof(StepItem, num_new_tokens));
+static_assert(offsetof(quire_step_item, num_samples) == offsetof(StepItem, num_samples));
 static_assert(offsetof(quire_step_item, is_prefill) == offsetof(StepItem, is_prefill));
 static_assert(offsetof(quire_step_item, samples) == offsetof(StepItem, samples));
 static_assert(offsetof(quire_step_item, admitted) == offsetof(StepItem, admitted));

@@ -187,6 +187,26 @@ TEST_F(CBatching, AStepIsPlannedCommittedAndFinished) {
   EXPECT_EQ(stats.used_pages, 0);
 }
 
+TEST_F(CBatching, SamplesOfOnePromptAreForksOfItsSequence) {
+  const std::array<std::uint64_t, 2> further{11, 12};
+  quire_request made = request(1, 6, 1);
+  made.num_further_samples = 2;
+  EXPECT_EQ(quire_batcher_submit(batcher_, &made), QUIRE_INVALID_ARGUMENT);
+  EXPECT_STREQ(quire_last_error(),
+               "[quire_batcher_submit] request.further_samples: expected uint64 [2], got NULL");
+  made.further_samples = further.data();
+  ASSERT_EQ(quire_batcher_submit(batcher_, &made), QUIRE_OK) << quire_last_error();
+  ASSERT_EQ(quire_batcher_plan(batcher_, nullptr, plan_), QUIRE_OK);
+  ASSERT_EQ(quire_batcher_commit(batcher_, plan_, copies_), QUIRE_OK);
+  const quire_step_item* items = nullptr;
+  std::size_t count = 0;
+  ASSERT_EQ(quire_step_plan_items(plan_, &items, &count), QUIRE_OK);
+  ASSERT_EQ(count, 1U);
+  EXPECT_EQ(items[0].num_samples, 3);
+  EXPECT_EQ(items[0].awaits_token, 0);
+  EXPECT_EQ(finish(), (std::vector<std::uint64_t>{1, 11, 12}));
+}
+
 TEST_F(CBatching, TokensThatWereSampledMustFitThePlan) {
   ASSERT_EQ(submit(1, 6, 2), QUIRE_OK);
   ASSERT_EQ(quire_batcher_plan(batcher_, nullptr, plan_), QUIRE_OK);

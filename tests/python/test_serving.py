@@ -329,6 +329,30 @@ def test_the_next_step_is_planned_while_one_runs() -> None:
         quire.Batcher(table, max_steps_in_flight=3)
 
 
+def test_samples_of_one_prompt_share_its_pages() -> None:
+    pool, table = make()
+    batcher = quire.Batcher(table)
+    copies = quire.CopyPlan()
+    batcher.submit(quire.Request(1, 6, max_new_tokens=2, further_samples=[11, 12]))
+    plan = batcher.plan()
+    assert plan.items[0].num_samples == 3
+    batcher.commit(plan, copies)
+    with pytest.raises(quire.InvalidArgument, match="expected 3 sampled tokens"):
+        batcher.finish(plan, [5])
+    assert batcher.finish(plan, [5, 6, 7], stopped=[12]) == [12]
+    assert pool.num_used == 2
+    plan = batcher.plan()
+    batcher.commit(plan, copies)
+    assert [(item.request, item.position) for item in plan.items] == [(1, 6), (11, 6)]
+    assert len(copies) == 1
+    assert batcher.finish(plan, [8, 9]) == [1, 11]
+    assert pool.num_used == 0
+    with pytest.raises(quire.InvalidArgument, match="not in use"):
+        batcher.submit(quire.Request(1, 6, max_new_tokens=2, further_samples=[1]))
+    with pytest.raises(quire.InvalidArgument, match="uint64"):
+        quire.Request(1, 6, max_new_tokens=2, further_samples=[-1])
+
+
 def test_an_older_request_goes_first_unless_another_has_a_head_start() -> None:
     _, table = make(max_seqs=1)
     batcher = quire.Batcher(table)
