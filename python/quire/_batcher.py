@@ -41,8 +41,8 @@ class Request:
         the others is bounded.
       name_space: Whose pages of the prefix cache it may share.
       further_samples: Ids of further samples of the prompt: from the step on that samples the first
-        token, which then samples one for each, they are requests of their own that share the prompt's
-        pages.
+        token, which then samples one for each, they are requests of their own that share the
+        prompt's pages.
       priority, time_to_live: Of what it leaves in the prefix cache: see `PrefixCache.publish()`.
 
     Raises:
