@@ -259,7 +259,8 @@ class Tables {
       require(quire_page_table_destroy_seq(table_, id) == QUIRE_BAD_HANDLE);
     }
     quire_page_pool_ref_count(pool_, bytes_.edge());
-    const quire_copy_op op = {bytes_.between(-1, 25), bytes_.between(-1, 25), bytes_.edge()};
+    const quire_copy_op op = {bytes_.between(-1, 25), bytes_.between(-1, 25), bytes_.edge(),
+                              bytes_.between(-1, 6), bytes_.between(-1, 6)};
     std::vector<std::int64_t> other(cache_.size());
     const std::int64_t shape[] = {num_pages_, page_size_, 1, 1};
     quire_copy_tensors cache = {quire_tensor_packed(other.data(), QUIRE_INT64, kCpu, 4, shape),

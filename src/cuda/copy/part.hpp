@@ -52,11 +52,11 @@ QUIRE_HOST_DEVICE inline void copy_pieces(const core::CopyRows& rows, const Copy
   const auto columns = static_cast<std::uint32_t>(rows.row_bytes / kPieceBytes);
   const auto heads = static_cast<std::uint32_t>(rows.num_heads);
   const auto tokens = static_cast<std::uint32_t>(op.tokens);
+  const auto src_begin = static_cast<std::uint32_t>(op.src_begin);
+  const auto dst_begin = static_cast<std::uint32_t>(op.dst_begin);
   const std::uint32_t count = tokens * heads * columns;
-  const std::byte* const src =
-      rows.src.data + op.src * rows.src.page_stride + op.src_begin * rows.src.token_stride;
-  std::byte* const dst =
-      rows.dst.data + op.dst * rows.dst.page_stride + op.dst_begin * rows.dst.token_stride;
+  const std::byte* const src = rows.src.data + op.src * rows.src.page_stride;
+  std::byte* const dst = rows.dst.data + op.dst * rows.dst.page_stride;
   Piece pieces[kPiecesPerThread];
   Piece* to[kPiecesPerThread];
   for (std::uint32_t i = 0; i < kPiecesPerThread; ++i) {
@@ -67,11 +67,12 @@ QUIRE_HOST_DEVICE inline void copy_pieces(const core::CopyRows& rows, const Copy
     const std::int64_t column = index % columns * kPieceBytes;
     const bool heads_inside = layout == KvLayout::kNHD;
     const std::uint32_t inner = heads_inside ? heads : tokens;
-    const std::int64_t token = heads_inside ? row / inner : row % inner;
-    const std::int64_t head = heads_inside ? row % inner : row / inner;
-    pieces[i] = *reinterpret_cast<const Piece*>(src + token * rows.src.token_stride +
-                                                head * rows.src.head_stride + column);
-    to[i] = reinterpret_cast<Piece*>(dst + token * rows.dst.token_stride +
+    const std::uint32_t token = heads_inside ? row / inner : row % inner;
+    const std::uint32_t head = heads_inside ? row % inner : row / inner;
+    pieces[i] = *reinterpret_cast<const Piece*>(
+        src + std::int64_t{src_begin + token} * rows.src.token_stride +
+        head * rows.src.head_stride + column);
+    to[i] = reinterpret_cast<Piece*>(dst + std::int64_t{dst_begin + token} * rows.dst.token_stride +
                                      head * rows.dst.head_stride + column);
   }
   for (std::uint32_t i = 0; i < kPiecesPerThread; ++i) {
