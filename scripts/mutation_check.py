@@ -33,7 +33,14 @@ CACHE_TESTS = [
     "page_table_model_test",
     "prefix_cache_model_test",
 ]
-BATCHING_TESTS = ["batch_builder_test", "batcher_test", "batcher_simulation_test"]
+BATCHING_TESTS = [
+    "batch_builder_test",
+    "batcher_test",
+    "batcher_simulation_test",
+    "ahead_test",
+    "samples_test",
+    "shared_prefixes_simulation_test",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,7 +210,7 @@ MUTANTS = [
         "fence",
         "a step is planned before the last one is finished",
         BATCHER,
-        "  if (state_->in_flight) {\n",
+        "  if (state_->steps_in_flight() == state_->spec.max_steps_in_flight) {\n",
         "  if (false) {\n",
     ),
     Mutant(
@@ -224,11 +231,39 @@ MUTANTS = [
     ),
     Mutant(
         "exception",
-        "a request that could not be indexed has taken its place",
+        "a request that could not be queued keeps its id",
         BATCHER,
-        "  try {\n    state.index_of.emplace(request.id, index);\n",
-        "  state.first_free = state.at(index).next;\n  try {\n"
-        "    state.index_of.emplace(request.id, index);\n",
+        "    if (found != state.index_of.end() && found->second == index) "
+        "state.index_of.erase(found);\n",
+        "",
+    ),
+    Mutant(
+        "lengths",
+        "what a stopped request samples in a later step counts",
+        BATCHER,
+        "  if (place.samples[parity] && !place.stopped) ++place.generated;\n",
+        "  if (place.samples[parity]) ++place.generated;\n",
+    ),
+    Mutant(
+        "lengths",
+        "a request that has all of its tokens goes on",
+        "src/batching/batcher_state.hpp",
+        "      return !cancelled && !stopped && generated + awaited() < request.max_new_tokens;\n",
+        "      return !cancelled && !stopped && generated < request.max_new_tokens;\n",
+    ),
+    Mutant(
+        "isolation",
+        "a token of an accepted path moves onto a page that others share",
+        TABLE,
+        "  if (status.ok()) status = check_targets(table, slot, length, path);\n",
+        "",
+    ),
+    Mutant(
+        "isolation",
+        "a fork of a prompt begins with a token that it does not share",
+        "src/batching/samples.cpp",
+        "    const Result<SeqId> forked = table.fork(place.seq, prompt);\n",
+        "    const Result<SeqId> forked = table.fork(place.seq, place.cached);\n",
     ),
     Mutant(
         "exception",
@@ -262,7 +297,7 @@ MUTANTS = [
         "batch",
         "a decode gets the tokens that were kept for others",
         PLANNER,
-        "    const std::int32_t kept_back = place.decodes() ? 0 : decodes_to_come_;\n",
+        "    const std::int32_t kept_back = decodes ? 0 : decodes_to_come_;\n",
         "    const std::int32_t kept_back = 0;\n",
     ),
     Mutant(

@@ -33,6 +33,10 @@ struct Request {
   /// those that arrive less than the difference of the two head starts after it, so that its wait is
   /// bounded however many with a greater one come. Finite.
   double head_start = 0.0;
+  /// Ids of further samples of the prompt: from the step on that samples the first token, which then
+  /// samples one for each, they are requests of their own that share the prompt's pages. Read by
+  /// `submit`.
+  std::span<const std::uint64_t> further_samples{};
 };
 
 /// How large a step may be.
@@ -48,10 +52,16 @@ struct StepItem {
   SeqId seq;                        ///< Its sequence. Of an admitted request: set by `commit`.
   std::int32_t position = 0;        ///< Of the first new token.
   std::int32_t num_new_tokens = 0;  ///< ≥ 1.
+  std::int32_t num_samples = 0;     ///< Tokens that its last row yields: see `samples`.
   bool is_prefill = false;          ///< Computes more than the token sampled last.
-  bool samples = false;             ///< Its last row yields the request's next token.
+  /// Its last row yields the request's next token, and if that is its first one for each of its
+  /// further samples, in their order.
+  bool samples = false;
   /// Starts, or restarts, in this step. Its first `position` tokens were found in the prefix cache.
   bool admitted = false;
+  /// Its last new token is the one that the step in flight samples: the device has it before the host
+  /// does. Only where steps are planned ahead.
+  bool awaits_token = false;
 
   /// Equal in every field.
   friend bool operator==(const StepItem&, const StepItem&) = default;
@@ -92,6 +102,9 @@ struct BatcherSpec {
   /// Pages that must stay free when a request is admitted while others run, ≥ 0: room for those to
   /// grow, so that fewer are preempted.
   std::int32_t watermark_pages = 0;
+  /// 1, or 2: the next step may be planned and committed while one runs, so that the device does not
+  /// wait for the host.
+  std::int32_t max_steps_in_flight = 1;
 };
 
 namespace internal {
@@ -117,6 +130,20 @@ struct BatcherState;
 /// planned, whole pages of a prefix that both share: at most as many steps as these have tokens.
 /// Pages that only the cache holds count as free; `commit` evicts as many of them as it needs.
 ///
+/// With two steps in flight (`BatcherSpec::max_steps_in_flight`) the loop is one step ahead of the
+/// device:
+///
+///     plan(k+1) → commit(k+1) → enqueue it → wait for step k → finish(k, its tokens) → plan(k+2) …
+///
+/// A request has then three lengths: what is *known* (its prompt and the tokens that finished steps
+/// sampled), what is *submitted* (to the steps in flight) and what is *written* (by finished steps).
+/// Whoever samples in step k goes on in step k+1 with a token that only the device knows; who has all
+/// of its tokens does not. One that is stopped or cancelled while it takes part in a later step is
+/// planned no more, ends with that step, and what it samples there does not count. Nobody is preempted
+/// while a step is in flight: a plan without items then says that a step has to be finished first.
+/// Steps run on the device in the order of their commits; a page that is handed out may still be read
+/// by the steps before.
+///
 /// Every request that `submit` accepts is finished after a bounded number of steps, provided that
 /// no one else keeps pages of the pool; the proof stands in `src/batching/planner.hpp`.
 ///
@@ -137,23 +164,26 @@ class QUIRE_API Batcher {
   Batcher& operator=(Batcher&&) noexcept;  ///< Likewise; ends what it held as the destructor does.
   ~Batcher();                              ///< Destroys the sequences of its requests.
 
-  /// Queues a request. O(1) if it arrived last. Allowed at any time, also during a step.
+  /// Queues a request and its further samples. O(1) if it arrived last, and for each of these. Allowed
+  /// at any time, also during a step.
   /// @return `kInvalidArgument` (a count below 1, an arrival that is not a number, an id in use,
   ///   another number of tokens than the prompt has, a retention out of range),
   ///   `kTooLong` (can never fit: too long for the table or larger than the pool), `kQueueFull`,
   ///   `kOutOfMemory`.
   Status submit(const Request& request) noexcept;
 
-  /// Gives a request up, whether it waits or runs. If it takes part in a step in flight, it ends with
-  /// that step's `finish`, whose `ended` names it, and its last row is not asked for; else at once.
+  /// Gives a request up, whether it waits or runs. If it takes part in steps in flight, it ends with
+  /// the last one's `finish`, whose `ended` names it, and its last row is not asked for; else at once.
+  /// Further samples that have not begun end with it.
   /// O(1) if it waits, O(pages + tokens) if it runs.
-  /// @return `kInvalidArgument` (an id that is not in use, or was cancelled before).
+  /// @return `kInvalidArgument` (an id that is not in use, or was cancelled or stopped before).
   Status cancel(std::uint64_t request) noexcept;
 
-  /// Plans the next step. Changes nothing but `plan`, which has no items if there is nothing to do.
+  /// Plans the next step. Changes nothing but `plan`, which has no items if there is nothing to do, or
+  /// nothing before a step in flight is finished.
   /// O(running + pages of the preempted); with a prefix cache, also O(known tokens) of each request
   /// that is admitted and of the one that comes after them.
-  /// @return `kInvalidArgument` (a budget below 1, or the last step is not finished);
+  /// @return `kInvalidArgument` (a budget below 1, or too many steps are not finished);
   /// `kOutOfPages`,
   ///   `kQueueFull` (not even the oldest request fits: others keep pages or sequences),
   ///   `kBadHandle` (a sequence was destroyed or changed behind the batcher's back);
@@ -167,17 +197,21 @@ class QUIRE_API Batcher {
   /// @param plan    The last plan, unchanged. A request submitted since does not matter.
   /// @param copies  Receives the copies to execute before the step (only sequences that were forked
   ///                need any).
-  /// @return `kInvalidArgument` (not a plan for this step), `kBadHandle` (a sequence was destroyed
+  /// @return `kInvalidArgument` (not a plan for this step, or without items while a step is in flight),
+  ///   `kBadHandle` (a sequence was destroyed
   ///   or changed behind the batcher's back), `kOutOfPages`, `kQueueFull` (pages or sequences were
   ///   taken since, or others hold pages that the prefix cache was to evict); `kOutOfMemory`. Nothing
   ///   has changed then, but that pages may have been evicted; plan again.
   Status commit(StepPlan& plan, std::vector<CopyOp>& copies) noexcept;
 
-  /// Ends the step that `plan` was committed as: each item that samples has one more token;
+  /// Ends the oldest step in flight, which `plan` was committed as: each item that samples has one more
+  /// token;
   /// requests that have all theirs, and the stopped ones, end and give their pages back. O(items +
   /// pages).
-  /// @param stopped  Ids of sampling items that end here (an end-of-text token, say).
-  /// @param ended    Receives the ids of all requests that ended, in the order of arrival.
+  /// @param stopped  Ids of sampling items, or of the samples that begin here, that end here (an end-of-text token, say); those that were
+  ///                 stopped before may be named again.
+  /// @param ended    Receives the ids of all requests that ended, in the order of arrival; then the
+  ///                 further samples that ended before or as they began.
   /// @return `kInvalidArgument` (not the committed plan, an id that does not sample in it),
   ///   `kOutOfMemory`. Nothing has changed then.
   Status finish(const StepPlan& plan, std::span<const std::uint64_t> stopped,
@@ -186,8 +220,8 @@ class QUIRE_API Batcher {
   }
   /// Likewise, and says which tokens were sampled, so that a prefix cache can share the pages of
   /// answers too. A request that samples in a step without it shares no later tokens.
-  /// @param sampled  The new token of each item that samples, in the order of the items, those of the
-  ///                 cancelled too; or empty.
+  /// @param sampled  The `num_samples` new tokens of each item that samples, in the order of the items,
+  ///                 those of the cancelled too; or empty.
   /// @return Likewise; `kInvalidArgument` (another number of tokens).
   Status finish(const StepPlan& plan, std::span<const std::int32_t> sampled,
                 std::span<const std::uint64_t> stopped, std::vector<std::uint64_t>& ended) noexcept;

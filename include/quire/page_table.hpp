@@ -94,6 +94,18 @@ class QUIRE_API PageTable {
   /// @return `kBadHandle`, `kInvalidArgument` (length).
   Status truncate(SeqId seq, std::int32_t length) noexcept;
 
+  /// Keeps, of the tokens from `length` on, those on an accepted path of a token tree; they move up in
+  /// order, and the rest is forgotten as by `truncate`. The last step of tree speculation: the drafts
+  /// were appended in any order in which parents come before children, and computed with
+  /// `Mask::kTree`. O(path + pages given back).
+  /// @param length  0…length(seq): the tokens before the tree.
+  /// @param path    Which tokens to keep: 0 is the one at `length`, each greater than the one before.
+  /// @param copies  Receives what moves, to be executed before anything is written behind the path.
+  /// @return `kBadHandle`, `kInvalidArgument` (length, path, or a token would move onto a page that is
+  ///   shared: one that was published, say), `kOutOfMemory` (`copies` could not grow).
+  Status accept_tree(SeqId seq, std::int32_t length, std::span<const std::int32_t> path,
+                     std::vector<CopyOp>& copies) noexcept;
+
   /// Ends a sequence: its pages lose a reference, its id is never valid again. O(pages).
   /// @return `kBadHandle`, also on the second call.
   Status destroy(SeqId seq) noexcept;

@@ -166,6 +166,8 @@ class QUIRE_API PrefixCache {
   [[nodiscard]] const PrefixCacheSpec& spec() const noexcept;
   /// @return Counters and the present state. O(1).
   [[nodiscard]] PrefixCacheStats stats() const noexcept;
+  /// @return Free pages of the pool: those that `restore` may take. O(1).
+  [[nodiscard]] std::int32_t num_free_pages() const noexcept;
 
   /// Finds the longest beginning of `tokens` that is in the index, counts as a use of its pages and
   /// pins them. An engine that needs the logits of the last token asks without it.

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /** @file
  *  The C ABI: attention over paged KV caches for ragged batches, and the page tables around it, for
- *  C, Rust, Go, Python and whatever else calls C. Compiles as C99 and as C++17.
+ *  C, Rust, Go, Python and whatever else calls C. `quire/serving.h` adds prefix caches, continuous
+ *  batching and its records. Compiles as C99 and as C++17.
  *
  *  **Rules that hold for every function**
  *  - *Errors.* Functions return a `quire_status`, `QUIRE_OK` or what went wrong, equal to
@@ -669,11 +670,14 @@ QUIRE_API quire_status quire_page_pool_release(quire_page_pool* pool, const int3
 /** Recomputes what must always hold. O(num_pages). @return `QUIRE_INTERNAL` and the violation. */
 QUIRE_API quire_status quire_page_pool_check(const quire_page_pool* pool) QUIRE_NOEXCEPT;
 
-/** "Copy the first `tokens` tokens of page `src` to page `dst`", in K and in V of every layer. */
+/** "Copy `tokens` tokens of page `src` to page `dst`", in K and in V of every layer: those from
+ *  `src_begin` on to `dst_begin` and the places behind it. */
 typedef struct quire_copy_op {
-  int32_t src;    /**< Page to read. */
-  int32_t dst;    /**< Page to write. */
-  int32_t tokens; /**< From the page's first on. */
+  int32_t src;       /**< Page to read. */
+  int32_t dst;       /**< Page to write. */
+  int32_t tokens;    /**< At most page_size less the greater of the two places below. */
+  int32_t src_begin; /**< Place of the first token that is read, 0 to page_size. */
+  int32_t dst_begin; /**< Place that it is written to, likewise. */
 } quire_copy_op;
 
 /** A growing list of copies, in the order in which they are executed. Plans are executed after the
@@ -717,7 +721,7 @@ typedef struct quire_copy_tensors {
  *                    heads, head_dim, dtype and strides may differ.
  *  @param call       May be NULL.
  *  @return `QUIRE_INVALID_ARGUMENT` (a wrong shape, stride or device, a page that a cache does not
- *    have, src == dst within a cache, more tokens than a page has, memory of the host that is not
+ *    have, tokens of a page onto themselves, more tokens than a page has, memory of the host that is not
  *    pinned), `QUIRE_UNSUPPORTED` (on CUDA, pages of more than 8 GiB, or 512 MiB where rows are
  *    not aligned to 16 bytes), `QUIRE_DEVICE_ERROR`; nothing was copied then, unless a kernel could
  *    not be launched. */
@@ -821,6 +825,21 @@ QUIRE_API quire_status quire_page_table_append(quire_page_table* table, quire_se
  *  @return `QUIRE_BAD_HANDLE`, `QUIRE_INVALID_ARGUMENT` (length). */
 QUIRE_API quire_status quire_page_table_truncate(quire_page_table* table, quire_seq_id seq,
                                                  int32_t length) QUIRE_NOEXCEPT;
+
+/** Keeps, of the tokens from `length` on, those on an accepted path of a token tree; they move up in
+ *  order, and the rest is forgotten as by truncate. The last step of tree speculation: the drafts were
+ *  appended in any order in which parents come before children, and computed with
+ *  `QUIRE_MASK_TREE`. O(path + pages given back).
+ *  @param length  0 to the length of `seq`: the tokens before the tree.
+ *  @param path    [count], which tokens to keep: 0 is the one at `length`, each greater than the one
+ *                 before.
+ *  @param copies  Receives what moves, to be executed before anything is written behind the path.
+ *  @return `QUIRE_BAD_HANDLE`, `QUIRE_INVALID_ARGUMENT` (length, path, or a token would move onto a
+ *    page that is shared), `QUIRE_OUT_OF_MEMORY` (`copies` could not grow). */
+QUIRE_API quire_status quire_page_table_accept_tree(quire_page_table* table, quire_seq_id seq,
+                                                    int32_t length, const int32_t* path,
+                                                    size_t count,
+                                                    quire_copy_plan* copies) QUIRE_NOEXCEPT;
 
 /** Ends a sequence: its pages lose a reference, its id is never valid again. O(pages).
  *  @return `QUIRE_BAD_HANDLE`, also on the second call. */

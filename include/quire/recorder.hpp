@@ -153,7 +153,7 @@ struct RecorderState;
 class QUIRE_API Recorder {
  public:
   /// A recorder without records. Takes all memory at once, which the system backs as it is used:
-  /// 56 bytes an event, 80 a step, 72 an ended request, at most 184 one that has not ended.
+  /// 56 bytes an event, 80 a step, 72 an ended request, at most 224 one that has not ended.
   /// @throws Error `kInvalidArgument` (the spec is out of range), `kOutOfMemory`.
   explicit Recorder(const RecorderSpec& spec = {});
   Recorder(Recorder&&) noexcept;  ///< A moved-from one may only be destroyed or assigned to.
@@ -163,7 +163,7 @@ class QUIRE_API Recorder {
   /// @return The spec that it was made with. O(1).
   [[nodiscard]] const RecorderSpec& spec() const noexcept;
 
-  /// The batcher has accepted a request. O(1).
+  /// The batcher has accepted a request, and its further samples. O(1) each.
   /// @param time  Since when it waits: now, or its arrival.
   void submitted(const Request& request, double time) noexcept;
   /// The batcher has committed a plan: its step begins. O(items + preempted).
@@ -172,9 +172,15 @@ class QUIRE_API Recorder {
   /// The batcher has ended a cancelled request at once. (One that takes part in a step in flight is
   /// among those that `finished` is told of.) O(1).
   void cancelled(std::uint64_t request, double time) noexcept;
-  /// The batcher has finished the step committed last: it ends. O(items + ended).
+  /// The batcher has finished its oldest step: it ends. O(items + ended).
   /// @param ended  What `Batcher::finish` wrote for this step.
-  void finished(std::span<const std::uint64_t> ended, double time) noexcept;
+  void finished(std::span<const std::uint64_t> ended, double time) noexcept {
+    finished(ended, {}, time);
+  }
+  /// Likewise, where steps are planned ahead: what the stopped sample in later ones does not count.
+  /// @param stopped  What `Batcher::finish` was given.
+  void finished(std::span<const std::uint64_t> ended, std::span<const std::uint64_t> stopped,
+                double time) noexcept;
 
   /// @return What happened to requests, by the time at which it began. O(1).
   [[nodiscard]] Records<RequestEvent> events() const noexcept;

@@ -7,12 +7,16 @@ One operation serves decode, append, chunked prefill, prefill and mixed batches:
 
 or, in a loop, an `Attention` that is made once, scheduled once per step and run once per layer.
 Arrays are NumPy's, torch's or anybody's that speaks DLPack or an array interface; none is copied.
-docs/python.md begins at the beginning.
+`PagePool`, `PageTable`, `PrefixCache`, `BatchBuilder`, `Batcher` and `Recorder` serve requests
+around it: who has which page, what is shared, who computes what in a step. docs/python.md begins
+at the beginning.
 """
 
 from ._arrays import view
 from ._attention import Attention, Schedule, Workspaces, WorkspaceSizes
 from ._batch import Batch
+from ._batch_builder import OMITTED, BatchBuilder, BatchShape, StagedBatch
+from ._batcher import BatchEntry, Batcher, BatcherStats, Request, StepItem, StepPlan
 from ._calls import CheckRecord, Fence, ThreadPool
 from ._errors import (
     BadHandle,
@@ -37,6 +41,8 @@ from ._info import (
 )
 from ._operations import append, attention, merge_states
 from ._pages import NO_PAGE, CopyOp, CopyPlan, PagePool, PageTable, SeqId
+from ._prefix_cache import PrefixCache, PrefixCacheStats, PrefixEvent, PrefixLease
+from ._recorder import EventKind, RecordCounts, Recorder
 from ._spec import CONTIGUOUS_KV, AttentionSpec, BatchLimits
 from ._tensors import Device, TensorView
 
@@ -45,11 +51,17 @@ __version__ = version()
 __all__ = [
     "CONTIGUOUS_KV",
     "NO_PAGE",
+    "OMITTED",
     "Attention",
     "AttentionSpec",
     "BadHandle",
     "Batch",
+    "BatchBuilder",
+    "BatchEntry",
     "BatchLimits",
+    "BatchShape",
+    "Batcher",
+    "BatcherStats",
     "CheckRecord",
     "CopyOp",
     "CopyPlan",
@@ -57,15 +69,26 @@ __all__ = [
     "DeviceInfo",
     "Error",
     "ErrorCode",
+    "EventKind",
     "Fence",
     "InvalidArgument",
     "KernelInfo",
     "OutOfPages",
     "PagePool",
     "PageTable",
+    "PrefixCache",
+    "PrefixCacheStats",
+    "PrefixEvent",
+    "PrefixLease",
     "QueueFull",
+    "RecordCounts",
+    "Recorder",
+    "Request",
     "Schedule",
     "SeqId",
+    "StagedBatch",
+    "StepItem",
+    "StepPlan",
     "Support",
     "TensorView",
     "ThreadPool",

@@ -9,6 +9,7 @@ from ctypes import byref
 from typing import Any, Optional
 
 import numpy as np
+import numpy.typing as npt
 
 from . import _library as c
 from ._arrays import written
@@ -212,6 +213,36 @@ def int32(value: Any, where: str, name: str) -> int:
     if not -(2**31) <= result < 2**31:
         raise invalid(where, name, f"expected an int32, got {result}")
     return int(result)
+
+
+def uint64(value: Any, where: str, name: str) -> int:
+    """An integer that uint64 holds: ctypes would cut it silently."""
+    try:
+        result = value.__index__()
+    except AttributeError:
+        raise invalid(where, name, f"expected an integer, got {value!r}") from None
+    if not 0 <= result < 2**64:
+        raise invalid(where, name, f"expected a uint64, got {result}")
+    return int(result)
+
+
+def int32_array(
+    values: npt.ArrayLike, where: str, name: str, what: str = "int32"
+) -> npt.NDArray[np.int32]:
+    """A list of integers as int32 [len(values)] without gaps; one number is a list of it.
+
+    Args:
+      what: What they are, for the error text.
+    """
+    given = np.atleast_1d(np.asarray(values))
+    if given.size == 0:
+        given = given.astype(np.int32)
+    if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
+        raise invalid(where, name, f"expected {what}, got {given.dtype} {given.shape}")
+    result = np.ascontiguousarray(given, np.int32)
+    if result is not given and not np.array_equal(result, given):
+        raise invalid(where, name, f"expected int32 {what}, got larger ones")
+    return result
 
 
 def enumerator(names: dict[str, int], value: Any, where: str, name: str) -> int:

@@ -34,7 +34,13 @@ class SeqId(ctypes.Structure):
 class CopyOp(ctypes.Structure):
     """`quire_copy_op`."""
 
-    _fields_ = (("src", c_int32), ("dst", c_int32), ("tokens", c_int32))
+    _fields_ = (
+        ("src", c_int32),
+        ("dst", c_int32),
+        ("tokens", c_int32),
+        ("src_begin", c_int32),
+        ("dst_begin", c_int32),
+    )
 
 
 class Sized(ctypes.Structure):
@@ -289,6 +295,10 @@ LOCKED: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "quire_page_table_fork_seq": (_STATUS, (_HANDLE, SeqId, c_int32, POINTER(SeqId))),
     "quire_page_table_append": (_STATUS, (_HANDLE, SeqId, c_int32, _HANDLE)),
     "quire_page_table_truncate": (_STATUS, (_HANDLE, SeqId, c_int32)),
+    "quire_page_table_accept_tree": (
+        _STATUS,
+        (_HANDLE, SeqId, c_int32, c_void_p, c_size_t, _HANDLE),
+    ),
     "quire_page_table_destroy_seq": (_STATUS, (_HANDLE, SeqId)),
     "quire_page_table_num_seqs": (c_int32, (_HANDLE,)),
     "quire_page_table_length": (c_int32, (_HANDLE, SeqId)),
@@ -321,7 +331,12 @@ def _find() -> str:
     )
 
 
-def _declare(opened: ctypes.CDLL, functions: dict[str, tuple[Any, tuple[Any, ...]]]) -> None:
+def declare(opened: ctypes.CDLL, functions: dict[str, tuple[Any, tuple[Any, ...]]]) -> None:
+    """Gives functions their results and parameters.
+
+    Raises:
+      ImportError: The library has no such function.
+    """
     for name, (result, parameters) in functions.items():
         try:
             function = getattr(opened, name)
@@ -337,8 +352,8 @@ try:
     locked = ctypes.PyDLL(PATH)
 except OSError as error:
     raise ImportError(f"quire: {PATH} cannot be loaded: {error}") from None
-_declare(unlocked, UNLOCKED)
-_declare(locked, LOCKED)
+declare(unlocked, UNLOCKED)
+declare(locked, LOCKED)
 
 
 def check(status: int) -> None:
@@ -372,6 +387,16 @@ class Owner:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def count(result: int) -> int:
+    """A number of an object of the library; −1 says that it is closed, the only way to be none."""
+    if result < 0:
+        check(_BAD_HANDLE)
+    return int(result)
+
+
+_BAD_HANDLE = 4
 
 
 def created(create: Callable[..., int], *arguments: Any) -> int:

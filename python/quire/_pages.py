@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from . import _library as c
 from ._arrays import packed, written
-from ._calls import enumerator, int32, pack_call
+from ._calls import enumerator, int32, int32_array, pack_call
 from ._errors import invalid
 from ._spec import KvLayout
 from ._tensors import TensorView, c_device
@@ -51,17 +51,17 @@ class PagePool(c.Owner):
     @property
     def num_free(self) -> int:
         """Pages that nothing refers to. O(1)."""
-        return _count(c.locked.quire_page_pool_num_free(self._handle))
+        return c.count(c.locked.quire_page_pool_num_free(self._handle))
 
     @property
     def num_used(self) -> int:
         """Pages that something refers to. O(1)."""
-        return _count(c.locked.quire_page_pool_num_used(self._handle))
+        return c.count(c.locked.quire_page_pool_num_used(self._handle))
 
     def ref_count(self, page: int) -> int:
         """References to a page, the page tables' included; 0 for an id that is not the pool's."""
         page = int32(page, "ref_count", "page")
-        return _count(c.locked.quire_page_pool_ref_count(self._handle, page))
+        return c.count(c.locked.quire_page_pool_ref_count(self._handle, page))
 
     def allocate(self, count: int = 1) -> Pages:
         """Free pages, int32 [count], each with one reference of the caller.
@@ -81,7 +81,7 @@ class PagePool(c.Owner):
         Raises:
           BadHandle: A page is free or unknown; nothing was changed.
         """
-        ids = _page_ids(pages, "retain")
+        ids = int32_array(pages, "retain", "pages", "page ids")
         c.check(c.locked.quire_page_pool_retain(self._handle, ids.ctypes.data, ids.size))
 
     def release(self, pages: npt.ArrayLike) -> None:
@@ -90,7 +90,7 @@ class PagePool(c.Owner):
         Raises:
           BadHandle: The caller does not hold that many; nothing was changed.
         """
-        ids = _page_ids(pages, "release")
+        ids = int32_array(pages, "release", "pages", "page ids")
         c.check(c.locked.quire_page_pool_release(self._handle, ids.ctypes.data, ids.size))
 
     def check(self) -> None:
@@ -99,11 +99,14 @@ class PagePool(c.Owner):
 
 
 class CopyOp(NamedTuple):
-    """Copy the first `tokens` tokens of page `src` to page `dst`, in K and V of every layer."""
+    """Copy `tokens` tokens of page `src`, those from `src_begin` on, to page `dst`, to `dst_begin`
+    and the places behind it, in K and V of every layer."""
 
     src: int
     dst: int
     tokens: int
+    src_begin: int = 0
+    dst_begin: int = 0
 
 
 class CopyPlan(c.Owner):
@@ -124,8 +127,9 @@ class CopyPlan(c.Owner):
         return iter([CopyOp(*each) for each in self.to_numpy().tolist()])
 
     def to_numpy(self) -> Pages:
-        """The copies, int32 [len(plan), 3] of src, dst, tokens: a copy of the list."""
-        ops = np.empty((len(self), 3), np.int32)
+        """The copies, int32 [len(plan), 5] of src, dst, tokens, src_begin, dst_begin: a copy of the
+        list."""
+        ops = np.empty((len(self), 5), np.int32)
         if len(self):
             ctypes.memmove(ops.ctypes.data, self._ops(), ops.nbytes)
         return ops
@@ -248,7 +252,7 @@ class PageTable(c.Owner):
         """
         count = self.length(seq) if length is None else int32(length, "fork", "length")
         forked = c.SeqId()
-        c.check(c.locked.quire_page_table_fork_seq(self._handle, _seq(seq), count, byref(forked)))
+        c.check(c.locked.quire_page_table_fork_seq(self._handle, seq_of(seq), count, byref(forked)))
         return SeqId(forked.slot, forked.generation)
 
     def append(self, seq: SeqId, n: int, copies: CopyPlan) -> None:
@@ -261,7 +265,7 @@ class PageTable(c.Owner):
           OutOfPages, TooLong, BadHandle, InvalidArgument: Nothing was changed.
         """
         n = int32(n, "append", "n")
-        c.check(c.locked.quire_page_table_append(self._handle, _seq(seq), n, copies._handle))
+        c.check(c.locked.quire_page_table_append(self._handle, seq_of(seq), n, copies._handle))
 
     def truncate(self, seq: SeqId, length: int) -> None:
         """Forgets the tokens from `length` on and gives back the pages that held nothing else.
@@ -270,7 +274,30 @@ class PageTable(c.Owner):
           BadHandle, InvalidArgument: Nothing was changed.
         """
         length = int32(length, "truncate", "length")
-        c.check(c.locked.quire_page_table_truncate(self._handle, _seq(seq), length))
+        c.check(c.locked.quire_page_table_truncate(self._handle, seq_of(seq), length))
+
+    def accept_tree(self, seq: SeqId, length: int, path: npt.ArrayLike, copies: CopyPlan) -> None:
+        """Keeps, of the tokens from `length` on, those on an accepted path of a token tree; they
+        move up in order, and the rest is forgotten. The last step of tree speculation.
+
+        Args:
+          seq: Live.
+          length: The tokens before the tree.
+          path: int32 [kept]: which tokens to keep, 0 is the one at `length`, each greater than the
+            one before.
+          copies: Receives what moves, to be executed before anything is written behind the path.
+
+        Raises:
+          BadHandle, InvalidArgument: A length or path that is not there, or a token would move onto
+            a page that is shared. Nothing was changed.
+        """
+        length = int32(length, "accept_tree", "length")
+        kept = int32_array(path, "accept_tree", "path")
+        c.check(
+            c.locked.quire_page_table_accept_tree(
+                self._handle, seq_of(seq), length, kept.ctypes.data, kept.size, copies._handle
+            )
+        )
 
     def destroy(self, seq: SeqId) -> None:
         """Ends a sequence: its pages lose a reference, its id is never valid again.
@@ -278,12 +305,12 @@ class PageTable(c.Owner):
         Raises:
           BadHandle: It is not live.
         """
-        c.check(c.locked.quire_page_table_destroy_seq(self._handle, _seq(seq)))
+        c.check(c.locked.quire_page_table_destroy_seq(self._handle, seq_of(seq)))
 
     @property
     def num_seqs(self) -> int:
         """Live sequences. O(1)."""
-        return _count(c.locked.quire_page_table_num_seqs(self._handle))
+        return c.count(c.locked.quire_page_table_num_seqs(self._handle))
 
     def length(self, seq: SeqId) -> int:
         """Tokens of a live sequence. O(1).
@@ -291,7 +318,7 @@ class PageTable(c.Owner):
         Raises:
           BadHandle: It is not live.
         """
-        return self._known(seq, c.locked.quire_page_table_length(self._handle, _seq(seq)))
+        return self._known(seq, c.locked.quire_page_table_length(self._handle, seq_of(seq)))
 
     def pages(self, seq: SeqId) -> Pages:
         """The pages of a sequence in the order of its tokens, int32 [pages]: a copy. O(pages).
@@ -301,7 +328,7 @@ class PageTable(c.Owner):
         """
         address, count = c_void_p(), c_size_t()
         c.check(
-            c.locked.quire_page_table_pages(self._handle, _seq(seq), byref(address), byref(count))
+            c.locked.quire_page_table_pages(self._handle, seq_of(seq), byref(address), byref(count))
         )
         pages = np.empty(count.value, np.int32)
         if address.value is not None:
@@ -316,7 +343,7 @@ class PageTable(c.Owner):
           InvalidArgument: There is no such token.
         """
         result = c.locked.quire_page_table_slot(
-            self._handle, _seq(seq), int32(position, "slot", "position")
+            self._handle, seq_of(seq), int32(position, "slot", "position")
         )
         if result < 0:
             length = self.length(seq)
@@ -346,7 +373,7 @@ class PageTable(c.Owner):
           InvalidArgument: n < 0, or it would become too long.
         """
         n = int32(n, "pages_needed", "n")
-        result = int(c.locked.quire_page_table_pages_needed(self._handle, _seq(seq), n))
+        result = int(c.locked.quire_page_table_pages_needed(self._handle, seq_of(seq), n))
         if result < 0:
             room = self.max_tokens_per_seq - self.length(seq)
             raise invalid("pages_needed", "n", f"expected 0 to {room}, got {n}")
@@ -354,7 +381,7 @@ class PageTable(c.Owner):
 
     def reclaimable_pages(self, seq: SeqId) -> int:
         """Pages that destroying the sequence would give back, 0 if it is not live. O(pages)."""
-        return _count(c.locked.quire_page_table_reclaimable_pages(self._handle, _seq(seq)))
+        return c.count(c.locked.quire_page_table_reclaimable_pages(self._handle, seq_of(seq)))
 
     def check(self) -> None:
         """Recomputes what must always hold, in the pool too. O(num_pages + entries). Raises `Error`
@@ -406,29 +433,10 @@ class PageTable(c.Owner):
         return int(result)
 
 
-def _count(result: int) -> int:
-    """A number of a table or a pool; −1 says that it is none."""
-    if result < 0:
-        c.check(_BAD_HANDLE)
-    return int(result)
-
-
-_BAD_HANDLE = 4  # closed before, which is the only way not to be one
-
-
-def _seq(seq: SeqId) -> c.SeqId:
+def seq_of(seq: SeqId) -> c.SeqId:
+    """`quire_seq_id`."""
     try:
         slot, generation = seq
         return c.SeqId(slot, generation)
     except (TypeError, ValueError):
         raise invalid("PageTable", "seq", f"expected a quire.SeqId, got {seq!r}") from None
-
-
-def _page_ids(pages: npt.ArrayLike, where: str) -> Pages:
-    given = np.atleast_1d(np.asarray(pages))
-    if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
-        raise invalid(where, "pages", f"expected page ids, got {given.dtype} {given.shape}")
-    ids = np.ascontiguousarray(given, np.int32)
-    if not np.array_equal(ids, given):
-        raise invalid(where, "pages", "expected int32 page ids, got larger ones")
-    return ids

@@ -92,13 +92,56 @@ Status check_request(const BatcherState& state, const Request& request) noexcept
   return {};
 }
 
-// Takes a request out of the step in flight, with its new token if it sampled one.
-// Returns true if that was its last.
-bool advance(BatcherState::Place& place) noexcept {
-  if (place.samples) ++place.generated;
-  place.in_step = false;
-  place.samples = false;
-  return place.cancelled || place.stopped || place.generated == place.request.max_new_tokens;
+// Enters the ids of a request and of its further samples, and their texts, for the first free places:
+// all or none.
+Status enter(BatcherState& state, const Request& request) noexcept {
+  const std::size_t count = request.further_samples.size() + 1;
+  const auto id_of = [&request](std::size_t i) {
+    return i == 0 ? request.id : request.further_samples[i - 1];
+  };
+  Status status;
+  std::int32_t index = state.first_free;
+  try {
+    for (std::size_t i = 0; i < count && status.ok(); ++i) {
+      if (index == BatcherState::kNobody) {
+        status = failure(ErrorCode::kQueueFull,
+                         "[batcher] submit: expected {} free places for request {}, got {} taken",
+                         count, request.id, state.spec.max_requests - static_cast<std::int32_t>(i));
+      } else if (!state.index_of.emplace(id_of(i), index).second) {
+        status = failure(ErrorCode::kInvalidArgument,
+                         "[batcher] submit: expected an id that is not in use, got {}", id_of(i));
+      } else {
+        if (state.cache && !request.prompt.empty()) {
+          state.text_of(state.at(index)) = {request.name_space,
+                                            request.retention,
+                                            {request.prompt.begin(), request.prompt.end()}};
+        }
+        index = state.at(index).next;
+      }
+    }
+  } catch (const std::exception&) {
+    status = out_of_memory("submit");
+  }
+  if (status.ok()) return status;
+  index = state.first_free;
+  for (std::size_t i = 0; i < count && index != BatcherState::kNobody; ++i) {
+    const auto found = state.index_of.find(id_of(i));
+    if (found != state.index_of.end() && found->second == index) state.index_of.erase(found);
+    if (state.cache) state.text_of(state.at(index)) = {};
+    index = state.at(index).next;
+  }
+  return status;
+}
+
+// Takes a request out of the step being finished, with its new token if it sampled one that counts.
+// Returns true if that was its last, and no other step in flight has it.
+bool advance(BatcherState::Place& place, std::size_t parity) noexcept {
+  if (place.samples[parity] && !place.stopped) ++place.generated;
+  place.submitted[parity] = 0;
+  place.samples[parity] = false;
+  place.stopped = place.stopped || place.stops;
+  place.stops = false;
+  return place.in_flight() == 0 && !place.goes_on();
 }
 
 std::unique_ptr<BatcherState> make_state(PageTable table, const internal::PageTableState& rows,
@@ -114,6 +157,11 @@ std::unique_ptr<BatcherState> make_state(PageTable table, const internal::PageTa
                 fmt::format("[batcher] watermark_pages: expected at least 0, got {}",
                             spec.watermark_pages));
   }
+  if (spec.max_steps_in_flight < 1 || spec.max_steps_in_flight > 2) {
+    throw Error(ErrorCode::kInvalidArgument,
+                fmt::format("[batcher] max_steps_in_flight: expected 1 or 2, got {}",
+                            spec.max_steps_in_flight));
+  }
   try {
     return std::make_unique<BatcherState>(std::move(table), rows, std::move(cache), spec);
   } catch (const std::bad_alloc&) {
@@ -127,26 +175,44 @@ std::unique_ptr<BatcherState> make_state(PageTable table, const internal::PageTa
 Status prepare_texts(BatcherState& state, const StepPlan& plan,
                      std::span<const std::int32_t> sampled) {
   if (sampled.empty()) return {};
-  const auto sampling = std::ranges::count_if(
-      state.running, [&state](std::int32_t index) { return state.at(index).samples; });
+  const std::size_t parity = BatcherState::parity(state.oldest);
+  const auto samples_of = [&](const BatcherState::Place& place) {
+    return !place.samples[parity] ? 0 : place.bears(parity) ? 1 + state.count_unborn(place) : 1;
+  };
+  std::int64_t sampling = 0;
+  for (const std::int32_t index : state.running) sampling += samples_of(state.at(index));
   std::int64_t told = 0;
+  std::int64_t items = 0;
   for (const StepItem& item : plan.items) {
     if (!item.samples) continue;
     const auto found = state.index_of.find(item.request);
-    if (found == state.index_of.end() || !state.at(found->second).samples) {
+    if (found == state.index_of.end() || !state.at(found->second).samples[parity]) {
       return failure(ErrorCode::kInvalidArgument,
                      "[batcher] finish: expected the plan as it was committed, got request {} that "
                      "does not sample in step {}",
-                     item.request, state.step);
+                     item.request, state.oldest);
     }
-    ++told;
     const BatcherState::Place& place = state.at(found->second);
+    told += samples_of(place);
+    ++items;
     if (place.shares) reserve_more(state.text_of(place).tokens, 1);
+    if (!place.shares || !place.bears(parity)) continue;
+    for (std::int32_t sample = place.first_sample; sample != BatcherState::kNobody;
+         sample = state.at(sample).next) {
+      reserve_more(state.text_of(state.at(sample)).tokens, 1);
+    }
   }
   if (told == sampling && std::cmp_equal(sampled.size(), told)) return {};
   return failure(ErrorCode::kInvalidArgument,
                  "[batcher] finish: expected {} sampled tokens or none, got {} for {} items",
-                 sampling, sampled.size(), told);
+                 sampling, sampled.size(), items);
+}
+
+// Whether a request, or a further sample that begins, has a token of the step being finished.
+bool samples_in(const BatcherState& state, std::int32_t index, std::size_t parity) noexcept {
+  const BatcherState::Place& place = state.at(index);
+  if (place.phase != BatcherState::Phase::kUnborn) return place.samples[parity];
+  return state.at(place.prev).bears(parity);
 }
 
 // Only where everything before is known too.
@@ -157,9 +223,16 @@ void add_texts(BatcherState& state, const StepPlan& plan,
     if (sampled.empty() || !item.samples) continue;
     BatcherState::Place& place = state.at(state.index_of.find(item.request)->second);
     const std::int32_t token = sampled[next++];
-    if (!place.shares) continue;
+    if (place.bears(BatcherState::parity(state.oldest))) {
+      for (std::int32_t sample = place.first_sample; sample != BatcherState::kNobody;
+           sample = state.at(sample).next) {
+        const std::int32_t first_token = sampled[next++];
+        if (place.shares) state.text_of(state.at(sample)).tokens.push_back(first_token);
+      }
+    }
+    if (!place.shares || place.stopped) continue;
     std::vector<std::int32_t>& tokens = state.text_of(place).tokens;
-    if (std::cmp_equal(tokens.size(), place.known())) tokens.push_back(token);
+    if (std::cmp_equal(tokens.size(), place.told())) tokens.push_back(token);
   }
 }
 
@@ -182,35 +255,35 @@ Batcher::~Batcher() = default;
 Status Batcher::submit(const Request& request) noexcept {
   BatcherState& state = *state_;
   if (Status status = check_request(state, request); !status.ok()) return status;
-  const std::int32_t index = state.first_free;
-  try {
-    state.index_of.emplace(request.id, index);
-  } catch (const std::exception&) {
-    return out_of_memory("submit");
-  }
-  BatcherState::Place& place = state.at(index);
-  if (state.cache && !request.prompt.empty()) {
-    try {
-      state.text_of(place) = {
-          request.name_space, request.retention, {request.prompt.begin(), request.prompt.end()}};
-    } catch (const std::exception&) {
-      state.index_of.erase(request.id);
-      return out_of_memory("submit");
+  if (Status status = enter(state, request); !status.ok()) return status;
+  const std::int32_t first = state.first_free;
+  std::int32_t* link = nullptr;
+  for (std::size_t i = 0; i <= request.further_samples.size(); ++i) {
+    const std::int32_t index = state.first_free;
+    BatcherState::Place& place = state.at(index);
+    state.first_free = std::exchange(place.next, BatcherState::kNobody);
+    place.request = {i == 0 ? request.id : request.further_samples[i - 1], request.prompt_tokens,
+                     request.max_new_tokens};
+    place.turn = request.arrival - request.head_start;
+    place.ticket = state.next_ticket++;
+    place.shares = state.cache.has_value() && !request.prompt.empty();
+    if (i > 0) {
+      place.phase = BatcherState::Phase::kUnborn;
+      place.prev = first;
+      *link = index;
+      ++state.num_unborn;
     }
-    place.shares = true;
+    link = i == 0 ? &place.first_sample : &place.next;
   }
-  state.first_free = place.next;
-  place.request = {request.id, request.prompt_tokens, request.max_new_tokens};
-  place.turn = request.arrival - request.head_start;
-  place.ticket = state.next_ticket++;
-  state.enqueue_new(index);
+  state.enqueue_new(first);
   return {};
 }
 
 Status Batcher::cancel(std::uint64_t request) noexcept {
   BatcherState& state = *state_;
   const auto found = state.index_of.find(request);
-  if (found == state.index_of.end() || state.at(found->second).cancelled) {
+  if (found == state.index_of.end() || state.at(found->second).cancelled ||
+      state.at(found->second).stopped) {
     return failure(ErrorCode::kInvalidArgument,
                    "[batcher] cancel: expected the id of a request that has not ended, got {}",
                    request);
@@ -218,12 +291,24 @@ Status Batcher::cancel(std::uint64_t request) noexcept {
   const std::int32_t index = found->second;
   BatcherState::Place& place = state.at(index);
   place.cancelled = true;
-  if (place.in_step) return {};  // the device may be writing to its pages
+  if (place.phase == BatcherState::Phase::kUnborn) {
+    const BatcherState::Place& first = state.at(place.prev);
+    if (first.bears(0) || first.bears(1)) return {};  // the device samples its first token
+    state.unlink_unborn(index);
+    state.end(index);
+    return {};
+  }
+  for (std::int32_t sample = place.first_sample; sample != BatcherState::kNobody;
+       sample = state.at(sample).next) {
+    state.at(sample).cancelled = true;
+  }
+  if (place.in_flight() > 0) return {};  // the device may be writing to its pages
   if (place.phase == BatcherState::Phase::kWaiting) {
     state.unlink(index);
   } else {
     state.running.erase(std::ranges::find(state.running, index));
   }
+  state.end_unborn(place, nullptr);
   state.end(index);
   return {};
 }
@@ -235,10 +320,10 @@ Status Batcher::plan(const StepBudget& budget, StepPlan& plan) const noexcept {
                    "and {}",
                    budget.max_tokens, budget.max_seqs);
   }
-  if (state_->in_flight) {
+  if (state_->steps_in_flight() == state_->spec.max_steps_in_flight) {
     return failure(ErrorCode::kInvalidArgument,
                    "[batcher] plan: expected step {} to be finished first, got it in flight",
-                   state_->step);
+                   state_->oldest);
   }
   try {
     return batching::Planner(*state_, budget, plan).run();
@@ -251,45 +336,53 @@ Status Batcher::finish(const StepPlan& plan, std::span<const std::int32_t> sampl
                        std::span<const std::uint64_t> stopped,
                        std::vector<std::uint64_t>& ended) noexcept {
   BatcherState& state = *state_;
-  if (!state.in_flight) {
+  if (state.steps_in_flight() == 0) {
     return failure(ErrorCode::kInvalidArgument,
                    "[batcher] finish: expected a step in flight, got step {} with none committed",
                    plan.step);
   }
-  if (plan.step != state.step) {
+  if (plan.step != state.oldest) {
     return failure(ErrorCode::kInvalidArgument,
                    "[batcher] finish: expected the plan of step {}, got that of step {}",
-                   state.step, plan.step);
+                   state.oldest, plan.step);
   }
+  const std::size_t parity = BatcherState::parity(state.oldest);
   for (const std::uint64_t id : stopped) {
     const auto found = state.index_of.find(id);
-    if (found != state.index_of.end() && state.at(found->second).samples) continue;
+    if (found != state.index_of.end() && samples_in(state, found->second, parity)) continue;
     return failure(ErrorCode::kInvalidArgument,
                    "[batcher] finish: expected ids of requests that sample in step {}, got {}",
-                   state.step, id);
+                   state.oldest, id);
   }
   try {
     if (Status status = prepare_texts(state, plan, sampled); !status.ok()) return status;
-    reserve_more(ended, state.running.size());
+    const auto unborn = static_cast<std::size_t>(state.num_unborn);
+    reserve_more(ended, state.running.size() + unborn);
+    reserve_more(state.running, unborn);
+    reserve_more(state.born, unborn);
   } catch (const std::exception&) {
     return out_of_memory("finish");
   }
   add_texts(state, plan, sampled);
-  for (const std::uint64_t id : stopped) state.at(state.index_of.find(id)->second).stopped = true;
+  for (const std::uint64_t id : stopped) state.at(state.index_of.find(id)->second).stops = true;
   std::size_t kept = 0;
   for (const std::int32_t index : state.running) {
     BatcherState::Place& place = state.at(index);
-    if (place.shares && place.has_filled()) state.publish_filled(place);
-    if (advance(place)) {
+    if (place.shares && place.has_filled()) {
+      state.publish_filled(place, place.cached - place.submitted[1 - parity]);
+    }
+    if (place.bears(parity)) state.bear(place);
+    if (advance(place, parity)) {
       ended.push_back(place.request.id);
+      state.end_unborn(place, &ended);
       state.end(index);
     } else {
       state.running[kept++] = index;
     }
   }
   state.running.resize(kept);
-  state.in_flight = false;
-  ++state.step;
+  state.begin_born(ended);
+  ++state.oldest;
   return {};
 }
 

@@ -34,8 +34,13 @@ StepItem BatcherState::item(std::int32_t index, std::int32_t n, std::int32_t fou
   item.position = item.admitted ? found : place.cached;
   item.num_new_tokens = n;
   const std::int32_t missing = place.known() - item.position;
-  item.is_prefill = missing != 1 || place.generated == 0;
+  item.is_prefill = missing != 1 || place.known() == place.request.prompt_tokens;
   item.samples = n == missing;
+  if (item.samples) item.num_samples = 1;
+  if (item.samples && place.known() == place.request.prompt_tokens) {
+    item.num_samples += count_unborn(place);
+  }
+  item.awaits_token = item.position + n > place.told();
   return item;
 }
 

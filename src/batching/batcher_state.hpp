@@ -4,6 +4,7 @@
 /// in the order of arrival.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -24,10 +25,11 @@ namespace internal {
 struct BatcherState {
   static constexpr std::int32_t kNobody = -1;
 
-  enum class Phase : std::uint8_t { kFree, kWaiting, kRunning };
+  enum class Phase : std::uint8_t { kFree, kWaiting, kRunning, kUnborn };
 
   /// A place for a request. Places are reused; free ones are linked through `next`, waiting ones
-  /// through `next` and `prev`.
+  /// through `next` and `prev`, further samples that have not begun through `next`, and `prev` is the
+  /// request that they are of.
   struct Place {
     /// What is asked of a `Request` in every step.
     struct Asked {
@@ -40,25 +42,43 @@ struct BatcherState {
     double turn = 0.0;         ///< its arrival without its head start
     std::uint64_t ticket = 0;  ///< number of its `submit`: breaks ties
     SeqId seq;                 ///< while running
-    std::int32_t cached = 0;   ///< tokens that its sequence has, those of a step in flight included
+    std::int32_t cached = 0;   ///< tokens that its sequence has, those of steps in flight included
     std::int32_t num_pages = 0;  ///< that hold them
     std::int32_t tail_room = 0;  ///< tokens that the last of these still holds
     std::int32_t generated = 0;  ///< tokens sampled; a preemption keeps them
     std::int32_t prev = kNobody;
     std::int32_t next = kNobody;
+    std::int32_t first_sample = kNobody;  ///< of its further samples that have not begun
     Phase phase = Phase::kFree;
-    bool in_step = false;        ///< takes part in the step in flight
-    bool samples = false;        ///< … whose last row yields its next token
-    bool stopped = false;        ///< scratch of `finish`
-    bool cancelled = false;      ///< ends with the step in flight
+    /// Its part in the steps in flight, each at the parity of its number: tokens, and whether the last
+    /// row yields its next one.
+    std::array<std::int32_t, 2> submitted{};
+    std::array<bool, 2> samples{};
+    bool stops = false;          ///< scratch of `finish`: by the step being finished
+    bool stopped = false;        ///< by a step before; ends with the last one in flight
+    bool cancelled = false;      ///< ends with the last step in flight
     bool shares = false;         ///< has a text, and there is a cache
     std::int32_t published = 0;  ///< whole pages of its sequence that were put into the cache
 
-    /// @return Tokens whose text is known: all of them have to be cached before the next is
-    /// sampled.
-    [[nodiscard]] std::int32_t known() const noexcept { return request.prompt_tokens + generated; }
+    /// @return Tokens whose text the host knows.
+    [[nodiscard]] std::int32_t told() const noexcept { return request.prompt_tokens + generated; }
+    [[nodiscard]] std::int32_t awaited() const noexcept {
+      return (samples[0] ? 1 : 0) + (samples[1] ? 1 : 0);
+    }
+    /// @return Tokens whose text is known, by the device at least once the steps in flight have run:
+    ///   all of them have to be cached before the next is sampled.
+    [[nodiscard]] std::int32_t known() const noexcept { return told() + awaited(); }
     [[nodiscard]] std::int32_t missing() const noexcept { return known() - cached; }
-    [[nodiscard]] bool decodes() const noexcept { return missing() == 1; }
+    [[nodiscard]] std::int32_t in_flight() const noexcept { return submitted[0] + submitted[1]; }
+    /// @return True if its further samples begin with that step.
+    [[nodiscard]] bool bears(std::size_t parity) const noexcept {
+      return samples[parity] && generated == 0 && first_sample != kNobody;
+    }
+    /// @return False if it waits only for the end of the steps in flight.
+    [[nodiscard]] bool goes_on() const noexcept {
+      return !cancelled && !stopped && generated + awaited() < request.max_new_tokens;
+    }
+    [[nodiscard]] bool decodes() const noexcept { return missing() == 1 && goes_on(); }
     /// @return True if a page of its sequence has become whole since the last one was published.
     [[nodiscard]] bool has_filled() const noexcept {
       return num_pages - (tail_room > 0 ? 1 : 0) > published;
@@ -107,7 +127,15 @@ struct BatcherState {
   ///   `table.pages_needed(seq, 1)` says, without a division. Every decode of every step asks.
   [[nodiscard]] std::int32_t pages_for_next(const Place& place) const noexcept {
     if (place.tail_room == 0) return 1;
-    return sequences.pool->page(tail_of(place)).refs > 1 ? 1 : 0;
+    return tail_is_shared(place) ? 1 : 0;
+  }
+  /// @return Pages that `n` more tokens take, once those that are about to go have gone.
+  [[nodiscard]] std::int32_t pages_needed(const Place& place, std::int32_t n) const noexcept {
+    return table.pages_needed(place.seq, n) - (copy_is_spared(place) ? 1 : 0);
+  }
+  /// @return Tokens that a sequence can append to `free_pages` pages, likewise.
+  [[nodiscard]] std::int32_t room(const Place& place, std::int64_t free_pages) const noexcept {
+    return table.room(place.seq, free_pages + (copy_is_spared(place) ? 1 : 0));
   }
   /// The sequence of a request has `n` more tokens.
   void grow(Place& place, std::int32_t n) const noexcept {
@@ -120,10 +148,26 @@ struct BatcherState {
     place.tail_room += static_cast<std::int32_t>(added * page_size);
   }
 
+  [[nodiscard]] std::int32_t steps_in_flight() const noexcept {
+    return static_cast<std::int32_t>(step - oldest);
+  }
+  /// @return The place of a step in `Place::submitted` and `Place::samples`.
+  [[nodiscard]] static std::size_t parity(std::uint64_t number) noexcept { return number & 1U; }
+
   /// @return The item of a request that computes `n` tokens next.
   /// @param found  Tokens that the prefix cache has of a waiting one.
   [[nodiscard]] StepItem item(std::int32_t index, std::int32_t n,
                               std::int32_t found) const noexcept;
+
+  /// Further samples: samples.cpp.
+  [[nodiscard]] std::int32_t count_unborn(const Place& place) const noexcept;
+  void unlink_unborn(std::int32_t index) noexcept;
+  /// Begins the further samples of a request: `begin_born` ends it. There is room in `born`.
+  void bear(Place& place) noexcept;
+  /// Those that were borne run, wait if there was no sequence for them, or end. There is room.
+  void begin_born(std::vector<std::uint64_t>& ended) noexcept;
+  /// Ends the further samples of a request that ends itself, those that have not begun.
+  void end_unborn(Place& place, std::vector<std::uint64_t>* ended) noexcept;
 
   /// Sharing of prefixes: prefix_sharing.cpp.
   /// @return The known tokens that the cache may have: all but the last, as far as they were told.
@@ -142,7 +186,9 @@ struct BatcherState {
   [[nodiscard]] std::int64_t available_pages() const noexcept;
   /// Takes pages out of the cache until `pages` are free, or as many as can be.
   void evict_for(std::int64_t pages) noexcept;
-  void publish_filled(Place& place) noexcept;     ///< the pages that became whole
+  [[nodiscard]] bool keeps_private(PageId id) const noexcept;
+  /// The pages that became whole. @param written  Tokens of finished steps.
+  void publish_filled(Place& place, std::int32_t written) noexcept;
   void publish_all(const Place& place) noexcept;  ///< what is cached, before the sequence goes
 
   /// The pages that preempting the newest requests, one after another, gives back; a page that
@@ -178,6 +224,17 @@ struct BatcherState {
   void preempt_newest() noexcept;
   void end(std::int32_t index) noexcept;  ///< of a request that has left its list
 
+  /// @return True if its last page, shared now, is its alone once those that are about to go have gone.
+  [[nodiscard]] bool copy_is_spared(const Place& place) const noexcept {
+    if (!is_as_left(place) || place.tail_room == 0) return false;
+    return sequences.pool->page(tail_of(place)).refs > 1 && !tail_is_shared(place);
+  }
+  /// @return True if others refer to its partial last page than those that are about to go.
+  [[nodiscard]] bool tail_is_shared(const Place& place) const noexcept {
+    const PageId tail = tail_of(place);
+    const std::int32_t refs = sequences.pool->page(tail).refs;
+    return refs > 1 && refs - dropped[static_cast<std::size_t>(tail)] > 1;
+  }
   /// @return The last page of a running request; a page that it once had, if its sequence is not as
   ///   it was left.
   [[nodiscard]] PageId tail_of(const Place& place) const noexcept {
@@ -197,13 +254,15 @@ struct BatcherState {
   std::int32_t oldest_waiting = kNobody;
   std::int32_t newest_waiting = kNobody;
   std::int32_t num_waiting = 0;
+  std::int32_t num_unborn = 0;
   std::uint64_t next_ticket = 0;
-  std::uint64_t step = 0;  ///< the step to be planned, or in flight
-  bool in_flight = false;
+  std::uint64_t step = 0;    ///< the step to be planned
+  std::uint64_t oldest = 0;  ///< the oldest step that is not finished, or `step`
   bool others_hold = false;  ///< the last commit found idle pages that could not be evicted
   /// By page, all zero between calls: references of requests that are about to go.
   mutable std::vector<std::int32_t> dropped;
   std::vector<PrefixLease> leases;  ///< scratch of `commit`
+  std::vector<std::int32_t> born;   ///< scratch of `finish`
   BatcherStats counters;            ///< without the present state
 
  private:

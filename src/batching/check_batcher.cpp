@@ -15,6 +15,26 @@ using cache::failure;
 using internal::BatcherState;
 using Phase = BatcherState::Phase;
 
+// Whoever is said to take part in a step takes part in one that is in flight, and who ends with the
+// steps in flight takes part in one.
+Status check_flight(const BatcherState& state, const BatcherState::Place& place) noexcept {
+  for (std::size_t parity = 0; parity < place.submitted.size(); ++parity) {
+    bool flies = false;
+    for (std::uint64_t step = state.oldest; step < state.step; ++step) {
+      flies = flies || BatcherState::parity(step) == parity;
+    }
+    const bool takes_part = place.submitted[parity] > 0;
+    if ((flies || !takes_part) && (takes_part || !place.samples[parity])) continue;
+    return failure(ErrorCode::kInternal,
+                   "[batcher] check: request {} takes part in a step that is not in flight",
+                   place.request.id);
+  }
+  if (place.goes_on() || place.in_flight() > 0) return {};
+  return failure(ErrorCode::kInternal,
+                 "[batcher] check: request {} runs although it has ended, and is in no step",
+                 place.request.id);
+}
+
 // The running requests are in order, and their sequences hold what they are said to have cached.
 Status check_running(const BatcherState& state) noexcept {
   for (std::size_t rank = 0; rank < state.running.size(); ++rank) {
@@ -26,8 +46,7 @@ Status check_running(const BatcherState& state) noexcept {
                      "[batcher] check: request {} runs out of order or is not marked as running",
                      place.request.id);
     }
-    if (state.table.length(place.seq) != place.cached || place.missing() < 0 ||
-        (place.missing() == 0 && !place.in_step)) {
+    if (state.table.length(place.seq) != place.cached || place.missing() < 1) {
       return failure(ErrorCode::kInternal,
                      "[batcher] check: request {} has a sequence of {} tokens, {} cached, {} known",
                      place.request.id, state.table.length(place.seq), place.cached, place.known());
@@ -41,11 +60,7 @@ Status check_running(const BatcherState& state) noexcept {
           "its {} tokens have others",
           place.request.id, place.num_pages, place.tail_room, place.cached);
     }
-    if (place.in_step && !state.in_flight) {
-      return failure(ErrorCode::kInternal,
-                     "[batcher] check: request {} takes part in a step that is not in flight",
-                     place.request.id);
-    }
+    if (Status status = check_flight(state, place); !status.ok()) return status;
   }
   return {};
 }
@@ -86,6 +101,20 @@ Status check_places(const BatcherState& state) noexcept {
                      place.request.id);
     }
   }
+  std::int32_t unborn = 0;
+  for (std::int32_t index = 0; index < state.spec.max_requests; ++index) {
+    if (state.at(index).phase == Phase::kFree) continue;
+    for (std::int32_t sample = state.at(index).first_sample; sample != BatcherState::kNobody;
+         sample = state.at(sample).next) {
+      if (state.at(sample).phase == Phase::kUnborn && state.at(sample).prev == index &&
+          ++unborn <= state.num_unborn) {
+        continue;
+      }
+      return failure(ErrorCode::kInternal,
+                     "[batcher] check: request {} has further samples that are not its own",
+                     state.at(index).request.id);
+    }
+  }
   std::size_t free_places = 0;
   for (std::int32_t index = state.first_free; index != BatcherState::kNobody;
        index = state.at(index).next) {
@@ -94,7 +123,8 @@ Status check_places(const BatcherState& state) noexcept {
                      index);
     }
   }
-  const std::size_t listed = state.running.size() + static_cast<std::size_t>(state.num_waiting);
+  const std::size_t listed = state.running.size() + static_cast<std::size_t>(state.num_waiting) +
+                             static_cast<std::size_t>(unborn);
   if (taken == listed && taken == state.index_of.size() &&
       taken + free_places == state.places.size()) {
     return {};

@@ -33,6 +33,9 @@ struct Demand {
 Status check_preempted(const BatcherState& state, const StepPlan& plan,
                        BatcherState::Reclaim& reclaim) noexcept {
   if (plan.preempted.size() > state.running.size()) return stale(plan, "too many are preempted");
+  if (!plan.preempted.empty() && state.steps_in_flight() > 0) {
+    return stale(plan, "nobody is preempted while a step is in flight");
+  }
   for (std::size_t i = 0; i < plan.preempted.size(); ++i) {
     const BatcherState::Place& place = state.at(state.running[state.running.size() - 1 - i]);
     if (place.request.id != plan.preempted[i]) return stale(plan, "others are the newest");
@@ -53,7 +56,8 @@ Status check_items(const BatcherState& state, const StepPlan& plan, Demand& dema
     if (index == BatcherState::kNobody) return stale(plan, "nobody waits to be admitted");
     const BatcherState::Place& place = state.at(index);
     const std::int32_t found = admitted ? item.position : 0;
-    if (found < 0 || (found > 0 && std::cmp_greater(found, state.askable(place).size())) ||
+    if (!place.goes_on() || found < 0 ||
+        (found > 0 && std::cmp_greater(found, state.askable(place).size())) ||
         item.num_new_tokens < 1 || item.num_new_tokens > place.missing() - found ||
         item != state.item(index, item.num_new_tokens, found)) {
       return stale(plan, "an item is not as it was planned");
@@ -72,9 +76,8 @@ Status check_items(const BatcherState& state, const StepPlan& plan, Demand& dema
           "that was destroyed or changed",
           item.request);
     }
-    demand.pages += item.num_new_tokens == 1
-                        ? state.pages_for_next(place)
-                        : state.table.pages_needed(place.seq, item.num_new_tokens);
+    demand.pages += item.num_new_tokens == 1 ? state.pages_for_next(place)
+                                             : state.pages_needed(place, item.num_new_tokens);
   }
   return {};
 }
@@ -82,8 +85,16 @@ Status check_items(const BatcherState& state, const StepPlan& plan, Demand& dema
 // Everything that could make a commit fail half way, but for the pages.
 Status check_plan(const BatcherState& state, const StepPlan& plan, BatcherState::Reclaim& reclaim,
                   Demand& demand) noexcept {
+  if (plan.step >= state.oldest && plan.step < state.step) {
+    return stale(plan, "it is in flight already");
+  }
   if (plan.step != state.step) return stale(plan, "another step is next");
-  if (state.in_flight) return stale(plan, "it is in flight already");
+  if (state.steps_in_flight() == state.spec.max_steps_in_flight) {
+    return stale(plan, "another step is to be finished first");
+  }
+  if (plan.items.empty() && state.steps_in_flight() > 0) {
+    return stale(plan, "it has no items, and a step is in flight");
+  }
   Status status = check_preempted(state, plan, reclaim);
   if (status.ok()) status = check_items(state, plan, demand);
   if (!status.ok()) return status;
@@ -159,8 +170,9 @@ void carry_out(BatcherState& state, StepItem& item, const PrefixLease* lease,
   }
   static_cast<void>(state.table.append(place.seq, item.num_new_tokens, copies));
   state.grow(place, item.num_new_tokens);
-  place.in_step = true;
-  place.samples = item.samples;
+  const std::size_t parity = BatcherState::parity(state.step);
+  place.submitted[parity] = item.num_new_tokens;
+  place.samples[parity] = item.samples;
   (item.is_prefill ? state.counters.prefill_tokens : state.counters.decode_tokens) +=
       item.num_new_tokens;
 }
@@ -200,7 +212,7 @@ Status Batcher::commit(StepPlan& plan, std::vector<CopyOp>& copies) noexcept {
   }
   state.leases.clear();
   state.others_hold = false;
-  state.in_flight = true;
+  ++state.step;
   ++state.counters.steps;
   const std::int32_t used = state.table.pool_spec().num_pages - state.table.num_free_pages();
   state.counters.peak_used_pages = std::max(state.counters.peak_used_pages, used);

@@ -24,20 +24,24 @@ Status Planner::run() {
   }
   if (plan_.preempted.empty()) admit_waiting();
   const bool idle = state_.running.empty() && state_.num_waiting == 0;
-  return plan_.items.empty() && !idle ? explain_standstill() : Status();
+  const bool may_wait = idle || state_.steps_in_flight() > 0;
+  return plan_.items.empty() && !may_wait ? explain_standstill() : Status();
 }
 
 // The oldest first, so that only requests not served yet are preempted.
 void Planner::serve_running() {
   decodes_to_come_ = count_decodes();
+  std::int32_t least = 1;  // the oldest always moves on
   for (std::int32_t rank = 0; rank < std::min(num_kept_, max_seqs_); ++rank) {
     const std::int32_t index = state_.running[static_cast<std::size_t>(rank)];
     const BatcherState::Place& place = state_.at(index);
-    if (place.decodes()) --decodes_to_come_;
-    const std::int32_t kept_back = place.decodes() ? 0 : decodes_to_come_;
-    const std::int32_t least = rank == 0 ? 1 : 0;  // the oldest always moves on
-    if (place.decodes() && std::max(tokens_left_, least) > 0 && add_decode(index, place)) continue;
-    std::int32_t n = std::min(place.missing(), std::max(tokens_left_ - kept_back, least));
+    if (!place.goes_on()) continue;  // waits for the end of the steps in flight
+    const bool decodes = place.missing() == 1;
+    if (decodes) --decodes_to_come_;
+    const std::int32_t kept_back = decodes ? 0 : decodes_to_come_;
+    const std::int32_t most = std::max(tokens_left_ - kept_back, std::exchange(least, 0));
+    if (decodes && most > 0 && add_decode(index, place)) continue;
+    std::int32_t n = std::min(place.missing(), most);
     if (n > 0) n = std::min(n, make_room(rank));
     if (n > 0) add(index, n);
   }
@@ -74,6 +78,13 @@ void Planner::admit_waiting() {
 bool Planner::waits_for_prefix(const BatcherState::Place& place,
                                std::int32_t found) const noexcept {
   if (!place.shares) return false;
+  for (const std::int32_t index :
+       state_.running) {  // what is in flight is found once it is finished
+    const BatcherState::Place& other = state_.at(index);
+    const std::int32_t written = std::max(found, other.cached - other.in_flight());
+    if (other.in_flight() == 0 || !other.shares || other.cached <= written) continue;
+    if (std::min(state_.shared_tokens(other, place), other.cached) > written) return true;
+  }
   const auto most = static_cast<std::int32_t>(state_.askable(place).size());
   return std::ranges::any_of(plan_.items, [&](const StepItem& item) {
     const BatcherState::Place& other = state_.at(item.index);
@@ -86,9 +97,9 @@ bool Planner::waits_for_prefix(const BatcherState::Place& place,
 // Tokens that the running request of this rank can append. Preempts the newest ones until it is at
 // least one; if even all of them do not help, nobody is preempted in vain.
 std::int32_t Planner::make_room(std::int32_t rank) noexcept {
-  const SeqId seq = state_.at(state_.running[static_cast<std::size_t>(rank)]).seq;
-  std::int32_t room = state_.table.room(seq, free_pages_);
-  if (room > 0) return room;
+  const BatcherState::Place& place = state_.at(state_.running[static_cast<std::size_t>(rank)]);
+  std::int32_t room = state_.table.room(place.seq, free_pages_);
+  if (room > 0 || state_.steps_in_flight() > 0) return room;
   BatcherState::Reclaim reclaim(state_);
   for (std::size_t kept = state_.running.size(); std::cmp_greater(kept, num_kept_); --kept) {
     reclaim.add_next();
@@ -98,7 +109,7 @@ std::int32_t Planner::make_room(std::int32_t rank) noexcept {
   while (room == 0 && kept > rank + 1) {
     --kept;
     reclaim.add_next();
-    room = state_.table.room(seq, free_pages_ + reclaim.total() - before);
+    room = state_.room(place, free_pages_ + reclaim.total() - before);
   }
   if (room > 0) {
     num_kept_ = kept;

@@ -29,8 +29,11 @@ namespace quire::batching {
 /// pages of the cache takes no more pages than computing them: each of them is one page less to be
 /// found, whether it was idle or not, except a partial one, which is given up if it does not fit.
 /// O waits for a prefix only while the request that computes it computes a token of it in the same
-/// step, so no more steps than the prefix has tokens; if that request is cancelled or preempted, O
+/// step, or in a step in flight, so no more steps than the prefix has tokens; if that request is cancelled or preempted, O
 /// does not wait any longer.
+///
+/// With a step in flight nobody is preempted, so that O may find no page, and an empty plan waits for
+/// that step; then 1 and 2 hold. Who does not go on takes no part and ends with the steps in flight.
 ///
 /// After O has ended the same holds for the next one. A preempted request keeps its place in the
 /// order and what it has sampled, so nothing of this is ever undone.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // How the requests of a batcher share pages through a prefix cache.
 #include <algorithm>
+#include <utility>
 
 #include "batching/batcher_state.hpp"
 
@@ -55,12 +56,21 @@ void BatcherState::evict_for(std::int64_t pages) noexcept {
   if (cache && missing > 0) cache->evict(static_cast<std::int32_t>(missing));
 }
 
+// A page that further samples of the prompt share and that is not in the index stays out of it for as
+// long. One that the prompt ends in would have to be copied for each of them, even the last one, for
+// which there may be no page; and one whose place in the index another page has taken (after an erase)
+// would hang on a page that these sequences do not hold.
+bool BatcherState::keeps_private(PageId id) const noexcept {
+  const PagePoolState::Page& page = sequences.pool->page(id);
+  return !page.indexed && page.table_refs() > 1;
+}
+
 // Page after page: a walk from the first one would cost O(tokens) each time.
-void BatcherState::publish_filled(Place& place) noexcept {
+void BatcherState::publish_filled(Place& place, std::int32_t written) noexcept {
   const std::int32_t page_size = table.pool_spec().page_size;
   const Text& text = text_of(place);
-  const auto told = static_cast<std::int32_t>(
-      std::min(text.tokens.size(), static_cast<std::size_t>(place.cached)));
+  const auto told =
+      static_cast<std::int32_t>(std::min(text.tokens.size(), static_cast<std::size_t>(written)));
   PageId* const row = sequences.row(static_cast<std::int32_t>(place.seq.slot));
   while (told - place.published * page_size >= page_size) {
     const PageId parent = place.published == 0 ? kNoPage : row[place.published - 1];
@@ -74,6 +84,7 @@ void BatcherState::publish_filled(Place& place) noexcept {
                 static_cast<std::size_t>(place.published) * static_cast<std::size_t>(page_size),
                 static_cast<std::size_t>(page_size));
     PageId& page = row[place.published];
+    if (keeps_private(page)) return;
     const PageId known = prefixes->extend(parent, {text.name_space, run}, page, text.retention);
     if (known == kNoPage) return;
     if (known != page) {  // somebody else's with the same tokens: one of them is enough
@@ -89,7 +100,12 @@ void BatcherState::publish_filled(Place& place) noexcept {
 void BatcherState::publish_all(const Place& place) noexcept {
   if (!place.shares) return;
   const Text& text = text_of(place);
-  const auto told = std::min(text.tokens.size(), static_cast<std::size_t>(place.cached));
+  const auto page_size = static_cast<std::size_t>(table.pool_spec().page_size);
+  auto told = std::min(text.tokens.size(), static_cast<std::size_t>(place.cached));
+  const PageId* const row = sequences.row(static_cast<std::int32_t>(place.seq.slot));
+  for (std::size_t index = 0; index * page_size < told; ++index) {
+    if (keeps_private(row[index])) told = index * page_size;
+  }
   static_cast<void>(cache->publish(text.name_space, table, place.seq,
                                    std::span(text.tokens).first(told), text.retention));
 }

@@ -23,9 +23,9 @@ constexpr double kUnknown = std::numeric_limits<double>::quiet_NaN();
 // What the constructor says of its memory.
 static_assert(sizeof(RequestEvent) == 56 && sizeof(StepRecord) == 80 &&
               sizeof(RequestRecord) == 72);
-static_assert(sizeof(RecorderState::Life) + sizeof(RecorderState::Share) +
+static_assert(sizeof(RecorderState::Life) + 2 * sizeof(RecorderState::Share) +
                   4 * batching::RequestIndex::kEntryBytes ==
-              184);
+              224);
 
 }  // namespace
 
@@ -36,7 +36,9 @@ RecorderState::RecorderState(const RecorderSpec& recorder_spec)
       ended(spec.max_ended),
       index(spec.max_requests) {
   lives.reserve(static_cast<std::size_t>(spec.max_requests));
-  in_flight.reserve(static_cast<std::size_t>(spec.max_requests));
+  for (Flight& flight : flights) {
+    flight.shares.reserve(static_cast<std::size_t>(spec.max_requests));
+  }
 }
 
 std::int32_t RecorderState::begin_life(std::uint64_t request) noexcept {
@@ -98,7 +100,7 @@ std::uint64_t RecorderState::add_compute(Life& life, const StepItem& item,
   return event;
 }
 
-void RecorderState::take_part(const StepItem& item, StepRecord& record) noexcept {
+void RecorderState::take_part(const StepItem& item, StepRecord& record, Flight& flight) noexcept {
   (item.is_prefill ? record.prefill_tokens : record.decode_tokens) += item.num_new_tokens;
   ++(item.is_prefill ? record.num_prefills : record.num_decodes);
   if (item.admitted) {
@@ -120,13 +122,32 @@ void RecorderState::take_part(const StepItem& item, StepRecord& record) noexcept
   // From the item rather than by adding up: right also for a request that was running before.
   cached_tokens += item.position + item.num_new_tokens - life.cached;
   life.cached = item.position + item.num_new_tokens;
-  in_flight.push_back({slot, add_compute(life, item, record), item.samples});
+  flight.shares.push_back({slot, add_compute(life, item, record), item.samples});
+}
+
+RecorderState::Flight* RecorderState::oldest_flight() noexcept {
+  Flight* oldest = nullptr;
+  for (Flight& flight : flights) {
+    if (flight.record == kNoEvent) continue;
+    if (oldest == nullptr || flight.step < oldest->step) oldest = &flight;
+  }
+  return oldest;
 }
 
 void RecorderState::complete(const Share& share, double time) noexcept {
   if (RequestEvent* event = events.find(share.event); event != nullptr) event->end = time;
-  if (!share.samples) return;
   Life& life = at(share.slot);
+  if (!share.samples || life.stopped) return;
+  while (life.next_sample != kNobody) {  // they begin with the first token of the prompt
+    Life& sample = at(life.next_sample);
+    unlink_sample(sample);
+    sample.record.admitted = time;
+    note_token(sample, time);
+  }
+  note_token(life, time);
+}
+
+void RecorderState::note_token(Life& life, double time) noexcept {
   RequestRecord& record = life.record;
   if (!std::isnan(life.last_token)) {
     record.longest_gap = std::max(record.longest_gap, time - life.last_token);
@@ -135,6 +156,13 @@ void RecorderState::complete(const Share& share, double time) noexcept {
   }
   life.last_token = time;
   ++record.new_tokens;
+}
+
+// Out of the list of further samples that it is in; of those that it has, the first has no request.
+void RecorderState::unlink_sample(Life& life) noexcept {
+  if (life.prev_sample != kNobody) at(life.prev_sample).next_sample = life.next_sample;
+  if (life.next_sample != kNobody) at(life.next_sample).prev_sample = life.prev_sample;
+  life.prev_sample = life.next_sample = kNobody;
 }
 
 void RecorderState::end(std::uint64_t request, double time) noexcept {
@@ -151,6 +179,7 @@ void RecorderState::end(std::uint64_t request, double time) noexcept {
   life.record.finished = time;
   ended.push(life.record);
   cached_tokens -= life.cached;
+  unlink_sample(life);
   index.erase(request);
   life.next_free = first_free;
   first_free = slot;
@@ -195,16 +224,25 @@ const RecorderSpec& Recorder::spec() const noexcept { return state_->spec; }
 
 void Recorder::submitted(const Request& request, double time) noexcept {
   RecorderState& state = *state_;
-  const std::int32_t slot = state.find_or_begin(request.id);
-  if (slot == RecorderState::kNobody) {
-    ++state.untracked_events;
-    return;
+  std::int32_t last = RecorderState::kNobody;
+  for (std::size_t i = 0; i <= request.further_samples.size(); ++i) {
+    const std::uint64_t id = i == 0 ? request.id : request.further_samples[i - 1];
+    const std::int32_t slot = state.find_or_begin(id);
+    if (slot == RecorderState::kNobody) {
+      ++state.untracked_events;
+      continue;
+    }
+    RequestRecord& record = state.at(slot).record;
+    record.submitted = time;
+    record.prompt_tokens = request.prompt_tokens;
+    state.events.push({id, state.next_step, state.next_step, time, time, 0, request.prompt_tokens,
+                       EventKind::kSubmit});
+    if (last != RecorderState::kNobody) {
+      state.at(last).next_sample = slot;
+      state.at(slot).prev_sample = last;
+    }
+    last = slot;
   }
-  RequestRecord& record = state.at(slot).record;
-  record.submitted = time;
-  record.prompt_tokens = request.prompt_tokens;
-  state.events.push({request.id, state.next_step, state.next_step, time, time, 0,
-                     request.prompt_tokens, EventKind::kSubmit});
 }
 
 void Recorder::committed(const StepPlan& plan, const BatcherStats& stats, double time) noexcept {
@@ -217,24 +255,33 @@ void Recorder::committed(const StepPlan& plan, const BatcherStats& stats, double
   record.waiting = stats.waiting;
   record.running = stats.running;
   record.used_pages = stats.used_pages;
-  state.in_flight.clear();
+  RecorderState::Flight& flight = state.flights[plan.step & 1U];
+  flight.shares.clear();
   for (const std::uint64_t request : plan.preempted) state.preempt(request, plan.step, time);
-  for (const StepItem& item : plan.items) state.take_part(item, record);
+  for (const StepItem& item : plan.items) state.take_part(item, record, flight);
   record.cached_tokens = state.cached_tokens;
   state.next_step = plan.step + 1;
-  state.step_in_flight = state.steps.push(record);
+  flight.step = plan.step;
+  flight.record = state.steps.push(record);
 }
 
-void Recorder::finished(std::span<const std::uint64_t> ended, double time) noexcept {
+void Recorder::finished(std::span<const std::uint64_t> ended,
+                        std::span<const std::uint64_t> stopped, double time) noexcept {
   RecorderState& state = *state_;
-  if (StepRecord* record = state.steps.find(state.step_in_flight); record != nullptr) {
-    record->end = time;
-    record->num_ended = static_cast<std::int32_t>(ended.size());
+  if (RecorderState::Flight* flight = state.oldest_flight(); flight != nullptr) {
+    if (StepRecord* record = state.steps.find(flight->record); record != nullptr) {
+      record->end = time;
+      record->num_ended = static_cast<std::int32_t>(ended.size());
+    }
+    for (const RecorderState::Share& share : flight->shares) state.complete(share, time);
+    flight->shares.clear();
+    flight->record = RecorderState::kNoEvent;
   }
-  for (const RecorderState::Share& share : state.in_flight) state.complete(share, time);
+  for (const std::uint64_t request : stopped) {
+    const std::int32_t slot = state.index.find(request);
+    if (slot != RecorderState::kNobody) state.at(slot).stopped = true;
+  }
   for (const std::uint64_t request : ended) state.end(request, time);
-  state.in_flight.clear();
-  state.step_in_flight = RecorderState::kNoEvent;
 }
 
 void Recorder::cancelled(std::uint64_t request, double time) noexcept {

@@ -3,6 +3,7 @@
 /// What a `Recorder` holds: three rings of records, and the requests that have not ended.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -66,13 +67,25 @@ struct RecorderState {
     double last_token = 0.0;          ///< NaN before the first one seen
     std::uint64_t decode = kNoEvent;  ///< its event that goes on if it decodes in the next step
     std::int32_t cached = 0;          ///< tokens
+    bool stopped = false;             ///< what it samples from now on does not count
     std::int32_t next_free = kNobody;
+    /// Further samples of its prompt that have not begun, in their order; of such a one: the next, and
+    /// the one before or the request itself.
+    std::int32_t next_sample = kNobody;
+    std::int32_t prev_sample = kNobody;
   };
-  /// A share of the step in flight.
+  /// A share of a step in flight.
   struct Share {
     std::int32_t slot = kNobody;
     std::uint64_t event = kNoEvent;
     bool samples = false;
+  };
+
+  /// A step that was committed and is not finished.
+  struct Flight {
+    std::vector<Share> shares;
+    std::uint64_t step = 0;
+    std::uint64_t record = kNoEvent;  ///< number of its record; `kNoEvent` if nothing flies here
   };
 
   explicit RecorderState(const RecorderSpec& recorder_spec);
@@ -86,8 +99,12 @@ struct RecorderState {
   std::int32_t find_or_begin(std::uint64_t request) noexcept;
 
   void preempt(std::uint64_t request, std::uint64_t step, double time) noexcept;
-  void take_part(const StepItem& item, StepRecord& record) noexcept;
+  void take_part(const StepItem& item, StepRecord& record, Flight& flight) noexcept;
+  /// @return The older of the steps in flight; null if there is none.
+  [[nodiscard]] Flight* oldest_flight() noexcept;
   void complete(const Share& share, double time) noexcept;
+  void note_token(Life& life, double time) noexcept;
+  void unlink_sample(Life& life) noexcept;
   void end(std::uint64_t request, double time) noexcept;
 
   RecorderSpec spec;
@@ -97,10 +114,9 @@ struct RecorderState {
   batching::RequestIndex index;
   std::vector<Life> lives;
   std::int32_t first_free = kNobody;  ///< of the lives that were ended; the rest is unused yet
-  std::vector<Share> in_flight;
-  std::uint64_t next_step = 0;              ///< one more than the last one that was committed
-  std::uint64_t step_in_flight = kNoEvent;  ///< number of its record
-  std::int64_t cached_tokens = 0;           ///< of all lives
+  std::array<Flight, 2> flights;      ///< each at the parity of its number
+  std::uint64_t next_step = 0;        ///< one more than the last one that was committed
+  std::int64_t cached_tokens = 0;     ///< of all lives
   std::int64_t untracked_events = 0;
   std::int64_t untracked_ends = 0;
 

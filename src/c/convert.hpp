@@ -8,6 +8,7 @@
 
 #include "c/structs.hpp"
 #include "quire/attention.hpp"
+#include "quire/page_table.hpp"
 #include "quire/quire.h"
 
 namespace quire::c {
@@ -18,6 +19,9 @@ MutableTensorView to_mutable_view(const quire_tensor& tensor) noexcept;
 quire_attention_spec to_c(const AttentionSpec& spec) noexcept;
 quire_batch_limits to_c(const BatchLimits& limits) noexcept;
 quire_device to_c(Device device) noexcept;
+
+inline SeqId to_cpp(quire_seq_id seq) noexcept { return {seq.slot, seq.generation}; }
+inline quire_seq_id to_c(SeqId seq) noexcept { return {seq.slot, seq.generation}; }
 
 /// The readers below check what the C++ types cannot hold: NULL, sizes, flags, kinds of device.
 Status read_device(std::string_view function, quire_device given, Device& out);

@@ -15,6 +15,8 @@ namespace {
 static_assert(sizeof(quire_copy_op) == sizeof(CopyOp));
 static_assert(offsetof(quire_copy_op, dst) == offsetof(CopyOp, dst));
 static_assert(offsetof(quire_copy_op, tokens) == offsetof(CopyOp, tokens));
+static_assert(offsetof(quire_copy_op, src_begin) == offsetof(CopyOp, src_begin));
+static_assert(offsetof(quire_copy_op, dst_begin) == offsetof(CopyOp, dst_begin));
 static_assert(sizeof(quire_copy_tensors) == sizeof(CopyTensors));
 static_assert(offsetof(quire_copy_tensors, src) == offsetof(CopyTensors, src));
 static_assert(sizeof(quire_tensor) == sizeof(TensorView));

@@ -98,6 +98,21 @@ void release(Handle* handle) noexcept {
   });
 }
 
+/// Checks the handle of a function that returns a number, then asks `value` for it.
+template <typename Handle, typename Number, typename Value>
+Number number_of(std::string_view function, std::string_view name, const Handle* handle,
+                 Number otherwise, Value value) noexcept {
+  Number number = otherwise;
+  guarded([&] {
+    Status status = check_handle(function, name, handle);
+    if (status.ok()) number = value();
+    return status;
+  });
+  return number;
+}
+
+inline constexpr std::int32_t kNone = -1;  ///< stands for an error where a count is returned
+
 /// Where a new handle is to be stored: checked, and NULL until there is one.
 template <typename Handle>
 Status check_result_handle(std::string_view function, std::string_view name, Handle** out) {

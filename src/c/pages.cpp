@@ -13,24 +13,6 @@ namespace {
 
 static_assert(kNoPage == QUIRE_NO_PAGE);
 
-constexpr std::int32_t kNone = -1;  // what stands for an error where a count is returned
-
-SeqId to_cpp(quire_seq_id seq) noexcept { return {seq.slot, seq.generation}; }
-quire_seq_id to_c(SeqId seq) noexcept { return {seq.slot, seq.generation}; }
-
-/// Checks the handle of a function that returns a number, then asks `value` for it.
-template <typename Handle, typename Number, typename Value>
-Number number_of(std::string_view function, std::string_view name, const Handle* handle,
-                 Number otherwise, Value value) noexcept {
-  Number number = otherwise;
-  guarded([&] {
-    Status status = check_handle(function, name, handle);
-    if (status.ok()) number = value();
-    return status;
-  });
-  return number;
-}
-
 /// Checks a pool and a list of pages, then hands both to `body`.
 template <typename Page, typename Body>
 quire_status with_pages(std::string_view function, quire_page_pool* pool, Page* pages,
@@ -98,6 +80,18 @@ Status append(quire_page_table* table, quire_seq_id seq, std::int32_t n, quire_c
   Status status = check_handle(kFunction, "table", table);
   if (status.ok()) status = check_handle(kFunction, "copies", copies);
   return status.ok() ? table->table.append(to_cpp(seq), n, copies->ops) : status;
+}
+
+Status accept_tree(quire_page_table* table, quire_seq_id seq, std::int32_t length,
+                   std::span<const std::int32_t> path, quire_copy_plan* copies) {
+  constexpr std::string_view kFunction = "quire_page_table_accept_tree";
+  Status status = check_handle(kFunction, "table", table);
+  if (status.ok() && path.data() == nullptr && !path.empty()) {
+    status = null_argument({kFunction, "path", fmt::format("int32 [{}]", path.size())});
+  }
+  if (status.ok()) status = check_handle(kFunction, "copies", copies);
+  if (!status.ok()) return status;
+  return table->table.accept_tree(to_cpp(seq), length, path, copies->ops);
 }
 
 Status pages_of(const quire_page_table* table, quire_seq_id seq, const std::int32_t** pages,
@@ -231,6 +225,13 @@ quire_status quire_page_table_truncate(quire_page_table* table, quire_seq_id seq
     quire::Status status = quire::c::check_handle("quire_page_table_truncate", "table", table);
     return status.ok() ? table->table.truncate(quire::c::to_cpp(seq), length) : status;
   });
+}
+
+quire_status quire_page_table_accept_tree(quire_page_table* table, quire_seq_id seq, int32_t length,
+                                          const int32_t* path, size_t count,
+                                          quire_copy_plan* copies) noexcept {
+  return quire::c::guarded(
+      [&] { return quire::c::accept_tree(table, seq, length, {path, count}, copies); });
 }
 
 quire_status quire_page_table_destroy_seq(quire_page_table* table, quire_seq_id seq) noexcept {

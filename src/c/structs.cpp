@@ -38,6 +38,21 @@ static_assert(ends_with<quire_page_table_spec, std::int32_t>(offsetof(quire_page
                                                                       max_tokens_per_seq)));
 static_assert(ends_with<quire_kernel_info, std::int32_t>(offsetof(quire_kernel_info, reserved)));
 static_assert(ends_with<quire_device_info, const char*>(offsetof(quire_device_info, facts)));
+static_assert(ends_with<quire_prefix_cache_spec, std::int32_t>(offsetof(quire_prefix_cache_spec,
+                                                                        reserved)));
+static_assert(ends_with<quire_retention, std::int32_t>(offsetof(quire_retention, reserved)));
+static_assert(ends_with<quire_prefix_cache_stats, std::int32_t>(offsetof(quire_prefix_cache_stats,
+                                                                         leases)));
+static_assert(ends_with<quire_staged_batch, const std::int32_t*>(offsetof(quire_staged_batch,
+                                                                          page_table)));
+static_assert(ends_with<quire_batcher_spec, std::int32_t>(offsetof(quire_batcher_spec, reserved)));
+static_assert(ends_with<quire_request, const std::uint64_t*>(offsetof(quire_request,
+                                                                      further_samples)));
+static_assert(ends_with<quire_step_budget, std::int32_t>(offsetof(quire_step_budget, max_seqs)));
+static_assert(ends_with<quire_batcher_stats, std::int32_t>(offsetof(quire_batcher_stats,
+                                                                    reserved)));
+static_assert(ends_with<quire_recorder_spec, std::int32_t>(offsetof(quire_recorder_spec,
+                                                                    max_requests)));
 
 /// The `struct_size` that every struct begins with.
 std::size_t stated_size(const void* given) {
@@ -167,6 +182,44 @@ quire_status quire_kernel_info_init(quire_kernel_info* info, size_t struct_size)
 
 quire_status quire_device_info_init(quire_device_info* info, size_t struct_size) noexcept {
   return quire::c::init_struct(info, struct_size);
+}
+
+quire_status quire_prefix_cache_spec_init(quire_prefix_cache_spec* spec,
+                                          size_t struct_size) noexcept {
+  return quire::c::init_struct(spec, struct_size);
+}
+
+quire_status quire_retention_init(quire_retention* retention, size_t struct_size) noexcept {
+  return quire::c::init_struct(retention, struct_size);
+}
+
+quire_status quire_prefix_cache_stats_init(quire_prefix_cache_stats* stats,
+                                           size_t struct_size) noexcept {
+  return quire::c::init_struct(stats, struct_size);
+}
+
+quire_status quire_staged_batch_init(quire_staged_batch* batch, size_t struct_size) noexcept {
+  return quire::c::init_struct(batch, struct_size);
+}
+
+quire_status quire_batcher_spec_init(quire_batcher_spec* spec, size_t struct_size) noexcept {
+  return quire::c::init_struct(spec, struct_size);
+}
+
+quire_status quire_request_init(quire_request* request, size_t struct_size) noexcept {
+  return quire::c::init_struct(request, struct_size);
+}
+
+quire_status quire_step_budget_init(quire_step_budget* budget, size_t struct_size) noexcept {
+  return quire::c::init_struct(budget, struct_size);
+}
+
+quire_status quire_batcher_stats_init(quire_batcher_stats* stats, size_t struct_size) noexcept {
+  return quire::c::init_struct(stats, struct_size);
+}
+
+quire_status quire_recorder_spec_init(quire_recorder_spec* spec, size_t struct_size) noexcept {
+  return quire::c::init_struct(spec, struct_size);
 }
 
 }  // extern "C"

@@ -9,6 +9,7 @@
 
 #include "c/error.hpp"
 #include "quire/quire.h"
+#include "quire/serving.h"
 
 namespace quire::c {
 
@@ -61,6 +62,33 @@ inline constexpr StructInfo<quire_kernel_info> kStruct<quire_kernel_info> = {
 template <>
 inline constexpr StructInfo<quire_device_info> kStruct<quire_device_info> = {
     "quire_device_info", "QUIRE_DEVICE_INFO_INIT", QUIRE_DEVICE_INFO_INIT};
+template <>
+inline constexpr StructInfo<quire_prefix_cache_spec> kStruct<quire_prefix_cache_spec> = {
+    "quire_prefix_cache_spec", "QUIRE_PREFIX_CACHE_SPEC_INIT", QUIRE_PREFIX_CACHE_SPEC_INIT};
+template <>
+inline constexpr StructInfo<quire_retention> kStruct<quire_retention> = {
+    "quire_retention", "QUIRE_RETENTION_INIT", QUIRE_RETENTION_INIT};
+template <>
+inline constexpr StructInfo<quire_prefix_cache_stats> kStruct<quire_prefix_cache_stats> = {
+    "quire_prefix_cache_stats", "QUIRE_PREFIX_CACHE_STATS_INIT", QUIRE_PREFIX_CACHE_STATS_INIT};
+template <>
+inline constexpr StructInfo<quire_staged_batch> kStruct<quire_staged_batch> = {
+    "quire_staged_batch", "QUIRE_STAGED_BATCH_INIT", QUIRE_STAGED_BATCH_INIT};
+template <>
+inline constexpr StructInfo<quire_batcher_spec> kStruct<quire_batcher_spec> = {
+    "quire_batcher_spec", "QUIRE_BATCHER_SPEC_INIT", QUIRE_BATCHER_SPEC_INIT};
+template <>
+inline constexpr StructInfo<quire_request> kStruct<quire_request> = {
+    "quire_request", "QUIRE_REQUEST_INIT", QUIRE_REQUEST_INIT};
+template <>
+inline constexpr StructInfo<quire_step_budget> kStruct<quire_step_budget> = {
+    "quire_step_budget", "QUIRE_STEP_BUDGET_INIT", QUIRE_STEP_BUDGET_INIT};
+template <>
+inline constexpr StructInfo<quire_batcher_stats> kStruct<quire_batcher_stats> = {
+    "quire_batcher_stats", "QUIRE_BATCHER_STATS_INIT", QUIRE_BATCHER_STATS_INIT};
+template <>
+inline constexpr StructInfo<quire_recorder_spec> kStruct<quire_recorder_spec> = {
+    "quire_recorder_spec", "QUIRE_RECORDER_SPEC_INIT", QUIRE_RECORDER_SPEC_INIT};
 
 /// A struct as bytes: what is known of it at run time.
 struct StructLayout {

@@ -114,6 +114,67 @@ std::int32_t growth(const PageTableState& table, std::int32_t slot, std::int32_t
   return added + (table.shared_tail(slot) != kNoPage ? 1 : 0);
 }
 
+Status check_path(std::span<const std::int32_t> path, std::int32_t num_drafts) noexcept {
+  std::int32_t least = 0;
+  for (const std::int32_t token : path) {
+    if (token < least || token >= num_drafts) {
+      return failure(
+          ErrorCode::kInvalidArgument,
+          "[page_table] accept_tree: expected a path of tokens in [{}, {}), each greater "
+          "than the one before, got {}",
+          least, num_drafts, token);
+    }
+    least = token + 1;
+  }
+  return {};
+}
+
+// How many tokens at the beginning of a path stay where they are.
+std::int32_t unmoved(std::span<const std::int32_t> path) noexcept {
+  std::int32_t count = 0;
+  while (std::cmp_less(count, path.size()) && path[static_cast<std::size_t>(count)] == count) {
+    ++count;
+  }
+  return count;
+}
+
+// Whether the pages that the tokens of a path move to are the sequence's alone.
+Status check_targets(const PageTableState& table, std::int32_t slot, std::int32_t length,
+                     std::span<const std::int32_t> path) noexcept {
+  const std::int32_t page_size = table.pool->spec.page_size;
+  const std::int32_t first = length + unmoved(path);
+  const std::int32_t end = length + static_cast<std::int32_t>(path.size());
+  if (first == end) return {};
+  for (std::int32_t index = first / page_size; index <= (end - 1) / page_size; ++index) {
+    const PageId page = table.row(slot)[index];
+    if (table.pool->page(page).refs == 1) continue;
+    return failure(ErrorCode::kInvalidArgument,
+                   "[page_table] accept_tree: expected pages of the sequence alone to move tokens "
+                   "to, got page {} with {} references",
+                   page, table.pool->page(page).refs);
+  }
+  return {};
+}
+
+// As few ops as neighbours on the path allow, none of which reads what it writes. There is room.
+void move_path(const PageId* row, std::int32_t page_size, std::int32_t length,
+               std::span<const std::int32_t> path, std::vector<CopyOp>& copies) noexcept {
+  std::size_t next = static_cast<std::size_t>(unmoved(path));
+  while (next < path.size()) {
+    const std::int32_t from = length + path[next];
+    const std::int32_t to = length + static_cast<std::int32_t>(next);
+    std::int32_t most = page_size - std::max(from % page_size, to % page_size);
+    if (from / page_size == to / page_size) most = std::min(most, from - to);
+    std::int32_t tokens = 1;
+    ++next;
+    for (; tokens < most && next < path.size() && length + path[next] == from + tokens; ++next) {
+      ++tokens;
+    }
+    copies.push_back(
+        {row[from / page_size], row[to / page_size], tokens, from % page_size, to % page_size});
+  }
+}
+
 }  // namespace
 
 PageTable::PageTable(PagePool& pool, const PageTableSpec& spec)
@@ -201,6 +262,33 @@ Status PageTable::truncate(SeqId seq, std::int32_t length) noexcept {
   }
   state_->drop_pages(slot, state_->pages_for(length));
   sequence.length = length;
+  return {};
+}
+
+Status PageTable::accept_tree(SeqId seq, std::int32_t length, std::span<const std::int32_t> path,
+                              std::vector<CopyOp>& copies) noexcept {
+  PageTableState& table = *state_;
+  const std::int32_t slot = table.find(seq);
+  if (slot == PageTableState::kNoSlot) return bad_handle("accept_tree", seq);
+  PageTableState::Sequence& sequence = table.at(slot);
+  if (length < 0 || length > sequence.length) {
+    return bad_length("accept_tree", length, sequence.length);
+  }
+  Status status = check_path(path, sequence.length - length);
+  if (status.ok()) status = check_targets(table, slot, length, path);
+  if (!status.ok()) return status;
+  try {  // the only step that can fail comes before the first change
+    const std::size_t size = copies.size() + path.size();
+    if (copies.capacity() < size) copies.reserve(std::max(size, 2 * copies.capacity()));
+  } catch (const std::exception&) {
+    return failure(ErrorCode::kOutOfMemory,
+                   "[page_table] accept_tree: expected memory for a copy plan of {} ops, got none",
+                   copies.size() + path.size());
+  }
+  move_path(table.row(slot), table.pool->spec.page_size, length, path, copies);
+  const std::int32_t kept = length + static_cast<std::int32_t>(path.size());
+  table.drop_pages(slot, table.pages_for(kept));
+  sequence.length = kept;
   return {};
 }
 

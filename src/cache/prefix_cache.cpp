@@ -244,6 +244,7 @@ PrefixCache::~PrefixCache() = default;
 
 const PrefixCacheSpec& PrefixCache::spec() const noexcept { return state_->spec; }
 PrefixCacheStats PrefixCache::stats() const noexcept { return state_->stats; }
+std::int32_t PrefixCache::num_free_pages() const noexcept { return state_->pool->num_free; }
 
 PrefixLease PrefixCache::match(std::uint64_t name_space,
                                std::span<const std::int32_t> tokens) noexcept {

@@ -93,6 +93,13 @@ Status check_caches(Device device, KvLayout layout, std::span<const CopyTensors>
   return {};
 }
 
+/// Whether two stretches of tokens have one in common.
+bool overlap(PageId page, std::int64_t begin, std::int64_t tokens, PageId other_page,
+             std::int64_t other_begin, std::int64_t other_tokens) {
+  return page == other_page && begin < other_begin + other_tokens && other_begin < begin + tokens &&
+         tokens > 0 && other_tokens > 0;
+}
+
 Status check_op(const CopyOp& op, std::size_t index, const CopyTensors& tensors, bool one_cache,
                 KvLayout layout) {
   const auto refuse = [index](const std::string& expected_and_got) {
@@ -106,12 +113,21 @@ Status check_op(const CopyOp& op, std::size_t index, const CopyTensors& tensors,
   Status status = check_page("src", op.src, src_of(tensors));
   if (status.ok()) status = check_page("dst", op.dst, tensors.dst);
   if (!status.ok()) return status;
-  if (one_cache && op.src == op.dst) {
-    return refuse(fmt::format("expected two different pages, got page {} twice", op.src));
-  }
   const std::int64_t page_size = tensors.dst.size(token_axis(layout));
-  if (op.tokens < 0 || op.tokens > page_size) {
-    return refuse(fmt::format("expected tokens in [0, {}], got {}", page_size, op.tokens));
+  for (const auto& [name, begin] :
+       {std::pair("src_begin", op.src_begin), std::pair("dst_begin", op.dst_begin)}) {
+    if (begin >= 0 && begin <= page_size) continue;
+    return refuse(fmt::format("expected {} in [0, {}], got {}", name, page_size, begin));
+  }
+  const std::int64_t most = page_size - std::max(op.src_begin, op.dst_begin);
+  if (op.tokens < 0 || op.tokens > most) {
+    return refuse(fmt::format("expected tokens in [0, {}], got {}", most, op.tokens));
+  }
+  if (one_cache && overlap(op.src, op.src_begin, op.tokens, op.dst, op.dst_begin, op.tokens)) {
+    return refuse(
+        fmt::format("expected to read other tokens than are written, got {} of page {} from {} on "
+                    "and from {} on",
+                    op.tokens, op.src, op.src_begin, op.dst_begin));
   }
   return {};
 }
@@ -160,7 +176,14 @@ bool is_one_cache(const CopyTensors& tensors) noexcept {
 
 std::size_t independent_prefix(std::span<const CopyOp> copies, bool one_cache) noexcept {
   const auto depends = [one_cache](const CopyOp& op, const CopyOp& earlier) {
-    return op.dst == earlier.dst || (one_cache && (op.src == earlier.dst || op.dst == earlier.src));
+    const auto touches = [](PageId page, std::int32_t begin, const CopyOp& of, PageId other_page,
+                            std::int32_t other_begin, const CopyOp& other) {
+      return overlap(page, begin, of.tokens, other_page, other_begin, other.tokens);
+    };
+    return touches(op.dst, op.dst_begin, op, earlier.dst, earlier.dst_begin, earlier) ||
+           (one_cache &&
+            (touches(op.src, op.src_begin, op, earlier.dst, earlier.dst_begin, earlier) ||
+             touches(op.dst, op.dst_begin, op, earlier.src, earlier.src_begin, earlier)));
   };
   for (std::size_t count = 0; count < copies.size(); ++count) {
     const auto before = copies.first(count);

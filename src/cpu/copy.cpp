@@ -8,7 +8,7 @@
 namespace quire::cpu {
 namespace {
 
-/// The first `op.tokens` tokens of all heads, in as few pieces as the strides allow.
+/// The tokens of an op of all heads, in as few pieces as the strides allow.
 void copy_page(const CopyOp& op, const core::CopyRows& rows, KvLayout layout) {
   if (rows.empty() || op.tokens == 0) return;
   struct Axis {
@@ -23,8 +23,10 @@ void copy_page(const CopyOp& op, const core::CopyRows& rows, KvLayout layout) {
     piece *= inner.size;
     inner.size = 1;
   }
-  const std::byte* const src = rows.src.data + op.src * rows.src.page_stride;
-  std::byte* const dst = rows.dst.data + op.dst * rows.dst.page_stride;
+  const std::byte* const src =
+      rows.src.data + op.src * rows.src.page_stride + op.src_begin * rows.src.token_stride;
+  std::byte* const dst =
+      rows.dst.data + op.dst * rows.dst.page_stride + op.dst_begin * rows.dst.token_stride;
   for (std::int64_t i = 0; i < outer.size; ++i) {
     for (std::int64_t j = 0; j < inner.size; ++j) {
       std::memcpy(dst + i * outer.dst_stride + j * inner.dst_stride,

@@ -217,7 +217,7 @@ TEST_F(RecordedBatchers, AttachedLateItDoesNotInventWhatItDidNotSee) {
 
 TEST_F(RecordedBatchers, TokensFoundInCacheAtAdmissionAreReused) {
   StepPlan plan;
-  plan.items = {{1, 0, {}, 48, 16, true, true, true}};
+  plan.items = {{1, 0, {}, 48, 16, 1, true, true, true}};
   recorder_.submitted({1, 64, 1, 0}, 0);
   recorder_.committed(plan, {}, 0);
   recorder_.finished(std::vector<std::uint64_t>{1}, 1);

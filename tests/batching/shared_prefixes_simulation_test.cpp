@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 // Random requests that begin alike, on pages whose contents are watched: whatever a request reads
-// must be what it would have computed itself.
+// must be what it would have computed itself, also where steps are planned ahead of the device.
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <cstdint>
+#include <deque>
 #include <map>
 #include <random>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "quire/batcher.hpp"
@@ -33,10 +35,21 @@ std::vector<std::uint64_t> contents_of(std::uint64_t name_space,
 
 struct Life {
   std::uint64_t name_space = 0;
-  Tokens text;  // known tokens
+  Tokens text;  // what the device knows: the prompt and what was sampled
   std::int32_t prompt = 0;
   std::int32_t max_new = 0;
+  std::int32_t told = 0;  // of the text, to the host
   bool cancelled = false;
+  bool stopped = false;
+  std::vector<std::uint64_t> unborn{};  // its further samples that have not begun
+  std::uint64_t sample_of = 0;          // whose it is, until it begins; 0 of others
+};
+
+/// A step that the device runs, and what it yields.
+struct Flight {
+  StepPlan plan;
+  Tokens sampled;
+  std::vector<std::uint64_t> stopped;
 };
 
 struct World {
@@ -71,6 +84,7 @@ class Simulation {
       one_step();
       if (testing::Test::HasFailure()) return;
     }
+    EXPECT_TRUE(flights_.empty());
     EXPECT_TRUE(lives_.empty());
     EXPECT_EQ(table_.num_seqs(), 0);
     cache_.evict(world_.pool.num_pages);
@@ -82,6 +96,12 @@ class Simulation {
 
   [[nodiscard]] BatcherStats stats() const { return batcher_.stats(); }
   [[nodiscard]] std::int64_t num_copies() const { return num_copies_; }
+  /// @return Items that went on with a token that only the device knew.
+  [[nodiscard]] std::int64_t num_ahead() const { return num_ahead_; }
+  /// @return First tokens of further samples.
+  [[nodiscard]] std::int64_t num_further() const { return num_further_; }
+  /// @return Tokens that were sampled for requests that had been stopped.
+  [[nodiscard]] std::int64_t num_void() const { return num_void_; }
 
  private:
   std::int32_t up_to(std::int32_t max) {
@@ -95,6 +115,7 @@ class Simulation {
     life.name_space = up_to(3) == 0 ? 1 : 0;
     life.prompt = 1 + up_to(longest - 1);
     life.max_new = 1 + up_to(9);
+    life.told = life.prompt;
     // Few texts, that part late: an old one cut or continued, or one of few stems.
     if (!old_.empty() && up_to(1) == 0) {
       life.text = old_[static_cast<std::size_t>(up_to(static_cast<int>(old_.size()) - 1))];
@@ -110,12 +131,32 @@ class Simulation {
     request.retention.priority = 30 + up_to(2);
     request.head_start = up_to(3);
     request.arrival = up_to(5);
+    for (std::int32_t more = up_to(2) == 0 ? up_to(3) : 0; more > 0; --more) {
+      life.unborn.push_back(next_id_++);
+    }
+    request.further_samples = life.unborn;
     const bool fits = life.prompt + life.max_new - 1 <= longest;
     ASSERT_EQ(batcher_.submit(request).ok(), fits);
     if (!fits) return;
-    ++num_accepted_;
+    num_accepted_ += 1 + std::ssize(life.unborn);
     old_.push_back(life.text);
     lives_[request.id] = life;
+    for (const std::uint64_t id : life.unborn) {
+      lives_[id] = life;
+      lives_[id].unborn.clear();
+      lives_[id].sample_of = request.id;
+    }
+  }
+
+  /// Whether a step in flight computes something for a request, or yields its first token.
+  bool takes_part(std::uint64_t id) const {
+    const Life& life = lives_.at(id);
+    const std::uint64_t computes = life.sample_of == 0 ? id : life.sample_of;
+    return std::ranges::any_of(flights_, [&](const Flight& flight) {
+      return std::ranges::any_of(flight.plan.items, [&](const StepItem& item) {
+        return item.request == computes && (life.sample_of == 0 || item.samples);
+      });
+    });
   }
 
   void cancel() {
@@ -123,29 +164,43 @@ class Simulation {
     auto victim = lives_.begin();
     std::advance(victim, up_to(static_cast<int>(lives_.size()) - 1));
     const Status status = batcher_.cancel(victim->first);
-    ASSERT_EQ(status.ok(), !victim->second.cancelled) << status.message();
-    victim->second.cancelled = true;
-    const bool takes_part = in_flight_ && std::ranges::any_of(plan_.items, [&](const auto& item) {
-                              return item.request == victim->first;
-                            });
-    if (!takes_part) lives_.erase(victim);
+    const bool ends = victim->second.cancelled || victim->second.stopped;
+    ASSERT_EQ(status.ok(), !ends) << status.message();
+    victim->second.cancelled = victim->second.cancelled || !ends;
+    if (!ends) {
+      for (const std::uint64_t id : victim->second.unborn) lives_.at(id).cancelled = true;
+    }
+    if (takes_part(victim->first)) return;
+    if (victim->second.sample_of != 0) {
+      std::erase(lives_.at(victim->second.sample_of).unborn, victim->first);
+    }
+    for (const std::uint64_t id : victim->second.unborn) lives_.erase(id);
+    lives_.erase(victim);
   }
 
+  // Plans as far ahead as is allowed, or less, then finishes the oldest step.
   void one_step() {
-    const Status planned = batcher_.plan(world_.budget, plan_);
-    ASSERT_TRUE(planned.ok()) << planned.message();
-    if (plan_.items.empty()) {
-      ASSERT_TRUE(batcher_.idle());
-      return;
+    while (std::cmp_less(flights_.size(), world_.batcher.max_steps_in_flight)) {
+      if (!flights_.empty() && up_to(4) == 0) break;
+      const Status planned = batcher_.plan(world_.budget, plan_);
+      ASSERT_TRUE(planned.ok()) << planned.message();
+      if (plan_.items.empty()) {
+        ASSERT_TRUE(batcher_.idle() || !flights_.empty());
+        break;
+      }
+      ASSERT_TRUE(plan_.preempted.empty() || flights_.empty());
+      copies_.clear();
+      const Status committed = batcher_.commit(plan_, copies_);
+      ASSERT_TRUE(committed.ok()) << committed.message();
+      compute();
+      sample();
+      sound();
+      if (up_to(20) == 0) cancel();
+      if (testing::Test::HasFailure()) return;
     }
-    copies_.clear();
-    const Status committed = batcher_.commit(plan_, copies_);
-    ASSERT_TRUE(committed.ok()) << committed.message();
-    compute();
-    sound();
-    in_flight_ = true;
-    if (up_to(20) == 0) cancel();
-    in_flight_ = false;
+    if (flights_.empty()) return;
+    ASSERT_EQ(batcher_.plan(world_.budget, plan_).ok(),
+              std::cmp_less(flights_.size(), world_.batcher.max_steps_in_flight));
     finish();
     sound();
   }
@@ -159,6 +214,10 @@ class Simulation {
     for (const StepItem& item : plan_.items) {  // all write before any reads
       const Life& life = lives_.at(item.request);
       const std::vector<std::uint64_t> contents = contents_of(life.name_space, life.text);
+      ASSERT_FALSE(life.cancelled || life.stopped);
+      ASSERT_LE(item.position + item.num_new_tokens, std::ssize(contents));
+      ASSERT_EQ(item.awaits_token, item.position + item.num_new_tokens > life.told);
+      num_ahead_ += item.awaits_token ? 1 : 0;
       computed_ += item.num_new_tokens;
       for (std::int32_t i = item.position; i < item.position + item.num_new_tokens; ++i) {
         device_[static_cast<std::size_t>(table_.slot(item.seq, i))] =
@@ -182,20 +241,47 @@ class Simulation {
                    static_cast<std::size_t>(offset)];
   }
 
-  void finish() {
-    const bool told = up_to(30) != 0;
-    Tokens sampled;
-    std::vector<std::uint64_t> stopped;
+  // What the device yields at the end of the step: it goes on with it at once.
+  void sample() {
+    Flight flight{plan_, {}, {}};
     for (const StepItem& item : plan_.items) {
       if (!item.samples) continue;
       Life& life = lives_.at(item.request);
-      sampled.push_back(up_to(5) == 0 ? 1 : 0);
-      life.text.push_back(sampled.back());
-      if (up_to(30) == 0) stopped.push_back(item.request);
+      std::vector<std::uint64_t> ids = {item.request};
+      if (std::ssize(life.text) == life.prompt) {
+        ids.insert(ids.end(), life.unborn.begin(), life.unborn.end());
+      }
+      ASSERT_EQ(item.num_samples, std::ssize(ids));
+      num_further_ += item.num_samples - 1;
+      for (const std::uint64_t id : ids) {
+        flight.sampled.push_back(up_to(5) == 0 ? 1 : 0);
+        lives_.at(id).text.push_back(flight.sampled.back());
+        if (up_to(30) == 0) flight.stopped.push_back(id);
+      }
+      ASSERT_LE(std::ssize(life.text), life.prompt + life.max_new);
     }
-    if (!told) sampled.clear();
+    flights_.push_back(std::move(flight));
+  }
+
+  void finish() {
+    const Flight flight = std::move(flights_.front());
+    flights_.pop_front();
+    for (const StepItem& item : flight.plan.items) {
+      if (!item.samples) continue;
+      Life& life = lives_.at(item.request);
+      if (life.stopped) ++num_void_;
+      if (!life.stopped) ++life.told;
+      if (life.told != life.prompt + 1) continue;
+      for (const std::uint64_t id : std::exchange(life.unborn, {})) {
+        ++lives_.at(id).told;
+        lives_.at(id).sample_of = 0;
+      }
+    }
+    for (const std::uint64_t id : flight.stopped) lives_.at(id).stopped = true;
+    const bool told = up_to(30) != 0;
     std::vector<std::uint64_t> ended;
-    const Status status = batcher_.finish(plan_, sampled, stopped, ended);
+    const Status status =
+        batcher_.finish(flight.plan, told ? flight.sampled : Tokens{}, flight.stopped, ended);
     ASSERT_TRUE(status.ok()) << status.message();
     for (const std::uint64_t id : ended) lives_.erase(id);
   }
@@ -225,7 +311,10 @@ class Simulation {
   std::int64_t num_accepted_ = 0;
   std::int64_t num_copies_ = 0;
   std::int64_t computed_ = 0;
-  bool in_flight_ = false;
+  std::int64_t num_ahead_ = 0;
+  std::int64_t num_void_ = 0;
+  std::int64_t num_further_ = 0;
+  std::deque<Flight> flights_;  // the oldest first
 };
 
 World random_world(unsigned seed) {
@@ -237,7 +326,8 @@ World random_world(unsigned seed) {
   world.pool = {.num_pages = 3 + up_to(up_to(1) == 0 ? 8 : 60), .page_size = 1 << up_to(4)};
   world.table = {.max_seqs = 1 + up_to(8), .max_tokens_per_seq = 12 + up_to(150)};
   world.budget = {.max_tokens = 1 + up_to(up_to(1) == 0 ? 7 : 100), .max_seqs = 1 + up_to(10)};
-  world.batcher = {.max_requests = 40, .watermark_pages = up_to(3)};
+  world.batcher = {.max_requests = 200, .watermark_pages = up_to(3)};
+  world.batcher.max_steps_in_flight = 1 + up_to(1);
   world.cache.min_partial_tokens = 1 + up_to(3);
   return world;
 }
@@ -248,6 +338,9 @@ TEST_P(SharedWorlds, EveryRequestReadsWhatItWouldHaveComputedEndsAndLeavesNothin
   std::int64_t hits = 0;
   std::int64_t copies = 0;
   std::int64_t preempted = 0;
+  std::int64_t ahead = 0;
+  std::int64_t in_vain = 0;
+  std::int64_t further = 0;
   for (unsigned round = 0; round < 40; ++round) {
     const unsigned seed = GetParam() * 1000 + round;
     Simulation simulation(random_world(seed), seed);
@@ -256,10 +349,16 @@ TEST_P(SharedWorlds, EveryRequestReadsWhatItWouldHaveComputedEndsAndLeavesNothin
     hits += simulation.stats().hit_tokens;
     copies += simulation.num_copies();
     preempted += simulation.stats().preemptions;
+    ahead += simulation.num_ahead();
+    in_vain += simulation.num_void();
+    further += simulation.num_further();
   }
   EXPECT_GT(hits, 0);
   EXPECT_GT(copies, 0) << "nobody goes on in a shared page";
   EXPECT_GT(preempted, 0) << "worlds so roomy that preemption is not tried";
+  EXPECT_GT(ahead, 0) << "nobody goes on before its token is known";
+  EXPECT_GT(further, 0);
+  EXPECT_GT(in_vain, 0) << "nobody is stopped while it goes on";
 }
 
 INSTANTIATE_TEST_SUITE_P(Seeds, SharedWorlds, testing::Range(1U, 13U));

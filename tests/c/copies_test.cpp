@@ -30,7 +30,7 @@ quire_status execute(const quire_copy_op* ops, std::size_t count, const quire_co
 
 TEST(CCopies, MoveTheTokensOfAPageInOrder) {
   Cache cache;
-  const quire_copy_op ops[] = {{0, 2, 3}, {2, 5, 1}};
+  const quire_copy_op ops[] = {{0, 2, 3, 0, 0}, {2, 5, 1, 0, 0}};
   ASSERT_EQ(execute(ops, 2, &cache.tensors), QUIRE_OK) << quire_last_error();
   EXPECT_EQ(cache.elements[2 * kPage + 5], 5.0F);
   EXPECT_EQ(cache.elements[2 * kPage + 6], 22.0F);  // the fourth token stays
@@ -44,7 +44,7 @@ TEST(CCopies, MovePagesFromOnePoolToAnotherInEveryCache) {
   const quire_copy_tensors caches[] = {
       {packed(pools[0].data(), QUIRE_FLOAT32, {2, kPageSize, 1, 2}), k.tensors.dst},
       {packed(pools[1].data(), QUIRE_FLOAT32, {2, kPageSize, 1, 2}), v.tensors.dst}};
-  const quire_copy_op op = {5, 1, kPageSize};
+  const quire_copy_op op = {5, 1, kPageSize, 0, 0};
   ASSERT_EQ(execute(&op, 1, caches, 2), QUIRE_OK) << quire_last_error();
   for (const auto& pool : pools) {
     EXPECT_EQ(pool[0], 0.0F);
@@ -55,7 +55,7 @@ TEST(CCopies, MovePagesFromOnePoolToAnotherInEveryCache) {
 
 TEST(CCopies, GetTheirSentencesForNullAndNonsense) {
   Cache cache;
-  const quire_copy_op outside[] = {{0, 1, 1}, {0, kPages, 1}};
+  const quire_copy_op outside[] = {{0, 1, 1, 0, 0}, {0, kPages, 1, 0, 0}};
   EXPECT_EQ(execute(outside, 2, &cache.tensors), QUIRE_INVALID_ARGUMENT);
   EXPECT_EQ(cache.elements[kPage], 8.0F);
   EXPECT_EQ(execute(nullptr, 0, &cache.tensors), QUIRE_OK);

@@ -84,6 +84,32 @@ TEST_F(CPages, AForkIsCopiedOnItsFirstWriteAndThePlanSaysSo) {
   EXPECT_EQ(quire_copy_plan_size(copies_), 0U);
 }
 
+TEST_F(CPages, AnAcceptedPathMovesUpAndTheRestIsForgotten) {
+  const quire_seq_id seq = make(3 + 5);
+  const std::vector<std::int32_t> held = pages(seq);
+  const std::array<std::int32_t, 3> path{0, 2, 3};
+  ASSERT_EQ(quire_page_table_accept_tree(table_, seq, 3, path.data(), path.size(), copies_),
+            QUIRE_OK)
+      << quire_last_error();
+  EXPECT_EQ(quire_page_table_length(table_, seq), 6);
+  ASSERT_EQ(quire_copy_plan_size(copies_), 2U);  // one by one: the second lands where the first was
+  const quire_copy_op* ops = quire_copy_plan_ops(copies_);
+  EXPECT_EQ(ops[0].src, held[1]);
+  EXPECT_EQ(ops[0].dst, held[1]);
+  EXPECT_EQ(ops[0].src_begin, 1);
+  EXPECT_EQ(ops[0].dst_begin, 0);
+  EXPECT_EQ(ops[1].src_begin, 2);
+  EXPECT_EQ(ops[1].dst_begin, 1);
+  const std::array<std::int32_t, 2> bad{1, 1};
+  EXPECT_EQ(quire_page_table_accept_tree(table_, seq, 3, bad.data(), bad.size(), copies_),
+            QUIRE_INVALID_ARGUMENT);
+  EXPECT_EQ(quire_page_table_accept_tree(table_, seq, 3, nullptr, 1, copies_),
+            QUIRE_INVALID_ARGUMENT);
+  EXPECT_STREQ(quire_last_error(),
+               "[quire_page_table_accept_tree] path: expected int32 [1], got NULL");
+  EXPECT_EQ(quire_copy_plan_size(copies_), 2U);
+}
+
 TEST_F(CPages, RunningOutOfPagesIsAnOrdinaryOutcomeThatChangesNothing) {
   const quire_seq_id first = make(16);
   const quire_seq_id second = make(8);

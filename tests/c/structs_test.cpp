@@ -7,6 +7,8 @@
 #include "c/client.hpp"
 #include "quire/attention.hpp"
 #include "quire/page_table.hpp"
+#include "quire/recorder.hpp"
+#include "quire/serving.h"
 
 namespace quire::c_test {
 namespace {
@@ -52,6 +54,16 @@ TEST(CStructs, InitFunctionsWriteTheInitialisersUpToTheSizeTheyAreGiven) {
   expect_init<quire_page_table_spec>(quire_page_table_spec_init, QUIRE_PAGE_TABLE_SPEC_INIT);
   expect_init<quire_kernel_info>(quire_kernel_info_init, QUIRE_KERNEL_INFO_INIT);
   expect_init<quire_device_info>(quire_device_info_init, QUIRE_DEVICE_INFO_INIT);
+  expect_init<quire_prefix_cache_spec>(quire_prefix_cache_spec_init, QUIRE_PREFIX_CACHE_SPEC_INIT);
+  expect_init<quire_retention>(quire_retention_init, QUIRE_RETENTION_INIT);
+  expect_init<quire_prefix_cache_stats>(quire_prefix_cache_stats_init,
+                                        QUIRE_PREFIX_CACHE_STATS_INIT);
+  expect_init<quire_staged_batch>(quire_staged_batch_init, QUIRE_STAGED_BATCH_INIT);
+  expect_init<quire_batcher_spec>(quire_batcher_spec_init, QUIRE_BATCHER_SPEC_INIT);
+  expect_init<quire_request>(quire_request_init, QUIRE_REQUEST_INIT);
+  expect_init<quire_step_budget>(quire_step_budget_init, QUIRE_STEP_BUDGET_INIT);
+  expect_init<quire_batcher_stats>(quire_batcher_stats_init, QUIRE_BATCHER_STATS_INIT);
+  expect_init<quire_recorder_spec>(quire_recorder_spec_init, QUIRE_RECORDER_SPEC_INIT);
 }
 
 TEST(CStructs, DefaultsAreThoseOfCpp) {
@@ -80,6 +92,42 @@ TEST(CStructs, DefaultsAreThoseOfCpp) {
   const quire_page_table_spec c_table = QUIRE_PAGE_TABLE_SPEC_INIT;
   EXPECT_EQ(c_table.max_seqs, table.max_seqs);
   EXPECT_EQ(c_table.max_tokens_per_seq, table.max_tokens_per_seq);
+}
+
+TEST(CStructs, DefaultsOfServingAreThoseOfCpp) {
+  const PrefixCacheSpec cache;
+  const quire_prefix_cache_spec c_cache = QUIRE_PREFIX_CACHE_SPEC_INIT;
+  EXPECT_EQ(c_cache.hash_seed, cache.hash_seed);
+  EXPECT_EQ(c_cache.min_partial_tokens, cache.min_partial_tokens);
+  const Retention retention;
+  const quire_retention c_retention = QUIRE_RETENTION_INIT;
+  EXPECT_EQ(c_retention.priority, retention.priority);
+  EXPECT_EQ(c_retention.time_to_live, retention.time_to_live);
+  const BatcherSpec batcher;
+  const quire_batcher_spec c_batcher = QUIRE_BATCHER_SPEC_INIT;
+  EXPECT_EQ(c_batcher.max_requests, batcher.max_requests);
+  EXPECT_EQ(c_batcher.watermark_pages, batcher.watermark_pages);
+  EXPECT_EQ(c_batcher.max_steps_in_flight, batcher.max_steps_in_flight);
+  const Request request;
+  const quire_request c_request = QUIRE_REQUEST_INIT;
+  EXPECT_EQ(c_request.id, request.id);
+  EXPECT_EQ(c_request.prompt_tokens, request.prompt_tokens);
+  EXPECT_EQ(c_request.max_new_tokens, request.max_new_tokens);
+  EXPECT_EQ(c_request.arrival, request.arrival);
+  EXPECT_EQ(c_request.head_start, request.head_start);
+  EXPECT_EQ(c_request.name_space, request.name_space);
+  EXPECT_EQ(c_request.priority, request.retention.priority);
+  EXPECT_EQ(c_request.time_to_live, request.retention.time_to_live);
+  const StepBudget budget;
+  const quire_step_budget c_budget = QUIRE_STEP_BUDGET_INIT;
+  EXPECT_EQ(c_budget.max_tokens, budget.max_tokens);
+  EXPECT_EQ(c_budget.max_seqs, budget.max_seqs);
+  const RecorderSpec recorder;
+  const quire_recorder_spec c_recorder = QUIRE_RECORDER_SPEC_INIT;
+  EXPECT_EQ(c_recorder.max_events, recorder.max_events);
+  EXPECT_EQ(c_recorder.max_steps, recorder.max_steps);
+  EXPECT_EQ(c_recorder.max_ended, recorder.max_ended);
+  EXPECT_EQ(c_recorder.max_requests, recorder.max_requests);
 }
 
 TEST(CStructs, ASizeThatCannotBeRightIsRefused) {

@@ -24,10 +24,18 @@ std::int32_t ceil_div(std::int32_t value, std::int32_t divisor) {
 }  // namespace
 
 std::string describe(const Op& op) {
-  constexpr std::array kNames = {"create",  "fork",   "append", "truncate",
-                                 "destroy", "retain", "release"};
-  return fmt::format("{} seq {}.{} n {}", kNames[static_cast<std::size_t>(op.kind)], op.seq.slot,
-                     op.seq.generation, op.n);
+  constexpr std::array kNames = {"create",      "fork",    "append", "truncate",
+                                 "accept_tree", "destroy", "retain", "release"};
+  return fmt::format("{} seq {}.{} n {} path {:#x}", kNames[static_cast<std::size_t>(op.kind)],
+                     op.seq.slot, op.seq.generation, op.n, op.path);
+}
+
+std::vector<std::int32_t> Op::kept() const {
+  std::vector<std::int32_t> tokens;
+  for (std::int32_t bit = 0; bit < 32; ++bit) {
+    if ((path >> bit & 1U) != 0) tokens.push_back(bit);
+  }
+  return tokens;
 }
 
 bool CheckedTable::Snapshot::same_table(const Snapshot& other) const {
@@ -71,6 +79,20 @@ std::int32_t CheckedTable::naive_need(const Live& live, std::int32_t n) const {
   return added + (naive_refs()[index_of(tail)] > 1 ? 1 : 0);
 }
 
+ErrorCode CheckedTable::expected_of_path(const Live& live, const Op& op) const {
+  const auto length = static_cast<std::int32_t>(live.stamps.size());
+  const std::vector<std::int32_t> kept = op.kept();
+  if (op.n > length || (!kept.empty() && kept.back() >= length - op.n)) {
+    return ErrorCode::kInvalidArgument;
+  }
+  for (std::int32_t i = 0; i < std::ssize(kept); ++i) {
+    if (kept[index_of(i)] == i) continue;  // stays where it is
+    const PageId page = table_.pages(live.seq)[index_of((op.n + i) / pool_.spec().page_size)];
+    if (naive_refs()[index_of(page)] > 1) return ErrorCode::kInvalidArgument;
+  }
+  return ErrorCode::kOk;
+}
+
 ErrorCode CheckedTable::expected(const Op& op) {
   const bool full = std::ssize(live_) == table_.spec().max_seqs;
   if (op.kind == Kind::kCreate) return full ? ErrorCode::kQueueFull : ErrorCode::kOk;
@@ -84,6 +106,7 @@ ErrorCode CheckedTable::expected(const Op& op) {
   const auto length = static_cast<std::int32_t>(live->stamps.size());
   if (op.kind == Kind::kDestroy) return ErrorCode::kOk;
   if (op.n < 0) return ErrorCode::kInvalidArgument;
+  if (op.kind == Kind::kAcceptTree) return expected_of_path(*live, op);
   if (op.kind != Kind::kAppend) {
     if (op.n > length) return ErrorCode::kInvalidArgument;
     return op.kind == Kind::kFork && full ? ErrorCode::kQueueFull : ErrorCode::kOk;
@@ -106,6 +129,8 @@ Status CheckedTable::call(const Op& op, std::vector<CopyOp>& copies, SeqId& made
       return table_.append(op.seq, op.n, copies);
     case Kind::kTruncate:
       return table_.truncate(op.seq, op.n);
+    case Kind::kAcceptTree:
+      return table_.accept_tree(op.seq, op.n, op.kept(), copies);
     case Kind::kDestroy:
       return table_.destroy(op.seq);
     case Kind::kRetain:
@@ -132,6 +157,12 @@ void CheckedTable::follow(const Op& op, SeqId made) {
     case Kind::kTruncate:
       live->stamps.resize(index_of(op.n));
       break;
+    case Kind::kAcceptTree: {
+      const std::vector<std::int64_t> drafts(live->stamps.begin() + op.n, live->stamps.end());
+      live->stamps.resize(index_of(op.n));
+      for (const std::int32_t token : op.kept()) live->stamps.push_back(drafts[index_of(token)]);
+      break;
+    }
     case Kind::kDestroy:
       dead_.push_back(op.seq);
       live_.erase(live_.begin() + (live - live_.data()));

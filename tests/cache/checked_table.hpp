@@ -18,11 +18,15 @@ namespace quire::test {
 
 /// One call of a table's or a pool's mutating functions.
 struct Op {
-  enum class Kind { kCreate, kFork, kAppend, kTruncate, kDestroy, kRetain, kRelease };
+  enum class Kind { kCreate, kFork, kAppend, kTruncate, kAcceptTree, kDestroy, kRetain, kRelease };
 
   Kind kind = Kind::kCreate;
   SeqId seq;
-  std::int32_t n = 0;  ///< length, tokens or page
+  std::int32_t n = 0;      ///< length, tokens or page
+  std::uint32_t path = 0;  ///< of kAcceptTree: bit i keeps the token at n + i
+
+  /// @return The tokens that a path keeps, in order.
+  [[nodiscard]] std::vector<std::int32_t> kept() const;
 };
 
 /// @return The call in words, for failure texts.
@@ -75,6 +79,7 @@ class CheckedTable {
   [[nodiscard]] std::int32_t naive_need(const Live& live, std::int32_t n) const;
   [[nodiscard]] std::int32_t naive_free() const;
   [[nodiscard]] ErrorCode expected(const Op& op);
+  [[nodiscard]] ErrorCode expected_of_path(const Live& live, const Op& op) const;
   [[nodiscard]] Status call(const Op& op, std::vector<CopyOp>& copies, SeqId& made);
   void follow(const Op& op, SeqId made);
   void write(Live& live, std::int32_t n);

@@ -3,6 +3,7 @@
 // running out of pages, of sequences and of length is as frequent as success.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <array>
 #include <limits>
 #include <random>
@@ -34,9 +35,10 @@ class RandomCalls : public testing::TestWithParam<unsigned> {
   }
 
   Op some_op(const CheckedTable& table) {
-    constexpr std::array kKinds = {Kind::kCreate,  Kind::kFork,   Kind::kFork,   Kind::kAppend,
-                                   Kind::kAppend,  Kind::kAppend, Kind::kAppend, Kind::kTruncate,
-                                   Kind::kDestroy, Kind::kRetain, Kind::kRelease};
+    constexpr std::array kKinds = {
+        Kind::kCreate,  Kind::kFork,       Kind::kFork,      Kind::kAppend,  Kind::kAppend,
+        Kind::kAppend,  Kind::kAppend,     Kind::kTruncate,  Kind::kDestroy, Kind::kRetain,
+        Kind::kRelease, Kind::kAcceptTree, Kind::kAcceptTree};
     constexpr std::array<std::int32_t, 4> kHuge = {-1, kMax, kMax - 1,
                                                    std::numeric_limits<std::int32_t>::min()};
     const Kind kind = kKinds[random_() % kKinds.size()];
@@ -47,7 +49,11 @@ class RandomCalls : public testing::TestWithParam<unsigned> {
                                : kind == Kind::kRetain || kind == Kind::kRelease ? num_pages
                                                                                  : length + 1;
     const std::int32_t n = up_to(29) == 0 ? kHuge[random_() % kHuge.size()] : up_to(limit);
-    return {kind, seq, n};
+    if (kind != Kind::kAcceptTree) return {kind, seq, n};
+    // Mostly of tokens that there are; of all of them if there are many.
+    const std::int32_t drafts = std::clamp(length - n, 0, 31);
+    const std::uint32_t there = (1U << drafts) - 1;
+    return {kind, seq, n, static_cast<std::uint32_t>(random_()) & (up_to(9) == 0 ? ~0U : there)};
   }
 
   std::vector<Op> some_appends(const CheckedTable& table) {

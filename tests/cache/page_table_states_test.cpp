@@ -102,6 +102,11 @@ std::vector<Op> all_ops(const CheckedTable& table, const World& world) {
       ops.push_back({Kind::kFork, live.seq, n});
       ops.push_back({Kind::kTruncate, live.seq, n});
     }
+    for (std::int32_t n = 0; n <= length; ++n) {
+      for (std::uint32_t path = 1; path < 2U << (length - n); ++path) {  // one bit too many
+        ops.push_back({Kind::kAcceptTree, live.seq, n, path});
+      }
+    }
     for (std::int32_t n = 0; n <= world.table.max_tokens_per_seq - length + 1; ++n) {
       ops.push_back({Kind::kAppend, live.seq, n});
     }

@@ -368,6 +368,48 @@ TEST_F(PageTables, CallsThatSucceedDoNotAllocate) {
   EXPECT_EQ(test::num_allocations(), before);
 }
 
+TEST_F(PageTables, AcceptTreeChangesNothingIfTheCopyPlanCannotGrow) {
+  const SeqId seq = make(8);
+  const auto before = state_of(table_).pool->pages;
+  const std::array<std::int32_t, 2> path{1, 3};
+  Status status;
+  {
+    const FailingNew failing(0, FailingNew::Which::kOne);
+    status = table_.accept_tree(seq, 3, path, copies_);
+    EXPECT_TRUE(failing.fired());
+  }
+  EXPECT_EQ(status.code(), ErrorCode::kOutOfMemory);
+  EXPECT_TRUE(copies_.empty());
+  EXPECT_EQ(table_.length(seq), 8);
+  EXPECT_EQ(state_of(table_).pool->pages, before);
+}
+
+TEST_F(PageTables, AcceptTreeRefusesBadPathsAndSharedPagesWithASentence) {
+  const SeqId seq = make(7);
+  const auto text_of = [&](std::int32_t length, std::vector<std::int32_t> path) {
+    const Status status = table_.accept_tree(seq, length, path, copies_);
+    EXPECT_EQ(status.code(), ErrorCode::kInvalidArgument);
+    return std::string(status.message());
+  };
+  EXPECT_EQ(text_of(8, {}), "[page_table] accept_tree: expected a length in [0, 7], got 8");
+  EXPECT_EQ(text_of(5, {2}),
+            "[page_table] accept_tree: expected a path of tokens in [0, 2), each greater than the "
+            "one before, got 2");
+  EXPECT_EQ(text_of(3, {1, 1}),
+            "[page_table] accept_tree: expected a path of tokens in [2, 4), each greater than the "
+            "one before, got 1");
+  ASSERT_TRUE(table_.fork(seq, 7).ok());
+  EXPECT_EQ(text_of(3, {1}),
+            "[page_table] accept_tree: expected pages of the sequence alone to move tokens to, got "
+            "page " +
+                std::to_string(
+                    table_.pages(seq)[static_cast<std::size_t>(3 / table_.pool_spec().page_size)]) +
+                " with 2 references");
+  EXPECT_TRUE(table_.accept_tree(seq, 3, std::array{0, 1}, copies_).ok());  // nothing moves
+  EXPECT_TRUE(copies_.empty());
+  expect_sound();
+}
+
 TEST(PageTable, EveryFailedAllocationOfAConstructorIsAnErrorAndLosesNothing) {
   for (int allowed = 0;; ++allowed) {
     try {

@@ -208,9 +208,9 @@ class SmallCache {
       EXPECT_TRUE(table_.destroy(*id).ok());
       return;
     }
-    for (const auto& [src, dst, num_tokens] : copies) {
-      std::ranges::copy(on_page(src).first(static_cast<std::size_t>(num_tokens)),
-                        on_page(dst).begin());
+    for (const CopyOp& copy : copies) {  // from the first token on: nobody accepts a tree here
+      std::ranges::copy(on_page(copy.src).first(static_cast<std::size_t>(copy.tokens)),
+                        on_page(copy.dst).begin());
     }
     for (std::int32_t i = found.num_tokens(); i < size; ++i) {
       contents_[static_cast<std::size_t>(table_.slot(*id, i))] =

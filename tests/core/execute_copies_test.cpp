@@ -88,6 +88,14 @@ TEST_F(ExecuteCopies, ExecutesAPlanInOrder) {
   EXPECT_EQ(cache, (std::vector<std::int32_t>{10, 11, 10, 11, 10, 31}));
 }
 
+TEST_F(ExecuteCopies, CopiesFromAndToTheMiddleOfPages) {
+  std::vector<std::int32_t> cache = {10, 11, 12, 13, 20, 21, 22, 23};
+  const MutableTensorView view(cache.data(), DType::kInt32, {2, 4, 1, 1});
+  const std::array<CopyOp, 3> plan = {{{0, 1, 2, 2, 1}, {1, 1, 1, 1, 0}, {0, 0, 2, 2, 0}}};
+  ASSERT_TRUE(execute(plan, {view, {}}).ok());
+  EXPECT_EQ(cache, (std::vector<std::int32_t>{12, 13, 12, 13, 12, 12, 13, 23}));
+}
+
 TEST_F(ExecuteCopies, TakesAnyStrideOfASingleHead) {
   std::vector<std::int32_t> cache = {10, 11, 20, 21};
   const MutableTensorView view(cache.data(), DType::kInt32, {2, 2, 1, 1}, {2, 1, 987654321, 1});
@@ -120,8 +128,15 @@ TEST_F(ExecuteCopies, RefusesBadInputWithASentenceAndCopiesNothing) {
   };
   EXPECT_EQ(text_of({3, 0, 1}), "[execute_copies] copies[1]: expected src in [0, 3), got 3");
   EXPECT_EQ(text_of({0, -1, 1}), "[execute_copies] copies[1]: expected dst in [0, 3), got -1");
-  EXPECT_EQ(text_of({1, 1, 1}),
-            "[execute_copies] copies[1]: expected two different pages, got page 1 twice");
+  EXPECT_EQ(text_of({1, 1, 2, 1, 2}),
+            "[execute_copies] copies[1]: expected to read other tokens than are written, got 2 of "
+            "page 1 from 1 on and from 2 on");
+  EXPECT_EQ(text_of({0, 1, 0, 5, 0}),
+            "[execute_copies] copies[1]: expected src_begin in [0, 4], got 5");
+  EXPECT_EQ(text_of({0, 1, 0, 0, -1}),
+            "[execute_copies] copies[1]: expected dst_begin in [0, 4], got -1");
+  EXPECT_EQ(text_of({0, 1, 3, 0, 2}),
+            "[execute_copies] copies[1]: expected tokens in [0, 2], got 3");
   EXPECT_EQ(text_of({0, 1, 5}), "[execute_copies] copies[1]: expected tokens in [0, 4], got 5");
   EXPECT_EQ(text_of({0, 1, -1}), "[execute_copies] copies[1]: expected tokens in [0, 4], got -1");
 }
@@ -159,7 +174,8 @@ TEST(ExecuteCopiesBetweenPools, KnowsThatAPoolGivenTwiceIsOne) {
   pools.tensors.src = pools.tensors.dst;
   const CopyOp op{1, 1, 1};
   EXPECT_EQ(std::string(execute({&op, 1}, pools.tensors).message()),
-            "[execute_copies] copies[0]: expected two different pages, got page 1 twice");
+            "[execute_copies] copies[0]: expected to read other tokens than are written, got 1 of "
+            "page 1 from 0 on and from 0 on");
 }
 
 TEST(ExecuteCopiesInManyCaches, CopiesInEachWithItsOwnShapeAndStrides) {

@@ -80,6 +80,9 @@ TEST(CopyParts, OfAnOpThatReadsWhatAnEarlierOneWroteAreAnotherLaunch) {
   RandomCopies chained(c);
   chained.plan = {{0, 1, 16}, {2, 3, 16}, {1, 4, 16}, {4, 5, 16}};
   EXPECT_EQ(execute_on_host(chained), 3);
+  RandomCopies apart(c);
+  apart.plan = {{0, 1, 4, 0, 0}, {1, 2, 4, 8, 0}, {3, 1, 4, 0, 12}, {0, 0, 4, 8, 4}};
+  EXPECT_EQ(execute_on_host(apart), 1);  // one page, but other tokens of it
   c.src_pages = 10;
   RandomCopies between(c);
   between.plan = chained.plan;  // reads of one pool, writes to another

@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstdlib>
+#include <functional>
+#include <utility>
 #include <vector>
 
 #include "fuzz/bytes.hpp"
@@ -61,7 +63,7 @@ class Tables {
 
  private:
   void step() {
-    switch (bytes_.between(0, 8)) {
+    switch (bytes_.between(0, 9)) {
       case 0:
         create();
         break;
@@ -83,6 +85,9 @@ class Tables {
         break;
       case 7:
         release();
+        break;
+      case 8:
+        accept_tree();
         break;
       default:
         made_up();
@@ -124,11 +129,7 @@ class Tables {
     require((status == QUIRE_OK) == (needed >= 0 && needed <= free));
     if (status != QUIRE_OK) return;
     require(quire_page_pool_num_free(pool_) == free - needed);
-    const std::int64_t shape[] = {num_pages_, page_size_, 1, 1};
-    const quire_copy_tensors cache = {
-        quire_tensor_packed(cache_.data(), QUIRE_INT64, kCpu, 4, shape), QUIRE_TENSOR_NONE};
-    require(quire_execute_copies(kCpu, QUIRE_LAYOUT_NHD, quire_copy_plan_ops(copies_),
-                                 quire_copy_plan_size(copies_), &cache, 1, nullptr) == QUIRE_OK);
+    execute_copies();
     for (std::int32_t i = 0; i < n; ++i) {
       const std::int64_t slot =
           quire_page_table_slot(table_, seq->id, static_cast<std::int32_t>(seq->written.size()));
@@ -136,6 +137,14 @@ class Tables {
       cache_[static_cast<std::size_t>(slot)] = ++last_written_;
       seq->written.push_back(last_written_);
     }
+  }
+
+  void execute_copies() {
+    const std::int64_t shape[] = {num_pages_, page_size_, 1, 1};
+    const quire_copy_tensors cache = {
+        quire_tensor_packed(cache_.data(), QUIRE_INT64, kCpu, 4, shape), QUIRE_TENSOR_NONE};
+    require(quire_execute_copies(kCpu, QUIRE_LAYOUT_NHD, quire_copy_plan_ops(copies_),
+                                 quire_copy_plan_size(copies_), &cache, 1, nullptr) == QUIRE_OK);
   }
 
   void fork() {
@@ -159,6 +168,38 @@ class Tables {
         seq->alive && length >= 0 && length <= static_cast<std::int32_t>(seq->written.size());
     require((quire_page_table_truncate(table_, seq->id, length) == QUIRE_OK) == fits);
     if (fits) seq->written.resize(static_cast<std::size_t>(length));
+  }
+
+  /// Refused only for what is wrong: that a page is shared shows only if something moves.
+  void accept_tree() {
+    Expected* seq = any();
+    if (seq == nullptr) return;
+    const std::int32_t length = bytes_.once_in(16) ? bytes_.edge() : bytes_.between(0, 12);
+    std::vector<std::int32_t> path;
+    std::int32_t token = -1;
+    for (std::int32_t left = bytes_.between(0, 6); left > 0; --left) {
+      token += bytes_.once_in(16) ? 0 : bytes_.between(1, 3);
+      path.push_back(token);
+    }
+    require(quire_copy_plan_clear(copies_) == QUIRE_OK);
+    const quire_status status =
+        quire_page_table_accept_tree(table_, seq->id, length, path.data(), path.size(), copies_);
+    const auto written = static_cast<std::int32_t>(seq->written.size());
+    const bool grows =
+        std::adjacent_find(path.begin(), path.end(), std::greater_equal<>()) == path.end();
+    const bool fits = seq->alive && length >= 0 && length <= written &&
+                      (path.empty() || (path[0] >= 0 && path.back() < written - length)) && grows;
+    require(fits || status != QUIRE_OK);
+    if (status != QUIRE_OK) {
+      require(quire_copy_plan_size(copies_) == 0);
+      return;
+    }
+    execute_copies();
+    std::vector<std::int64_t> kept(seq->written.begin(), seq->written.begin() + length);
+    for (const std::int32_t each : path) {
+      kept.push_back(seq->written[static_cast<std::size_t>(length + each)]);
+    }
+    seq->written = std::move(kept);
   }
 
   void destroy() {
@@ -218,7 +259,8 @@ class Tables {
       require(quire_page_table_destroy_seq(table_, id) == QUIRE_BAD_HANDLE);
     }
     quire_page_pool_ref_count(pool_, bytes_.edge());
-    const quire_copy_op op = {bytes_.between(-1, 25), bytes_.between(-1, 25), bytes_.edge()};
+    const quire_copy_op op = {bytes_.between(-1, 25), bytes_.between(-1, 25), bytes_.edge(),
+                              bytes_.between(-1, 6), bytes_.between(-1, 6)};
     std::vector<std::int64_t> other(cache_.size());
     const std::int64_t shape[] = {num_pages_, page_size_, 1, 1};
     quire_copy_tensors cache = {quire_tensor_packed(other.data(), QUIRE_INT64, kCpu, 4, shape),

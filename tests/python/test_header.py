@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What quire._library repeats of quire.h is what a C compiler and the header's text say."""
+"""What the package repeats of the C headers is what a C compiler and the headers' texts say."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ import pytest
 
 import quire
 from quire import _library as c
+from quire import _serving_library as s
 
 INCLUDE = pathlib.Path(__file__).parents[2] / "include"
-HEADER = (INCLUDE / "quire" / "quire.h").read_text(encoding="utf-8")
+HEADERS = ("quire/quire.h", "quire/serving.h")
+HEADER = "".join((INCLUDE / name).read_text(encoding="utf-8") for name in HEADERS)
 CODE = re.sub(r"/\*.*?\*/", "", HEADER, flags=re.S)
 
 STRUCTS: dict[str, type[ctypes.Structure]] = {
@@ -30,6 +32,24 @@ STRUCTS: dict[str, type[ctypes.Structure]] = {
     "quire_page_table_spec": c.PageTableSpec,
     "quire_kernel_info": c.KernelInfo,
     "quire_device_info": c.DeviceInfo,
+    "quire_prefix_cache_spec": s.PrefixCacheSpec,
+    "quire_retention": s.Retention,
+    "quire_prefix_cache_stats": s.PrefixCacheStats,
+    "quire_prefix_event": s.PrefixEvent,
+    "quire_restored_page": s.RestoredPage,
+    "quire_batch_entry": s.BatchEntry,
+    "quire_batch_shape": s.BatchShape,
+    "quire_staged_batch": s.StagedBatch,
+    "quire_batcher_spec": s.BatcherSpec,
+    "quire_request": s.Request,
+    "quire_step_budget": s.StepBudget,
+    "quire_step_item": s.StepItem,
+    "quire_batcher_stats": s.BatcherStats,
+    "quire_recorder_spec": s.RecorderSpec,
+    "quire_request_event": s.RequestEvent,
+    "quire_step_record": s.StepRecord,
+    "quire_request_record": s.RequestRecord,
+    "quire_record_counts": s.RecordCounts,
 }
 # Structs that are packed, with the fields that a format packs, in order.
 PACKED = {
@@ -41,11 +61,14 @@ PACKED = {
         ("what", "seq", "position", "value", "bound"),
     ),
 }
+FUNCTIONS = {**c.UNLOCKED, **c.LOCKED, **s.LOCKED}
 UNUSED_STRUCTS = {"quire_executor_callbacks"}  # Python's lock would serialise such an executor
 UNUSED_FUNCTIONS = {
     "quire_attention_get_limits",
     "quire_dtype_name",
     "quire_executor_create",
+    "quire_staged_batch_as_batch",
+    "quire_staged_batch_slots",
     "quire_status_name",
     "quire_tensor_packed",
 }
@@ -62,12 +85,19 @@ ENUMERATORS: dict[str, dict[str, int]] = {
     "quire_kv_layout": {f"QUIRE_LAYOUT_{name}": code for name, code in c.KV_LAYOUTS.items()},
     "quire_mask": {f"QUIRE_MASK_{name.upper()}": code for name, code in c.MASKS.items()},
     "quire_kv_scale": {f"QUIRE_SCALE_{name.upper()}": code for name, code in c.KV_SCALES.items()},
+    "quire_prefix_event_kind": {
+        "QUIRE_PREFIX_STORED": s.PREFIX_STORED,
+        "QUIRE_PREFIX_REMOVED": s.PREFIX_REMOVED,
+    },
+    "quire_event_kind": {f"QUIRE_EVENT_{kind.name}": kind.value for kind in quire.EventKind},
 }
 CONSTANTS = {
     "QUIRE_MAX_RANK": c.MAX_RANK,
     "QUIRE_CONTIGUOUS_KV": quire.CONTIGUOUS_KV,
     "QUIRE_WORKSPACE_ALIGNMENT": c.WORKSPACE_ALIGNMENT,
     "QUIRE_NO_PAGE": quire.NO_PAGE,
+    "QUIRE_OMITTED": quire.OMITTED,
+    "QUIRE_STAGING_ALIGNMENT": s.STAGING_ALIGNMENT,
 }
 
 
@@ -84,7 +114,8 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
             expressions.append(f"sizeof((({struct}*)0)->{field})")
     work = tmp_path_factory.mktemp("header")
     lines = "\n".join(f'  printf("%lld %s\\n", (long long)({e}), "{e}");' for e in expressions)
-    program = '#include <stddef.h>\n#include <stdio.h>\n#include "quire/quire.h"\n'
+    includes = "".join(f'#include "{name}"\n' for name in HEADERS)
+    program = f"#include <stddef.h>\n#include <stdio.h>\n{includes}"
     (work / "values.c").write_text(f"{program}int main(void) {{\n{lines}\n  return 0;\n}}\n")
     compiler = os.environ.get("CC", "cc")
     subprocess.run(
@@ -177,7 +208,10 @@ def c_kind(declaration: str) -> str:
     if "*" in declaration:
         return "pointer"
     type_name = declaration.split()[-2]
-    return {"quire_status": "int32_t", "quire_dtype": "int32_t"}.get(type_name, type_name)
+    # ctypes cannot tell size_t from uint64_t where both are one type.
+    one: Any = ctypes.c_uint64
+    same = {"uint64_t": "size_t"} if one is ctypes.c_size_t else {}
+    return {"quire_status": "int32_t", "quire_dtype": "int32_t", **same}.get(type_name, type_name)
 
 
 def ctypes_kind(kind: Any) -> str:
@@ -186,9 +220,13 @@ def ctypes_kind(kind: Any) -> str:
     if kind in (ctypes.c_void_p, ctypes.c_char_p) or hasattr(kind, "contents"):
         return "pointer"
     names = {
+        ctypes.c_double: "double",
         ctypes.c_int32: "int32_t",
         ctypes.c_int64: "int64_t",
+        ctypes.c_uint64: "uint64_t",
         ctypes.c_size_t: "size_t",
+        s.BatchShape: "quire_batch_shape",
+        s.PrefixListener: "quire_prefix_listener",
         c.Device: "quire_device",
         c.SeqId: "quire_seq_id",
     }
@@ -197,11 +235,11 @@ def ctypes_kind(kind: Any) -> str:
 
 def test_every_function_of_the_header_is_known() -> None:
     used = {name for name in declared_functions() if not name.endswith("_init")}
-    assert used == {*c.UNLOCKED, *c.LOCKED, *UNUSED_FUNCTIONS}
-    assert not set(c.UNLOCKED) & set(c.LOCKED)
+    assert used == {*FUNCTIONS, *UNUSED_FUNCTIONS}
+    assert len(FUNCTIONS) == len(c.UNLOCKED) + len(c.LOCKED) + len(s.LOCKED)
 
 
-@pytest.mark.parametrize("name", [*c.UNLOCKED, *c.LOCKED])
+@pytest.mark.parametrize("name", FUNCTIONS)
 def test_functions_have_the_parameters_of_the_header(name: str) -> None:
-    result, parameters = {**c.UNLOCKED, **c.LOCKED}[name]
+    result, parameters = FUNCTIONS[name]
     assert (ctypes_kind(result), list(map(ctypes_kind, parameters))) == declared_functions()[name]

@@ -81,6 +81,27 @@ def test_a_fork_shares_pages_until_it_writes() -> None:
     assert list(copies) == []
 
 
+def test_an_accepted_path_of_a_tree_moves_up() -> None:
+    pool = quire.PagePool(8, page_size=4)
+    table = quire.PageTable(pool)
+    copies = quire.CopyPlan()
+    seq = table.create()
+    table.append(seq, 3 + 6, copies)
+    cache = np.full((8, 4, 1, 1), -1, np.int32)
+    cache.flat[table.slots(seq)] = np.arange(9)
+    table.accept_tree(seq, 3, [1, 4, 5], copies)
+    copies.execute(cache)
+    np.testing.assert_array_equal(cache.flat[table.slots(seq)], [0, 1, 2, 4, 7, 8])
+    assert (table.length(seq), pool.num_used) == (6, 2)
+    first, second = table.pages(seq)
+    assert next(op[:2] for op in copies) == (second, first)
+    table.accept_tree(seq, 5, [], copies)
+    assert table.length(seq) == 5
+    with pytest.raises(quire.InvalidArgument, match="accept_tree"):
+        table.accept_tree(seq, 3, [1, 1], copies)
+    table.check()
+
+
 def test_tables_fail_without_a_change() -> None:
     pool = quire.PagePool(2, page_size=4)
     table = quire.PageTable(pool, max_seqs=2, max_tokens_per_seq=8)
@@ -254,7 +275,7 @@ def test_copies_move_pages_between_caches_of_many_layers() -> None:
     seq = table.create()
     table.append(seq, 6, copies)
     table.append(table.fork(seq), 1, copies)
-    ((src, dst, tokens),) = copies
+    ((src, dst, tokens, _, _),) = copies
     random = np.random.default_rng(1)
     host = [random.standard_normal((8, 4, 2, 16)).astype(np.float32) for _ in range(3)]
     caches = [np.zeros_like(cache) for cache in host]

@@ -88,10 +88,18 @@ class RandomCopies {
     };
     CopyOp op{below(c.src_pages == 0 ? c.num_pages : c.src_pages), below(c.num_pages),
               below(c.page_size + 1)};
-    if (c.src_pages == 0 && op.src == op.dst) {
+    if (below(3) == 0) {  // from and to the middle of pages, or within one
+      const auto rest = static_cast<std::int32_t>(c.page_size) - op.tokens;
+      op.src_begin = below(rest + 1);
+      op.dst_begin = below(rest + 1);
+    } else if (below(4) == 0) {
+      op.tokens = static_cast<std::int32_t>(c.page_size);  // full pages
+    }
+    const bool overlaps = op.src == op.dst && op.src_begin < op.dst_begin + op.tokens &&
+                          op.dst_begin < op.src_begin + op.tokens;
+    if (c.src_pages == 0 && overlaps) {
       op.dst = static_cast<std::int32_t>((op.dst + 1) % c.num_pages);
     }
-    if (below(4) == 0) op.tokens = static_cast<std::int32_t>(c.page_size);  // full pages
     return op;
   }
 

@@ -21,8 +21,8 @@ class PageMaps : public testing::Test {
     std::vector<PageId> others(1);
     pool_.allocate(others).throw_if_error();
     StepPlan plan;
-    plan.items = {{12, 1, second_, 0, 5, true, true, true},
-                  {10, 0, first_, 0, 6, true, true, true}};
+    plan.items = {{12, 1, second_, 0, 5, 1, true, true, true},
+                  {10, 0, first_, 0, 6, 1, true, true, true}};
     running_.committed(plan);
   }
 
@@ -108,7 +108,7 @@ TEST(PageHistory, StaysBoundedAndEvenlySpaced) {
   std::vector<CopyOp> copies;
   const SeqId seq = table.create().value();
   StepPlan plan;
-  plan.items = {{41, 0, seq, 0, 1, true, true, true}};
+  plan.items = {{41, 0, seq, 0, 1, 1, true, true, true}};
   for (plan.step = 0; plan.step < 3000; ++plan.step) {
     if (plan.step < 2048) table.append(seq, 1, copies).throw_if_error();
     if (plan.step == 2048) table.truncate(seq, 100).throw_if_error();

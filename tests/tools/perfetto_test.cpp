@@ -81,11 +81,11 @@ Recorder two_requests() {
   StepPlan plan;
   recorder.submitted({5, 10, 2, 1.0}, 1.0);
   recorder.submitted({6, 8, 1, 1.5}, 1.5);
-  plan.items = {{5, 0, {}, 0, 10, true, true, true}};
+  plan.items = {{5, 0, {}, 0, 10, 1, true, true, true}};
   recorder.committed(plan, {.waiting = 1, .running = 1, .used_pages = 3}, 2.0);
   recorder.finished({}, 3.0);
   plan.step = 1;
-  plan.items = {{5, 0, {}, 10, 1, false, true, false}, {6, 1, {}, 0, 8, true, true, true}};
+  plan.items = {{5, 0, {}, 10, 1, 1, false, true, false}, {6, 1, {}, 0, 8, 1, true, true, true}};
   recorder.committed(plan, {.waiting = 0, .running = 2, .used_pages = 5}, 3.0);
   recorder.finished(std::vector<std::uint64_t>{5, 6}, 4.0);
   return recorder;

@@ -135,7 +135,7 @@ class SpotCheck : public testing::Test {
     spec_.head_dim_qk = spec_.head_dim_vo = 64;
     spec_.q_dtype = spec_.kv_dtype = spec_.o_dtype = DType::kFloat32;
     spec_.sm_scale = 0.125F;
-    plan_.items = {{7, 0, {}, 0, 1, true, true, true}, {9, 1, {}, 0, 1, true, true, true}};
+    plan_.items = {{7, 0, {}, 0, 1, 1, true, true, true}, {9, 1, {}, 0, 1, 1, true, true, true}};
     plan_.num_tokens = 2;
     output_.resize(2 * 2 * 64);
     for (std::size_t row = 0; row < 2; ++row) {

@@ -79,8 +79,11 @@ void Layers::copy_pages(std::span<const CopyOp> copies) {
 void Layers::copy_pages(std::span<const CopyOp> copies, const DeviceMemory& cache) const {
   const std::size_t page_bytes = static_cast<std::size_t>(options_.shape.page_size) * kv_row_bytes_;
   for (const CopyOp& copy : copies) {
-    place_->copy(cache.data() + static_cast<std::size_t>(copy.dst) * page_bytes,
-                 cache.data() + static_cast<std::size_t>(copy.src) * page_bytes,
+    const auto at = [&](PageId page, std::int32_t begin) {
+      return cache.data() + static_cast<std::size_t>(page) * page_bytes +
+             static_cast<std::size_t>(begin) * kv_row_bytes_;
+    };
+    place_->copy(at(copy.dst, copy.dst_begin), at(copy.src, copy.src_begin),
                  static_cast<std::size_t>(copy.tokens) * kv_row_bytes_);
   }
 }

@@ -22,7 +22,7 @@ inline constexpr std::uint32_t kPiecesPerThread = 4;
 inline constexpr std::uint32_t kPartPieces = kCopyThreads * kPiecesPerThread;
 
 /// Ops and caches of one launch: what fits into 4 KiB of kernel parameters.
-inline constexpr std::uint32_t kMaxOps = 128;
+inline constexpr std::uint32_t kMaxOps = 96;
 inline constexpr std::uint32_t kMaxCaches = 24;
 /// Pieces of a page, so that the parts of a launch are counted by 31 bits.
 inline constexpr std::int64_t kMaxPagePieces = std::int64_t{1} << 29;
@@ -52,6 +52,8 @@ QUIRE_HOST_DEVICE inline void copy_pieces(const core::CopyRows& rows, const Copy
   const auto columns = static_cast<std::uint32_t>(rows.row_bytes / kPieceBytes);
   const auto heads = static_cast<std::uint32_t>(rows.num_heads);
   const auto tokens = static_cast<std::uint32_t>(op.tokens);
+  const auto src_begin = static_cast<std::uint32_t>(op.src_begin);
+  const auto dst_begin = static_cast<std::uint32_t>(op.dst_begin);
   const std::uint32_t count = tokens * heads * columns;
   const std::byte* const src = rows.src.data + op.src * rows.src.page_stride;
   std::byte* const dst = rows.dst.data + op.dst * rows.dst.page_stride;
@@ -65,11 +67,12 @@ QUIRE_HOST_DEVICE inline void copy_pieces(const core::CopyRows& rows, const Copy
     const std::int64_t column = index % columns * kPieceBytes;
     const bool heads_inside = layout == KvLayout::kNHD;
     const std::uint32_t inner = heads_inside ? heads : tokens;
-    const std::int64_t token = heads_inside ? row / inner : row % inner;
-    const std::int64_t head = heads_inside ? row % inner : row / inner;
-    pieces[i] = *reinterpret_cast<const Piece*>(src + token * rows.src.token_stride +
-                                                head * rows.src.head_stride + column);
-    to[i] = reinterpret_cast<Piece*>(dst + token * rows.dst.token_stride +
+    const std::uint32_t token = heads_inside ? row / inner : row % inner;
+    const std::uint32_t head = heads_inside ? row % inner : row / inner;
+    pieces[i] = *reinterpret_cast<const Piece*>(
+        src + std::int64_t{src_begin + token} * rows.src.token_stride +
+        head * rows.src.head_stride + column);
+    to[i] = reinterpret_cast<Piece*>(dst + std::int64_t{dst_begin + token} * rows.dst.token_stride +
                                      head * rows.dst.head_stride + column);
   }
   for (std::uint32_t i = 0; i < kPiecesPerThread; ++i) {

@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file
+/// Handles of what serves requests, and the arrays that its functions take and give.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "c/handles.hpp"
+#include "quire/batch_builder.hpp"
+#include "quire/batcher.hpp"
+#include "quire/prefix_cache.hpp"
+#include "quire/recorder.hpp"
+#include "quire/serving.h"
+
+namespace quire::c {
+
+/// A client's callback as a listener.
+class CallbackListener final : public PrefixListener {
+ public:
+  CallbackListener(quire_prefix_listener listener, void* user) : listener_(listener), user_(user) {}
+  void on_event(const PrefixEvent& event) noexcept override;
+
+ private:
+  quire_prefix_listener listener_;
+  void* user_;
+};
+
+}  // namespace quire::c
+
+struct quire_prefix_cache {
+  static constexpr std::string_view kDescription = "a quire_prefix_cache";
+  static constexpr std::uint64_t kKind = quire::c::kind_of("prefix_cache");
+  explicit quire_prefix_cache(quire::PrefixCache made) : cache(std::move(made)) {}
+  quire_prefix_cache(const quire_prefix_cache&) = delete;
+  quire_prefix_cache& operator=(const quire_prefix_cache&) = delete;
+  ~quire_prefix_cache() { cache.set_listener(nullptr); }  // leases and batchers may outlive it
+
+  std::uint64_t kind = kKind;
+  std::unique_ptr<quire::c::CallbackListener> listener;
+  quire::PrefixCache cache;
+};
+
+struct quire_prefix_lease {
+  static constexpr std::string_view kDescription = "a quire_prefix_lease";
+  static constexpr std::uint64_t kKind = quire::c::kind_of("prefix_lease");
+  std::uint64_t kind = kKind;
+  quire::PrefixLease lease;
+};
+
+struct quire_batch_builder {
+  static constexpr std::string_view kDescription = "a quire_batch_builder";
+  static constexpr std::uint64_t kKind = quire::c::kind_of("batch_builder");
+  std::uint64_t kind = kKind;
+  quire::BatchBuilder builder;
+};
+
+struct quire_batcher {
+  static constexpr std::string_view kDescription = "a quire_batcher";
+  static constexpr std::uint64_t kKind = quire::c::kind_of("batcher");
+  std::uint64_t kind = kKind;
+  quire::Batcher batcher;
+  std::vector<std::uint64_t> ended;  ///< what the last finish wrote
+};
+
+struct quire_step_plan {
+  static constexpr std::string_view kDescription = "a quire_step_plan";
+  static constexpr std::uint64_t kKind = quire::c::kind_of("step_plan");
+  std::uint64_t kind = kKind;
+  quire::StepPlan plan;
+};
+
+struct quire_recorder {
+  static constexpr std::string_view kDescription = "a quire_recorder";
+  static constexpr std::uint64_t kKind = quire::c::kind_of("recorder");
+  std::uint64_t kind = kKind;
+  quire::Recorder recorder;
+};
+
+namespace quire::c {
+
+/// `[function] name: expected type [count], got NULL` for an array that is missing.
+Status check_array(std::string_view function, std::string_view name, std::string_view type,
+                   const void* data, std::size_t count);
+
+/// Refuses NULL where a result is to be stored. @param what  In words.
+Status check_place(std::string_view function, std::string_view name, std::string_view what,
+                   const void* place);
+
+Status read_retention(std::string_view function, const quire_retention* given, Retention& out);
+Status read_request(std::string_view function, const quire_request* given, Request& out);
+
+}  // namespace quire::c
