@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 /// @file
-/// Elements of a floating-point dtype on the host, and views of them.
+/// Elements of a floating-point dtype or int8 on the host, and views of them. Where a float is NaN,
+/// int8 is −128, which nothing in quire writes.
 #pragma once
 
+#include <bit>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -12,11 +15,22 @@
 #include <vector>
 
 #include "core/float_formats.hpp"
+#include "core/narrow_formats.hpp"
 #include "quire/tensor.hpp"
 
 namespace quire::testing {
 
 inline float decode(const std::byte* from, DType dtype) {
+  if (dtype == DType::kFloat8E4M3) {
+    return core::float_from_float8_e4m3(static_cast<std::uint8_t>(*from));
+  }
+  if (dtype == DType::kFloat8E5M2) {
+    return core::float_from_float8_e5m2(static_cast<std::uint8_t>(*from));
+  }
+  if (dtype == DType::kInt8) {
+    const auto value = static_cast<std::int8_t>(*from);
+    return value == -128 ? std::numeric_limits<float>::quiet_NaN() : static_cast<float>(value);
+  }
   std::uint16_t half = 0;
   if (dtype == DType::kFloat32) {
     float value = 0;
@@ -28,7 +42,24 @@ inline float decode(const std::byte* from, DType dtype) {
                                    : core::float_from_float16(half);
 }
 
+/// The code of `value` as an 8-bit element of type `Narrow`.
+template <typename Narrow>
+std::byte code_of(float value) {
+  Narrow code{};
+  core::from_float(value, code);
+  return std::bit_cast<std::byte>(code);
+}
+
 inline void encode(float value, std::byte* to, DType dtype) {
+  if (dtype == DType::kFloat8E4M3 || dtype == DType::kFloat8E5M2) {
+    *to = dtype == DType::kFloat8E4M3 ? code_of<core::Float8E4M3>(value)
+                                      : code_of<core::Float8E5M2>(value);
+    return;
+  }
+  if (dtype == DType::kInt8) {
+    *to = std::isnan(value) ? std::byte{0x80} : code_of<core::Int8>(value);
+    return;
+  }
   if (dtype == DType::kFloat32) {
     std::memcpy(to, &value, sizeof(value));
     return;
