@@ -282,8 +282,8 @@ struct AppendTensors {
   TensorView k{};  ///< [total_q, num_kv_heads, D]: float32, float16 or bfloat16; strided as q.
   TensorView v{};  ///< [total_q, num_kv_heads, Dv], same dtype.
   /// `NHD` or `HND` pages; converted to this dtype, rounding to nearest even. 8-bit caches saturate:
-  /// what lies beyond the largest number (448, 57344, 127) becomes the largest; NaN stays NaN, and is
-  /// 0 in int8.
+  /// what lies beyond their numbers (±448, ±57344, −128 … 127) becomes the last of them; NaN stays
+  /// NaN, and is 0 in int8.
   MutableTensorView k_cache{};
   MutableTensorView v_cache{};  ///< As many pages of the same layout, page size and dtype.
   /// int64 [total_q]: page · page_size + offset; negative skips the row. Not given: slots are

@@ -537,8 +537,8 @@ typedef struct quire_append_tensors {
   quire_tensor k; /**< [total_q, num_kv_heads, D]: float32, float16 or bfloat16; strided as q. */
   quire_tensor v; /**< [total_q, num_kv_heads, Dv], same dtype. */
   /** Written: `NHD` or `HND` pages; converted to this dtype, rounding to nearest even. 8-bit caches
-   * saturate: what lies beyond the largest number (448, 57344, 127) becomes the largest; NaN stays
-   * NaN, and is 0 in int8. */
+   * saturate: what lies beyond their numbers (448, 57344, -128 to 127) becomes the last of them; NaN
+   * stays NaN, and is 0 in int8. */
   quire_tensor k_cache;
   quire_tensor v_cache; /**< Written. */
   /** int64 [total_q]: page * page_size + offset; negative skips the row. Not given: slots are

@@ -24,7 +24,7 @@ struct Float8E5M2 {
 };
 struct Int8 {
   std::int8_t value;
-  static constexpr float kLargest = 127.0F;  // −128 is read, but never written
+  static constexpr float kLargest = 127.0F;  // of a scaled row; −128 is a code too
 };
 
 namespace narrow {
@@ -49,7 +49,7 @@ struct Format {
   static constexpr std::uint32_t kNanCode = kNanCode_;
 };
 using E4M3 = Format<3, 0x7e, 0x7f>;
-using E5M2 = Format<2, 0x7b, 0x7f>;
+using E5M2 = Format<2, 0x7b, 0x7e>;
 
 /// The magnitude of a finite code: its fields are those of a float of a smaller exponent.
 template <typename F>
@@ -62,8 +62,7 @@ QUIRE_HOST_DEVICE inline float magnitude_of(std::uint32_t code) {
 template <typename F>
 QUIRE_HOST_DEVICE inline std::uint32_t code_of(float magnitude) {
   constexpr int kShift = 23 - F::kMantissaBits;
-  constexpr std::uint32_t kRebias = static_cast<std::uint32_t>(127 - F::kBias)
-                                    << F::kMantissaBits;
+  constexpr std::uint32_t kRebias = static_cast<std::uint32_t>(127 - F::kBias) << F::kMantissaBits;
   // The smallest normal number, and the number whose last bit counts the steps below it.
   constexpr std::uint32_t kNormal = static_cast<std::uint32_t>(128 - F::kBias) << 23;
   constexpr std::uint32_t kSteps = kNormal + (static_cast<std::uint32_t>(kShift) << 23);
@@ -79,8 +78,7 @@ QUIRE_HOST_DEVICE inline std::uint8_t from_float(float value) {
   const std::uint32_t bits = bits_of(value);
   const std::uint32_t sign = (bits & kSign) >> 24;
   const std::uint32_t magnitude = bits & ~kSign;
-  const std::uint32_t code =
-      magnitude > kInfinity ? F::kNanCode : code_of<F>(float_of(magnitude));
+  const std::uint32_t code = magnitude > kInfinity ? F::kNanCode : code_of<F>(float_of(magnitude));
   return static_cast<std::uint8_t>(sign | code);
 }
 
@@ -107,14 +105,15 @@ QUIRE_HOST_DEVICE inline void from_float(float value, Float8E4M3& to) {
 QUIRE_HOST_DEVICE inline void from_float(float value, Float8E5M2& to) {
   to.bits = narrow::from_float<narrow::E5M2>(value);
 }
-/// Numbers beyond ±127 become ±127; NaN becomes 0.
+/// Numbers beyond −128 and 127 become these; NaN becomes 0.
 QUIRE_HOST_DEVICE inline void from_float(float value, Int8& to) {
   constexpr float kSteps = 12582912.0F;  // 1.5 · 2^23: its last bit counts ones
   if (value != value) {
     to.value = 0;
     return;
   }
-  const float low = value < -Int8::kLargest ? -Int8::kLargest : value;
+  constexpr float kLeast = -128.0F;
+  const float low = value < kLeast ? kLeast : value;
   const float clamped = low > Int8::kLargest ? Int8::kLargest : low;
   to.value = static_cast<std::int8_t>(
       static_cast<std::int32_t>(narrow::bits_of(clamped + kSteps) - narrow::bits_of(kSteps)));

@@ -111,10 +111,18 @@ class Writer {
   Writer(const Tier& tier, const core::AppendArrays& arrays)
       : tier_(tier),
         arrays_(arrays),
-        k_{arrays.k, arrays.k_cache, arrays.head_dim_qk, arrays.k_scale,
-           arrays.k_scale_head_stride, arrays.k_token_scale},
-        v_{arrays.v, arrays.v_cache, arrays.head_dim_vo, arrays.v_scale,
-           arrays.v_scale_head_stride, arrays.v_token_scale} {}
+        k_{arrays.k,
+           arrays.k_cache,
+           arrays.head_dim_qk,
+           arrays.k_scale,
+           arrays.k_scale_head_stride,
+           arrays.k_token_scale},
+        v_{arrays.v,
+           arrays.v_cache,
+           arrays.head_dim_vo,
+           arrays.v_scale,
+           arrays.v_scale_head_stride,
+           arrays.v_token_scale} {}
 
   void write(std::int64_t row, std::int64_t slot) const {
     write(k_, row, slot);

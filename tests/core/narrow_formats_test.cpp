@@ -55,9 +55,7 @@ TEST(NarrowFormats, EveryFiniteNumberKeepsItsCode) {
       EXPECT_EQ(narrow_of<Float8E5M2>(e5m2).bits, bits);
     }
     const auto value = static_cast<std::int8_t>(code);
-    if (value != -128) {
-      EXPECT_EQ(narrow_of<Int8>(static_cast<float>(value)).value, value);
-    }
+    EXPECT_EQ(narrow_of<Int8>(static_cast<float>(value)).value, value);
   }
 }
 
@@ -95,7 +93,7 @@ TEST(NarrowFormats, NumbersBecomeTheNearestCodeAndTiesTheEvenOne) {
   }
   for (int i = -130 * 8; i <= 130 * 8; ++i) {
     const float value = static_cast<float>(i) / 8.0F;
-    const float nearest = std::nearbyint(std::fmin(std::fmax(value, -127.0F), 127.0F));
+    const float nearest = std::nearbyint(std::fmin(std::fmax(value, -128.0F), 127.0F));
     EXPECT_EQ(to_float(narrow_of<Int8>(value)), nearest) << value;
   }
 }
@@ -107,13 +105,24 @@ TEST(NarrowFormats, NumbersBeyondTheLargestSaturateAndNanStaysNan) {
     EXPECT_EQ(to_float(narrow_of<Float8E4M3>(large)), 448.0F);
     EXPECT_EQ(to_float(narrow_of<Float8E4M3>(-large)), -448.0F);
     EXPECT_EQ(to_float(narrow_of<Int8>(large)), 127.0F);
-    EXPECT_EQ(to_float(narrow_of<Int8>(-large)), -127.0F);
+    EXPECT_EQ(to_float(narrow_of<Int8>(-large)), -128.0F);
   }
   EXPECT_EQ(to_float(narrow_of<Float8E5M2>(61440.0F)), 57344.0F);
   EXPECT_EQ(to_float(narrow_of<Float8E5M2>(-kInfinity)), -57344.0F);
   EXPECT_TRUE(std::isnan(to_float(narrow_of<Float8E4M3>(kNan))));
   EXPECT_TRUE(std::isnan(to_float(narrow_of<Float8E5M2>(-kNan))));
   EXPECT_EQ(narrow_of<Int8>(kNan).value, 0);
+}
+
+TEST(NarrowFormats, CodesAreThoseOfTheScalarConversions) {
+  for (std::uint32_t upper = 0; upper < 0x10000; ++upper) {
+    for (const std::uint32_t lower : {0x0000U, 0x0001U, 0x8000U, 0xffffU}) {
+      const auto value = std::bit_cast<float>(upper << 16 | lower);
+      ASSERT_EQ(narrow_of<Float8E4M3>(value).bits, float8_e4m3_from_float(value)) << value;
+      ASSERT_EQ(narrow_of<Float8E5M2>(value).bits, float8_e5m2_from_float(value)) << value;
+      ASSERT_EQ(narrow_of<Int8>(value).value, int8_from_float(value)) << value;
+    }
+  }
 }
 
 TEST(NarrowFormats, AScaleMakesTheLargestOfItsRowTheLargestNumber) {

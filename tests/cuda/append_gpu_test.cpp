@@ -123,8 +123,7 @@ TEST(GpuAppend, ComputesAScaleForEachTokenAndHeadAsTheCpuDoes) {
         host.expect_quantised();
         AppendBatch on_cpu(c);
         on_cpu.compute_token_scales();
-        const Status status =
-            quire::append(Device::cpu(), c.layout, on_cpu.batch, on_cpu.tensors);
+        const Status status = quire::append(Device::cpu(), c.layout, on_cpu.batch, on_cpu.tensors);
         ASSERT_TRUE(status.ok()) << status.message();
         EXPECT_TRUE(std::ranges::equal(host.k_cache.bytes(), on_cpu.k_cache.bytes()));
         EXPECT_TRUE(std::ranges::equal(host.v_cache.bytes(), on_cpu.v_cache.bytes()));

@@ -36,8 +36,8 @@ TYPED_TEST_SUITE(Widening, Formats);
 template <typename Kv, Order kOrder>
 void expect_values(std::uint32_t codes, const std::array<int, 4>& bytes) {
   const Pairs pairs = Widen<Kv, kOrder>::pairs(codes);
-  const std::array<float, 4> got = {low_of(pairs.first), high_of(pairs.first),
-                                    low_of(pairs.second), high_of(pairs.second)};
+  const std::array<float, 4> got = {low_of(pairs.first), high_of(pairs.first), low_of(pairs.second),
+                                    high_of(pairs.second)};
   for (std::size_t i = 0; i < got.size(); ++i) {
     const float expected = value_of<Kv>(codes, bytes[i]);
     if (std::isnan(expected)) {

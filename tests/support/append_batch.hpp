@@ -6,10 +6,12 @@
 
 #include <gtest/gtest.h>
 
+#include <bit>
 #include <cmath>
 #include <random>
 #include <vector>
 
+#include "core/narrow_formats.hpp"
 #include "support/random_batch.hpp"
 
 namespace quire::testing {
@@ -89,8 +91,7 @@ class AppendBatch {
     const auto make = [&](std::vector<float>& scales) {
       scales.assign(static_cast<std::size_t>(c.num_pages * c.heads * c.page_size),
                     std::numeric_limits<float>::quiet_NaN());
-      return MutableTensorView(scales.data(), DType::kFloat32,
-                               {c.num_pages, c.heads, c.page_size});
+      return MutableTensorView(scales.data(), DType::kFloat32, {c.num_pages, c.heads, c.page_size});
     };
     tensors.k_token_scale = make(k_token_scale);
     tensors.v_token_scale = make(v_token_scale);
@@ -148,20 +149,20 @@ class AppendBatch {
                         const std::vector<float>& scales) const {
     ElementBuffer expected(c.cache_dtype, cache.size());
     std::vector<float> expected_scales(scales.size(), std::numeric_limits<float>::quiet_NaN());
-    for_each_written([&](std::int64_t row, std::int64_t head, std::int64_t page,
-                         std::int64_t token) {
-      float largest = 0.0F;
-      for (std::int64_t i = 0; i < dim; ++i) {
-        largest = std::max(largest, std::fabs(new_element(rows, row, head, i)));
-      }
-      const float scale = largest / core::largest_of(c.cache_dtype);
-      expected_scales[static_cast<std::size_t>((page * c.heads + head) * c.page_size + token)] =
-          scale;
-      for (std::int64_t i = 0; i < dim; ++i) {
-        expected.set(cache_offset(page, token, head, dim) + i,
-                     new_element(rows, row, head, i) / scale);
-      }
-    });
+    for_each_written(
+        [&](std::int64_t row, std::int64_t head, std::int64_t page, std::int64_t token) {
+          float largest = 0.0F;
+          for (std::int64_t i = 0; i < dim; ++i) {
+            largest = std::max(largest, std::fabs(new_element(rows, row, head, i)));
+          }
+          const float scale = largest / core::largest_of(c.cache_dtype);
+          expected_scales[static_cast<std::size_t>((page * c.heads + head) * c.page_size + token)] =
+              scale;
+          for (std::int64_t i = 0; i < dim; ++i) {
+            expected.set(cache_offset(page, token, head, dim) + i,
+                         new_element(rows, row, head, i) / scale);
+          }
+        });
     for (std::size_t i = 0; i < scales.size(); ++i) {
       ASSERT_EQ(std::bit_cast<std::uint32_t>(scales[i]),
                 std::bit_cast<std::uint32_t>(expected_scales[i]))
@@ -175,13 +176,13 @@ class AppendBatch {
   void expect_written(const TensorView& rows, const ElementBuffer& cache, std::int64_t dim,
                       float scale) const {
     ElementBuffer expected(c.cache_dtype, cache.size());
-    for_each_written([&](std::int64_t row, std::int64_t head, std::int64_t page,
-                         std::int64_t token) {
-      for (std::int64_t i = 0; i < dim; ++i) {
-        expected.set(cache_offset(page, token, head, dim) + i,
-                     new_element(rows, row, head, i) / scale);
-      }
-    });
+    for_each_written(
+        [&](std::int64_t row, std::int64_t head, std::int64_t page, std::int64_t token) {
+          for (std::int64_t i = 0; i < dim; ++i) {
+            expected.set(cache_offset(page, token, head, dim) + i,
+                         new_element(rows, row, head, i) / scale);
+          }
+        });
     for (std::int64_t i = 0; i < cache.size(); ++i) {
       const float want = expected.get(i);
       const float got = cache.get(i);

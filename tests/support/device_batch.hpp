@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "core/narrow_formats.hpp"
 #include "support/device_memory.hpp"
 #include "support/random_batch.hpp"
 

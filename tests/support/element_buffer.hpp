@@ -1,11 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /// @file
-/// Elements of a floating-point dtype or int8 on the host, and views of them. Where a float is NaN,
-/// int8 is −128, which nothing in quire writes.
+/// Elements of a dtype on the host, and views of them.
 #pragma once
 
-#include <bit>
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -15,58 +12,52 @@
 #include <vector>
 
 #include "core/float_formats.hpp"
-#include "core/narrow_formats.hpp"
 #include "quire/tensor.hpp"
 
 namespace quire::testing {
 
+/// @param from  As many bytes as the dtype has.
 inline float decode(const std::byte* from, DType dtype) {
-  if (dtype == DType::kFloat8E4M3) {
-    return core::float_from_float8_e4m3(static_cast<std::uint8_t>(*from));
-  }
-  if (dtype == DType::kFloat8E5M2) {
-    return core::float_from_float8_e5m2(static_cast<std::uint8_t>(*from));
-  }
-  if (dtype == DType::kInt8) {
-    const auto value = static_cast<std::int8_t>(*from);
-    return value == -128 ? std::numeric_limits<float>::quiet_NaN() : static_cast<float>(value);
-  }
+  float value = 0;
   std::uint16_t half = 0;
-  if (dtype == DType::kFloat32) {
-    float value = 0;
-    std::memcpy(&value, from, sizeof(value));
-    return value;
+  const auto byte = std::to_integer<std::uint8_t>(*from);
+  switch (dtype) {
+    case DType::kFloat32:
+      std::memcpy(&value, from, sizeof(value));
+      return value;
+    case DType::kInt8:
+      return static_cast<float>(static_cast<std::int8_t>(byte));
+    case DType::kFloat8E4M3:
+      return core::float_from_float8_e4m3(byte);
+    case DType::kFloat8E5M2:
+      return core::float_from_float8_e5m2(byte);
+    default:
+      std::memcpy(&half, from, sizeof(half));
+      return dtype == DType::kBFloat16 ? core::float_from_bfloat16(half)
+                                       : core::float_from_float16(half);
   }
-  std::memcpy(&half, from, sizeof(half));
-  return dtype == DType::kBFloat16 ? core::float_from_bfloat16(half)
-                                   : core::float_from_float16(half);
-}
-
-/// The code of `value` as an 8-bit element of type `Narrow`.
-template <typename Narrow>
-std::byte code_of(float value) {
-  Narrow code{};
-  core::from_float(value, code);
-  return std::bit_cast<std::byte>(code);
 }
 
 inline void encode(float value, std::byte* to, DType dtype) {
-  if (dtype == DType::kFloat8E4M3 || dtype == DType::kFloat8E5M2) {
-    *to = dtype == DType::kFloat8E4M3 ? code_of<core::Float8E4M3>(value)
-                                      : code_of<core::Float8E5M2>(value);
-    return;
+  std::uint16_t half = 0;
+  switch (dtype) {
+    case DType::kFloat32:
+      std::memcpy(to, &value, sizeof(value));
+      return;
+    case DType::kInt8:
+      *to = static_cast<std::byte>(core::int8_from_float(value));
+      return;
+    case DType::kFloat8E4M3:
+      *to = static_cast<std::byte>(core::float8_e4m3_from_float(value));
+      return;
+    case DType::kFloat8E5M2:
+      *to = static_cast<std::byte>(core::float8_e5m2_from_float(value));
+      return;
+    default:
+      half = dtype == DType::kBFloat16 ? core::bfloat16_from_float(value)
+                                       : core::float16_from_float(value);
+      std::memcpy(to, &half, sizeof(half));
   }
-  if (dtype == DType::kInt8) {
-    *to = std::isnan(value) ? std::byte{0x80} : code_of<core::Int8>(value);
-    return;
-  }
-  if (dtype == DType::kFloat32) {
-    std::memcpy(to, &value, sizeof(value));
-    return;
-  }
-  const std::uint16_t half = dtype == DType::kBFloat16 ? core::bfloat16_from_float(value)
-                                                       : core::float16_from_float(value);
-  std::memcpy(to, &half, sizeof(half));
 }
 
 /// Elements of one dtype, NaN to begin with.

@@ -334,13 +334,20 @@ class RandomBatch {
         break;
     }
     k_elements = ElementBuffer(spec.kv_dtype, 2 * num_pages * std::max(page, rows * row));
+    poison_if_int8(k_elements);
     tensors.k = cache_view(k_elements, k_offset, page, row, d);
     if (storage == CacheStorage::kApart) {
       v_elements = ElementBuffer(spec.kv_dtype, num_pages * rows * dv);
+      poison_if_int8(v_elements);
       tensors.v = cache_view(v_elements, 0, rows * dv, dv, dv);
     } else {
       tensors.v = cache_view(k_elements, v_offset, page, row, dv);
     }
+  }
+
+  /// The largest magnitude, in place of NaN.
+  static void poison_if_int8(ElementBuffer& elements) {
+    if (elements.dtype() == DType::kInt8) std::ranges::fill(elements.bytes(), std::byte{0x80});
   }
 
   MutableTensorView cache_view(ElementBuffer& elements, std::int64_t offset,
@@ -514,9 +521,8 @@ class RandomBatch {
                             v * static_cast<std::int64_t>(size_of(tensors.v.dtype));
           for (std::int32_t i = 0; i < spec.head_dim_vo; ++i) {
             const auto at = static_cast<std::size_t>(i) * size_of(tensors.v.dtype);
-            max_abs_v_ = std::max<double>(
-                max_abs_v_,
-                std::abs(decode(row + at, tensors.v.dtype)) * scale_of_v(seq, key, head));
+            max_abs_v_ = std::max<double>(max_abs_v_, std::abs(decode(row + at, tensors.v.dtype)) *
+                                                          scale_of_v(seq, key, head));
           }
         }
       }

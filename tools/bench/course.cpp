@@ -43,9 +43,9 @@ Value one_of(const std::array<std::pair<const char*, Value>, size>& known, const
 constexpr std::array kOperations = {std::pair{"attention", Operation::kAttention},
                                     std::pair{"append", Operation::kAppend},
                                     std::pair{"schedule", Operation::kSchedule}};
-constexpr std::array kCacheDTypes = {
-    std::pair{"", DType::kNone}, std::pair{"int8", DType::kInt8},
-    std::pair{"float8_e4m3", DType::kFloat8E4M3}, std::pair{"float8_e5m2", DType::kFloat8E5M2}};
+constexpr std::array kCacheDTypes = {std::pair{"", DType::kNone}, std::pair{"int8", DType::kInt8},
+                                     std::pair{"float8_e4m3", DType::kFloat8E4M3},
+                                     std::pair{"float8_e5m2", DType::kFloat8E5M2}};
 constexpr std::array kMasks = {std::pair{"causal", Mask::kCausal}, std::pair{"none", Mask::kNone},
                                std::pair{"tree", Mask::kTree}};
 

@@ -46,8 +46,8 @@ Bytes head_of_cache(const Arrays& arrays, const NoiseBlock& noise, std::size_t s
 std::vector<float> scales_of(const Arrays& arrays, std::size_t seq, std::int32_t kv_head) {
   std::vector<float> scales;
   for (std::int32_t t = 0; t < arrays.keys_of(seq); ++t) {
-    scales.push_back(arrays.scales().at(arrays.layout().page_of(seq, t), kv_head,
-                                        t % arrays.spec().page_size));
+    scales.push_back(
+        arrays.scales().at(arrays.layout().page_of(seq, t), kv_head, t % arrays.spec().page_size));
   }
   return scales;
 }

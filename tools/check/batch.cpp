@@ -22,7 +22,7 @@ namespace quire::tool {
 namespace {
 
 constexpr float kOfKeys = 0.75F;  // a scale of V, of K's
-constexpr int kPoison = 0xff;  // NaN in every format that has one
+constexpr int kPoison = 0xff;     // NaN in every format that has one
 constexpr LayoutExtras kExtras = {.padding_rows = 3, .stale_columns = 2, .unused_pages = true};
 constexpr std::int32_t kBitsPerWord = 32;
 constexpr std::int32_t kBitsPerByte = 8;
@@ -179,7 +179,8 @@ class Workbench {
     for (std::size_t seq = 0; seq < requests_.size(); ++seq) {
       for (std::int32_t t = 0; t < requests_[seq].keys; ++t) {
         for (std::int32_t head = 0; head < spec_.num_kv_heads; ++head) {
-          const std::int64_t row = std::int64_t{layout_.page_of(seq, t)} * spec_.num_kv_heads + head;
+          const std::int64_t row =
+              std::int64_t{layout_.page_of(seq, t)} * spec_.num_kv_heads + head;
           const auto at = static_cast<std::size_t>(row * spec_.page_size + t % spec_.page_size);
           poisoned[at] = k_scale_[at];
         }

@@ -16,10 +16,10 @@
 namespace quire::tool {
 
 // Each of these throws std::invalid_argument with "expected …, got …".
-Heads parse_heads(std::string_view text);    ///< "32:8", or "32" for as many kv heads.
-DType parse_dtype(std::string_view text);    ///< "bfloat16" or "bf16", and so on.
-Device parse_device(std::string_view text);  ///< "cpu", "cuda" or "cuda:1".
-Mask parse_mask(std::string_view text);      ///< "causal", "none", "tree" or "full".
+Heads parse_heads(std::string_view text);       ///< "32:8", or "32" for as many kv heads.
+DType parse_dtype(std::string_view text);       ///< "bfloat16" or "bf16", and so on.
+Device parse_device(std::string_view text);     ///< "cpu", "cuda" or "cuda:1".
+Mask parse_mask(std::string_view text);         ///< "causal", "none", "tree" or "full".
 KvScale parse_kv_scale(std::string_view text);  ///< "none", "tensor", "head" or "token".
 std::int64_t parse_whole(std::string_view text, std::int64_t low, std::int64_t high);
 double parse_real(std::string_view text, double low, double high);

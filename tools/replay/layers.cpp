@@ -71,11 +71,11 @@ Layers::Layers(const ReplayOptions& options, std::int32_t max_kv_len)
       given_scales_(scales_of(attention_.spec())),
       cache_bytes_each_(static_cast<std::size_t>(options.pages) *
                         static_cast<std::size_t>(options.shape.page_size) * kv_row_bytes_) {
-  const std::size_t scale_bytes =
-      attention_.spec().kv_scale == KvScale::kPerToken
-          ? cache_bytes_each_ / kv_row_bytes_ *
-                static_cast<std::size_t>(options.shape.heads.kv) * sizeof(float)
-          : 0;
+  const std::size_t scale_bytes = attention_.spec().kv_scale == KvScale::kPerToken
+                                      ? cache_bytes_each_ / kv_row_bytes_ *
+                                            static_cast<std::size_t>(options.shape.heads.kv) *
+                                            sizeof(float)
+                                      : 0;
   for (std::int32_t layer = 0; layer < options.layers; ++layer) {
     caches_.push_back({poisoned(cache_bytes_each_), poisoned(cache_bytes_each_),
                        poisoned(scale_bytes), poisoned(scale_bytes)});

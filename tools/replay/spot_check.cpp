@@ -22,8 +22,7 @@ std::size_t elements(std::int32_t heads, std::int32_t head_dim) {
 }  // namespace
 
 SpotChecker::SpotChecker(const AttentionSpec& spec, std::int32_t layer, const Noise& q_noise,
-                         const Noise& kv_noise, std::span<const float> scales,
-                         std::uint64_t seed)
+                         const Noise& kv_noise, std::span<const float> scales, std::uint64_t seed)
     : spec_(spec),
       layer_(layer),
       q_noise_(q_noise),

@@ -67,12 +67,20 @@ struct Stream {
 };
 
 __device__ inline Stream keys_of(const core::AppendArrays& arrays) {
-  return {arrays.k,       arrays.k_cache,             arrays.head_dim_qk,
-          arrays.k_scale, arrays.k_scale_head_stride, arrays.k_token_scale};
+  return {arrays.k,
+          arrays.k_cache,
+          arrays.head_dim_qk,
+          arrays.k_scale,
+          arrays.k_scale_head_stride,
+          arrays.k_token_scale};
 }
 __device__ inline Stream values_of(const core::AppendArrays& arrays) {
-  return {arrays.v,       arrays.v_cache,             arrays.head_dim_vo,
-          arrays.v_scale, arrays.v_scale_head_stride, arrays.v_token_scale};
+  return {arrays.v,
+          arrays.v_cache,
+          arrays.head_dim_vo,
+          arrays.v_scale,
+          arrays.v_scale_head_stride,
+          arrays.v_token_scale};
 }
 
 template <typename Element, int kCount>
@@ -84,7 +92,7 @@ struct alignas(sizeof(Element) * kCount > 16 ? 16 : sizeof(Element) * kCount) Ve
 inline constexpr int kVector = 8;
 
 inline bool is_aligned(const void* data, std::int64_t element_size,
-                std::initializer_list<std::int64_t> strides) {
+                       std::initializer_list<std::int64_t> strides) {
   constexpr std::uintptr_t kBytes = 16;
   if (reinterpret_cast<std::uintptr_t>(data) % kBytes != 0) return false;
   for (const std::int64_t stride : strides) {

@@ -125,8 +125,8 @@ struct Config {
 
   /// Columns of o of a computing warp; the last warps have fewer if these are no quarter.
   static constexpr int kColumnStep = kIsNarrow ? 16 : 8;
-  static constexpr int kColumns = (kHeadDimVo / kConsumerWarps + kColumnStep - 1) / kColumnStep *
-                                  kColumnStep;
+  static constexpr int kColumns =
+      (kHeadDimVo / kConsumerWarps + kColumnStep - 1) / kColumnStep * kColumnStep;
 
   /// Weights of a tile; at a unit's end 8 rows of o in fp32.
   static constexpr int kStagedBytes = 8 * kConsumerWarps * kColumns * 4;
@@ -137,9 +137,9 @@ struct Config {
   struct Fixed {
     alignas(128) std::byte queries[kTileRows * kQueryBytes];  // q of the unit, swizzled
     alignas(128) std::byte weights[kWeightsBytes];            // 2^(x − max) of the tile, swizzled
-    float maxima[kTileRows][kConsumerWarps];                // of a row over a warp's keys
-    float sums[kTileRows][kConsumerWarps];                  // of a row's weights, at a unit's end
-    float final_maxima[kTileRows];                          // likewise
+    float maxima[kTileRows][kConsumerWarps];                  // of a row over a warp's keys
+    float sums[kTileRows][kConsumerWarps];                    // of a row's weights, at a unit's end
+    float final_maxima[kTileRows];                            // likewise
     float query_factors[kIsNarrow ? kTileRows : 1];  // what a row of fp16 q is to be multiplied by
     Unit units[2];                // this one and the next; one without rows ends the range
     std::uint64_t queries_full;   // filled by V's loading warp: copies, and lane 0 for `units`

@@ -159,7 +159,7 @@ class UnitAttention {
 #pragma unroll
       for (auto& fragment : tile) fragment[0] = fragment[1] = fragment[2] = fragment[3] = 0.0F;
     }
-    P::score(scores, slot, warp_, lane_, [&](std::uint32_t (&query)[4], int tile, int step) {
+    P::score(scores, slot, warp_, lane_, [&](std::uint32_t(&query)[4], int tile, int step) {
       if constexpr (P::kQueriesInRegisters) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) query[i] = queries_[tile][step][i];
@@ -220,8 +220,7 @@ class UnitAttention {
   }
 
   /// Soft cap and ALiBi.
-  __device__ void cap_and_alibi(Scores& scores,
-                                std::int32_t first_key) const {
+  __device__ void cap_and_alibi(Scores& scores, std::int32_t first_key) const {
     for_each(scores, [&](float& x) { x = logits_.template capped<false>(x); });
     if (params_.tensors.alibi_slopes == nullptr) return;
 #pragma unroll
@@ -283,8 +282,8 @@ class UnitAttention {
 #pragma unroll
         for (int keys = 0; keys < kKeyTiles; ++keys) {
           const float2 raise = scaling_.raise_of(keys);
-          max = fmaxf(max, fmaxf(scores[keys][2 * half] + raise.x,
-                                 scores[keys][2 * half + 1] + raise.y));
+          max = fmaxf(
+              max, fmaxf(scores[keys][2 * half] + raise.x, scores[keys][2 * half + 1] + raise.y));
         }
         return max;
       }

@@ -61,7 +61,7 @@ template <typename C>
 __device__ void attend_unit(ConsumerState<C>& state, const Unit& unit) {
   if (unit.sees_nothing()) {
     store_empty_unit<typename C::Output>(state.params, unit, state.warp * kWarpSize + state.lane,
-                                          kConsumers);
+                                         kConsumers);
     state.release_queries();
     return;
   }

@@ -40,8 +40,8 @@ struct WideProducts : Fragments<C, kRowTiles> {
   static __device__ __forceinline__ void score(typename F::Scores& scores, std::uint32_t slot,
                                                int warp, int lane, const LoadQuery& load_query) {
     using Layout = typename C::KeyLayout;
-    const std::uint32_t key = Layout::chunk(
-        Layout::row(slot, warp * kWarpKeys + lane % 8 + lane / 16 * 8), lane / 8 % 2);
+    const std::uint32_t key =
+        Layout::chunk(Layout::row(slot, warp * kWarpKeys + lane % 8 + lane / 16 * 8), lane / 8 % 2);
 #pragma unroll F::kUnroll
     for (int step = 0; step < F::kQuerySteps; ++step) {
       std::uint32_t keys[4];
@@ -125,8 +125,10 @@ struct NarrowProducts : Fragments<C, kRowTiles> {
                                                int warp, int lane, const LoadQuery& load_query) {
     using Layout = typename C::KeyLayout;
     using WidenKeys = Widen<typename C::Kv, Order::kNeighbours>;
+    const int of_warp = known_below<kConsumerWarps>(warp);
+    const int of_lane = known_below<kWarpSize>(lane);
     const std::uint32_t key = Layout::chunk(
-        Layout::row(slot, warp * kWarpKeys + lane % 8 + lane / 16 * 8), lane / 8 % 2);
+        Layout::row(slot, of_warp * kWarpKeys + of_lane % 8 + of_lane / 16 * 8), of_lane / 8 % 2);
 #pragma unroll
     for (int step = 0; step < F::kQuerySteps; step += 2) {
       std::uint32_t codes[4];  // of keys 0…7 in two steps, of keys 8…15 in both
@@ -153,11 +155,15 @@ struct NarrowProducts : Fragments<C, kRowTiles> {
     using Layout = typename C::ValueLayout;
     using WeightLayout = Swizzle<C::kWeightBytes>;
     using WidenValues = Widen<typename C::Kv, Order::kEvenOdd>;
-    if (kConsumerWarps * C::kColumns > C::kHeadDimVo && warp * C::kColumns >= C::kHeadDimVo) return;
-    const int first_chunk = warp * (C::kColumns / 16);
+    const int of_warp = known_below<kConsumerWarps>(warp);
+    const int of_lane = known_below<kWarpSize>(lane);
+    if (kConsumerWarps * C::kColumns > C::kHeadDimVo && of_warp * C::kColumns >= C::kHeadDimVo) {
+      return;
+    }
+    const int first_chunk = of_warp * (C::kColumns / 16);
     const std::uint32_t weights =
-        WeightLayout::chunk(WeightLayout::row(weights_tile, lane % 16), lane / 16);
-    const std::uint32_t value = Layout::row(slot, lane);
+        WeightLayout::chunk(WeightLayout::row(weights_tile, of_lane % 16), of_lane / 16);
+    const std::uint32_t value = Layout::row(slot, of_lane);
 #pragma unroll
     for (int step = 0; step < F::kKeySteps; step += 2) {
       std::uint32_t p[2][kRowTiles][4];
@@ -165,15 +171,15 @@ struct NarrowProducts : Fragments<C, kRowTiles> {
       for (int i = 0; i < 2; ++i) {
 #pragma unroll
         for (int tile = 0; tile < kRowTiles; ++tile) {
-          load_matrices(p[i][tile], WeightLayout::chunk(weights, (step + i) * 2) +
-                                        tile * 16 * C::kWeightBytes);
+          load_matrices(p[i][tile],
+                        WeightLayout::chunk(weights, (step + i) * 2) + tile * 16 * C::kWeightBytes);
         }
       }
 #pragma unroll
       for (int column = 0; column < F::kColumnTiles; column += 2) {
         std::uint32_t codes[4];  // of 8 keys each
-        load_matrices_transposed(codes, Layout::chunk(value, first_chunk + column / 2) +
-                                            step * 16 * Layout::kRowStride);
+        load_matrices_transposed(
+            codes, Layout::chunk(value, first_chunk + column / 2) + step * 16 * Layout::kRowStride);
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           const Pairs low = WidenValues::pairs(codes[2 * i]);
@@ -188,6 +194,15 @@ struct NarrowProducts : Fragments<C, kRowTiles> {
     }
   }
 
+ private:
+  /// The same number, of which the compiler knows that it is none below 0: divisions are shifts.
+  template <int kBound>
+  static __device__ __forceinline__ int known_below(int value) {
+    static_assert((kBound & (kBound - 1)) == 0);
+    return value & (kBound - 1);
+  }
+
+ public:
   /// As `WideProducts::for_columns`.
   template <typename Element, typename Store>
   static __device__ __forceinline__ void for_columns(int lane, const Element& element,
@@ -202,7 +217,7 @@ struct NarrowProducts : Fragments<C, kRowTiles> {
 };
 
 template <typename C, int kRowTiles>
-using Products = std::conditional_t<C::kIsNarrow, NarrowProducts<C, kRowTiles>,
-                                    WideProducts<C, kRowTiles>>;
+using Products =
+    std::conditional_t<C::kIsNarrow, NarrowProducts<C, kRowTiles>, WideProducts<C, kRowTiles>>;
 
 }  // namespace quire::cuda::mma

@@ -56,8 +56,7 @@ class QueryRewriter {
 #pragma unroll 1
     for (int tile = 0; tile < kRowTiles; ++tile) {
       const int row = tile * 16 + warp_ * kRowsAtOnce + lane_ / kLanesPerRow;
-      const std::uint32_t at =
-          C::QueryLayout::row(shared_address(shared_.fixed.queries), row);
+      const std::uint32_t at = C::QueryLayout::row(shared_address(shared_.fixed.queries), row);
       float factor = 1.0F;
       if (are_bfloat16) {
         const RowToHalf to_half(largest_of_row(at));

@@ -114,8 +114,7 @@ QUIRE_HOST_DEVICE inline Pairs widen_e4m3_by_bits(std::uint32_t codes) {
   const std::uint32_t is_nan = ((codes & 0x7f7f7f7fU) + 0x01010101U) & 0x80808080U;
   const Pairs spread = spread_high<kOrder>(codes, 0);
   const Pairs nan = spread_high<kOrder>(is_nan, 0);
-  return {number(spread.first) | nan_bits(nan.first),
-          number(spread.second) | nan_bits(nan.second)};
+  return {number(spread.first) | nan_bits(nan.first), number(spread.second) | nan_bits(nan.second)};
 }
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890

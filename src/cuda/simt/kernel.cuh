@@ -112,8 +112,7 @@ class RowAttention {
     const float weight = exp2f(logit - max);
     max_ = max;
     sum_ = sum_ * factor + weight;
-    const float v_weight =
-        seen ? weight * token_scale(params_.tensors.v_token_scale, key) : 0.0F;
+    const float v_weight = seen ? weight * token_scale(params_.tensors.v_token_scale, key) : 0.0F;
     accumulate(seen ? offset_of(params_.tensors.v, key) : 0, v_weight, factor);
   }
 
