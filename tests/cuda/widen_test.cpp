@@ -112,6 +112,9 @@ TEST(WidenedFragments, ProductComponentsAreAPermutation) {
   std::uint32_t seen = 0;
   for (int i = 0; i < 16; ++i) seen |= 1U << product_component(i);
   EXPECT_EQ(seen, 0xffffU);
+  for (int i = 0; i < 16; ++i) {  // words stay whole, so that queries are moved by words
+    EXPECT_EQ(product_component(i), 2 * word_in_product(i / 2) + i % 2);
+  }
 }
 
 TEST(WidenedFragments, ColumnsOfValuesAreThoseOfTwoOperands) {

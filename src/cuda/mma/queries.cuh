@@ -94,8 +94,8 @@ class QueryRewriter {
 
   template <typename Convert>
   __device__ void rewrite(std::uint32_t row, const Convert& convert) const {
-    static_assert(product_component(4) == 2 && product_component(6) == 10,
-                  "the first half of the pairs are the even ones");
+    // Components of words: those of the even ones are the first half of a product's.
+    static_assert(word_in_product(1) == 4 && word_in_product(2) == 1 && word_in_product(7) == 7);
 #pragma unroll 1
     for (int step = lane_ % kLanesPerRow; step < kSteps; step += kLanesPerRow) {
       const std::uint32_t first = C::QueryLayout::chunk(row, 2 * step);

@@ -36,6 +36,9 @@ QUIRE_HOST_DEVICE constexpr int product_component(int i) {
   return i / 4 * 2 + i % 2 + i % 4 / 2 * 8;
 }
 
+/// Where word `word` of 8, two neighbouring components each, stands in a product.
+QUIRE_HOST_DEVICE constexpr int word_in_product(int word) { return word / 2 + word % 2 * 4; }
+
 namespace widening {
 
 /// Bytes of `low` (0 … 3) and `high` (4 … 7), chosen by the selector's digits, the lowest first.
