@@ -232,7 +232,9 @@ def main():
     timer = Timer(options.repetitions)
     ceilings = options.ceilings or [course["plain_read_gb_per_s"], 1e3 * course["matmul_tflop_per_s"]]
     for row in course["workloads"]:
-        if "op" in row or row.get("mask") == "tree" or not re.search(options.rows, row["name"]):
+        if "op" in row or "kv_dtype" in row or row.get("mask") == "tree":
+            continue
+        if not re.search(options.rows, row["name"]):
             continue
         batch = Batch(row)
         for name in filter(re.compile(options.impl).search, ROUTES):

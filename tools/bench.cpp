@@ -59,9 +59,12 @@ void print_list(const Course& course) {
 void run_bench(BenchOptions options, Session& session) {
   const Course course = parse_course(kCourse);
   if (options.list) return print_list(course);
-  options.measure.kv_dtype =
-      options.kv_dtype == DType::kNone ? options.measure.dtype : options.kv_dtype;
-  const std::vector<Workload> workloads = chosen(options, course);
+  std::vector<Workload> workloads = chosen(options, course);
+  for (Workload& workload : workloads) {
+    // Peers were timed with the course's own cache.
+    const DType its_own = cache_dtype(workload, {.dtype = options.measure.dtype});
+    if (cache_dtype(workload, options.measure) != its_own) workload.peers.clear();
+  }
   session.exit_code = options.device.type == DeviceType::kCpu
                           ? bench_on_cpu(options, course, workloads)
                           : bench_on_gpu(options, course, workloads);
@@ -84,7 +87,9 @@ void add_bench(CLI::App& app, Session& session) {
   add_whole(*sub, "--scale", command->scale, 0, kLargestScale,
             "Divide lengths by this; 0 is the course's own for a CPU, 1 on a GPU");
   add_dtype(*sub, "--dtype", command->measure.dtype, "Of queries and outputs: fp32, fp16 or bf16");
-  add_dtype(*sub, "--kv-dtype", command->kv_dtype, "Of the cache (default: as --dtype)");
+  add_dtype(*sub, "--kv-dtype", command->measure.kv_dtype,
+            "Of the cache (default: as the row says, else as --dtype)");
+  add_kv_scale(*sub, command->measure.kv_scale);
   add_real(*sub, "--min-time", command->measure.min_seconds, 0, kLongest,
            "On the CPU: seconds to repeat each workload at least");
   add_whole(*sub, "--repetitions", command->measure.repetitions, kFewestRepetitions,

@@ -41,9 +41,6 @@ void check_options(const ReplayCommand& command) {
     refuse("expected a TRACE file or --preset NAME\nTry quire replay --help");
   }
   if (!is_float(serving.replay.shape.dtype)) refuse("--dtype: expected fp32, fp16 or bf16");
-  if (!is_float(serving.replay.shape.cache_dtype())) {
-    refuse("--kv-dtype: expected fp32, fp16 or bf16");
-  }
   if (command.snapshot_step >= 0 && command.snapshot.empty()) {
     refuse("--snapshot-step: expected --snapshot FILE with it");
   }

@@ -9,7 +9,7 @@
 ///
 /// For query row i of a request and key position t,
 ///
-///     s(i,t) = sm_scale · k_scale · q(i)·k(t)
+///     s(i,t) = sm_scale · k_scale · q(i)·k(t)          (scales of t, if they are per token)
 ///              with logits_soft_cap c:  s ← c · tanh(s / c)
 ///              then, with ALiBi:        s ← s − slope · |position(i) − t|
 ///     where    position(i) = kv_len − qo_len + i
@@ -58,6 +58,10 @@ enum class KvScale : std::int32_t {
   kNone = 0,       ///< 1.
   kPerTensor = 1,  ///< One float32 for K and one for V.
   kPerHead = 2,    ///< float32 [num_kv_heads] for K and for V.
+  /// float32 [num_pages, num_kv_heads, page_size] for K and for V, whatever the layout of the pages;
+  /// [num_kv_heads, tokens] for contiguous K/V. Strides are free. Of tokens that no query of the
+  /// batch may see, scales are not read, as K and V are not.
+  kPerToken = 3,
 };
 
 /// `AttentionSpec::page_size` of K/V that are not paged: one row of keys per token, requests after
@@ -149,7 +153,7 @@ struct AttentionTensors {
   TensorView v{};  ///< kv_dtype, the same with Dv; strides independent of K's.
   MutableTensorView o{};      ///< o_dtype [total_q, num_qo_heads, Dv]. Must not overlap q, k or v.
   MutableTensorView lse{};    ///< float32 [total_q, num_qo_heads], or not given.
-  TensorView k_scale{};       ///< float32 [1] or [num_kv_heads], as `AttentionSpec::kv_scale` says.
+  TensorView k_scale{};       ///< float32, of the shape that `AttentionSpec::kv_scale` names.
   TensorView v_scale{};       ///< Likewise.
   TensorView sinks{};         ///< float32 [num_qo_heads]: unscaled logits.
   TensorView alibi_slopes{};  ///< float32 [num_qo_heads].
@@ -282,8 +286,10 @@ QUIRE_API void attention(Device device, const AttentionSpec& spec, const Batch& 
 struct AppendTensors {
   TensorView k{};  ///< [total_q, num_kv_heads, D]: float32, float16 or bfloat16; strided as q.
   TensorView v{};  ///< [total_q, num_kv_heads, Dv], same dtype.
-  MutableTensorView
-      k_cache{};  ///< `NHD` or `HND` pages; converted to this dtype, rounding to nearest.
+  /// `NHD` or `HND` pages; converted to this dtype, rounding to nearest even. 8-bit caches saturate:
+  /// what lies beyond their numbers (±448, ±57344, −128 … 127) becomes the last of them; NaN stays
+  /// NaN, and is 0 in int8.
+  MutableTensorView k_cache{};
   MutableTensorView v_cache{};  ///< As many pages of the same layout, page size and dtype.
   /// int64 [total_q]: page · page_size + offset; negative skips the row. Not given: slots are
   /// derived from the batch: row i of a request goes to position kv_len − qo_len + i. Slots are
@@ -291,6 +297,13 @@ struct AppendTensors {
   TensorView slot_mapping{};
   TensorView k_scale{};  ///< float32 [1] or [num_kv_heads]: stored value · scale = k. Not given: 1.
   TensorView v_scale{};  ///< Likewise for v.
+  /// float32 [num_pages, num_kv_heads, page_size], strides free: the scales of `KvScale::kPerToken`
+  /// are computed and written here, one for each row of k and head, such that the largest magnitude
+  /// of its components becomes the largest number of an 8-bit cache (1 for a row of zeros). Given for
+  /// both k and v or for neither, with 8-bit caches only, and not together with `k_scale` or
+  /// `v_scale`.
+  MutableTensorView k_token_scale{};
+  MutableTensorView v_token_scale{};  ///< Likewise for v.
 };
 
 /// Writes new keys and values into their pages. Rows beyond `qo_indptr[num_seqs]` and rows before

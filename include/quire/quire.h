@@ -232,7 +232,10 @@ enum quire_mask {
 enum quire_kv_scale {
   QUIRE_SCALE_NONE = 0,       /**< 1. */
   QUIRE_SCALE_PER_TENSOR = 1, /**< One float32 for K and one for V. */
-  QUIRE_SCALE_PER_HEAD = 2    /**< float32 [num_kv_heads] for K and for V. */
+  QUIRE_SCALE_PER_HEAD = 2,   /**< float32 [num_kv_heads] for K and for V. */
+  /** float32 [num_pages, num_kv_heads, page_size] for K and for V, whatever the layout of the pages;
+   * [num_kv_heads, tokens] for contiguous K/V. Strides are free. */
+  QUIRE_SCALE_PER_TOKEN = 3
 };
 
 /** `quire_attention_spec::page_size` of K/V that are not paged: rows found through `kv_indptr`. */
@@ -377,7 +380,7 @@ typedef struct quire_attention_tensors {
   quire_tensor v;   /**< kv_dtype, the same with Dv; strides independent of K's. */
   quire_tensor o;   /**< Written: o_dtype [total_q, num_qo_heads, Dv]. No overlap with q, k, v. */
   quire_tensor lse; /**< Written: float32 [total_q, num_qo_heads]; or not given. */
-  quire_tensor k_scale;      /**< float32 [1] or [num_kv_heads], as `kv_scale` of the spec says. */
+  quire_tensor k_scale;      /**< float32, of the shape that `kv_scale` of the spec names. */
   quire_tensor v_scale;      /**< Likewise. */
   quire_tensor sinks;        /**< float32 [num_qo_heads]: unscaled logits. */
   quire_tensor alibi_slopes; /**< float32 [num_qo_heads]. */
@@ -539,18 +542,29 @@ typedef struct quire_append_tensors {
   size_t struct_size; /**< sizeof this struct as the caller knows it. */
   quire_tensor k; /**< [total_q, num_kv_heads, D]: float32, float16 or bfloat16; strided as q. */
   quire_tensor v; /**< [total_q, num_kv_heads, Dv], same dtype. */
-  quire_tensor k_cache; /**< Written: `NHD` or `HND` pages; converted to this dtype, to nearest. */
+  /** Written: `NHD` or `HND` pages; converted to this dtype, rounding to nearest even. 8-bit caches
+   * saturate: what lies beyond their numbers (448, 57344, -128 to 127) becomes the last of them; NaN
+   * stays NaN, and is 0 in int8. */
+  quire_tensor k_cache;
   quire_tensor v_cache; /**< Written. */
   /** int64 [total_q]: page * page_size + offset; negative skips the row. Not given: slots are
    * derived from the batch: row i of a request goes to position kv_len - qo_len + i. */
   quire_tensor slot_mapping;
   quire_tensor k_scale; /**< float32 [1] or [num_kv_heads]: stored * scale = k. Not given: 1. */
   quire_tensor v_scale; /**< Likewise. */
+  /** Written: float32 [num_pages, num_kv_heads, page_size], strides free. The scales of
+   * `QUIRE_SCALE_PER_TOKEN` are computed, such that the largest magnitude of a row and head becomes
+   * the largest number of an 8-bit cache (1 for a row of zeros). Given for both k and v or for
+   * neither, with 8-bit caches only, and not together with `k_scale` or `v_scale`. */
+  quire_tensor k_token_scale;
+  quire_tensor v_token_scale; /**< Likewise. */
 } quire_append_tensors;
 
 /** Static initialiser: all defaults. */
 #define QUIRE_APPEND_TENSORS_INIT \
   {sizeof(quire_append_tensors),  \
+   QUIRE_TENSOR_NONE,             \
+   QUIRE_TENSOR_NONE,             \
    QUIRE_TENSOR_NONE,             \
    QUIRE_TENSOR_NONE,             \
    QUIRE_TENSOR_NONE,             \

@@ -187,6 +187,8 @@ TENSORS: dict[str, tuple[str, ...]] = {
         "slot_mapping",
         "k_scale",
         "v_scale",
+        "k_token_scale",
+        "v_token_scale",
     ),
     "quire_merge_tensors": ("o_parts", "lse_parts", "o", "lse"),
 }
@@ -215,7 +217,7 @@ DTYPE_NONE = 0
 DEVICE_CPU, DEVICE_CUDA = 0, 1
 KV_LAYOUTS = {"NHD": 0, "HND": 1}
 MASKS = {"none": 0, "causal": 1, "tree": 2, "full": 3}
-KV_SCALES = {"none": 0, "per_tensor": 1, "per_head": 2}
+KV_SCALES = {"none": 0, "per_tensor": 1, "per_head": 2, "per_token": 3}
 CONTIGUOUS_KV = 0
 WORKSPACE_ALIGNMENT = 256
 MAX_RANK = 4

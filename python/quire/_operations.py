@@ -172,6 +172,8 @@ def append(
     kv_layout: KvLayout = "NHD",
     k_scale: Any = None,
     v_scale: Any = None,
+    k_token_scale: Any = None,
+    v_token_scale: Any = None,
     stream: Any = None,
     check: Optional[CheckRecord] = None,
     executor: Optional[ThreadPool] = None,
@@ -189,6 +191,8 @@ def append(
       batch: Without `slot_mapping`: row i of a request goes to position kv_len − qo_len + i.
       kv_layout: "NHD" or "HND", of the caches.
       k_scale, v_scale: float32 [1] or [num_kv_heads]: what is stored times the scale is k.
+      k_token_scale, v_token_scale: Written: float32 [num_pages, num_kv_heads, page_size]: a scale
+        for each token and head is computed, for an 8-bit cache of "per_token" scales; both or none.
       stream: CUDA stream; None takes torch's current one if k is torch's.
       check: Turns checked mode on.
       executor: Threads of the CPU backend; None takes the process's pool.
@@ -211,6 +215,8 @@ def append(
         packed(slot_mapping, where, "slot_mapping", keep),
         packed(k_scale, where, "k_scale", keep),
         packed(v_scale, where, "v_scale", keep),
+        packed_written(k_token_scale, where, "k_token_scale", keep),
+        packed_written(v_token_scale, where, "v_token_scale", keep),
     )
     c.check(
         c.unlocked.quire_append(
@@ -292,4 +298,6 @@ def _kv_scale(scale: Any, where: str) -> KvScale:
     if scale is None:
         return "none"
     shape = view_of(scale, where, "k_scale").shape
+    if len(shape) > 1:
+        return "per_token"
     return "per_tensor" if shape in ((), (1,)) else "per_head"

@@ -13,7 +13,7 @@ from ._tensors import dtype_name
 
 KvLayout = Literal["NHD", "HND"]
 Mask = Literal["none", "causal", "tree", "full"]
-KvScale = Literal["none", "per_tensor", "per_head"]
+KvScale = Literal["none", "per_tensor", "per_head", "per_token"]
 
 #: `AttentionSpec.page_size` of K and V that are not paged: rows found through `kv_indptr`.
 CONTIGUOUS_KV = c.CONTIGUOUS_KV
@@ -42,7 +42,8 @@ class AttentionSpec:
       sinks: Whether `run(sinks=…)` enters the denominator.
       alibi: Whether `run(alibi_slopes=…)` is applied.
       kv_scale: "none", or the shape of `k_scale` and `v_scale`: "per_tensor" float32 [1],
-        "per_head" float32 [num_kv_heads].
+        "per_head" float32 [num_kv_heads], "per_token" float32 [num_pages, num_kv_heads,
+        page_size] in both layouts ([num_kv_heads, tokens] for contiguous K/V).
       share_prefixes: Whether `schedule()` looks for requests whose tables begin with the same
         pages, which are then read once for all of them (on CUDA).
 

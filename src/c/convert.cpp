@@ -187,6 +187,8 @@ Status read_append_tensors(std::string_view function, const quire_append_tensors
   out.slot_mapping = to_view(tensors.slot_mapping);
   out.k_scale = to_view(tensors.k_scale);
   out.v_scale = to_view(tensors.v_scale);
+  out.k_token_scale = to_mutable_view(tensors.k_token_scale);
+  out.v_token_scale = to_mutable_view(tensors.v_token_scale);
   return {};
 }
 

@@ -30,7 +30,7 @@ static_assert(ends_with<quire_attention_tensors, quire_tensor>(offsetof(quire_at
                                                                         alibi_slopes)));
 static_assert(ends_with<quire_call_options, void*>(offsetof(quire_call_options, check)));
 static_assert(ends_with<quire_append_tensors, quire_tensor>(offsetof(quire_append_tensors,
-                                                                     v_scale)));
+                                                                     v_token_scale)));
 static_assert(ends_with<quire_merge_tensors, quire_tensor>(offsetof(quire_merge_tensors, lse)));
 static_assert(ends_with<quire_page_pool_spec, std::int32_t>(offsetof(quire_page_pool_spec,
                                                                      page_size)));

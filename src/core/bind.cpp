@@ -7,6 +7,7 @@
 #include <new>
 
 #include "core/expect.hpp"
+#include "core/narrow_formats.hpp"
 
 namespace quire::core {
 namespace {
@@ -15,6 +16,9 @@ constexpr auto kInt32 = SetOf<DType>::of(DType::kInt32);
 constexpr auto kInt64 = SetOf<DType>::of(DType::kInt64);
 constexpr auto kFloat32 = SetOf<DType>::of(DType::kFloat32);
 constexpr auto kFloats = SetOf<DType>::of(DType::kFloat32, DType::kFloat16, DType::kBFloat16);
+constexpr auto kCacheDtypes =
+    SetOf<DType>::of(DType::kFloat32, DType::kFloat16, DType::kBFloat16, DType::kInt8,
+                     DType::kFloat8E4M3, DType::kFloat8E5M2);
 
 constexpr SetOf<DType> only(DType dtype) { return SetOf<DType>::of(dtype); }
 
@@ -33,6 +37,16 @@ class Checks {
   void expect_writable(std::string_view name, const MutableTensorView& tensor, SetOf<DType> dtypes,
                        std::initializer_list<Extent> shape) {
     if (ok()) status_ = core::expect_writable(tensor, {operation_, name, dtypes, shape, device_});
+  }
+  /// Without a dense axis.
+  void expect_scattered(std::string_view name, const TensorView& tensor,
+                        std::initializer_list<Extent> shape) {
+    if (ok()) status_ = core::expect(tensor, {operation_, name, kFloat32, shape, device_, false});
+  }
+  void expect_writable_scattered(std::string_view name, const MutableTensorView& tensor,
+                                 std::initializer_list<Extent> shape) {
+    if (!ok()) return;
+    status_ = core::expect_writable(tensor, {operation_, name, kFloat32, shape, device_, false});
   }
   void expect_lse_parts(const TensorView& tensor, std::initializer_list<Extent> shape) {
     if (ok())
@@ -116,10 +130,33 @@ void expect_cache(Checks& checks, std::string_view name, const TensorView& tenso
   }
 }
 
+/// @param cache  Checked before: K or V that the scale is of.
 void expect_scale(Checks& checks, std::string_view name, const TensorView& scale,
-                  const AttentionSpec& spec) {
+                  const AttentionSpec& spec, const TensorView& cache) {
+  if (spec.kv_scale == KvScale::kPerToken && checks.ok()) {
+    const bool heads_first = spec.kv_layout == KvLayout::kHND;
+    if (spec.page_size == kContiguousKv) {
+      checks.expect_scattered(
+          name, scale, {exactly(spec.num_kv_heads), exactly(cache.size(heads_first ? 1 : 0))});
+    } else {
+      checks.expect_scattered(
+          name, scale,
+          {exactly(cache.size(0)), exactly(spec.num_kv_heads), exactly(spec.page_size)});
+    }
+    return;
+  }
   const std::int32_t count = spec.kv_scale == KvScale::kPerHead ? spec.num_kv_heads : 1;
   checks.expect_if(spec.kv_scale != KvScale::kNone, name, scale, kFloat32, {exactly(count)});
+}
+
+/// [page, head, token], or [head, token] of contiguous K/V.
+template <typename Float, typename Void>
+TokenScalesOf<Float> token_scales_of(const BasicTensorView<Void>& scale) {
+  if (!scale.given()) return {};
+  const std::int32_t heads = scale.rank - 2;
+  const void* data = scale.data != nullptr ? scale.data : &kNoElements;
+  return {static_cast<Float*>(const_cast<void*>(data)), heads == 0 ? 0 : scale.stride(0),
+          scale.stride(heads), scale.stride(heads + 1)};
 }
 
 /// Which of the ways to find keys is given, and only it.
@@ -243,8 +280,8 @@ Status check_layer(const AttentionConfig& config, const AttentionTensors& tensor
   checks.expect_writable("o", tensors.o, only(spec.o_dtype),
                          {exactly(total_q), qo_heads, exactly(spec.head_dim_vo)});
   checks.expect_lse(tensors.lse, {exactly(total_q), qo_heads});
-  expect_scale(checks, "k_scale", tensors.k_scale, spec);
-  expect_scale(checks, "v_scale", tensors.v_scale, spec);
+  expect_scale(checks, "k_scale", tensors.k_scale, spec, tensors.k);
+  expect_scale(checks, "v_scale", tensors.v_scale, spec, tensors.v);
   checks.expect_if(spec.sinks, "sinks", tensors.sinks, kFloat32, {qo_heads});
   checks.expect_if(spec.alibi, "alibi_slopes", tensors.alibi_slopes, kFloat32, {qo_heads});
   if (!checks.ok()) return checks.status();
@@ -268,8 +305,13 @@ Status check_layer(const AttentionConfig& config, const AttentionTensors& tensor
     out.lse_token_stride = tensors.lse.stride(0);
     out.lse_head_stride = tensors.lse.stride(1);
   }
-  out.k_scale = data_of<float>(tensors.k_scale);
-  out.v_scale = data_of<float>(tensors.v_scale);
+  if (spec.kv_scale == KvScale::kPerToken) {
+    out.k_token_scale = token_scales_of<const float>(tensors.k_scale);
+    out.v_token_scale = token_scales_of<const float>(tensors.v_scale);
+  } else {
+    out.k_scale = data_of<float>(tensors.k_scale);
+    out.v_scale = data_of<float>(tensors.v_scale);
+  }
   out.scale_head_stride = spec.kv_scale == KvScale::kPerHead ? 1 : 0;
   out.sinks = data_of<float>(tensors.sinks);
   out.alibi_slopes = data_of<float>(tensors.alibi_slopes);
@@ -291,6 +333,26 @@ void expect_append_scale(Checks& checks, std::string_view name, const TensorView
   checks.expect(name, scale, kFloat32, {exactly(one ? 1 : num_kv_heads)});
 }
 
+/// Scales that are computed: of both k and v, or of neither. Checked after the caches.
+void expect_token_scales(Checks& checks, const AppendTensors& tensors, std::int64_t num_kv_heads,
+                         std::int64_t page_size) {
+  if (!tensors.k_token_scale.given() && !tensors.v_token_scale.given()) return;
+  if (tensors.k_scale.given() || tensors.v_scale.given()) {
+    checks.refuse(tensors.k_scale.given() ? "k_scale" : "v_scale",
+                  "expected nothing, since scales per token are computed");
+  }
+  if (!is_narrow(tensors.k_cache.dtype)) {
+    checks.refuse("k_token_scale",
+                  fmt::format("expected nothing, since a {} cache has no scales per token",
+                              to_string(tensors.k_cache.dtype)));
+  }
+  const Extent pages = exactly(tensors.k_cache.size(0));
+  const Extent heads = exactly(num_kv_heads);
+  const Extent tokens = exactly(page_size);
+  checks.expect_writable_scattered("k_token_scale", tensors.k_token_scale, {pages, heads, tokens});
+  checks.expect_writable_scattered("v_token_scale", tensors.v_token_scale, {pages, heads, tokens});
+}
+
 Status check_append(Device device, KvLayout layout, const Batch& batch,
                     const AppendTensors& tensors, BatchArrays& batch_out, AppendArrays& out) {
   Checks checks("append", device);
@@ -300,7 +362,7 @@ Status check_append(Device device, KvLayout layout, const Batch& batch,
   const std::int64_t heads = tensors.k.size(1);
   checks.expect("v", tensors.v, only(tensors.k.dtype),
                 {exactly(rows), exactly(heads), any_extent()});
-  const SetOf<DType> cache_dtypes = kFloats;
+  const SetOf<DType> cache_dtypes = kCacheDtypes;
   const bool heads_first = layout == KvLayout::kHND;
   const auto expect_pages = [&](std::string_view name, const MutableTensorView& cache,
                                 SetOf<DType> dtypes, Extent pages, Extent tokens,
@@ -325,6 +387,7 @@ Status check_append(Device device, KvLayout layout, const Batch& batch,
                exactly(tensors.k_cache.size(0)), exactly(page_size), tensors.v.size(2));
   expect_append_scale(checks, "k_scale", tensors.k_scale, heads);
   expect_append_scale(checks, "v_scale", tensors.v_scale, heads);
+  expect_token_scales(checks, tensors, heads, page_size);
   batch_out = {};
   if (tensors.slot_mapping.given()) {
     checks.expect("slot_mapping", tensors.slot_mapping, kInt64, {exactly(rows)});
@@ -356,6 +419,8 @@ Status check_append(Device device, KvLayout layout, const Batch& batch,
   out.v_scale = data_of<float>(tensors.v_scale);
   out.k_scale_head_stride = tensors.k_scale.given() && tensors.k_scale.size(0) > 1 ? 1 : 0;
   out.v_scale_head_stride = tensors.v_scale.given() && tensors.v_scale.size(0) > 1 ? 1 : 0;
+  out.k_token_scale = token_scales_of<float>(tensors.k_token_scale);
+  out.v_token_scale = token_scales_of<float>(tensors.v_token_scale);
   return {};
 }
 

@@ -27,9 +27,9 @@ struct NamedScale {
   KvScale scale;
   std::string_view name;
 };
-constexpr std::array kScales = {NamedScale{KvScale::kNone, "none"},
-                                NamedScale{KvScale::kPerTensor, "per tensor"},
-                                NamedScale{KvScale::kPerHead, "per head"}};
+constexpr std::array kScales = {
+    NamedScale{KvScale::kNone, "none"}, NamedScale{KvScale::kPerTensor, "per tensor"},
+    NamedScale{KvScale::kPerHead, "per head"}, NamedScale{KvScale::kPerToken, "per token"}};
 
 /// The enumerators of `all` that are in the set, by name.
 template <typename Enum, typename Range, typename Key, typename Name>

@@ -74,6 +74,18 @@ struct PagesOf {
 using Pages = PagesOf<const void>;
 using MutablePages = PagesOf<void>;
 
+/// A scale for each token and kv head, where the token lies: [page, head, token] in any order of
+/// axes. Contiguous K/V is one page.
+template <typename Float>
+struct TokenScalesOf {
+  Float* data = nullptr;  // null: scales are not per token
+  std::int64_t page_stride = 0;
+  std::int64_t head_stride = 0;
+  std::int64_t token_stride = 0;
+};
+using TokenScales = TokenScalesOf<const float>;
+using MutableTokenScales = TokenScalesOf<float>;
+
 /// Fixed by the layer. Null where not given.
 struct LayerTensors {
   std::int64_t total_q = 0;  ///< rows of q and o, padding included
@@ -87,6 +99,8 @@ struct LayerTensors {
   const float* k_scale = nullptr;       // [1] or [num_kv_heads]
   const float* v_scale = nullptr;       // [1] or [num_kv_heads]
   std::int32_t scale_head_stride = 0;   // 0: one for all heads
+  TokenScales k_token_scale;            // in place of k_scale
+  TokenScales v_token_scale;            // in place of v_scale
   const float* sinks = nullptr;         // [num_qo_heads]
   const float* alibi_slopes = nullptr;  // [num_qo_heads]
 };
@@ -109,6 +123,8 @@ struct AppendArrays {
   const float* v_scale = nullptr;
   std::int32_t k_scale_head_stride = 0;  // 0: one for all heads
   std::int32_t v_scale_head_stride = 0;
+  MutableTokenScales k_token_scale;  // computed and written, in place of k_scale
+  MutableTokenScales v_token_scale;
 };
 
 /// Partial results to be joined.

@@ -80,7 +80,7 @@ AttentionSpec resolve_spec(const AttentionSpec& spec) {
   require_heads(spec);
   require_enumerator("mask", spec.mask, Mask::kFull);
   require_enumerator("kv_layout", spec.kv_layout, KvLayout::kHND);
-  require_enumerator("kv_scale", spec.kv_scale, KvScale::kPerHead);
+  require_enumerator("kv_scale", spec.kv_scale, KvScale::kPerToken);
   require_at_least("page_size", spec.page_size, 0);
   require_at_least("window_left", spec.window_left, -1);
   if (!std::isfinite(spec.sm_scale)) {

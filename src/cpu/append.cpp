@@ -8,6 +8,7 @@
 
 #include "core/backend.hpp"
 #include "cpu/check_batch.hpp"
+#include "cpu/narrow_rows.hpp"
 #include "cpu/tier.hpp"
 #include "schedule/sequence.hpp"
 
@@ -102,6 +103,7 @@ struct Stream {
   std::int32_t head_dim = 0;
   const float* scale = nullptr;
   std::int32_t scale_head_stride = 0;
+  core::MutableTokenScales token_scale;
 };
 
 class Writer {
@@ -109,10 +111,18 @@ class Writer {
   Writer(const Tier& tier, const core::AppendArrays& arrays)
       : tier_(tier),
         arrays_(arrays),
-        k_{arrays.k, arrays.k_cache, arrays.head_dim_qk, arrays.k_scale,
-           arrays.k_scale_head_stride},
-        v_{arrays.v, arrays.v_cache, arrays.head_dim_vo, arrays.v_scale,
-           arrays.v_scale_head_stride} {}
+        k_{arrays.k,
+           arrays.k_cache,
+           arrays.head_dim_qk,
+           arrays.k_scale,
+           arrays.k_scale_head_stride,
+           arrays.k_token_scale},
+        v_{arrays.v,
+           arrays.v_cache,
+           arrays.head_dim_vo,
+           arrays.v_scale,
+           arrays.v_scale_head_stride,
+           arrays.v_token_scale} {}
 
   void write(std::int64_t row, std::int64_t slot) const {
     write(k_, row, slot);
@@ -133,9 +143,17 @@ class Writer {
                  (page * stream.to.page_stride + token * stream.to.token_stride +
                   head * stream.to.head_stride) *
                      cache_size;
-      const float scale =
-          stream.scale != nullptr ? stream.scale[head * stream.scale_head_stride] : 1.0F;
-      convert(to, from, stream.head_dim, scale);
+      float scale = stream.scale != nullptr ? stream.scale[head * stream.scale_head_stride] : 1.0F;
+      if (!core::is_narrow(arrays_.cache_dtype)) {
+        convert(to, from, stream.head_dim, scale);
+        continue;
+      }
+      if (const core::MutableTokenScales& scales = stream.token_scale; scales.data != nullptr) {
+        scale = find_row_scale(from, arrays_.new_dtype, stream.head_dim, arrays_.cache_dtype);
+        scales.data[page * scales.page_stride + head * scales.head_stride +
+                    token * scales.token_stride] = scale;
+      }
+      quantise_row(to, arrays_.cache_dtype, from, arrays_.new_dtype, stream.head_dim, scale);
     }
   }
 

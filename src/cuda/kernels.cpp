@@ -2,9 +2,10 @@
 // The CUDA rows of the kernel table, and the compiled kernel behind each spec.
 #include "cuda/kernels.hpp"
 
-#include <array>
+#include <map>
 #include <vector>
 
+#include "core/narrow_formats.hpp"
 #include "cuda/mma/instances.hpp"
 #include "cuda/simt/instances.hpp"
 #include "cuda/sm90/instances.hpp"
@@ -13,6 +14,9 @@ namespace quire::cuda {
 namespace {
 
 constexpr auto kFloats = core::SetOf<DType>::of(DType::kFloat32, DType::kFloat16, DType::kBFloat16);
+
+constexpr auto kAllScales = core::SetOf<KvScale>::of(KvScale::kNone, KvScale::kPerTensor,
+                                                     KvScale::kPerHead, KvScale::kPerToken);
 
 /// Everything but dtypes and head dims is a run-time argument of every kernel.
 core::KernelRow any_batch() {
@@ -28,43 +32,66 @@ core::KernelRow any_batch() {
   return row;
 }
 
-/// Head dims of the tensor-core kernel's instances for one dtype.
-std::vector<core::HeadDims> mma_head_dims(DType dtype) {
+constexpr auto kNarrow =
+    core::SetOf<DType>::of(DType::kInt8, DType::kFloat8E4M3, DType::kFloat8E5M2);
+
+/// Head dims of the tensor-core kernel's instances for one dtype of K and V.
+std::vector<core::HeadDims> mma_head_dims(DType kv_dtype) {
   std::vector<core::HeadDims> dims;
   for (const mma::Instance& instance : mma::instances()) {
-    if (instance.dtype == dtype) dims.push_back(instance.head_dims);
+    if (instance.kv_dtype == kv_dtype) dims.push_back(instance.head_dims);
   }
   return dims;
 }
 
-void add_mma_row(std::vector<core::KernelRow>& rows, std::string_view name, DType dtype,
-                 const std::vector<core::HeadDims>& dims) {
+void add_mma_row(std::vector<core::KernelRow>& rows, std::string_view name, DType dtype) {
+  static std::map<DType, std::vector<core::HeadDims>> dims_of;  // rows point into it
+  const std::vector<core::HeadDims>& dims = dims_of[dtype] = mma_head_dims(dtype);
   if (dims.empty()) return;
   core::KernelRow row = any_batch();
   row.name = name;
-  row.summary = "tensor cores, 16-bit K and V, up to 32 rows of a group at a time";
-  row.q_dtypes = core::SetOf<DType>::of(dtype);
   row.kv_dtypes = core::SetOf<DType>::of(dtype);
   row.head_dim_list = dims;
   row.max_group_size = mma::kMaxGroupSize;
+  if (core::is_narrow(dtype)) {
+    row.summary = "tensor cores, 8-bit K and V widened to fp16, up to 32 rows of a group at a time";
+    row.q_dtypes = core::SetOf<DType>::of(DType::kBFloat16, DType::kFloat16);
+    row.kv_scales = kAllScales;
+  } else {
+    row.summary = "tensor cores, 16-bit K and V, up to 32 rows of a group at a time";
+    row.q_dtypes = row.kv_dtypes;
+  }
   rows.push_back(row);
 }
 
+/// On CUDA cores: what no other kernel takes.
+core::KernelRow simt_row(std::string_view name, std::string_view summary) {
+  core::KernelRow row = any_batch();
+  row.name = name;
+  row.summary = summary;
+  row.q_dtypes = kFloats;
+  row.head_dim_multiple = simt::kHeadDimStep;
+  row.head_dim_max = simt::kMaxHeadDim;
+  row.max_group_size = simt::kMaxGroupSize;
+  return row;
+}
+
 std::vector<core::KernelRow> make_rows() {
-  static const std::vector<core::HeadDims> bfloat16_dims = mma_head_dims(DType::kBFloat16);
-  static const std::vector<core::HeadDims> float16_dims = mma_head_dims(DType::kFloat16);
   std::vector<core::KernelRow> rows;
-  add_mma_row(rows, "cuda.mma.bfloat16", DType::kBFloat16, bfloat16_dims);
-  add_mma_row(rows, "cuda.mma.float16", DType::kFloat16, float16_dims);
-  core::KernelRow simt = any_batch();
-  simt.name = kSimtName;
-  simt.summary = "fp32 arithmetic on CUDA cores, for what no other kernel takes";
-  simt.q_dtypes = kFloats;
+  add_mma_row(rows, "cuda.mma.bfloat16", DType::kBFloat16);
+  add_mma_row(rows, "cuda.mma.float16", DType::kFloat16);
+  add_mma_row(rows, "cuda.mma.float8_e4m3", DType::kFloat8E4M3);
+  add_mma_row(rows, "cuda.mma.float8_e5m2", DType::kFloat8E5M2);
+  add_mma_row(rows, "cuda.mma.int8", DType::kInt8);
+  core::KernelRow simt =
+      simt_row(kSimtName, "fp32 arithmetic on CUDA cores, for what no other kernel takes");
   simt.kv_dtypes = kFloats;
-  simt.head_dim_multiple = simt::kHeadDimStep;
-  simt.head_dim_max = simt::kMaxHeadDim;
-  simt.max_group_size = simt::kMaxGroupSize;
   rows.push_back(simt);
+  core::KernelRow narrow = simt_row(kNarrowSimtName, "the same for 8-bit K and V");
+  narrow.head_dim_multiple = simt::kNarrowHeadDimStep;
+  narrow.kv_dtypes = kNarrow;
+  narrow.kv_scales = kAllScales;
+  rows.push_back(narrow);
   return rows;
 }
 
@@ -77,17 +104,23 @@ std::span<const core::KernelRow> kernel_rows() noexcept {
 
 std::vector<AttendKernel> kernels_for(const core::AttentionConfig& config) {
   const AttentionSpec& spec = config.spec;
-  if (config.kernel->name == kSimtName) return {simt::kernel_for(spec.q_dtype, spec.kv_dtype)};
-  const auto is_meant = [&](const auto& instance) {
-    return instance.dtype == spec.kv_dtype && instance.head_dims.qk == spec.head_dim_qk &&
-           instance.head_dims.vo == spec.head_dim_vo;
+  if (config.kernel->name == kSimtName || config.kernel->name == kNarrowSimtName) {
+    return {simt::kernel_for(spec.q_dtype, spec.kv_dtype)};
+  }
+  const auto has_head_dims = [&](const auto& instance) {
+    return instance.head_dims.qk == spec.head_dim_qk && instance.head_dims.vo == spec.head_dim_vo;
   };
   std::vector<AttendKernel> kernels;
   for (const sm90::Instance& instance : sm90::instances()) {
-    if (is_meant(instance)) kernels.push_back(instance.kernel);
+    if (instance.dtype == spec.kv_dtype && has_head_dims(instance)) {
+      kernels.push_back(instance.kernel);
+    }
   }
   for (const mma::Instance& instance : mma::instances()) {
-    if (!is_meant(instance)) continue;
+    if (instance.kv_dtype != spec.kv_dtype || !instance.q_dtypes.has(spec.q_dtype) ||
+        !has_head_dims(instance)) {
+      continue;
+    }
     kernels.push_back(instance.large);
     kernels.push_back(instance.small);
     return kernels;

@@ -12,6 +12,7 @@
 namespace quire::cuda {
 
 inline constexpr std::string_view kSimtName = "cuda.simt";
+inline constexpr std::string_view kNarrowSimtName = "cuda.simt.narrow";
 
 /// The kernels that serve a spec, the fastest first; the last one runs on every device.
 /// @throws Error `kInternal` if the table and the compiled kernels disagree.

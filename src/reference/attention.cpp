@@ -105,6 +105,17 @@ class Sequence {
            kv_head * cache.stride(heads_first ? 1 : 2);
   }
 
+  /// Offset in elements of a key's scale: [page, head, token], or [head, row] of contiguous keys.
+  [[nodiscard]] std::int64_t scale_offset(const TensorView& scale, std::int64_t key,
+                                          std::int64_t kv_head) const {
+    if (spec_.page_size == kContiguousKv) {
+      const std::int64_t row = at<std::int32_t>(batch_.kv_indptr, seq_) + key;
+      return kv_head * scale.stride(0) + row * scale.stride(1);
+    }
+    return page(key / spec_.page_size) * scale.stride(0) + kv_head * scale.stride(1) +
+           (key % spec_.page_size) * scale.stride(2);
+  }
+
  private:
   [[nodiscard]] std::int64_t page(std::int64_t index) const {
     if (batch_.page_table.given()) {
@@ -124,8 +135,13 @@ class Sequence {
   std::int64_t kv_len_ = 0;
 };
 
-double scale_of(const TensorView& scale, std::int64_t kv_head) {
+/// Of a key; of all keys, if scales are not per token.
+double scale_of(const AttentionSpec& spec, const Sequence& sequence, const TensorView& scale,
+                std::int64_t key, std::int64_t kv_head) {
   if (!scale.given()) return 1.0;
+  if (spec.kv_scale == KvScale::kPerToken) {
+    return static_cast<const float*>(scale.data)[sequence.scale_offset(scale, key, kv_head)];
+  }
   return at<float>(scale, scale.size(0) == 1 ? 0 : kv_head);
 }
 
@@ -152,8 +168,6 @@ ReferenceRow reference_attention_row(const AttentionSpec& spec, const Batch& bat
   const double sm_scale =
       spec.sm_scale != 0.0F ? spec.sm_scale : 1.0 / std::sqrt(static_cast<double>(head_dim_qk));
   const std::int64_t kv_head = qo_head / (spec.num_qo_heads / spec.num_kv_heads);
-  const double k_scale = scale_of(tensors.k_scale, kv_head);
-  const double v_scale = scale_of(tensors.v_scale, kv_head);
   const std::int64_t position = sequence.kv_len() - sequence.qo_len() + query;
   const std::int64_t q_offset =
       (sequence.first_row() + query) * tensors.q.stride(0) + qo_head * tensors.q.stride(1);
@@ -167,7 +181,7 @@ ReferenceRow reference_attention_row(const AttentionSpec& spec, const Batch& bat
     for (std::int64_t d = 0; d < head_dim_qk; ++d) {
       dot += element(tensors.q, q_offset + d) * element(tensors.k, k_offset + d);
     }
-    double logit = dot * sm_scale * k_scale;
+    double logit = dot * sm_scale * scale_of(spec, sequence, tensors.k_scale, key, kv_head);
     if (spec.logits_soft_cap > 0.0F) {
       logit = spec.logits_soft_cap * std::tanh(logit / spec.logits_soft_cap);
     }
@@ -187,6 +201,7 @@ ReferenceRow reference_attention_row(const AttentionSpec& spec, const Batch& bat
     if (!sequence.sees(query, key)) continue;
     const double weight = std::exp(logits[static_cast<std::size_t>(key)] - max_logit);
     denominator += weight;
+    const double v_scale = scale_of(spec, sequence, tensors.v_scale, key, kv_head);
     const std::int64_t v_offset = sequence.offset(tensors.v, key, kv_head);
     for (std::int64_t d = 0; d < head_dim_vo; ++d) {
       row.o[static_cast<std::size_t>(d)] += weight * v_scale * element(tensors.v, v_offset + d);

@@ -231,8 +231,8 @@ TEST(ErrorTexts, OfAppend) {
   EXPECT_EQ(append_text_after([](AppendCall& c) { c.tensors.v.shape[0] = 2; }),
             "[append] v: expected float32 [3, 2, ≥0], got float32 [2, 2, 8]");
   EXPECT_EQ(append_text_after([](AppendCall& c) { c.tensors.k_cache.shape[2] = 1; }),
-            "[append] k_cache: expected float32 or float16 or bfloat16 [≥0, ≥1, 2, 8], got float32 "
-            "[4, 16, 1, 8]");
+            "[append] k_cache: expected float32 or float16 or bfloat16 or int8 or float8_e4m3 or "
+            "float8_e5m2 [≥0, ≥1, 2, 8], got float32 [4, 16, 1, 8]");
   EXPECT_EQ(append_text_after([](AppendCall& c) {
               constexpr std::int64_t kTooLarge = std::int64_t{1} << 32;
               c.tensors.k_cache = {nullptr, DType::kFloat32, {0, kTooLarge, kKvHeads, kHeadDim}};
@@ -241,6 +241,42 @@ TEST(ErrorTexts, OfAppend) {
             "[append] k_cache: expected no axis above 2147483647, got 4294967296");
   EXPECT_EQ(append_text_after([](AppendCall& c) { c.tensors.slot_mapping = {}; }),
             "[append] qo_indptr: expected int32 [≥1], got nothing");
+}
+
+TEST(ErrorTexts, OfAppendThatComputesScales) {
+  const auto ask = [](AppendCall& c) {
+    c.tensors.k_cache.dtype = c.tensors.v_cache.dtype = DType::kInt8;
+    c.tensors.k_token_scale = {c.k.data(), DType::kFloat32, {kPages, kKvHeads, kPageSize}};
+    c.tensors.v_token_scale = {c.v.data(), DType::kFloat32, {kPages, kKvHeads, kPageSize}};
+    c.k.resize(2 * c.k.size());
+    c.v.resize(2 * c.v.size());
+    c.tensors.k_cache.data = c.k.data() + c.k.size() / 2;
+    c.tensors.v_cache.data = c.v.data() + c.v.size() / 2;
+    c.tensors.k_token_scale.data = c.k.data();
+    c.tensors.v_token_scale.data = c.v.data();
+  };
+  EXPECT_EQ(append_text_after(ask), "");
+  EXPECT_EQ(append_text_after([&](AppendCall& c) {
+              ask(c);
+              c.tensors.v_token_scale = {};
+            }),
+            "[append] v_token_scale: expected float32 [4, 2, 16], got nothing");
+  EXPECT_EQ(append_text_after([&](AppendCall& c) {
+              ask(c);
+              c.tensors.k_token_scale.shape[1] = 1;
+            }),
+            "[append] k_token_scale: expected float32 [4, 2, 16], got float32 [4, 1, 16]");
+  EXPECT_EQ(append_text_after([&](AppendCall& c) {
+              ask(c);
+              c.tensors.v_scale = {c.rows.data(), DType::kFloat32, {1}};
+            }),
+            "[append] v_scale: expected nothing, since scales per token are computed");
+  EXPECT_EQ(append_text_after([&](AppendCall& c) {
+              ask(c);
+              c.tensors.k_cache.dtype = c.tensors.v_cache.dtype = DType::kFloat16;
+            }),
+            "[append] k_token_scale: expected nothing, since a float16 cache has no scales per "
+            "token");
 }
 
 TEST(ErrorTexts, OfMergeStates) {

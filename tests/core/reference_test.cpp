@@ -149,6 +149,18 @@ TEST(Reference, AppliesTheScalesOfTheCache) {
   EXPECT_NEAR(tiny.row().o[0], 3 * (std::exp(2) + 4 * std::exp(6)) / sum, 1e-14);
 }
 
+TEST(Reference, AppliesTheScaleOfEachTokenWhereTheTokenLies) {
+  TinyBatch tiny;  // keys lie in tokens 0 and 1 of page 1 and token 0 of page 0
+  const std::vector<float> k_scale = {0.5F, TinyBatch::kNan, 2.0F, 3.0F};
+  const std::vector<float> v_scale = {10.0F, TinyBatch::kNan, 1.0F, 1.0F};
+  tiny.spec.kv_scale = KvScale::kPerToken;
+  tiny.tensors.k_scale = {k_scale.data(), DType::kFloat32, {2, 1, 2}};
+  tiny.tensors.v_scale = {v_scale.data(), DType::kFloat32, {2, 1, 2}};
+  const double sum = std::exp(2.0 * 1) + std::exp(3.0 * 2) + std::exp(0.5 * 3);
+  EXPECT_NEAR(tiny.row().lse, std::log(sum), 1e-14);
+  EXPECT_NEAR(tiny.row().o[0], (std::exp(2.0) + 40 * std::exp(1.5)) / sum, 1e-14);
+}
+
 TEST(Reference, FillsPaddingRowsWithZeroAndMinusInfinity) {
   TinyBatch tiny;
   tiny.q = {1, 2, TinyBatch::kNan, TinyBatch::kNan};

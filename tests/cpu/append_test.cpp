@@ -66,6 +66,39 @@ TEST(Append, DividesByTheScales) {
   batch.expect_written(batch.k_scale[0], batch.v_scale[0]);
 }
 
+TEST(Append, QuantisesWithTheScalesThatAreGiven) {
+  for (const DType to : {DType::kInt8, DType::kFloat8E4M3, DType::kFloat8E5M2}) {
+    for (const DType from : {DType::kFloat32, DType::kFloat16, DType::kBFloat16}) {
+      AppendCase c;
+      c.new_dtype = from;
+      c.cache_dtype = to;
+      AppendBatch batch(c);
+      batch.k_scale = {0.02F};
+      batch.v_scale = {0.004F, 0.004F};  // some saturate int8
+      batch.tensors.k_scale = TensorView(batch.k_scale.data(), DType::kFloat32, {1});
+      batch.tensors.v_scale = TensorView(batch.v_scale.data(), DType::kFloat32, {2});
+      ASSERT_TRUE(append(batch).ok());
+      batch.expect_written(batch.k_scale[0], batch.v_scale[0]);
+    }
+  }
+}
+
+TEST(Append, ComputesAScaleForEachTokenAndHead) {
+  for (const DType to : {DType::kInt8, DType::kFloat8E4M3, DType::kFloat8E5M2}) {
+    for (const KvLayout layout : {KvLayout::kNHD, KvLayout::kHND}) {
+      AppendCase c;
+      c.new_dtype = DType::kBFloat16;
+      c.cache_dtype = to;
+      c.layout = layout;
+      AppendBatch batch(c);
+      batch.compute_token_scales();
+      const Status status = append(batch);
+      ASSERT_TRUE(status.ok()) << status.message();
+      batch.expect_quantised();
+    }
+  }
+}
+
 TEST(Append, DerivesSlotsFromCsrTables) {
   AppendBatch batch({});
   batch.kv_page_indptr = {0, 3, 6, 9, 12};

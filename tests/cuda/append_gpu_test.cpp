@@ -2,6 +2,7 @@
 // New keys and values into their pages on the GPU.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <string>
 
 #include "support/append_batch.hpp"
@@ -82,6 +83,53 @@ TEST(GpuAppend, DividesByTheScales) {
   host.tensors.v_scale = TensorView(host.v_scale.data(), DType::kFloat32, {2});
   append(host);
   host.expect_written(host.k_scale[0], host.v_scale[0]);
+}
+
+TEST(GpuAppend, QuantisesWithTheScalesThatAreGiven) {
+  for (const DType to : {DType::kInt8, DType::kFloat8E4M3, DType::kFloat8E5M2}) {
+    for (const DType from : {DType::kFloat32, DType::kFloat16, DType::kBFloat16}) {
+      for (const std::int64_t head_dim : {24, 40, 128}) {
+        SCOPED_TRACE(std::string(to_string(from)) + " to " + std::string(to_string(to)));
+        AppendCase c;
+        c.new_dtype = from;
+        c.cache_dtype = to;
+        c.head_dim_qk = head_dim;
+        AppendBatch host(c);
+        host.k_scale = {0.02F};
+        host.v_scale = {0.004F, 0.004F};  // some saturate int8
+        host.tensors.k_scale = TensorView(host.k_scale.data(), DType::kFloat32, {1});
+        host.tensors.v_scale = TensorView(host.v_scale.data(), DType::kFloat32, {2});
+        append(host);
+        host.expect_written(host.k_scale[0], host.v_scale[0]);
+      }
+    }
+  }
+}
+
+TEST(GpuAppend, ComputesAScaleForEachTokenAndHeadAsTheCpuDoes) {
+  for (const DType to : {DType::kInt8, DType::kFloat8E4M3, DType::kFloat8E5M2}) {
+    for (const DType from : {DType::kFloat32, DType::kFloat16, DType::kBFloat16}) {
+      for (const KvLayout layout : {KvLayout::kNHD, KvLayout::kHND}) {
+        SCOPED_TRACE(std::string(to_string(from)) + " to " + std::string(to_string(to)));
+        AppendCase c;
+        c.new_dtype = from;
+        c.cache_dtype = to;
+        c.layout = layout;
+        c.heads = 5;
+        c.head_dim_qk = from == DType::kFloat16 ? 128 : 24;
+        AppendBatch host(c);
+        host.compute_token_scales();
+        append(host);
+        host.expect_quantised();
+        AppendBatch on_cpu(c);
+        on_cpu.compute_token_scales();
+        const Status status = quire::append(Device::cpu(), c.layout, on_cpu.batch, on_cpu.tensors);
+        ASSERT_TRUE(status.ok()) << status.message();
+        EXPECT_TRUE(std::ranges::equal(host.k_cache.bytes(), on_cpu.k_cache.bytes()));
+        EXPECT_TRUE(std::ranges::equal(host.v_cache.bytes(), on_cpu.v_cache.bytes()));
+      }
+    }
+  }
 }
 
 TEST(GpuAppend, DerivesSlotsFromCsrTables) {

@@ -58,6 +58,45 @@ def test_append_derives_slots_and_converts(rng: np.random.Generator) -> None:
     np.testing.assert_array_equal(v_half, before_v.astype(np.float16))
 
 
+@pytest.mark.parametrize("kv_layout", ["NHD", "HND"])
+def test_append_computes_a_scale_for_each_token_and_head(
+    rng: np.random.Generator, kv_layout: Any
+) -> None:
+    shape = (5, 8, 2, 64) if kv_layout == "NHD" else (5, 2, 8, 64)
+    k_cache, v_cache = np.zeros(shape, np.int8), np.zeros(shape, np.int8)
+    k_scale, v_scale = np.full((5, 2, 8), np.nan, np.float32), np.ones((5, 2, 8), np.float32)
+    k = rng.standard_normal((3, 2, 64)).astype(np.float32)
+    v = np.zeros((3, 2, 64), np.float32)
+    slots = np.array([39, 8, -1])
+    quire.append(
+        k,
+        v,
+        k_cache,
+        v_cache,
+        slot_mapping=slots,
+        kv_layout=kv_layout,
+        k_token_scale=k_scale,
+        v_token_scale=v_scale,
+    )
+    tokens = (k_cache if kv_layout == "NHD" else k_cache.swapaxes(1, 2)).reshape(40, 2, 64)
+    scales = k_scale.swapaxes(1, 2).reshape(40, 2)
+    expected = np.abs(k[:2]).max(axis=-1) / np.float32(127)
+    np.testing.assert_array_equal(scales[[39, 8]], expected)
+    np.testing.assert_array_equal(tokens[[39, 8]], np.rint(k[:2] / expected[..., None]))
+    assert np.isnan(np.delete(scales, [39, 8], axis=0)).all()
+    assert (v_scale == 1).all()
+    with pytest.raises(quire.InvalidArgument, match="v_token_scale: expected float32"):
+        quire.append(
+            k,
+            v,
+            k_cache,
+            v_cache,
+            slot_mapping=slots,
+            kv_layout=kv_layout,
+            k_token_scale=k_scale,
+        )
+
+
 def test_append_divides_by_scales() -> None:
     k = np.full((1, 2, 64), 6, np.float32)
     cache = np.zeros((2, 1, 2, 64), np.float32)

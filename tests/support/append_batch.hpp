@@ -6,10 +6,12 @@
 
 #include <gtest/gtest.h>
 
+#include <bit>
 #include <cmath>
 #include <random>
 #include <vector>
 
+#include "core/narrow_formats.hpp"
 #include "support/random_batch.hpp"
 
 namespace quire::testing {
@@ -84,6 +86,23 @@ class AppendBatch {
     expect_written(tensors.v, v_cache, c.head_dim_vo, scale_of_v);
   }
 
+  /// Asks for scales per token, NaN to begin with.
+  void compute_token_scales() {
+    const auto make = [&](std::vector<float>& scales) {
+      scales.assign(static_cast<std::size_t>(c.num_pages * c.heads * c.page_size),
+                    std::numeric_limits<float>::quiet_NaN());
+      return MutableTensorView(scales.data(), DType::kFloat32, {c.num_pages, c.heads, c.page_size});
+    };
+    tensors.k_token_scale = make(k_token_scale);
+    tensors.v_token_scale = make(v_token_scale);
+  }
+
+  /// Expects each row's scale, NaN elsewhere, and the codes that the scales give.
+  void expect_quantised() const {
+    expect_quantised(tensors.k, k_cache, c.head_dim_qk, k_token_scale);
+    expect_quantised(tensors.v, v_cache, c.head_dim_vo, v_token_scale);
+  }
+
   void expect_nothing_written() const {
     for (const ElementBuffer* cache : {&k_cache, &v_cache}) {
       for (std::int64_t i = 0; i < cache->size(); ++i) ASSERT_TRUE(std::isnan(cache->get(i)));
@@ -95,31 +114,75 @@ class AppendBatch {
   ElementBuffer fused, k_cache, v_cache;
   std::vector<std::int32_t> table, kv_page_indptr;
   std::vector<std::int64_t> slots;
-  std::vector<float> k_scale, v_scale;
+  std::vector<float> k_scale, v_scale, k_token_scale, v_token_scale;
   Batch batch;
   AppendTensors tensors;
 
  private:
-  void expect_written(const TensorView& rows, const ElementBuffer& cache, std::int64_t dim,
-                      float scale) const {
-    ElementBuffer expected(c.cache_dtype, cache.size());
+  /// Calls `visit(row, head, slot's page, slot's token)` for what goes somewhere.
+  template <typename Visit>
+  void for_each_written(const Visit& visit) const {
     for (std::int64_t row = 0; row < total_q; ++row) {
       const std::int64_t slot = slots.empty() ? slot_of(row) : slots[static_cast<std::size_t>(row)];
       if (slot < 0) continue;
-      const std::int64_t page = slot / c.page_size;
-      const std::int64_t token = slot % c.page_size;
       for (std::int64_t head = 0; head < c.heads; ++head) {
-        const std::int64_t at = c.layout == KvLayout::kHND
-                                    ? ((page * c.heads + head) * c.page_size + token) * dim
-                                    : ((page * c.page_size + token) * c.heads + head) * dim;
-        for (std::int64_t i = 0; i < dim; ++i) {
-          const auto* from = static_cast<const std::byte*>(rows.data) +
-                             (row * rows.stride(0) + head * rows.stride(1) + i) *
-                                 static_cast<std::int64_t>(size_of(rows.dtype));
-          expected.set(at + i, decode(from, rows.dtype) / scale);
-        }
+        visit(row, head, slot / c.page_size, slot % c.page_size);
       }
     }
+  }
+
+  [[nodiscard]] std::int64_t cache_offset(std::int64_t page, std::int64_t token, std::int64_t head,
+                                          std::int64_t dim) const {
+    return c.layout == KvLayout::kHND ? ((page * c.heads + head) * c.page_size + token) * dim
+                                      : ((page * c.page_size + token) * c.heads + head) * dim;
+  }
+
+  [[nodiscard]] static float new_element(const TensorView& rows, std::int64_t row,
+                                         std::int64_t head, std::int64_t i) {
+    const auto* from = static_cast<const std::byte*>(rows.data) +
+                       (row * rows.stride(0) + head * rows.stride(1) + i) *
+                           static_cast<std::int64_t>(size_of(rows.dtype));
+    return decode(from, rows.dtype);
+  }
+
+  void expect_quantised(const TensorView& rows, const ElementBuffer& cache, std::int64_t dim,
+                        const std::vector<float>& scales) const {
+    ElementBuffer expected(c.cache_dtype, cache.size());
+    std::vector<float> expected_scales(scales.size(), std::numeric_limits<float>::quiet_NaN());
+    for_each_written(
+        [&](std::int64_t row, std::int64_t head, std::int64_t page, std::int64_t token) {
+          float largest = 0.0F;
+          for (std::int64_t i = 0; i < dim; ++i) {
+            largest = std::max(largest, std::fabs(new_element(rows, row, head, i)));
+          }
+          const float scale = largest / core::largest_of(c.cache_dtype);
+          expected_scales[static_cast<std::size_t>((page * c.heads + head) * c.page_size + token)] =
+              scale;
+          for (std::int64_t i = 0; i < dim; ++i) {
+            expected.set(cache_offset(page, token, head, dim) + i,
+                         new_element(rows, row, head, i) / scale);
+          }
+        });
+    for (std::size_t i = 0; i < scales.size(); ++i) {
+      ASSERT_EQ(std::bit_cast<std::uint32_t>(scales[i]),
+                std::bit_cast<std::uint32_t>(expected_scales[i]))
+          << "scale " << i;
+    }
+    for (std::int64_t i = 0; i < cache.size(); ++i) {
+      ASSERT_EQ(*cache.at(i), *expected.at(i)) << "code " << i;
+    }
+  }
+
+  void expect_written(const TensorView& rows, const ElementBuffer& cache, std::int64_t dim,
+                      float scale) const {
+    ElementBuffer expected(c.cache_dtype, cache.size());
+    for_each_written(
+        [&](std::int64_t row, std::int64_t head, std::int64_t page, std::int64_t token) {
+          for (std::int64_t i = 0; i < dim; ++i) {
+            expected.set(cache_offset(page, token, head, dim) + i,
+                         new_element(rows, row, head, i) / scale);
+          }
+        });
     for (std::int64_t i = 0; i < cache.size(); ++i) {
       const float want = expected.get(i);
       const float got = cache.get(i);

@@ -21,6 +21,8 @@ class DeviceAppend {
     mirror.add(bytes_of(host.slots), kRead, stream);
     mirror.add(bytes_of(host.k_scale), kRead, stream);
     mirror.add(bytes_of(host.v_scale), kRead, stream);
+    mirror.add(bytes_of(host.k_token_scale), DeviceMirror::Use::kWritten, stream);
+    mirror.add(bytes_of(host.v_token_scale), DeviceMirror::Use::kWritten, stream);
     mirror.add(host.k_cache.bytes(), DeviceMirror::Use::kWritten, stream);
     mirror.add(host.v_cache.bytes(), DeviceMirror::Use::kWritten, stream);
     batch = on_device(mirror, host.batch);
@@ -31,6 +33,8 @@ class DeviceAppend {
     tensors.slot_mapping = mirror.on_device(host.tensors.slot_mapping);
     tensors.k_scale = mirror.on_device(host.tensors.k_scale);
     tensors.v_scale = mirror.on_device(host.tensors.v_scale);
+    tensors.k_token_scale = mirror.on_device(host.tensors.k_token_scale);
+    tensors.v_token_scale = mirror.on_device(host.tensors.v_token_scale);
   }
 
   /// Does not wait.

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "core/narrow_formats.hpp"
 #include "support/device_memory.hpp"
 #include "support/random_batch.hpp"
 
@@ -129,6 +130,7 @@ struct Bounds {
 inline Bounds bounds_of(const AttentionSpec& spec) {
   const auto either = [&](DType dtype) { return spec.q_dtype == dtype || spec.kv_dtype == dtype; };
   constexpr double kTensorCoreLse = 5e-5;  // their sums are cut off, not rounded
+  if (core::is_narrow(spec.kv_dtype)) return {1e-3 / 8.0 + 0x1p-12, kTensorCoreLse};  // as fp16
   if (either(DType::kBFloat16)) return {1e-3 + 0x1p-9, kTensorCoreLse};
   if (either(DType::kFloat16)) return {1e-3 / 8.0 + 0x1p-12, kTensorCoreLse};
   return {2e-6, 1e-5};

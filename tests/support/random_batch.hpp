@@ -67,7 +67,9 @@ struct RandomBatchOptions {
   std::int32_t table_width = 0;   ///< table entries per request; 0: what the longest needs
   /// NaN in the values of some keys that only some queries see. Those queries get NaN, no others.
   bool poison_masked_values = false;
-  float magnitude = 1.0F;  ///< standard deviation of q, k and v
+  float magnitude = 1.0F;  ///< standard deviation of q, k and v; int8 steps count 1/32
+  /// Scales of V per token lie up to as many powers of two above and below 1.
+  int value_scale_powers = 0;
   std::uint32_t seed = 1;
 };
 
@@ -338,13 +340,20 @@ class RandomBatch {
         break;
     }
     k_elements = ElementBuffer(spec.kv_dtype, 2 * num_pages * std::max(page, rows * row));
+    poison_if_int8(k_elements);
     tensors.k = cache_view(k_elements, k_offset, page, row, d);
     if (storage == CacheStorage::kApart) {
       v_elements = ElementBuffer(spec.kv_dtype, num_pages * rows * dv);
+      poison_if_int8(v_elements);
       tensors.v = cache_view(v_elements, 0, rows * dv, dv, dv);
     } else {
       tensors.v = cache_view(k_elements, v_offset, page, row, dv);
     }
+  }
+
+  /// The largest magnitude, in place of NaN.
+  static void poison_if_int8(ElementBuffer& elements) {
+    if (elements.dtype() == DType::kInt8) std::ranges::fill(elements.bytes(), std::byte{0x80});
   }
 
   MutableTensorView cache_view(ElementBuffer& elements, std::int64_t offset,
@@ -434,9 +443,23 @@ class RandomBatch {
       return TensorView(values.data(), DType::kFloat32, {count});
     };
     if (spec.kv_scale != KvScale::kNone) {
-      const std::int64_t count = spec.kv_scale == KvScale::kPerHead ? spec.num_kv_heads : 1;
+      const bool per_token = spec.kv_scale == KvScale::kPerToken;
+      std::int64_t count = spec.kv_scale == KvScale::kPerHead ? spec.num_kv_heads : 1;
+      if (per_token) count = num_pages * spec.num_kv_heads * page_tokens;
       tensors.k_scale = make(k_scale, count);
       tensors.v_scale = make(v_scale, count);
+      for (std::vector<float>* scales : {&k_scale, &v_scale}) {
+        for (float& scale : *scales) {
+          if (per_token) scale = std::numeric_limits<float>::quiet_NaN();  // until there is a key
+          scale /= step_of_kv();
+        }
+      }
+      if (per_token) {
+        tensors.k_scale = token_scale_view(k_scale);
+        tensors.v_scale = token_scale_view(v_scale);
+      }
+    } else if (spec.kv_dtype == DType::kInt8) {  // no scale: smaller logits
+      spec.sm_scale = 1.0F / (step_of_kv() * std::sqrt(static_cast<float>(spec.head_dim_qk)));
     }
     if (spec.sinks) tensors.sinks = make(sinks, spec.num_qo_heads);
     if (spec.alibi) {
@@ -445,18 +468,49 @@ class RandomBatch {
     }
   }
 
+  /// Units of 1 in the cache.
+  [[nodiscard]] float step_of_kv() const { return spec.kv_dtype == DType::kInt8 ? 32.0F : 1.0F; }
+
+  /// [page, head, token], or [head, row] of contiguous K and V.
+  [[nodiscard]] TensorView token_scale_view(const std::vector<float>& scales) const {
+    const std::int64_t heads = spec.num_kv_heads;
+    return paged() ? TensorView(scales.data(), DType::kFloat32, {num_pages, heads, page_tokens})
+                   : TensorView(scales.data(), DType::kFloat32, {heads, page_tokens});
+  }
+
+  /// Index of a key's scale, if scales are per token.
+  [[nodiscard]] std::size_t scale_index(std::size_t seq, std::int64_t key,
+                                        std::int64_t head) const {
+    if (!paged()) return static_cast<std::size_t>(head * page_tokens + kv_indptr[seq] + key);
+    const std::int64_t page = pages_[seq][static_cast<std::size_t>(key / spec.page_size)];
+    return static_cast<std::size_t>((page * spec.num_kv_heads + head) * page_tokens +
+                                    key % spec.page_size);
+  }
+
+  void make_token_scale(std::size_t seq, std::int64_t key, std::int64_t head) {
+    if (spec.kv_scale != KvScale::kPerToken) return;
+    const std::size_t at = scale_index(seq, key, head);
+    if (!std::isnan(k_scale[at])) return;  // a shared page
+    std::uniform_real_distribution<float> around_one(0.5F, 2.0F);
+    std::uniform_int_distribution<int> power(-options.value_scale_powers,
+                                             options.value_scale_powers);
+    k_scale[at] = around_one(random_) / step_of_kv();
+    v_scale[at] = std::ldexp(around_one(random_), power(random_)) / step_of_kv();
+  }
+
   /// Writes one row of a cache. Tensors of the batch are views of memory that this owns.
   void set_row(const TensorView& cache, std::int64_t offset, std::int64_t head_dim, bool poison) {
     auto* row = static_cast<std::byte*>(const_cast<void*>(cache.data)) +
                 offset * static_cast<std::int64_t>(size_of(cache.dtype));
     for (std::int64_t i = 0; i < head_dim; ++i) {
-      encode(poison ? std::numeric_limits<float>::quiet_NaN() : normal(),
+      encode(poison ? std::numeric_limits<float>::quiet_NaN() : normal() * step_of_kv(),
              row + i * static_cast<std::int64_t>(size_of(cache.dtype)), cache.dtype);
     }
   }
 
-  [[nodiscard]] float scale_of_v(std::int64_t head) const {
+  [[nodiscard]] float scale_of_v(std::size_t seq, std::int64_t key, std::int64_t head) const {
     if (v_scale.empty()) return 1.0F;
+    if (spec.kv_scale == KvScale::kPerToken) return v_scale[scale_index(seq, key, head)];
     return v_scale[v_scale.size() == 1 ? 0 : static_cast<std::size_t>(head)];
   }
 
@@ -465,6 +519,7 @@ class RandomBatch {
       const Request& request = options.requests[seq];
       for (std::int32_t key = first_needed_key(request); key < request.kv_len; ++key) {
         for (std::int32_t head = 0; head < spec.num_kv_heads; ++head) {
+          make_token_scale(seq, key, head);
           set_row(tensors.k, row_offset(tensors.k, seq, key, head), spec.head_dim_qk, false);
           const std::int64_t v = row_offset(tensors.v, seq, key, head);
           set_row(tensors.v, v, spec.head_dim_vo, false);
@@ -472,8 +527,8 @@ class RandomBatch {
                             v * static_cast<std::int64_t>(size_of(tensors.v.dtype));
           for (std::int32_t i = 0; i < spec.head_dim_vo; ++i) {
             const auto at = static_cast<std::size_t>(i) * size_of(tensors.v.dtype);
-            max_abs_v_ = std::max<double>(
-                max_abs_v_, std::abs(decode(row + at, tensors.v.dtype)) * scale_of_v(head));
+            max_abs_v_ = std::max<double>(max_abs_v_, std::abs(decode(row + at, tensors.v.dtype)) *
+                                                          scale_of_v(seq, key, head));
           }
         }
       }

@@ -4,6 +4,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "common/cache_scales.hpp"
 #include "common/format.hpp"
 #include "common/options.hpp"
 #include "common/random.hpp"
@@ -22,6 +23,33 @@ std::string refusal(Parse parse) {
     return error.what();
   }
   return "accepted";
+}
+
+TEST(Options, NamesOfCacheScalesAreReadBackAndOthersRefused) {
+  for (const KvScale scale :
+       {KvScale::kNone, KvScale::kPerTensor, KvScale::kPerHead, KvScale::kPerToken}) {
+    EXPECT_EQ(parse_kv_scale(kv_scale_name(scale)), scale);
+  }
+  EXPECT_THROW(parse_kv_scale("page"), std::invalid_argument);
+}
+
+TEST(CacheScales, LieWhereTheirShapeSaysAndDifferAmongNeighbours) {
+  AttentionSpec spec;
+  spec.num_kv_heads = 3;
+  spec.page_size = 4;
+  spec.kv_scale = KvScale::kPerToken;
+  const CacheScales of_tokens(spec, 5, 0.5F);
+  ASSERT_EQ(of_tokens.values().size(), 5U * 3U * 4U);
+  EXPECT_EQ(of_tokens.values()[(2 * 3 + 1) * 4 + 3], of_tokens.at(2, 1, 3));
+  EXPECT_NE(of_tokens.at(2, 1, 3), of_tokens.at(2, 1, 2));
+  EXPECT_NE(of_tokens.at(2, 1, 3), of_tokens.at(2, 2, 3));
+  EXPECT_NE(of_tokens.at(2, 1, 3), of_tokens.at(3, 1, 3));
+  spec.kv_scale = KvScale::kPerHead;
+  const CacheScales of_heads(spec, 5, 0.5F);
+  ASSERT_EQ(of_heads.values().size(), 3U);
+  EXPECT_EQ(of_heads.values()[2], of_heads.at(4, 2, 1));
+  spec.kv_scale = KvScale::kNone;
+  EXPECT_FALSE(CacheScales(spec, 5, 0.5F).view(nullptr).given());
 }
 
 TEST(Options, HeadsAreAPairOrOneNumber) {

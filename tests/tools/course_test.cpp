@@ -32,7 +32,7 @@ TEST(Course, HasTheWorkloadsOnceAndAFirstPart) {
   std::set<std::string> names;
   for (const Workload& workload : course.workloads) names.insert(workload.name);
   EXPECT_EQ(names.size(), course.workloads.size());
-  EXPECT_EQ(names.size(), 40U);
+  EXPECT_EQ(names.size(), 46U);
   const auto first = std::count_if(course.workloads.begin(), course.workloads.end(),
                                    [](const Workload& workload) { return workload.first_course; });
   EXPECT_GE(first, 8);
@@ -52,6 +52,23 @@ TEST(Course, FiguresAreThoseOfTheBatches) {
   EXPECT_EQ(find(course, "pre 1x16k win1k").flop(), 266548019200);
   EXPECT_EQ(find(course, "schedule 1024").flop(), 0);
   EXPECT_EQ(bytes(find(course, "schedule 1024")), 0);
+}
+
+TEST(Course, RowsOfEightBitCachesAreOfHalfTheBytes) {
+  const Course course = parse_course(kCourse);
+  const Workload& narrow = find(course, "fp8 b64 4k");
+  const Workload& wide = find(course, "dec b64 4k");
+  MeasureOptions options;
+  EXPECT_EQ(cache_dtype(narrow, options), DType::kFloat8E4M3);
+  EXPECT_EQ(cache_dtype(wide, options), options.dtype);
+  const double queries = 2.0 * 2 * 64 * 32 * 128;  // q and o
+  EXPECT_EQ(narrow.bytes(DType::kBFloat16, DType::kFloat8E4M3) - queries,
+            (bytes(wide) - queries) / 2);
+  options.kv_dtype = DType::kInt8;
+  EXPECT_EQ(cache_dtype(narrow, options), DType::kInt8);
+  EXPECT_EQ(spec_of(narrow, options).kv_scale, KvScale::kPerTensor);
+  options.kv_scale = KvScale::kPerToken;
+  EXPECT_EQ(spec_of(narrow, options).kv_scale, KvScale::kPerToken);
 }
 
 TEST(Course, SharedPrefixesAndWindowsAreReadOnce) {

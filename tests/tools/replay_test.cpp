@@ -147,7 +147,7 @@ class SpotCheck : public testing::Test {
   }
 
   SpotCheckResult check() {
-    SpotChecker checker(spec_, 0, q_noise_, kv_noise_, 1);
+    SpotChecker checker(spec_, 0, q_noise_, kv_noise_, {}, 1);
     checker.check(plan_, reinterpret_cast<const std::byte*>(output_.data()));
     return checker.result();
   }

@@ -24,6 +24,11 @@ std::size_t cache_elements(const Workload& workload, const PageLayout& layout) {
 
 }  // namespace
 
+DType cache_dtype(const Workload& workload, const MeasureOptions& options) {
+  if (options.kv_dtype != DType::kNone) return options.kv_dtype;
+  return workload.kv_dtype != DType::kNone ? workload.kv_dtype : options.dtype;
+}
+
 AttentionSpec spec_of(const Workload& workload, const MeasureOptions& options) {
   Shape shape;
   shape.heads = workload.heads;
@@ -31,7 +36,8 @@ AttentionSpec spec_of(const Workload& workload, const MeasureOptions& options) {
   shape.page_size = workload.page_size;
   shape.window = workload.window_left;
   shape.dtype = options.dtype;
-  shape.kv_dtype = options.kv_dtype;
+  shape.kv_dtype = cache_dtype(workload, options);
+  shape.kv_scale = options.kv_scale;
   AttentionSpec spec = shape.spec();
   spec.mask = workload.mask;
   return spec;
@@ -58,11 +64,14 @@ Arrays::Arrays(const Workload& workload, const MeasureOptions& options, Place& p
              elements(workload, Operation::kAppend, layout_.total_q(), workload.heads.kv), 2),
       k_(place, kv_noise_, cache_elements(workload, layout_), 3),
       v_(place, kv_noise_, cache_elements(workload, layout_), 4),
+      scales_(spec_, layout_.num_pages(), kv_noise_.scale()),
       o_(place, q_.memory.size() / size_of(spec_.q_dtype) * size_of(spec_.o_dtype)),
-      scale_(place, sizeof(float)),
+      k_scale_(place, scales_.values().size() * sizeof(float)),
+      v_scale_(place, scales_.values().size() * sizeof(float)),
       mirror_(place) {
-  const float scale = kv_noise_.scale();
-  scale_.upload(std::as_bytes(std::span(&scale, 1)));
+  for (const DeviceMemory* memory : {&k_scale_, &v_scale_}) {
+    memory->upload(std::as_bytes(std::span(scales_.values())));
+  }
   Batch batch = layout_.batch();
   if (spec_.mask == Mask::kTree) {
     draw_trees();
@@ -113,10 +122,8 @@ AttentionTensors Arrays::attention() const {
                spec_.o_dtype,
                {layout_.total_q(), spec_.num_qo_heads, spec_.head_dim_vo},
                device_};
-  if (spec_.kv_scale != KvScale::kNone) {
-    tensors.k_scale = {scale_.data(), DType::kFloat32, {1}, device_};
-    tensors.v_scale = tensors.k_scale;
-  }
+  tensors.k_scale = scales_.view(k_scale_.data(), device_);
+  tensors.v_scale = scales_.view(v_scale_.data(), device_);
   return tensors;
 }
 
@@ -126,9 +133,12 @@ AppendTensors Arrays::append() const {
   tensors.v = rows(new_v_, spec_.num_kv_heads);
   tensors.k_cache = cache(k_);
   tensors.v_cache = cache(v_);
-  if (spec_.kv_scale != KvScale::kNone) {
-    tensors.k_scale = {scale_.data(), DType::kFloat32, {1}, device_};
-    tensors.v_scale = tensors.k_scale;
+  if (spec_.kv_scale == KvScale::kPerToken) {
+    tensors.k_token_scale = scales_.view(k_scale_.data(), device_);
+    tensors.v_token_scale = scales_.view(v_scale_.data(), device_);
+  } else {
+    tensors.k_scale = scales_.view(k_scale_.data(), device_);
+    tensors.v_scale = scales_.view(v_scale_.data(), device_);
   }
   return tensors;
 }

@@ -2,9 +2,11 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "bench/course.hpp"
+#include "common/cache_scales.hpp"
 #include "common/noise_block.hpp"
 #include "common/page_layout.hpp"
 #include "device/mirror.hpp"
@@ -15,13 +17,16 @@ namespace quire::tool {
 
 struct MeasureOptions {
   DType dtype = DType::kBFloat16;
-  DType kv_dtype = DType::kBFloat16;
+  DType kv_dtype = DType::kNone;  ///< kNone: as the workload says.
+  std::optional<KvScale> kv_scale{};
   std::uint64_t seed = 1;
   double min_seconds = 0.5;       ///< On the CPU, a workload is repeated at least so long …
   std::int32_t repetitions = 50;  ///< … on a GPU so often.
   bool exact_limits = false;      ///< On a GPU: the batch's own `BatchLimits`, not an engine's.
 };
 
+/// @return The cache's dtype: the options', else the workload's, else that of queries.
+DType cache_dtype(const Workload& workload, const MeasureOptions& options);
 /// @return What a workload asks of a kernel.
 AttentionSpec spec_of(const Workload& workload, const MeasureOptions& options);
 
@@ -50,7 +55,7 @@ class Arrays {
   [[nodiscard]] const std::uint32_t* tree_mask_of(std::size_t seq) const;
   [[nodiscard]] std::int32_t tree_words() const { return tree_words_; }
   [[nodiscard]] double largest_v() const { return kv_noise_.largest(); }
-  [[nodiscard]] float scale() const { return kv_noise_.scale(); }
+  [[nodiscard]] const CacheScales& scales() const { return scales_; }
   [[nodiscard]] const NoisyTensor& q() const { return q_; }
   [[nodiscard]] const NoisyTensor& k() const { return k_; }
   [[nodiscard]] const NoisyTensor& v() const { return v_; }
@@ -69,7 +74,8 @@ class Arrays {
   PageLayout layout_;
   Noise q_noise_, kv_noise_;
   NoisyTensor q_, new_k_, new_v_, k_, v_;
-  DeviceMemory o_, scale_;
+  CacheScales scales_;
+  DeviceMemory o_, k_scale_, v_scale_;
   std::int32_t tree_words_ = 1;
   std::vector<std::uint32_t> tree_mask_;
   Mirror mirror_;

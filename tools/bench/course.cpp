@@ -43,6 +43,9 @@ Value one_of(const std::array<std::pair<const char*, Value>, size>& known, const
 constexpr std::array kOperations = {std::pair{"attention", Operation::kAttention},
                                     std::pair{"append", Operation::kAppend},
                                     std::pair{"schedule", Operation::kSchedule}};
+constexpr std::array kCacheDTypes = {std::pair{"", DType::kNone}, std::pair{"int8", DType::kInt8},
+                                     std::pair{"float8_e4m3", DType::kFloat8E4M3},
+                                     std::pair{"float8_e5m2", DType::kFloat8E5M2}};
 constexpr std::array kMasks = {std::pair{"causal", Mask::kCausal}, std::pair{"none", Mask::kNone},
                                std::pair{"tree", Mask::kTree}};
 
@@ -55,6 +58,7 @@ Workload workload_of(const Json& json) {
                     json.at("heads").at(1).get<std::int32_t>()};
   workload.head_dim = json.at("head_dim").get<std::int32_t>();
   workload.page_size = json.at("page_size").get<std::int32_t>();
+  workload.kv_dtype = one_of(kCacheDTypes, json, "kv_dtype");
   workload.mask = one_of(kMasks, json, "mask");
   workload.window_left = json.value("window_left", -1);
   workload.qo_len = lengths_of(json.at("qo_len"));
@@ -145,10 +149,10 @@ double Workload::flop() const {
   return kPerElementPair * heads.qo * head_dim * static_cast<double>(visible_pairs());
 }
 
-double Workload::bytes(DType dtype, DType kv_dtype) const {
+double Workload::bytes(DType dtype, DType dtype_of_cache) const {
   if (operation == Operation::kSchedule) return 0;
   constexpr double kTwo = 2;  // q and o, K and V, read and written
-  const auto kv_row = kTwo * heads.kv * head_dim * static_cast<double>(size_of(kv_dtype));
+  const auto kv_row = kTwo * heads.kv * head_dim * static_cast<double>(size_of(dtype_of_cache));
   if (operation == Operation::kAppend) return kTwo * total(qo_len) * kv_row;
   const auto q_row = kTwo * heads.qo * head_dim * static_cast<double>(size_of(dtype));
   return total(qo_len) * q_row + static_cast<double>(distinct_keys(*this)) * kv_row;

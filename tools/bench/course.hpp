@@ -30,6 +30,7 @@ struct Workload {
   Heads heads;
   std::int32_t head_dim = 0;
   std::int32_t page_size = 0;
+  DType kv_dtype = DType::kNone;  ///< Of the cache; kNone: as queries and outputs.
   Mask mask = Mask::kCausal;
   std::int32_t window_left = -1;
   std::vector<std::int32_t> qo_len;
@@ -43,7 +44,7 @@ struct Workload {
   [[nodiscard]] double flop() const;
   /// @return Bytes that must move at least once: q, o, and each distinct key and value that a query
   ///   sees; of an append, what is read and what is written.
-  [[nodiscard]] double bytes(DType dtype, DType kv_dtype) const;
+  [[nodiscard]] double bytes(DType dtype, DType dtype_of_cache) const;
   /// @return The fastest peer that does the same work: with pages of the same size.
   [[nodiscard]] std::optional<Peer> best_peer() const;
 };

@@ -71,7 +71,7 @@ Measurement measure_on_gpu(const Workload& workload, const MeasureOptions& optio
                            ColdTimer& timer) {
   const Arrays arrays(workload, options, timer.gpu());
   Measurement measurement;
-  measurement.bytes = workload.bytes(options.dtype, options.kv_dtype);
+  measurement.bytes = workload.bytes(options.dtype, cache_dtype(workload, options));
   measurement.flop = workload.flop();
   if (workload.operation == Operation::kAppend) {
     measure_append(arrays, options, timer, measurement);

@@ -13,7 +13,6 @@ namespace quire::tool {
 struct BenchOptions {
   Device device;
   MeasureOptions measure;
-  DType kv_dtype = DType::kNone;
   std::vector<std::string> workloads;
   std::string commit{kBuildCommit};
   std::string output;

@@ -42,6 +42,16 @@ Bytes head_of_cache(const Arrays& arrays, const NoiseBlock& noise, std::size_t s
   return rows;
 }
 
+/// The scales of a request's keys in one head.
+std::vector<float> scales_of(const Arrays& arrays, std::size_t seq, std::int32_t kv_head) {
+  std::vector<float> scales;
+  for (std::int32_t t = 0; t < arrays.keys_of(seq); ++t) {
+    scales.push_back(
+        arrays.scales().at(arrays.layout().page_of(seq, t), kv_head, t % arrays.spec().page_size));
+  }
+  return scales;
+}
+
 /// Elements of q and o before a row.
 std::size_t first_element(const Arrays& arrays, const Row& row) {
   const std::int64_t token = arrays.layout().first_row(row.seq) + row.query;
@@ -67,7 +77,7 @@ ReferenceRow expected_row(const Arrays& arrays, AttentionSpec spec, const Row& r
   spec.page_size = kContiguousKv;
   const std::array qo_indptr = {0, arrays.queries_of(row.seq)};
   const std::array kv_indptr = {0, arrays.keys_of(row.seq)};
-  const float scale = arrays.scale();
+  const std::vector<float> scales = scales_of(arrays, row.seq, kv_head);
   Batch batch;
   batch.qo_indptr = {qo_indptr.data(), DType::kInt32, {2}};
   batch.kv_indptr = {kv_indptr.data(), DType::kInt32, {2}};
@@ -78,10 +88,12 @@ ReferenceRow expected_row(const Arrays& arrays, AttentionSpec spec, const Row& r
   tensors.q = {q.data(), spec.q_dtype, {queries, 1, dim}};
   tensors.k = {k.data(), spec.kv_dtype, {keys, 1, dim}};
   tensors.v = {v.data(), spec.kv_dtype, {keys, 1, dim}};
-  if (spec.kv_scale != KvScale::kNone) {
-    tensors.k_scale = {&scale, DType::kFloat32, {1}};
-    tensors.v_scale = tensors.k_scale;
+  if (spec.kv_scale == KvScale::kPerToken) {
+    tensors.k_scale = {scales.data(), DType::kFloat32, {1, keys}};
+  } else if (spec.kv_scale != KvScale::kNone) {
+    tensors.k_scale = {scales.data(), DType::kFloat32, {1}};
   }
+  tensors.v_scale = tensors.k_scale;
   return reference_attention_row(spec, batch, tensors, 0, row.query, 0);
 }
 

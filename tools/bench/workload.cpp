@@ -49,7 +49,7 @@ Measurement measure(const Workload& workload, const MeasureOptions& options, Exe
   const Arrays arrays(workload, options, *place);
   const Batch& batch = arrays.batch();
   Measurement measurement;
-  measurement.bytes = workload.bytes(options.dtype, options.kv_dtype);
+  measurement.bytes = workload.bytes(options.dtype, cache_dtype(workload, options));
   measurement.flop = workload.flop();
   if (workload.operation == Operation::kAppend) {
     measurement.kernel = "append";

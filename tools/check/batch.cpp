@@ -7,9 +7,11 @@
 #include <cmath>
 #include <cstddef>
 #include <cstring>
+#include <limits>
 
 #include "common/accuracy.hpp"
 #include "common/buffer.hpp"
+#include "common/cache_scales.hpp"
 #include "common/noise.hpp"
 #include "common/numbers.hpp"
 #include "common/page_layout.hpp"
@@ -19,7 +21,8 @@
 namespace quire::tool {
 namespace {
 
-constexpr int kPoison = 0xff;  // NaN in every format that has one
+constexpr float kOfKeys = 0.75F;  // a scale of V, of K's
+constexpr int kPoison = 0xff;     // NaN in every format that has one
 constexpr LayoutExtras kExtras = {.padding_rows = 3, .stale_columns = 2, .unused_pages = true};
 constexpr std::int32_t kBitsPerWord = 32;
 constexpr std::int32_t kBitsPerByte = 8;
@@ -98,9 +101,12 @@ class Workbench {
         layout_(layout_of(batch)),
         q_noise_(spec_.q_dtype, batch.seed),
         kv_noise_(spec_.kv_dtype, ~batch.seed),
-        scale_(kv_noise_.scale()),
+        scales_(spec_, layout_.num_pages(), kv_noise_.scale()),
+        k_scale_(scales_.values()),
+        v_scale_(scales_.values()),
         k_(spec_, layout_.num_pages(), spec_.head_dim_qk),
         v_(spec_, layout_.num_pages(), spec_.head_dim_vo) {
+    for (float& scale : v_scale_) scale *= kOfKeys;
     fill();
     draw_masks(batch.seed);
     draw_head_parameters(batch.seed);
@@ -129,10 +135,9 @@ class Workbench {
     tensors.v = v_.view();
     tensors.o = {o_.data(), spec_.o_dtype, {total_q(), spec_.num_qo_heads, spec_.head_dim_vo}};
     tensors.lse = {lse_.data(), DType::kFloat32, {total_q(), spec_.num_qo_heads}};
-    if (spec_.kv_scale != KvScale::kNone) {
-      tensors.k_scale = {&scale_, DType::kFloat32, {1}};
-      tensors.v_scale = tensors.k_scale;
-    }
+    // The views only read.
+    tensors.k_scale = scales_.view(const_cast<float*>(k_scale_.data()));
+    tensors.v_scale = scales_.view(const_cast<float*>(v_scale_.data()));
     if (spec_.sinks) tensors.sinks = {sinks_.data(), DType::kFloat32, {spec_.num_qo_heads}};
     if (spec_.alibi) tensors.alibi_slopes = {slopes_.data(), DType::kFloat32, {spec_.num_qo_heads}};
     return tensors;
@@ -167,7 +172,26 @@ class Workbench {
     kv_noise_.fill(to, static_cast<std::size_t>(dim), noise_key(seq, head, tensor, position));
   }
 
+  /// NaN in the scales of all tokens that are not in the cache.
+  void poison_token_scales() {
+    if (spec_.kv_scale != KvScale::kPerToken) return;
+    std::vector<float> poisoned(k_scale_.size(), std::numeric_limits<float>::quiet_NaN());
+    for (std::size_t seq = 0; seq < requests_.size(); ++seq) {
+      for (std::int32_t t = 0; t < requests_[seq].keys; ++t) {
+        for (std::int32_t head = 0; head < spec_.num_kv_heads; ++head) {
+          const std::int64_t row =
+              std::int64_t{layout_.page_of(seq, t)} * spec_.num_kv_heads + head;
+          const auto at = static_cast<std::size_t>(row * spec_.page_size + t % spec_.page_size);
+          poisoned[at] = k_scale_[at];
+        }
+      }
+    }
+    k_scale_ = v_scale_ = poisoned;
+    for (float& scale : v_scale_) scale *= kOfKeys;
+  }
+
   void fill() {
+    poison_token_scales();
     const auto rows = static_cast<std::size_t>(total_q());
     const auto q_row =
         static_cast<std::size_t>(spec_.num_qo_heads) * static_cast<std::size_t>(spec_.head_dim_qk);
@@ -198,7 +222,8 @@ class Workbench {
   PageLayout layout_;
   Noise q_noise_;
   Noise kv_noise_;
-  float scale_;
+  CacheScales scales_;
+  std::vector<float> k_scale_, v_scale_;
   Pages k_, v_;
   std::int32_t tree_words_ = 1;
   std::vector<std::uint32_t> tree_mask_;

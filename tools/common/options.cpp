@@ -32,6 +32,14 @@ struct MaskName {
 constexpr std::array kMasks = {MaskName{"causal", Mask::kCausal}, MaskName{"none", Mask::kNone},
                                MaskName{"tree", Mask::kTree}, MaskName{"full", Mask::kFull}};
 
+struct ScaleName {
+  std::string_view name;
+  KvScale scale;
+};
+constexpr std::array kScales = {
+    ScaleName{"none", KvScale::kNone}, ScaleName{"tensor", KvScale::kPerTensor},
+    ScaleName{"head", KvScale::kPerHead}, ScaleName{"token", KvScale::kPerToken}};
+
 [[noreturn]] void refuse(const std::string& expected, std::string_view got) {
   throw std::invalid_argument(fmt::format("expected {}, got {}", expected, in_quotes(got)));
 }
@@ -124,6 +132,20 @@ Mask parse_mask(std::string_view text) {
   refuse("one of causal, none, tree, full", text);
 }
 
+KvScale parse_kv_scale(std::string_view text) {
+  for (const ScaleName& entry : kScales) {
+    if (text == entry.name) return entry.scale;
+  }
+  refuse("one of none, tensor, head, token", text);
+}
+
+std::string_view kv_scale_name(KvScale scale) {
+  for (const ScaleName& entry : kScales) {
+    if (scale == entry.scale) return entry.name;
+  }
+  return "unknown";
+}
+
 std::string_view mask_name(Mask mask) {
   for (const MaskName& entry : kMasks) {
     if (mask == entry.mask) return entry.name;
@@ -146,6 +168,13 @@ CLI::Option* add_dtype(CLI::App& app, const std::string& name, DType& value,
   const std::string initial = value == DType::kNone ? "" : std::string(to_string(value));
   return add_parsed(app, name, value, help, "DTYPE", initial,
                     [](const std::string& text) { return parse_dtype(text); });
+}
+
+CLI::Option* add_kv_scale(CLI::App& app, std::optional<KvScale>& value) {
+  return add_parsed(app, "--kv-scale", value,
+                    "Scales of the cache: none, or one per tensor, head or token (default: tensor "
+                    "for int8, else none)",
+                    "SCALE", "", [](const std::string& text) { return parse_kv_scale(text); });
 }
 
 CLI::Option* add_device(CLI::App& app, Device& value) {
@@ -203,6 +232,7 @@ void add_shape(CLI::App& app, Shape& shape) {
   add_whole(app, "--head-dim", shape.head_dim, 1, kLongestHeadDim, "Elements of a head");
   add_dtype(app, "--dtype", shape.dtype, "Of queries and outputs: fp32, fp16 or bf16");
   add_dtype(app, "--kv-dtype", shape.kv_dtype, "Of the cache (default: as --dtype)");
+  add_kv_scale(app, shape.kv_scale);
   add_whole(app, "--page-size", shape.page_size, 1, kLargestPage, "Tokens per page");
   add_whole(app, "--window", shape.window, -1, kLongestWindow,
             "Keys to the left that a query sees; -1 is all");

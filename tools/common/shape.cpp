@@ -18,7 +18,8 @@ AttentionSpec Shape::spec() const {
   spec.window_left = window;
   spec.sm_scale = static_cast<float>(1 / std::sqrt(static_cast<double>(head_dim)));
   spec.logits_soft_cap = static_cast<float>(soft_cap);
-  spec.kv_scale = spec.kv_dtype == DType::kInt8 ? KvScale::kPerTensor : KvScale::kNone;
+  spec.kv_scale =
+      kv_scale.value_or(spec.kv_dtype == DType::kInt8 ? KvScale::kPerTensor : KvScale::kNone);
   return spec;
 }
 

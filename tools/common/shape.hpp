@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 
 #include "quire/attention.hpp"
 #include "quire/executor.hpp"
@@ -21,7 +22,8 @@ struct Shape {
   Heads heads;
   std::int32_t head_dim = 128;
   DType dtype = DType::kBFloat16;
-  DType kv_dtype = DType::kNone;  ///< kNone takes dtype.
+  DType kv_dtype = DType::kNone;      ///< kNone takes dtype.
+  std::optional<KvScale> kv_scale{};  ///< Without: per tensor for int8, none for floats.
   std::int32_t page_size = 16;
   std::int32_t window = -1;
   double soft_cap = 0;

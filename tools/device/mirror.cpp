@@ -67,6 +67,8 @@ AppendTensors Mirror::of(const AppendTensors& host) {
   }
   tensors.k_cache = of(host.k_cache);
   tensors.v_cache = of(host.v_cache);
+  tensors.k_token_scale = of(host.k_token_scale);
+  tensors.v_token_scale = of(host.v_token_scale);
   return tensors;
 }
 

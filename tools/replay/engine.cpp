@@ -105,7 +105,7 @@ struct Model {
   Model(const ReplayOptions& options, std::int32_t max_kv_len)
       : layers(options, max_kv_len),
         checker(layers.spec(), layers.last_layer(), layers.q_noise(), layers.kv_noise(),
-                options.seed) {}
+                layers.given_scales(), options.seed) {}
   Layers layers;
   SpotChecker checker;
 };

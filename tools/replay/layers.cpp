@@ -3,6 +3,8 @@
 
 #include <chrono>
 
+#include "common/numbers.hpp"
+
 namespace quire::tool {
 namespace {
 
@@ -21,6 +23,23 @@ BatchLimits limits_of(const ReplayOptions& options, std::int32_t max_kv_len) {
 /// Bytes of a token's row.
 std::size_t row_bytes(std::int32_t heads, std::int32_t head_dim, DType dtype) {
   return static_cast<std::size_t>(heads) * static_cast<std::size_t>(head_dim) * size_of(dtype);
+}
+
+/// Of new keys and values: an 8-bit cache gets them in the dtype of queries.
+DType new_dtype(const Shape& shape) {
+  return is_float(shape.cache_dtype()) ? shape.cache_dtype() : shape.dtype;
+}
+
+/// Scales that lead four deviations of the noise to the cache; none where they are computed.
+std::vector<float> scales_of(const AttentionSpec& spec) {
+  constexpr float kInt8 = 1.0F / 32;
+  constexpr float kFloat8 = 1.0F / 16;
+  if (spec.kv_scale == KvScale::kNone || spec.kv_scale == KvScale::kPerToken) return {};
+  const bool per_head = spec.kv_scale == KvScale::kPerHead;
+  std::vector<float> scales(per_head ? static_cast<std::size_t>(spec.num_kv_heads) : 1,
+                            spec.kv_dtype == DType::kInt8 ? kInt8 : kFloat8);
+  for (std::size_t head = 1; head < scales.size(); head += 2) scales[head] *= 2;
+  return scales;
 }
 
 }  // namespace
@@ -43,36 +62,50 @@ Layers::Layers(const ReplayOptions& options, std::int32_t max_kv_len)
       attention_(options.device, options.shape.spec(), limits_of(options, max_kv_len),
                  call_options_),
       q_noise_(options.shape.dtype, options.seed),
-      kv_noise_(options.shape.cache_dtype(), ~options.seed),
+      kv_noise_(new_dtype(options.shape), ~options.seed),
       q_row_bytes_(row_bytes(options.shape.heads.qo, options.shape.head_dim, options.shape.dtype)),
       kv_row_bytes_(
           row_bytes(options.shape.heads.kv, options.shape.head_dim, options.shape.cache_dtype())),
+      new_row_bytes_(
+          row_bytes(options.shape.heads.kv, options.shape.head_dim, new_dtype(options.shape))),
+      given_scales_(scales_of(attention_.spec())),
       cache_bytes_each_(static_cast<std::size_t>(options.pages) *
                         static_cast<std::size_t>(options.shape.page_size) * kv_row_bytes_) {
+  const std::size_t scale_bytes = attention_.spec().kv_scale == KvScale::kPerToken
+                                      ? cache_bytes_each_ / kv_row_bytes_ *
+                                            static_cast<std::size_t>(options.shape.heads.kv) *
+                                            sizeof(float)
+                                      : 0;
   for (std::int32_t layer = 0; layer < options.layers; ++layer) {
-    caches_.push_back({empty_cache(), empty_cache()});
+    caches_.push_back({poisoned(cache_bytes_each_), poisoned(cache_bytes_each_),
+                       poisoned(scale_bytes), poisoned(scale_bytes)});
   }
+  scales_ = DeviceMemory(*place_, given_scales_.size() * sizeof(float));
+  scales_.upload(std::as_bytes(std::span(given_scales_)));
   const auto rows = static_cast<std::size_t>(options.max_tokens_per_step);
   q_ = SharedBytes(*place_, rows * q_row_bytes_);
-  k_ = SharedBytes(*place_, rows * kv_row_bytes_);
-  v_ = SharedBytes(*place_, rows * kv_row_bytes_);
+  k_ = SharedBytes(*place_, rows * new_row_bytes_);
+  v_ = SharedBytes(*place_, rows * new_row_bytes_);
   o_ = SharedBytes(*place_, rows * q_row_bytes_);
   const WorkspaceSizes sizes = attention_.workspace_sizes();
   schedule_ = DeviceMemory(*place_, sizes.schedule);
   scratch_ = DeviceMemory(*place_, sizes.scratch);
 }
 
-DeviceMemory Layers::empty_cache() const {
+DeviceMemory Layers::poisoned(std::size_t bytes) const {
   constexpr int kPoison = 0xff;  // NaN in every format that has one
-  DeviceMemory cache(*place_, cache_bytes_each_);
-  cache.fill(kPoison);
-  return cache;
+  DeviceMemory memory(*place_, bytes);
+  if (bytes > 0) memory.fill(kPoison);
+  return memory;
 }
 
 void Layers::copy_pages(std::span<const CopyOp> copies) {
   for (const Cache& cache : caches_) {
     copy_pages(copies, cache.k);
     copy_pages(copies, cache.v);
+    if (attention_.spec().kv_scale != KvScale::kPerToken) continue;
+    copy_scales(copies, cache.k_scale);
+    copy_scales(copies, cache.v_scale);
   }
 }
 
@@ -88,9 +121,19 @@ void Layers::copy_pages(std::span<const CopyOp> copies, const DeviceMemory& cach
   }
 }
 
+/// Those of the whole page: a token's lie one head apart.
+void Layers::copy_scales(std::span<const CopyOp> copies, const DeviceMemory& scales) const {
+  const std::size_t bytes = static_cast<std::size_t>(options_.shape.page_size) *
+                            static_cast<std::size_t>(options_.shape.heads.kv) * sizeof(float);
+  for (const CopyOp& copy : copies) {
+    place_->copy(scales.data() + static_cast<std::size_t>(copy.dst) * bytes,
+                 scales.data() + static_cast<std::size_t>(copy.src) * bytes, bytes);
+  }
+}
+
 void Layers::generate(const StepPlan& plan, std::int32_t layer) {
   const auto q_elements = q_row_bytes_ / size_of(q_noise_.dtype());
-  const auto kv_elements = kv_row_bytes_ / size_of(kv_noise_.dtype());
+  const auto kv_elements = new_row_bytes_ / size_of(kv_noise_.dtype());
   std::size_t row = 0;
   for (const StepItem& item : plan.items) {
     for (std::int64_t position = item.position; position < item.position + item.num_new_tokens;
@@ -99,13 +142,13 @@ void Layers::generate(const StepPlan& plan, std::int32_t layer) {
         return noise_key(item.request, layer, tensor, position);
       };
       q_noise_.fill(q_.host() + row * q_row_bytes_, q_elements, key(NoiseTensor::kQ));
-      kv_noise_.fill(k_.host() + row * kv_row_bytes_, kv_elements, key(NoiseTensor::kK));
-      kv_noise_.fill(v_.host() + row * kv_row_bytes_, kv_elements, key(NoiseTensor::kV));
+      kv_noise_.fill(k_.host() + row * new_row_bytes_, kv_elements, key(NoiseTensor::kK));
+      kv_noise_.fill(v_.host() + row * new_row_bytes_, kv_elements, key(NoiseTensor::kV));
     }
   }
   q_.push(row * q_row_bytes_);
-  k_.push(row * kv_row_bytes_);
-  v_.push(row * kv_row_bytes_);
+  k_.push(row * new_row_bytes_);
+  v_.push(row * new_row_bytes_);
 }
 
 const std::byte* Layers::show(const StagedBatch& staged) {
@@ -142,18 +185,40 @@ AttentionTensors Layers::tensors(const Cache& cache, std::int64_t rows) const {
   tensors.o = rows_of(o_, rows, shape.heads.qo, shape.dtype);
   tensors.k = pages(cache.k);
   tensors.v = pages(cache.v);
+  tensors.k_scale = scales(cache.k_scale);
+  tensors.v_scale = scales(cache.v_scale);
   return tensors;
+}
+
+MutableTensorView Layers::scales(const DeviceMemory& of_tokens) const {
+  const AttentionSpec& spec = attention_.spec();
+  if (spec.kv_scale == KvScale::kPerToken) {
+    return {of_tokens.data(),
+            DType::kFloat32,
+            {options_.pages, spec.num_kv_heads, spec.page_size},
+            options_.device};
+  }
+  if (given_scales_.empty()) return {};
+  const auto count = static_cast<std::int64_t>(given_scales_.size());
+  return {scales_.data(), DType::kFloat32, {count}, options_.device};
 }
 
 void Layers::append_new_tokens(const Cache& cache, std::int64_t rows, const Batch& batch,
                                const TensorView& slots) const {
   const Shape& shape = options_.shape;
   AppendTensors added;
-  added.k = rows_of(k_, rows, shape.heads.kv, shape.cache_dtype());
-  added.v = rows_of(v_, rows, shape.heads.kv, shape.cache_dtype());
+  added.k = rows_of(k_, rows, shape.heads.kv, kv_noise_.dtype());
+  added.v = rows_of(v_, rows, shape.heads.kv, kv_noise_.dtype());
   added.k_cache = pages(cache.k);
   added.v_cache = pages(cache.v);
   added.slot_mapping = slots;
+  if (attention_.spec().kv_scale == KvScale::kPerToken) {
+    added.k_token_scale = scales(cache.k_scale);
+    added.v_token_scale = scales(cache.v_scale);
+  } else {
+    added.k_scale = scales(cache.k_scale);
+    added.v_scale = scales(cache.v_scale);
+  }
   append(options_.device, KvLayout::kNHD, batch, added, {place_->stream()}, call_options_)
       .throw_if_error();
 }

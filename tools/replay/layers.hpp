@@ -53,7 +53,10 @@ class Layers {
   [[nodiscard]] const AttentionSpec& spec() const { return attention_.spec(); }
   [[nodiscard]] std::string_view kernel() const { return attention_.kernel(); }
   [[nodiscard]] const Noise& q_noise() const { return q_noise_; }
+  /// Of new keys and values, before they are written to the cache.
   [[nodiscard]] const Noise& kv_noise() const { return kv_noise_; }
+  /// float32, of the shape that the spec names; empty if there are none, or one per token.
+  [[nodiscard]] std::span<const float> given_scales() const { return given_scales_; }
   [[nodiscard]] std::size_t cache_bytes() const { return 2 * caches_.size() * cache_bytes_each_; }
   /// @return The last layer's output: o_dtype [num_rows, num_qo_heads, head_dim].
   [[nodiscard]] const std::byte* output(std::int64_t num_rows) const;
@@ -65,9 +68,13 @@ class Layers {
   struct Cache {
     DeviceMemory k;
     DeviceMemory v;
+    DeviceMemory k_scale;  // per token: float32 [pages, heads, page_size]
+    DeviceMemory v_scale;
   };
-  [[nodiscard]] DeviceMemory empty_cache() const;
+  [[nodiscard]] DeviceMemory poisoned(std::size_t bytes) const;
   void copy_pages(std::span<const CopyOp> copies, const DeviceMemory& cache) const;
+  void copy_scales(std::span<const CopyOp> copies, const DeviceMemory& scales) const;
+  [[nodiscard]] MutableTensorView scales(const DeviceMemory& of_tokens) const;
   void generate(const StepPlan& plan, std::int32_t layer);
   void append_new_tokens(const Cache& cache, std::int64_t rows, const Batch& batch,
                          const TensorView& slots) const;
@@ -88,11 +95,13 @@ class Layers {
   Noise q_noise_;
   Noise kv_noise_;
   std::size_t q_row_bytes_;
-  std::size_t kv_row_bytes_;
+  std::size_t kv_row_bytes_;   // of the cache
+  std::size_t new_row_bytes_;  // of new keys or values
+  std::vector<float> given_scales_;
   std::size_t cache_bytes_each_;
   std::vector<Cache> caches_;
   SharedBytes q_, k_, v_, o_;
-  DeviceMemory schedule_, scratch_;
+  DeviceMemory schedule_, scratch_, scales_;
   DeviceMemory block_;  // of the step's batch, on a GPU
 };
 

@@ -8,6 +8,7 @@
 #include <cuda_fp16.h>
 
 #include <cstdint>
+#include <type_traits>
 
 #include "cuda/attend/params.hpp"
 #include "cuda/attend/unit.cuh"
@@ -56,6 +57,9 @@ __device__ __forceinline__ void store_pair(Element* to, float first, float secon
   *reinterpret_cast<std::uint32_t*>(to) = pack<Element>(first, second);
 }
 
+/// Stands for bf16 or fp16, as the dtype of o says at run time.
+struct EitherHalf {};
+
 /// Writes neighbouring elements of a row of o: in fp32, if that is the dtype of o, or as `Element`.
 template <typename Element, int kCount>
 __device__ inline void store_o(const AttendParams& params, RowTarget target, std::int32_t column,
@@ -69,6 +73,12 @@ __device__ inline void store_o(const AttendParams& params, RowTarget target, std
   };
   if (params.shape.o_dtype == DType::kFloat32) {
     store_as(static_cast<float*>(o.data));
+  } else if constexpr (std::is_same_v<Element, EitherHalf>) {
+    if (params.shape.o_dtype == DType::kFloat16) {
+      store_as(static_cast<__half*>(o.data));
+    } else {
+      store_as(static_cast<__nv_bfloat16*>(o.data));
+    }
   } else {
     store_as(static_cast<Element*>(o.data));
   }

@@ -3,9 +3,13 @@
 /// The shapes of one instance of the tensor-core kernel, and how its shared memory is laid out.
 #pragma once
 
+#include <cuda_fp16.h>
+
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
+#include "cuda/attend/results.cuh"
 #include "cuda/attend/unit.cuh"
 
 namespace quire::cuda::mma {
@@ -28,51 +32,6 @@ inline constexpr int kRunKeys = 16;
 inline constexpr std::size_t kHalf = 113 * 1024;
 inline constexpr std::size_t kWhole = 227 * 1024;
 inline constexpr std::size_t kSmall = 99 * 1024;
-
-/// @tparam Element_  Of q, K and V: __nv_bfloat16 or __half.
-/// @tparam kShared   Bytes of shared memory at most.
-template <typename Element_, int kHeadDimQk_, int kHeadDimVo_, std::size_t kShared>
-struct Config {
-  using Element = Element_;
-  static constexpr int kHeadDimQk = kHeadDimQk_;
-  static constexpr int kHeadDimVo = kHeadDimVo_;
-  static_assert(kHeadDimQk % 32 == 0 && kHeadDimVo % 32 == 0);
-
-  static constexpr int kTileRows = 32;  // what o, scores and queries leave of the registers
-  static constexpr int kKeyBytes = kHeadDimQk * 2;
-  static constexpr int kValueBytes = kHeadDimVo * 2;
-  static constexpr int kWeightBytes = kTileKeys * 2;
-  static constexpr int kSlotBytes = kTileKeys * (kKeyBytes > kValueBytes ? kKeyBytes : kValueBytes);
-
-  /// Weights of a tile; at a unit's end 8 rows of o in fp32.
-  static constexpr int kWeightsBytes =
-      kTileRows * kWeightBytes > 8 * kHeadDimVo * 4 ? kTileRows* kWeightBytes : 8 * kHeadDimVo * 4;
-
-  /// All but the ring.
-  struct Fixed {
-    alignas(128) std::byte queries[kTileRows * kKeyBytes];  // q of the unit, swizzled
-    alignas(128) std::byte weights[kWeightsBytes];          // 2^(x − max) of the tile, swizzled
-    float maxima[kTileRows][kConsumerWarps];                // of a row over a warp's keys
-    float sums[kTileRows][kConsumerWarps];                  // of a row's weights, at a unit's end
-    float final_maxima[kTileRows];                          // likewise
-    Unit units[2];                // this one and the next; one without rows ends the range
-    std::uint64_t queries_full;   // filled by V's loading warp: copies, and lane 0 for `units`
-    std::uint64_t queries_empty;  // drained: one arrival of each computing warp
-    bool is_last;                 // piece of a split unit
-  };
-
-  static constexpr int kSlots =
-      static_cast<int>((kShared - sizeof(Fixed)) / (kSlotBytes + 2 * sizeof(std::uint64_t)));
-  static_assert(kSlots >= 2, "K and V of a tile");
-
-  struct Shared {
-    alignas(128) std::byte ring[kSlots][kSlotBytes];  // K, V, K, V …: a tile's rows, swizzled
-    Fixed fixed;
-    std::uint64_t full[kSlots];   // filled by a loading warp's copies
-    std::uint64_t empty[kSlots];  // drained: one arrival of each computing warp
-  };
-  static_assert(sizeof(Shared) <= kShared);
-};
 
 /// How a tile of rows of `kRowBytes` lies in shared memory: 16-byte chunks of neighbouring rows in
 /// different banks, so that eight rows are read at once. Split in two, so that a loop over chunks
@@ -104,6 +63,101 @@ struct Swizzle {
     return (place ^ static_cast<std::uint32_t>(key * kChunkBytes)) +
            static_cast<std::uint32_t>(rows * kRowBytes);
   }
+};
+
+/// Likewise for rows that are no whole half lines: a chunk is left free behind each, so that the
+/// chunks from row to row are an odd number.
+template <int kRowBytes_>
+struct PaddedRows {
+  static constexpr int kRowBytes = kRowBytes_;
+  static constexpr int kChunkBytes = 16;
+  static constexpr int kRowStride = kRowBytes_ + kChunkBytes;
+  static_assert(kRowStride / kChunkBytes % 2 == 1);
+
+  static __device__ __forceinline__ std::uint32_t row(std::uint32_t tile, int row) {
+    return tile + static_cast<std::uint32_t>(row * kRowStride);
+  }
+  static __device__ __forceinline__ std::uint32_t chunk(std::uint32_t row, int chunk) {
+    return row + static_cast<std::uint32_t>(chunk * kChunkBytes);
+  }
+  static __device__ __forceinline__ std::uint32_t later_row(std::uint32_t place, int rows) {
+    return place + static_cast<std::uint32_t>(rows * kRowStride);
+  }
+};
+
+template <int kRowBytes>
+using TileLayout =
+    std::conditional_t<kRowBytes % 64 == 0, Swizzle<kRowBytes>, PaddedRows<kRowBytes>>;
+
+/// @tparam Element_  Of q, and what is multiplied: __nv_bfloat16 or __half.
+/// @tparam kShared   Bytes of shared memory at most.
+/// @tparam Kv_       Of K and V: `Element_`, or an 8-bit format of `core/narrow_formats.hpp`. Those
+///   are widened to fp16: `Element_` is __half then, and q and o may be bf16 or fp16 at run time.
+template <typename Element_, int kHeadDimQk_, int kHeadDimVo_, std::size_t kShared,
+          typename Kv_ = Element_>
+struct Config {
+  using Element = Element_;
+  using Kv = Kv_;
+  static constexpr int kKvElementBytes = sizeof(Kv);
+  static constexpr bool kIsNarrow = kKvElementBytes == 1;
+  static_assert(kIsNarrow ? std::is_same_v<Element, __half> : std::is_same_v<Element, Kv>);
+  /// Of o, where it is not fp32.
+  using Output = std::conditional_t<kIsNarrow, EitherHalf, Element>;
+  static constexpr int kHeadDimQk = kHeadDimQk_;
+  static constexpr int kHeadDimVo = kHeadDimVo_;
+  static_assert(kHeadDimQk % 32 == 0 && kHeadDimVo % 32 == 0);
+
+  static constexpr int kTileRows = 32;  // what o, scores and queries leave of the registers
+  static constexpr int kQueryBytes = kHeadDimQk * 2;
+  static constexpr int kWeightBytes = kTileKeys * 2;
+  using QueryLayout = TileLayout<kQueryBytes>;
+  using KeyLayout = TileLayout<kHeadDimQk * kKvElementBytes>;
+  using ValueLayout = TileLayout<kHeadDimVo * kKvElementBytes>;
+
+  /// Behind K of a tile: the scales of its tokens, of K and then of V, if they have their own.
+  static constexpr int kScalesBegin = kTileKeys * KeyLayout::kRowStride;
+  static constexpr int kScaleBytes = kTileKeys * static_cast<int>(sizeof(float));
+  static constexpr int kKeySlotBytes = kScalesBegin + (kIsNarrow ? 2 * kScaleBytes : 0);
+  static constexpr int kValueSlotBytes = kTileKeys * ValueLayout::kRowStride;
+  static constexpr int kSlotBytes =
+      kKeySlotBytes > kValueSlotBytes ? kKeySlotBytes : kValueSlotBytes;
+  static_assert(kSlotBytes % 128 == 0);
+
+  /// Columns of o of a computing warp; the last warps have fewer if these are no quarter.
+  static constexpr int kColumnStep = kIsNarrow ? 16 : 8;
+  static constexpr int kColumns =
+      (kHeadDimVo / kConsumerWarps + kColumnStep - 1) / kColumnStep * kColumnStep;
+
+  /// Weights of a tile; at a unit's end 8 rows of o in fp32.
+  static constexpr int kStagedBytes = 8 * kConsumerWarps * kColumns * 4;
+  static constexpr int kWeightsBytes =
+      kTileRows * kWeightBytes > kStagedBytes ? kTileRows* kWeightBytes : kStagedBytes;
+
+  /// All but the ring.
+  struct Fixed {
+    alignas(128) std::byte queries[kTileRows * kQueryBytes];  // q of the unit, swizzled
+    alignas(128) std::byte weights[kWeightsBytes];            // 2^(x − max) of the tile, swizzled
+    float maxima[kTileRows][kConsumerWarps];                  // of a row over a warp's keys
+    float sums[kTileRows][kConsumerWarps];                    // of a row's weights, at a unit's end
+    float final_maxima[kTileRows];                            // likewise
+    float query_factors[kIsNarrow ? kTileRows : 1];  // what a row of fp16 q is to be multiplied by
+    Unit units[2];                // this one and the next; one without rows ends the range
+    std::uint64_t queries_full;   // filled by V's loading warp: copies, and lane 0 for `units`
+    std::uint64_t queries_empty;  // drained: one arrival of each computing warp
+    bool is_last;                 // piece of a split unit
+  };
+
+  static constexpr int kSlots =
+      static_cast<int>((kShared - sizeof(Fixed)) / (kSlotBytes + 2 * sizeof(std::uint64_t)));
+  static_assert(kSlots >= 2, "K and V of a tile");
+
+  struct Shared {
+    alignas(128) std::byte ring[kSlots][kSlotBytes];  // K, V, K, V …: a tile's rows, swizzled
+    Fixed fixed;
+    std::uint64_t full[kSlots];   // filled by a loading warp's copies
+    std::uint64_t empty[kSlots];  // drained: one arrival of each computing warp
+  };
+  static_assert(sizeof(Shared) <= kShared);
 };
 
 /// A place in the ring and how often it was passed.

@@ -18,6 +18,9 @@
 #include "cuda/attend/visibility.cuh"
 #include "cuda/common/ptx.cuh"
 #include "cuda/mma/config.cuh"
+#include "cuda/mma/products.cuh"
+#include "cuda/mma/queries.cuh"
+#include "cuda/mma/scaling.cuh"
 
 namespace quire::cuda::mma {
 
@@ -69,6 +72,7 @@ class UnitAttention {
         unit_(unit),
         visibility_(params_, unit),
         logits_(params_, unit.kv_head_begin),
+        scaling_(params_),
         warp_(opaque(state.warp)),
         lane_(opaque(state.lane)),
         group_(lane_ / 4),
@@ -81,29 +85,23 @@ class UnitAttention {
     take_queries();
     for (std::int32_t key = unit_.kv_begin / kTileKeys * kTileKeys; key < unit_.kv_end;
          key += kTileKeys) {
-      float scores[kRowTiles][kKeyTiles][4];  // a fragment: 16 rows × 8 keys
+      Scores scores;
       score(scores);
       to_logits(scores, key + warp_ * kWarpKeys);
       online_softmax(scores);
       accumulate();
     }
-    if constexpr (!kQueriesInRegisters) release_queries();
+    if constexpr (!P::kQueriesInRegisters) release_queries();
     finish();
   }
 
  private:
   using Element = typename C::Element;
-  using QuerySwizzle = Swizzle<C::kKeyBytes>;  // and the keys'
-  using ValueSwizzle = Swizzle<C::kValueBytes>;
+  using P = Products<C, kRowTiles>;
+  using Scores = typename P::Scores;
   using WeightSwizzle = Swizzle<C::kWeightBytes>;
-  static constexpr int kKeyTiles = kWarpKeys / 8;                  // of 8 keys, per warp
-  static constexpr int kQuerySteps = C::kHeadDimQk / 16;           // of 16 components
-  static constexpr int kKeySteps = kTileKeys / 16;                 // of 16 keys
-  static constexpr int kColumns = C::kHeadDimVo / kConsumerWarps;  // of o, per warp
-  static constexpr int kColumnTiles = kColumns / 8;
-  static constexpr bool kQueriesInRegisters = kRowTiles * kQuerySteps <= 8;
-  /// Of the loops over steps: what keeps the registers of all bodies within a block's share.
-  static constexpr int kUnroll = kQueriesInRegisters ? kQuerySteps : 2;
+  static constexpr int kKeyTiles = P::kKeyTiles;
+  static constexpr int kColumns = C::kColumns;  // of o, per warp
 
   /// Row `half` (0 or 1) of row tile `tile` that this thread's fragments hold.
   __device__ int row_of(int tile, int half) const { return tile * 16 + half * 8 + group_; }
@@ -111,11 +109,17 @@ class UnitAttention {
   // --- queries ---------------------------------------------------------------------------------
 
   __device__ void take_queries() {
-    if constexpr (kQueriesInRegisters) {
+    if constexpr (C::kIsNarrow) {
+      QueryRewriter<C, kRowTiles>(shared_, warp_, lane_)
+          .run(params_.shape.q_dtype == DType::kBFloat16);
+      state_.wait_at(kUnitEnd);
+      scaling_.take_rows(shared_.fixed.query_factors, logits_, lane_);
+    }
+    if constexpr (P::kQueriesInRegisters) {
 #pragma unroll
       for (int tile = 0; tile < kRowTiles; ++tile) {
 #pragma unroll
-        for (int step = 0; step < kQuerySteps; ++step) {
+        for (int step = 0; step < P::kQuerySteps; ++step) {
           load_query(queries_[tile][step], tile, step);
         }
       }
@@ -124,9 +128,10 @@ class UnitAttention {
   }
 
   __device__ void load_query(std::uint32_t (&to)[4], int tile, int step) const {
+    using QueryLayout = typename C::QueryLayout;
     const std::uint32_t row =
-        QuerySwizzle::row(shared_address(shared_.fixed.queries), tile * 16 + lane_ % 16);
-    load_matrices(to, QuerySwizzle::chunk(QuerySwizzle::chunk(row, lane_ / 16), step * 2));
+        QueryLayout::row(shared_address(shared_.fixed.queries), tile * 16 + lane_ % 16);
+    load_matrices(to, QueryLayout::chunk(QueryLayout::chunk(row, lane_ / 16), step * 2));
   }
 
   __device__ void release_queries() { state_.release_queries(); }
@@ -147,39 +152,32 @@ class UnitAttention {
   // --- the tile --------------------------------------------------------------------------------
 
   /// scores = Q · Kᵀ over this warp's keys.
-  __device__ void score(float (&scores)[kRowTiles][kKeyTiles][4]) {
+  __device__ void score(Scores& scores) {
     const std::uint32_t slot = wait_for_slot();
-    const std::uint32_t key = QuerySwizzle::chunk(
-        QuerySwizzle::row(slot, warp_ * kWarpKeys + lane_ % 8 + lane_ / 16 * 8), lane_ / 8 % 2);
 #pragma unroll
     for (auto& tile : scores) {
 #pragma unroll
       for (auto& fragment : tile) fragment[0] = fragment[1] = fragment[2] = fragment[3] = 0.0F;
     }
-#pragma unroll kUnroll
-    for (int step = 0; step < kQuerySteps; ++step) {
-      std::uint32_t keys[4];
-      load_matrices(keys, QuerySwizzle::chunk(key, step * 2));
+    P::score(scores, slot, warp_, lane_, [&](std::uint32_t(&query)[4], int tile, int step) {
+      if constexpr (P::kQueriesInRegisters) {
 #pragma unroll
-      for (int tile = 0; tile < kRowTiles; ++tile) {
-        std::uint32_t query[4];
-        if constexpr (kQueriesInRegisters) {
-#pragma unroll
-          for (int i = 0; i < 4; ++i) query[i] = queries_[tile][step][i];
-        } else {
-          load_query(query, tile, step);
-        }
-        multiply_add<Element>(scores[tile][0], query, keys[0], keys[1]);
-        multiply_add<Element>(scores[tile][1], query, keys[2], keys[3]);
+        for (int i = 0; i < 4; ++i) query[i] = queries_[tile][step][i];
+      } else {
+        load_query(query, tile, step);
       }
+    });
+    if constexpr (C::kIsNarrow) {
+      if (scaling_.is_per_token()) scaling_.take_tile(scores, slot, warp_, lane_);
     }
     release_slot();
   }
 
   /// Products to logits in units of log 2; −inf where a query does not see a key.
-  __device__ void to_logits(float (&scores)[kRowTiles][kKeyTiles][4], std::int32_t first_key) {
+  __device__ void to_logits(Scores& scores, std::int32_t first_key) {
+    if constexpr (C::kIsNarrow) scaling_.scale_rows(scores);
     if (logits_.is_linear()) [[likely]] {
-      for_each(scores, [&](float& x) { x *= logits_.scale(); });
+      if constexpr (!C::kIsNarrow) for_each(scores, [&](float& x) { x *= logits_.scale(); });
     } else {
       cap_and_alibi(scores, first_key);
     }
@@ -196,7 +194,7 @@ class UnitAttention {
 
   /// Calls `body(x)` for the thread's elements.
   template <typename Body>
-  __device__ void for_each(float (&scores)[kRowTiles][kKeyTiles][4], const Body& body) const {
+  __device__ void for_each(Scores& scores, const Body& body) const {
 #pragma unroll
     for (auto& tile : scores) {
 #pragma unroll
@@ -222,8 +220,7 @@ class UnitAttention {
   }
 
   /// Soft cap and ALiBi.
-  __device__ void cap_and_alibi(float (&scores)[kRowTiles][kKeyTiles][4],
-                                std::int32_t first_key) const {
+  __device__ void cap_and_alibi(Scores& scores, std::int32_t first_key) const {
     for_each(scores, [&](float& x) { x = logits_.template capped<false>(x); });
     if (params_.tensors.alibi_slopes == nullptr) return;
 #pragma unroll
@@ -247,7 +244,7 @@ class UnitAttention {
   }
 
   /// Logits to weights in shared memory; maxima, sums and o follow.
-  __device__ void online_softmax(float (&scores)[kRowTiles][kKeyTiles][4]) {
+  __device__ void online_softmax(Scores& scores) {
     publish_maxima(scores);
     state_.wait_at(kMaximaWritten);
     raise_maxima();
@@ -260,9 +257,15 @@ class UnitAttention {
             WeightSwizzle::row(shared_address(shared_.fixed.weights), row_of(tile, half));
 #pragma unroll
         for (int keys = 0; keys < kKeyTiles; ++keys) {
-          const float first = exp2_fast(scores[tile][keys][2 * half] - base);
-          const float second = exp2_fast(scores[tile][keys][2 * half + 1] - base);
+          float first = exp2_fast(scores[tile][keys][2 * half] - base);
+          float second = exp2_fast(scores[tile][keys][2 * half + 1] - base);
           sum_[tile][half] += first + second;
+          if constexpr (C::kIsNarrow) {
+            if (scaling_.is_per_token()) {
+              first *= scaling_.of_values(keys).x;
+              second *= scaling_.of_values(keys).y;
+            }
+          }
           store_shared(WeightSwizzle::chunk(weights, warp_ * kKeyTiles + keys) + quad_ * 4,
                        pack<Element>(first, second));
         }
@@ -271,18 +274,36 @@ class UnitAttention {
     state_.wait_at(kWeightsWritten);
   }
 
-  __device__ void publish_maxima(const float (&scores)[kRowTiles][kKeyTiles][4]) {
+  /// Of half a row tile.
+  __device__ float max_of_keys(const float (&scores)[kKeyTiles][4], int half) const {
+    float max = kNoKey;
+    if constexpr (C::kIsNarrow) {
+      if (scaling_.is_per_token()) {
+#pragma unroll
+        for (int keys = 0; keys < kKeyTiles; ++keys) {
+          const float2 raise = scaling_.raise_of(keys);
+          max = fmaxf(
+              max, fmaxf(scores[keys][2 * half] + raise.x, scores[keys][2 * half + 1] + raise.y));
+        }
+        return max;
+      }
+    }
+#pragma unroll
+    for (int keys = 0; keys < kKeyTiles; ++keys) {
+      max = fmaxf(max, fmaxf(scores[keys][2 * half], scores[keys][2 * half + 1]));
+    }
+    return max;
+  }
+
+  __device__ void publish_maxima(const Scores& scores) {
 #pragma unroll
     for (int tile = 0; tile < kRowTiles; ++tile) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        float max = kNoKey;
-#pragma unroll
-        for (int keys = 0; keys < kKeyTiles; ++keys) {
-          max = fmaxf(max, fmaxf(scores[tile][keys][2 * half], scores[tile][keys][2 * half + 1]));
-        }
+        float max = max_of_keys(scores[tile], half);
         max = fmaxf(max, __shfl_xor_sync(kAllLanes, max, 1));
         max = fmaxf(max, __shfl_xor_sync(kAllLanes, max, 2));
+        if constexpr (C::kIsNarrow) max -= Scaling<C, kRowTiles>::kWeightShift;
         if (quad_ == 0) shared_.fixed.maxima[row_of(tile, half)][warp_] = max;
       }
     }
@@ -323,42 +344,7 @@ class UnitAttention {
   /// o += P · V over all keys of the tile, this warp's columns.
   __device__ void accumulate() {
     const std::uint32_t slot = wait_for_slot();
-    const int low = lane_ % 16;
-    const int high = lane_ / 16;
-    const int first_chunk = warp_ * kColumnTiles;
-    const std::uint32_t weights =
-        WeightSwizzle::chunk(WeightSwizzle::row(shared_address(shared_.fixed.weights), low), high);
-    const std::uint32_t value = ValueSwizzle::row(slot, low);
-#pragma unroll kUnroll
-    for (int step = 0; step < kKeySteps; ++step) {
-      std::uint32_t p[kRowTiles][4];
-#pragma unroll
-      for (int tile = 0; tile < kRowTiles; ++tile) {
-        load_matrices(p[tile],
-                      WeightSwizzle::chunk(weights, step * 2) + tile * 16 * C::kWeightBytes);
-      }
-#pragma unroll
-      for (int column = 0; column + 1 < kColumnTiles; column += 2) {
-        std::uint32_t values[4];
-        load_matrices_transposed(values, ValueSwizzle::chunk(value, first_chunk + column + high) +
-                                             step * 16 * C::kValueBytes);
-#pragma unroll
-        for (int tile = 0; tile < kRowTiles; ++tile) {
-          multiply_add<Element>(o_[tile][column], p[tile], values[0], values[1]);
-          multiply_add<Element>(o_[tile][column + 1], p[tile], values[2], values[3]);
-        }
-      }
-      if constexpr (kColumnTiles % 2 == 1) {
-        constexpr int kLast = kColumnTiles - 1;
-        std::uint32_t values[2];
-        load_matrices_transposed(
-            values, ValueSwizzle::chunk(value, first_chunk + kLast) + step * 16 * C::kValueBytes);
-#pragma unroll
-        for (int tile = 0; tile < kRowTiles; ++tile) {
-          multiply_add<Element>(o_[tile][kLast], p[tile], values[0], values[1]);
-        }
-      }
-    }
+    P::accumulate(o_, slot, shared_address(shared_.fixed.weights), warp_, lane_);
     release_slot();
   }
 
@@ -400,12 +386,10 @@ class UnitAttention {
 
   __device__ void stage(int half_tile) const {
     __syncwarp();
-    float* to = staged() + group_ * kColumns + quad_ * 2;
-#pragma unroll
-    for (int column = 0; column < kColumnTiles; ++column) {
-      store_pair(to + column * 8, of_half_tile(half_tile, column, 0),
-                 of_half_tile(half_tile, column, 1));
-    }
+    float* to = staged() + group_ * kColumns;
+    P::for_columns(
+        lane_, [&](int tile, int i) { return of_half_tile(half_tile, tile, i); },
+        [&](int column, float first, float second) { store_pair(to + column, first, second); });
     __syncwarp();
   }
 
@@ -427,6 +411,7 @@ class UnitAttention {
     for (int i = lane_; i < count * kLanesPerRow; i += kWarpSize) {
       const int row = first + i / kLanesPerRow;
       const int column = warp_ * kColumns + i % kLanesPerRow * kAtOnce;
+      if (kConsumerWarps * kColumns > C::kHeadDimVo && column >= C::kHeadDimVo) continue;
       const float4 o = *reinterpret_cast<const float4*>(staged() + i * kAtOnce);
       const float4 sums = *reinterpret_cast<const float4*>(shared_.fixed.sums[row]);
       const float sum = (sums.x + sums.y) + (sums.z + sums.w);
@@ -441,7 +426,7 @@ class UnitAttention {
       const RowResult result = result_of(params_, target.head, max, sum);
       const float scaled[kAtOnce] = {o.x * result.o_scale, o.y * result.o_scale,
                                      o.z * result.o_scale, o.w * result.o_scale};
-      store_o<Element>(params_, target, column, scaled);
+      store_o<typename C::Output>(params_, target, column, scaled);
       if (column == 0) store_lse(params_, target, result);
     }
   }
@@ -452,12 +437,13 @@ class UnitAttention {
   const Unit& unit_;
   const Visibility visibility_;
   const LogitTransform logits_;
+  Scaling<C, kRowTiles> scaling_;  // of 8-bit K and V
   const int warp_;
   const int lane_;
   const int group_;
   const int quad_;
-  std::uint32_t queries_[kQueriesInRegisters ? kRowTiles : 1][kQuerySteps][4];
-  float o_[kRowTiles][kColumnTiles][4] = {};
+  std::uint32_t queries_[P::kQueriesInRegisters ? kRowTiles : 1][P::kQuerySteps][4];
+  typename P::Columns o_ = {};
   float max_[kRowTiles][2];
   float sum_[kRowTiles][2] = {};
 };

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /// @file
-/// Which instances of the tensor-core kernel there are: QUIRE_CUDA_DTYPES × QUIRE_CUDA_HEAD_DIMS.
+/// Which instances of the tensor-core kernel there are: QUIRE_CUDA_DTYPES × QUIRE_CUDA_HEAD_DIMS,
+/// one for each dtype of K and V. Those of 8 bits take queries of both 16-bit dtypes.
 #pragma once
 
 #include <span>
@@ -13,9 +14,10 @@ namespace quire::cuda::mma {
 /// Heads of a group at most: the rows of one query make one unit.
 inline constexpr std::int32_t kMaxGroupSize = 32;
 
-/// The kernel of one dtype and pair of head dims.
+/// The kernel of one dtype of K and V and pair of head dims.
 struct Instance {
-  DType dtype = DType::kNone;  ///< of q, K and V
+  core::SetOf<DType> q_dtypes;
+  DType kv_dtype = DType::kNone;
   core::HeadDims head_dims;
   AttendKernel large;  ///< where a block can have as much shared memory as it asks for
   AttendKernel small;  ///< where a block can have 99 KiB

@@ -11,6 +11,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "cuda/attend/params.hpp"
 #include "cuda/attend/results.cuh"
@@ -47,8 +48,8 @@ __device__ void end_barriers(typename C::Shared& shared) {
 template <typename C>
 __device__ void attend_unit(ConsumerState<C>& state, const Unit& unit) {
   if (unit.sees_nothing()) {
-    store_empty_unit<typename C::Element>(state.params, unit, state.warp * kWarpSize + state.lane,
-                                          kConsumers);
+    store_empty_unit<typename C::Output>(state.params, unit, state.warp * kWarpSize + state.lane,
+                                         kConsumers);
     state.release_queries();
     return;
   }
@@ -58,7 +59,7 @@ __device__ void attend_unit(ConsumerState<C>& state, const Unit& unit) {
     UnitAttention<C, C::kTileRows / 16>(state, unit).run();
   }
   if (unit.num_pieces > 1 || unit.leaves_states()) {
-    finish_partial<typename C::Element>(state.params, unit, state.shared.fixed.is_last,
+    finish_partial<typename C::Output>(state.params, unit, state.shared.fixed.is_last,
                                         state.warp * kWarpSize + state.lane, kConsumers,
                                         [&] { state.wait_at(kUnitEnd); });
   }
@@ -79,12 +80,14 @@ __device__ __forceinline__ void attend_units(ConsumerState<C>& state) {
 template <typename C>
 __device__ __forceinline__ void load_units(const AttendParams& params, typename C::Shared& shared,
                                            std::int32_t share, bool loads_keys, int lane) {
-  if constexpr (C::kKeyBytes == C::kValueBytes) {
-    Producer<C, C::kKeyBytes>(params, shared, loads_keys, lane).run(share);
+  using KeyLayout = typename C::KeyLayout;
+  using ValueLayout = typename C::ValueLayout;
+  if constexpr (std::is_same_v<KeyLayout, ValueLayout>) {
+    Producer<C, KeyLayout>(params, shared, loads_keys, lane).run(share);
   } else if (loads_keys) {
-    Producer<C, C::kKeyBytes>(params, shared, true, lane).run(share);
+    Producer<C, KeyLayout>(params, shared, true, lane).run(share);
   } else {
-    Producer<C, C::kValueBytes>(params, shared, false, lane).run(share);
+    Producer<C, ValueLayout>(params, shared, false, lane).run(share);
   }
 }
 
@@ -106,7 +109,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(typename C::Shared) <= kHalf 
   }
   ConsumerState<C> state{params, shared, warp, lane};
   attend_units(state);
-  store_padding<typename C::Element>(params, kConsumers);
+  store_padding<typename C::Output>(params, kConsumers);
 }
 
 /// The kernel as the host launches it.

@@ -18,7 +18,8 @@ namespace quire::cuda::mma {
 /// A loading warp. The one of V also hands each unit and its queries over: as soon as there is room
 /// for them, and at the latest when the ring holds nothing but this unit, since the computing warps
 /// wait for queries then.
-template <typename C, int kRowBytes>
+/// @tparam Layout  Of the tiles that it loads.
+template <typename C, typename Layout>
 class Producer {
  public:
   __device__ Producer(const AttendParams& params, typename C::Shared& shared, bool loads_keys,
@@ -52,7 +53,8 @@ class Producer {
  private:
   using Tiles = TileStream<kTileKeys, UnitWalk>;
   static constexpr int kHandedOver = -1;
-  static constexpr int kElementBytes = sizeof(typename C::Element);
+  static constexpr int kElementBytes = C::kKvElementBytes;
+  static constexpr int kQueryElementBytes = sizeof(typename C::Element);
 
   /// The unit goes first, if there is room for its queries, else behind the tile.
   __device__ void load_and_hand_over(const Tiles& tiles) {
@@ -79,7 +81,7 @@ class Producer {
     const std::uint32_t to = shared_address(shared_.ring[position_.slot]);
 #pragma unroll 1
     for (int first = 0; first < kTileKeys; first += kRunKeys) {
-      const std::uint32_t to_rows = to + static_cast<std::uint32_t>(first * kRowBytes);
+      const std::uint32_t to_rows = to + static_cast<std::uint32_t>(first * Layout::kRowStride);
       if (tiles.has_runs()) {
         const int run = first / kRunKeys;
         const std::int64_t offset =
@@ -90,8 +92,29 @@ class Producer {
                              rows.from(first));
       }
     }
+    if constexpr (C::kIsNarrow) {
+      if (loads_keys_ && params_.tensors.k_token_scale.data != nullptr) {
+        const auto scales = to + static_cast<std::uint32_t>(C::kScalesBegin);
+        load_scales(scales, params_.tensors.k_token_scale, tiles, rows);
+        load_scales(scales + C::kScaleBytes, params_.tensors.v_token_scale, tiles, rows);
+      }
+    }
     barrier_arrive_after_copies(shared_address(&shared_.full[position_.slot]));
     position_.advance(2);  // K and V take turns
+  }
+
+  /// The scales of a tile's tokens; zeros for those that the unit does not read.
+  __device__ void load_scales(std::uint32_t to, const core::TokenScales& scales, const Tiles& tiles,
+                              RowRange rows) const {
+    const float* const base = scales.data + tiles.unit().kv_head_begin * scales.head_stride;
+#pragma unroll 1
+    for (int first = 0; first < kTileKeys; first += kWarpSize) {
+      const int key = first + lane_;
+      const auto place = tiles.place_of(first, key);
+      copy_word_async(to + static_cast<std::uint32_t>(key) * sizeof(float),
+                      base + place.page * scales.page_stride + place.token * scales.token_stride,
+                      rows.has(key));
+    }
   }
 
   /// @param is_due  Waits for room, instead of doing nothing if there is none.
@@ -126,12 +149,12 @@ class Producer {
     const core::Rows& q = params_.tensors.q;
     const RowTarget row = row_of_q(params_, unit, min(lane_, unit.rows - 1));
     const std::int64_t offset =
-        (row.token * q.token_stride + row.head * q.head_stride) * kElementBytes;
+        (row.token * q.token_stride + row.head * q.head_stride) * kQueryElementBytes;
     const std::uint32_t to = shared_address(shared_.fixed.queries);
-    const RowLoader<Swizzle<C::kKeyBytes>> rows(lane_);
+    const RowLoader<typename C::QueryLayout> rows(lane_);
 #pragma unroll 1
     for (int first = 0; first < unit.rows; first += kRunKeys) {
-      rows.load_scattered(to + static_cast<std::uint32_t>(first * C::kKeyBytes),
+      rows.load_scattered(to + static_cast<std::uint32_t>(first * C::QueryLayout::kRowStride),
                           static_cast<const std::byte*>(q.data), offset, first,
                           {0, unit.rows - first});
     }
@@ -142,7 +165,7 @@ class Producer {
   const core::Pages cache_;
   const bool loads_keys_;
   const int lane_;
-  const RowLoader<Swizzle<kRowBytes>> rows_;
+  const RowLoader<Layout> rows_;
   RingPosition<C::kSlots> position_;
   std::uint32_t query_parity_ = 0;
   int tiles_ahead_ = kHandedOver;  // of a unit not handed over

@@ -103,6 +103,22 @@ class TileStream {
     const bool has_keys = key + run_keys_ > unit().kv_begin && key < unit().kv_end;
     return has_keys ? offset_of(unit(), page_near(run), key) : 0;
   }
+  /// Where a token lies: contiguous K and V are one page.
+  struct TokenPlace {
+    std::int64_t page;
+    std::int64_t token;
+  };
+  /// Of the tile's key `key`, one of the 32 from `first` on. All lanes call it, each with its own.
+  [[nodiscard]] __device__ TokenPlace place_of(int first, int key) const {
+    const int keys_of_run = has_runs() ? kRunKeys : 1;
+    const std::int32_t page =
+        __shfl_sync(kAllLanes, page_near(first / keys_of_run), lane_of(key / keys_of_run));
+    const std::int32_t position = key_ + key;
+    if (params_.shape.page_size == kContiguousKv) {
+      return {0, static_cast<std::int64_t>(page) + position};
+    }
+    return {page, params_.page_size.remainder(position, params_.page_size.quotient(position))};
+  }
   [[nodiscard]] __device__ int lane_of(int run) const { return (first_run() + run) % kWarpSize; }
 
  private:

@@ -92,6 +92,15 @@ class RowAttention {
            unit_.kv_head_begin * cache.head_stride;
   }
 
+  /// Of a key that the row sees; 1 if scales are not per token.
+  __device__ float token_scale(const core::TokenScales& scales, std::int32_t key) const {
+    if (scales.data == nullptr) return 1.0F;
+    const schedule::KeyRun run =
+        schedule::key_run(params_.shape, params_.batch, unit_.seq, key, key + 1);
+    return scales.data[run.page * scales.page_stride + run.token * scales.token_stride +
+                       unit_.kv_head_begin * scales.head_stride];
+  }
+
   __device__ void attend(std::int32_t first_key) {
     const std::int32_t key = first_key + lane_;
     const bool seen = visibility_.sees(query_, key);
@@ -103,7 +112,8 @@ class RowAttention {
     const float weight = exp2f(logit - max);
     max_ = max;
     sum_ = sum_ * factor + weight;
-    accumulate(seen ? offset_of(params_.tensors.v, key) : 0, weight, factor);
+    const float v_weight = seen ? weight * token_scale(params_.tensors.v_token_scale, key) : 0.0F;
+    accumulate(seen ? offset_of(params_.tensors.v, key) : 0, v_weight, factor);
   }
 
   __device__ float logit_of(std::int32_t key) const {
@@ -114,6 +124,7 @@ class RowAttention {
 #pragma unroll
       for (int i = 0; i < kChunk; ++i) product += q_[at + i] * to_float(chunk.elements[i]);
     }
+    product *= token_scale(params_.tensors.k_token_scale, key);
     if (logits_.is_linear()) return product * logits_.scale();
     const std::int32_t head =
         unit_.kv_head_begin * params_.shape.group_size + row_ % params_.shape.group_size;

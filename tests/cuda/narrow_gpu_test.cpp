@@ -1,0 +1,270 @@
+// SPDX-License-Identifier: Apache-2.0
+// Attention over 8-bit K and V on the GPU against the oracle on the same codes: every format, scale,
+// mask, page size and head dim, with NaN codes, or −128, in everything that must not be read.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <limits>
+#include <string>
+
+#include "core/narrow_formats.hpp"
+#include "support/device_batch.hpp"
+
+namespace quire {
+namespace {
+
+using testing::CacheStorage;
+using testing::DeviceBatch;
+using testing::exact_options;
+using testing::expect_oracle;
+using testing::KeySource;
+using testing::kGpu;
+using testing::RandomBatch;
+using testing::RandomBatchOptions;
+
+constexpr std::array kNarrow = {DType::kFloat8E4M3, DType::kFloat8E5M2, DType::kInt8};
+constexpr std::array kQueries = {DType::kBFloat16, DType::kFloat16};
+constexpr std::array kScales = {KvScale::kNone, KvScale::kPerTensor, KvScale::kPerHead,
+                                KvScale::kPerToken};
+
+struct HeadDims {
+  std::int32_t qk = 0;
+  std::int32_t vo = 0;
+};
+constexpr std::array kHeadDims = {HeadDims{64, 64},   HeadDims{96, 96},   HeadDims{128, 128},
+                                  HeadDims{192, 192}, HeadDims{256, 256}, HeadDims{192, 128}};
+
+std::string name_of(DType dtype) { return std::string(to_string(dtype)); }
+std::string name_of(KvScale scale) { return "scale " + std::to_string(static_cast<int>(scale)); }
+
+RandomBatchOptions narrow_options(DType q_dtype, DType kv_dtype, KvScale scale, std::int32_t group,
+                                  std::int32_t kv_heads, std::int32_t head_dim) {
+  RandomBatchOptions options = exact_options(q_dtype, group, kv_heads, head_dim);
+  options.spec.kv_dtype = kv_dtype;
+  options.spec.kv_scale = scale;
+  return options;
+}
+
+TEST(GpuNarrowSupport, CoversEveryFormatScaleHeadDimAndFeature) {
+  for (const DType kv_dtype : kNarrow) {
+    for (const DType q_dtype : {DType::kBFloat16, DType::kFloat16, DType::kFloat32}) {
+      for (const KvScale scale : kScales) {
+        for (const std::int32_t head_dim : {16, 64, 96, 128, 192, 256, 512}) {
+          for (const std::int32_t page_size : {1, 16, 17, 64, 544, kContiguousKv}) {
+            AttentionSpec spec = narrow_options(q_dtype, kv_dtype, scale, 7, 1, head_dim).spec;
+            spec.page_size = page_size;
+            spec.window_left = 100;
+            spec.logits_soft_cap = 30.0F;
+            spec.sinks = spec.alibi = true;
+            const Support support = supports(kGpu, spec);
+            EXPECT_TRUE(support.supported) << support.reason;
+          }
+        }
+      }
+    }
+  }
+}
+
+class GpuNarrow : public ::testing::TestWithParam<std::tuple<DType, HeadDims>> {
+ protected:
+  [[nodiscard]] static RandomBatchOptions options(DType q_dtype, KvScale scale) {
+    const auto& [kv_dtype, dims] = GetParam();
+    RandomBatchOptions options = narrow_options(q_dtype, kv_dtype, scale, 3, 2, dims.qk);
+    options.spec.head_dim_vo = dims.vo;
+    return options;
+  }
+};
+
+TEST_P(GpuNarrow, AgreesForDecode) {
+  for (const DType q_dtype : kQueries) {
+    for (const KvScale scale : kScales) {
+      RandomBatchOptions options = GpuNarrow::options(q_dtype, scale);
+      options.requests = {{1, 70}, {1, 1}, {1, 515}, {0, 9}, {1, 64}, {1, 128}, {1, 333}};
+      for (const std::int32_t group : {1, 4, 5, 8}) {
+        options.spec.num_qo_heads = group * options.spec.num_kv_heads;
+        expect_oracle(
+            options, name_of(q_dtype) + ", " + name_of(scale) + ", group " + std::to_string(group));
+      }
+      RandomBatch roomy(options);
+      expect_oracle(roomy, testing::kRoomyLimits);
+    }
+  }
+}
+
+TEST_P(GpuNarrow, AgreesForMixedBatchesInBothOutputDtypes) {
+  for (const DType q_dtype : kQueries) {
+    for (const KvScale scale : kScales) {
+      RandomBatchOptions options = GpuNarrow::options(q_dtype, scale);
+      expect_oracle(options, name_of(q_dtype) + ", " + name_of(scale) + ", float32 output");
+      options.spec.o_dtype = DType::kNone;
+      options.storage = CacheStorage::kPackedDims;
+      options.strided_output = true;
+      expect_oracle(options, name_of(q_dtype) + ", " + name_of(scale) + ", output of q's dtype");
+      RandomBatch roomy(options);
+      expect_oracle(roomy, testing::kRoomyLimits);
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Promised, GpuNarrow,
+                         ::testing::Combine(::testing::ValuesIn(kNarrow),
+                                            ::testing::ValuesIn(kHeadDims)),
+                         [](const auto& test) {
+                           const HeadDims dims = std::get<1>(test.param);
+                           return name_of(std::get<0>(test.param)) + "_" + std::to_string(dims.qk) +
+                                  "_" + std::to_string(dims.vo);
+                         });
+
+class GpuNarrowFormat : public ::testing::TestWithParam<DType> {
+ protected:
+  [[nodiscard]] static RandomBatchOptions options(KvScale scale, std::int32_t group,
+                                                  std::int32_t kv_heads, std::int32_t head_dim) {
+    return narrow_options(DType::kBFloat16, GetParam(), scale, group, kv_heads, head_dim);
+  }
+};
+
+TEST_P(GpuNarrowFormat, AgreesForEveryPageSizeAndWayToFindPages) {
+  for (const std::int32_t page_size : {1, 8, 16, 17, 64, 128, 544}) {
+    for (const KeySource source : {KeySource::kDense, KeySource::kCsr, KeySource::kCsrWithKvLen}) {
+      for (const KvScale scale : {KvScale::kPerHead, KvScale::kPerToken}) {
+        RandomBatchOptions options = GpuNarrowFormat::options(scale, 4, 2, 128);
+        options.spec.page_size = page_size;
+        options.spec.kv_layout = page_size % 16 == 0 ? KvLayout::kHND : KvLayout::kNHD;
+        options.source = source;
+        options.shared_pages = page_size <= 64 ? 1 : 0;
+        expect_oracle(options, "page size " + std::to_string(page_size) + ", source " +
+                                   std::to_string(static_cast<int>(source)) + ", " +
+                                   name_of(scale));
+      }
+    }
+  }
+}
+
+TEST_P(GpuNarrowFormat, AgreesForContiguousKeys) {
+  for (const KvLayout layout : {KvLayout::kNHD, KvLayout::kHND}) {
+    for (const KvScale scale : kScales) {
+      RandomBatchOptions options = GpuNarrowFormat::options(scale, 4, 2, 64);
+      options.source = KeySource::kContiguous;
+      options.spec.kv_layout = layout;
+      expect_oracle(options, name_of(scale));
+    }
+  }
+}
+
+TEST_P(GpuNarrowFormat, AgreesForEveryMaskAndWindow) {
+  for (const Mask mask : {Mask::kNone, Mask::kCausal, Mask::kTree, Mask::kFull}) {
+    for (const std::int32_t window : {-1, 0, 15, 64, 100}) {
+      for (const KvScale scale : {KvScale::kPerTensor, KvScale::kPerToken}) {
+        RandomBatchOptions options = GpuNarrowFormat::options(scale, 5, 1, 64);
+        options.spec.mask = mask;
+        options.spec.window_left = window;
+        expect_oracle(options, "mask " + std::to_string(static_cast<int>(mask)) + ", window " +
+                                   std::to_string(window) + ", " + name_of(scale));
+      }
+    }
+  }
+}
+
+TEST_P(GpuNarrowFormat, AgreesForSinksSoftCapsAndSlopes) {
+  for (const KvScale scale : {KvScale::kPerTensor, KvScale::kPerToken}) {
+    for (int features = 1; features < 8; ++features) {
+      RandomBatchOptions options = GpuNarrowFormat::options(scale, 4, 2, 128);
+      options.spec.sinks = (features & 1) != 0;
+      options.spec.logits_soft_cap = (features & 2) != 0 ? 20.0F : 0.0F;
+      options.spec.alibi = (features & 4) != 0;
+      expect_oracle(options, "features " + std::to_string(features) + ", " + name_of(scale));
+    }
+  }
+}
+
+TEST_P(GpuNarrowFormat, AgreesForEveryGroupSize) {
+  for (const std::int32_t group : {1, 2, 3, 7, 8, 11, 16, 17, 24, 32, 40}) {
+    expect_oracle(GpuNarrowFormat::options(KvScale::kPerHead, group, 2, 64),
+                  "group " + std::to_string(group));
+  }
+}
+
+TEST_P(GpuNarrowFormat, AgreesForLongContextsInManyPieces) {
+  for (const KvScale scale : {KvScale::kPerHead, KvScale::kPerToken}) {
+    RandomBatchOptions options = GpuNarrowFormat::options(scale, 4, 2, 128);
+    options.requests = {{1, 3000}, {1, 777}, {2, 1025}, {1, 20000}, {40, 5000}, {300, 900}};
+    expect_oracle(options, name_of(scale));
+    RandomBatch roomy(options);
+    expect_oracle(roomy, testing::kRoomyLimits);
+  }
+}
+
+TEST_P(GpuNarrowFormat, AgreesForScalesOfValuesThatSpanManyPowersOfTwo) {
+  for (const int powers : {4, 20, 40}) {
+    RandomBatchOptions options = GpuNarrowFormat::options(KvScale::kPerToken, 4, 2, 128);
+    options.value_scale_powers = powers;
+    options.requests = {{1, 3000}, {5, 400}, {20, 700}};
+    expect_oracle(options, "2^" + std::to_string(powers));
+  }
+}
+
+TEST_P(GpuNarrowFormat, AgreesForQueriesOfAnyMagnitude) {
+  for (const int power : {-100, -30, 30, 100}) {
+    RandomBatchOptions options = GpuNarrowFormat::options(KvScale::kPerHead, 4, 2, 128);
+    options.spec.sm_scale = std::ldexp(1.0F / std::sqrt(128.0F), -power);
+    RandomBatch host(options);
+    for (std::int64_t i = 0; i < host.q_elements.size(); ++i) {
+      host.q_elements.set(i, std::ldexp(host.q_elements.get(i), power));
+    }
+    SCOPED_TRACE("2^" + std::to_string(power));
+    expect_oracle(host, host.limits());
+  }
+}
+
+TEST_P(GpuNarrowFormat, AgreesForEveryCodeThatIsANumber) {
+  RandomBatchOptions options = GpuNarrowFormat::options(KvScale::kPerTensor, 4, 1, 128);
+  options.requests = {{1, 256}, {9, 300}};
+  // The largest codes make logits of some units.
+  options.spec.sm_scale = 1.0F / (16.0F * core::largest_of(GetParam()));
+  RandomBatch host(options);
+  std::uint32_t code = 0;
+  for (testing::ElementBuffer* cache : {&host.k_elements, &host.v_elements}) {
+    for (std::int64_t i = 0; i < cache->size(); ++i) {
+      if (std::isnan(cache->get(i)) || *cache->at(i) == std::byte{0x80}) continue;  // poison
+      do {
+        *cache->at(i) = static_cast<std::byte>(code++);
+      } while (!std::isfinite(cache->get(i)));
+    }
+  }
+  host.v_scale = {1.0F / core::largest_of(GetParam())};
+  host.tensors.v_scale = TensorView(host.v_scale.data(), DType::kFloat32, {1});
+  expect_oracle(host, host.limits());
+}
+
+TEST_P(GpuNarrowFormat, AgreesOnCudaCores) {
+  for (const DType q_dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16}) {
+    for (const KvScale scale : kScales) {
+      RandomBatchOptions options = narrow_options(q_dtype, GetParam(), scale, 3, 2, 80);
+      options.spec.head_dim_vo = 48;
+      expect_oracle(options, name_of(q_dtype) + ", " + name_of(scale));
+    }
+  }
+}
+
+TEST_P(GpuNarrowFormat, GivesTheSameBitsEveryTime) {
+  RandomBatchOptions options = GpuNarrowFormat::options(KvScale::kPerToken, 4, 2, 128);
+  options.requests = {{1, 20000}, {1, 900}, {3, 5000}};
+  RandomBatch host(options);
+  const Attention attention(kGpu, host.spec, host.limits());
+  DeviceBatch batch(host);
+  ASSERT_TRUE(batch.run(attention).ok());
+  const std::vector<std::byte> first = batch.result_bytes();
+  for (int i = 0; i < 5; ++i) {
+    batch.forget_results();
+    ASSERT_TRUE(batch.run(attention).ok());
+    ASSERT_EQ(batch.result_bytes(), first);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Formats, GpuNarrowFormat, ::testing::ValuesIn(kNarrow),
+                         [](const auto& test) { return name_of(test.param); });
+
+}  // namespace
+}  // namespace quire
