@@ -71,4 +71,40 @@ inline float float_from_float8_e5m2(std::uint8_t bits) noexcept {
   return float_from_float16(static_cast<std::uint16_t>(bits << 8));
 }
 
+/// Magnitude of the nearest code of a small format, to even, its largest finite code at most.
+template <int kExponentBits, int kMantissaBits>
+inline std::uint8_t saturated_code(float magnitude, std::uint8_t largest) noexcept {
+  constexpr int kBias = (1 << (kExponentBits - 1)) - 1;
+  if (magnitude >= float_from_fields<kExponentBits, kMantissaBits>(largest)) return largest;
+  const float smallest_normal = std::ldexp(1.0F, 1 - kBias);
+  int exponent = 1 - kBias;  // of the steps; that of subnormals
+  if (magnitude >= smallest_normal) exponent = std::ilogb(magnitude);
+  const auto steps = static_cast<int>(
+      std::nearbyint(std::ldexp(magnitude, kMantissaBits - exponent)));  // a carry is one step more
+  return static_cast<std::uint8_t>(((exponent + kBias - 1) << kMantissaBits) + steps);
+}
+
+/// Nearest, to even; beyond ±448 (infinity included) ±448; NaN stays NaN.
+inline std::uint8_t float8_e4m3_from_float(float value) noexcept {
+  constexpr std::uint8_t kLargest = 0x7e;
+  const std::uint8_t sign = std::signbit(value) ? 0x80 : 0;
+  if (std::isnan(value)) return static_cast<std::uint8_t>(sign | 0x7fU);
+  return static_cast<std::uint8_t>(sign | saturated_code<4, 3>(std::fabs(value), kLargest));
+}
+
+/// Nearest, to even; beyond ±57344 (infinity included) ±57344; NaN stays NaN.
+inline std::uint8_t float8_e5m2_from_float(float value) noexcept {
+  constexpr std::uint8_t kLargest = 0x7b;
+  const std::uint8_t sign = std::signbit(value) ? 0x80 : 0;
+  if (std::isnan(value)) return static_cast<std::uint8_t>(sign | 0x7eU);
+  return static_cast<std::uint8_t>(sign | saturated_code<5, 2>(std::fabs(value), kLargest));
+}
+
+/// Nearest, to even; saturates; NaN becomes 0.
+inline std::int8_t int8_from_float(float value) noexcept {
+  if (std::isnan(value)) return 0;
+  const float nearest = std::nearbyint(std::fmin(std::fmax(value, -128.0F), 127.0F));
+  return static_cast<std::int8_t>(nearest);
+}
+
 }  // namespace quire::core

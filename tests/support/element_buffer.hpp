@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /// @file
-/// Elements of a floating-point dtype on the host, and views of them.
+/// Elements of a dtype on the host, and views of them.
 #pragma once
 
 #include <cstddef>
@@ -17,25 +17,46 @@
 namespace quire::testing {
 
 inline float decode(const std::byte* from, DType dtype) {
+  float value = 0;
   std::uint16_t half = 0;
-  if (dtype == DType::kFloat32) {
-    float value = 0;
-    std::memcpy(&value, from, sizeof(value));
-    return value;
+  const auto byte = std::to_integer<std::uint8_t>(*from);
+  switch (dtype) {
+    case DType::kFloat32:
+      std::memcpy(&value, from, sizeof(value));
+      return value;
+    case DType::kInt8:
+      return static_cast<float>(static_cast<std::int8_t>(byte));
+    case DType::kFloat8E4M3:
+      return core::float_from_float8_e4m3(byte);
+    case DType::kFloat8E5M2:
+      return core::float_from_float8_e5m2(byte);
+    default:
+      std::memcpy(&half, from, sizeof(half));
+      return dtype == DType::kBFloat16 ? core::float_from_bfloat16(half)
+                                       : core::float_from_float16(half);
   }
-  std::memcpy(&half, from, sizeof(half));
-  return dtype == DType::kBFloat16 ? core::float_from_bfloat16(half)
-                                   : core::float_from_float16(half);
 }
 
 inline void encode(float value, std::byte* to, DType dtype) {
-  if (dtype == DType::kFloat32) {
-    std::memcpy(to, &value, sizeof(value));
-    return;
+  std::uint16_t half = 0;
+  switch (dtype) {
+    case DType::kFloat32:
+      std::memcpy(to, &value, sizeof(value));
+      return;
+    case DType::kInt8:
+      *to = static_cast<std::byte>(core::int8_from_float(value));
+      return;
+    case DType::kFloat8E4M3:
+      *to = static_cast<std::byte>(core::float8_e4m3_from_float(value));
+      return;
+    case DType::kFloat8E5M2:
+      *to = static_cast<std::byte>(core::float8_e5m2_from_float(value));
+      return;
+    default:
+      half = dtype == DType::kBFloat16 ? core::bfloat16_from_float(value)
+                                       : core::float16_from_float(value);
+      std::memcpy(to, &half, sizeof(half));
   }
-  const std::uint16_t half = dtype == DType::kBFloat16 ? core::bfloat16_from_float(value)
-                                                       : core::float16_from_float(value);
-  std::memcpy(to, &half, sizeof(half));
 }
 
 /// Elements of one dtype, NaN to begin with.
