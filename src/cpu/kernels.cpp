@@ -62,6 +62,9 @@ std::vector<Entry> make_entries() {
   constexpr auto kBFloat16 = DTypes::of(DType::kBFloat16);
   constexpr auto kExactInBFloat16 =
       DTypes::of(DType::kBFloat16, DType::kInt8, DType::kFloat8E4M3, DType::kFloat8E5M2);
+  add(row_of("cpu.amx_bf16", "bf16 products in tiles (TDPBF16PS), of few rows in pairs; fp32 sums",
+             kBFloat16, kExactInBFloat16),
+      amx_bf16_tier(), processor().amx_bf16, "AMX-BF16 and AVX-512 with BF16 and VBMI");
   add(row_of("cpu.avx512_bf16", "bf16 products in pairs (VDPBF16PS), fp32 sums", kBFloat16,
              kExactInBFloat16),
       avx512_bf16_tier(), processor().avx512_bf16, "AVX-512 with BF16 and VBMI");

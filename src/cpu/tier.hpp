@@ -68,6 +68,8 @@ const Tier& fp32_tier(std::int64_t target) noexcept;
 
 /// @return Kernels of VDPBF16PS, on x86 only.
 const Tier& avx512_bf16_tier() noexcept;
+/// @return The same with tiles of AMX for many rows, on x86 only.
+const Tier& amx_bf16_tier() noexcept;
 
 /// @return The tier behind a row of the kernel table, which this machine must be able to run.
 const Tier& tier_of(const core::KernelRow& kernel) noexcept;

@@ -222,8 +222,6 @@ template <class Multiply>
 void block_attend(const ItemTask& task) noexcept {
   clear_states(task);
   if (task.item.kv_begin >= task.item.kv_end) return;
-  const typename Multiply::Session session;
-  (void)session;
   switch (task.shape.kv_dtype) {
     case DType::kInt8:
       return BlockAttend<Int8, Multiply>(task).run();

@@ -14,6 +14,7 @@
 
 #if HWY_TARGET == HWY_AVX3_DL
 #include "cpu/bf16/attend.hpp"
+#include "cpu/bf16/multiply_amx.hpp"
 
 QUIRE_BEGIN_BF16
 namespace quire::cpu::HWY_NAMESPACE {
@@ -25,18 +26,43 @@ std::size_t buffer_bytes_of_blocks(const core::ProblemShape& shape, std::int32_t
 
 }  // namespace quire::cpu::HWY_NAMESPACE
 QUIRE_END_BF16
+
+QUIRE_BEGIN_AMX
+namespace quire::cpu::HWY_NAMESPACE {
+
+/// Rows that do not fill a tile of AMX are no work for it.
+void attend_by_tiles(const ItemTask& task) noexcept {
+  if (task.rows_per_kv_head() < kTileRows) return block_attend<Dots>(task);
+  const Tiles::Session session;
+  block_attend<Tiles>(task);
+}
+
+}  // namespace quire::cpu::HWY_NAMESPACE
+QUIRE_END_AMX
 #endif
 
 #if HWY_ONCE
 namespace quire::cpu {
 
+namespace {
+
+/// Whole rows are converted by the kernels of AVX-512.
+Tier tier_of_blocks(void (*attend)(const ItemTask&) noexcept) {
+  Tier tier = fp32_tier(HWY_AVX3);
+  tier.buffer_bytes = N_AVX3_DL::buffer_bytes_of_blocks;
+  tier.attend = attend;
+  return tier;
+}
+
+}  // namespace
+
 const Tier& avx512_bf16_tier() noexcept {
-  static const Tier tier = [] {
-    Tier with_rows = fp32_tier(HWY_AVX3);  // whole rows are converted in fp32
-    with_rows.buffer_bytes = N_AVX3_DL::buffer_bytes_of_blocks;
-    with_rows.attend = N_AVX3_DL::attend_by_dots;
-    return with_rows;
-  }();
+  static const Tier tier = tier_of_blocks(N_AVX3_DL::attend_by_dots);
+  return tier;
+}
+
+const Tier& amx_bf16_tier() noexcept {
+  static const Tier tier = tier_of_blocks(N_AVX3_DL::attend_by_tiles);
   return tier;
 }
 

@@ -80,9 +80,6 @@ inline constexpr std::array<void (*)(const PairProduct&), kDotRows> kDotBlocks =
 struct Dots {
   static constexpr std::int32_t kDepth = 2;  // elements that the depth is a multiple of
 
-  /// What a thread needs as long as it multiplies.
-  struct Session {};
-
   /// @return Rows of the next block, of so many.
   static std::int32_t next_rows(std::int32_t left) {
     return left >= 2 * kDotRows || left <= kDotRows ? std::min(left, kDotRows) : (left + 1) / 2;
