@@ -15,6 +15,9 @@ constexpr auto kInt32 = SetOf<DType>::of(DType::kInt32);
 constexpr auto kInt64 = SetOf<DType>::of(DType::kInt64);
 constexpr auto kFloat32 = SetOf<DType>::of(DType::kFloat32);
 constexpr auto kFloats = SetOf<DType>::of(DType::kFloat32, DType::kFloat16, DType::kBFloat16);
+constexpr auto kCacheDtypes =
+    SetOf<DType>::of(DType::kFloat32, DType::kFloat16, DType::kBFloat16, DType::kInt8,
+                     DType::kFloat8E4M3, DType::kFloat8E5M2);
 
 constexpr SetOf<DType> only(DType dtype) { return SetOf<DType>::of(dtype); }
 
@@ -300,7 +303,7 @@ Status check_append(Device device, KvLayout layout, const Batch& batch,
   const std::int64_t heads = tensors.k.size(1);
   checks.expect("v", tensors.v, only(tensors.k.dtype),
                 {exactly(rows), exactly(heads), any_extent()});
-  const SetOf<DType> cache_dtypes = kFloats;
+  const SetOf<DType> cache_dtypes = device.type == DeviceType::kCpu ? kCacheDtypes : kFloats;
   const bool heads_first = layout == KvLayout::kHND;
   const auto expect_pages = [&](std::string_view name, const MutableTensorView& cache,
                                 SetOf<DType> dtypes, Extent pages, Extent tokens,

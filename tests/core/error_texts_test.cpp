@@ -241,8 +241,8 @@ TEST(ErrorTexts, OfAppend) {
   EXPECT_EQ(append_text_after([](AppendCall& c) { c.tensors.v.shape[0] = 2; }),
             "[append] v: expected float32 [3, 2, ≥0], got float32 [2, 2, 8]");
   EXPECT_EQ(append_text_after([](AppendCall& c) { c.tensors.k_cache.shape[2] = 1; }),
-            "[append] k_cache: expected float32 or float16 or bfloat16 [≥0, ≥1, 2, 8], got float32 "
-            "[4, 16, 1, 8]");
+            "[append] k_cache: expected float32 or float16 or bfloat16 or int8 or float8_e4m3 or "
+            "float8_e5m2 [≥0, ≥1, 2, 8], got float32 [4, 16, 1, 8]");
   EXPECT_EQ(append_text_after([](AppendCall& c) {
               constexpr std::int64_t kTooLarge = std::int64_t{1} << 32;
               c.tensors.k_cache = {nullptr, DType::kFloat32, {0, kTooLarge, kKvHeads, kHeadDim}};

@@ -84,5 +84,42 @@ TEST(Float8, HasTheValuesOfTheOcpTable) {
   EXPECT_EQ(float_from_float8_e5m2(0x01), std::ldexp(1.0F, -16));
 }
 
+TEST(FloatFormats, OfEightBitsAreTheNearestOfAllCodes) {
+  const auto expect_nearest = [](auto encode, auto decode, float largest) {
+    for (float value = -1.2F * largest; value < 1.2F * largest; value += largest / 4099.0F) {
+      const float clamped = std::fmin(std::fmax(value, -largest), largest);
+      const float got = decode(encode(value));
+      for (int code = 0; code < 256; ++code) {
+        const float other = decode(static_cast<std::uint8_t>(code));
+        if (!std::isfinite(other)) continue;
+        ASSERT_LE(std::abs(got - clamped), std::abs(other - clamped)) << value;
+      }
+    }
+    for (int code = 0; code < 256; ++code) {
+      const float value = decode(static_cast<std::uint8_t>(code));
+      if (std::isfinite(value)) {
+        EXPECT_EQ(encode(value), code);
+      }
+    }
+  };
+  expect_nearest(float8_e4m3_from_float, float_from_float8_e4m3, 448.0F);
+  expect_nearest(float8_e5m2_from_float, float_from_float8_e5m2, 57344.0F);
+  EXPECT_EQ(float8_e4m3_from_float(17.0F), float8_e4m3_from_float(16.0F));  // a tie, to even
+  EXPECT_EQ(float8_e4m3_from_float(0x1p-10F), 0);                           // likewise
+  EXPECT_EQ(float8_e4m3_from_float(0x1.8p-10F), 1);
+  EXPECT_EQ(float8_e4m3_from_float(std::numeric_limits<float>::infinity()), 0x7e);
+  EXPECT_EQ(float8_e5m2_from_float(-std::numeric_limits<float>::infinity()), 0xfb);
+  EXPECT_TRUE(std::isnan(float_from_float8_e4m3(float8_e4m3_from_float(std::nanf("")))));
+  EXPECT_TRUE(std::isnan(float_from_float8_e5m2(float8_e5m2_from_float(std::nanf("")))));
+}
+
+TEST(FloatFormats, Int8RoundsToEvenAndSaturates) {
+  EXPECT_EQ(int8_from_float(2.5F), 2);
+  EXPECT_EQ(int8_from_float(-3.5F), -4);
+  EXPECT_EQ(int8_from_float(1e9F), 127);
+  EXPECT_EQ(int8_from_float(-1e9F), -128);
+  EXPECT_EQ(int8_from_float(std::nanf("")), 0);
+}
+
 }  // namespace
 }  // namespace quire::core

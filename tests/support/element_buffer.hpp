@@ -16,6 +16,7 @@
 
 namespace quire::testing {
 
+/// @param from  As many bytes as the dtype has.
 inline float decode(const std::byte* from, DType dtype) {
   float value = 0;
   std::uint16_t half = 0;

@@ -179,24 +179,47 @@ HWY_INLINE void store([[maybe_unused]] D d, hn::Vec<D> value, Float16* to) {
   }
 }
 
-/// 8-bit elements are stored one by one: only new keys and values are, and they are few.
-template <class D, typename T>
-HWY_INLINE void store_each([[maybe_unused]] D d, hn::Vec<D> value, T* to) {
-  float values[hn::MaxLanes(D())];
-  hn::StoreU(value, d, values);
-  for (float element : values) from_float(element, *to++);
-}
 template <class D>
 HWY_INLINE void store(D d, hn::Vec<D> value, Int8* to) {
-  store_each(d, value, to);
+  const hn::Rebind<std::int8_t, D> d8;
+  value = hn::IfThenElseZero(hn::Eq(value, value), value);
+  value = hn::Min(hn::Max(value, hn::Set(d, -128.0F)), hn::Set(d, 127.0F));
+  hn::StoreU(hn::DemoteTo(d8, hn::NearestInt(value)), d8, &to->bits);
+}
+
+/// Rounds to an 8-bit float of `kExponentBits`, saturating: the mantissa of fp32 to the
+/// nearest of its upper bits or, for subnormals, the number to the nearest step.
+template <int kExponentBits, std::uint8_t kNaN, class D>
+HWY_INLINE void store_float8(D d, hn::Vec<D> value, std::uint8_t* to) {
+  constexpr int kMantissaBits = 7 - kExponentBits;
+  constexpr int kBias = (1 << (kExponentBits - 1)) - 1;
+  constexpr int kDropped = 23 - kMantissaBits;
+  constexpr float kLargestValue = kExponentBits == 4 ? 448.0F : 57344.0F;
+  constexpr float kSteps = kExponentBits == 4 ? 0x1p9F : 0x1p16F;  // of subnormals, to 1
+  constexpr float kSmallestNormal = kExponentBits == 4 ? 0x1p-6F : 0x1p-14F;
+  const hn::Rebind<std::int32_t, D> d32;
+  const hn::Rebind<std::uint8_t, D> d8;
+  const auto magnitude = hn::Min(hn::Abs(value), hn::Set(d, kLargestValue));
+  const auto bits = hn::BitCast(d32, magnitude);
+  const auto odd = hn::And(hn::ShiftRight<kDropped>(bits), hn::Set(d32, 1));
+  const auto half = hn::Set(d32, (1 << (kDropped - 1)) - 1);
+  const auto rounded = hn::ShiftRight<kDropped>(hn::Add(bits, hn::Add(half, odd)));
+  const auto normal = hn::Sub(rounded, hn::Set(d32, (127 - kBias) << kMantissaBits));
+  const auto subnormal = hn::NearestInt(hn::Mul(magnitude, hn::Set(d, kSteps)));
+  const auto is_small = hn::RebindMask(d32, hn::Lt(magnitude, hn::Set(d, kSmallestNormal)));
+  const auto is_number = hn::RebindMask(d32, hn::Eq(value, value));
+  const auto code =
+      hn::IfThenElse(is_number, hn::IfThenElse(is_small, subnormal, normal), hn::Set(d32, kNaN));
+  const auto sign = hn::And(hn::ShiftRight<24>(hn::BitCast(d32, value)), hn::Set(d32, 0x80));
+  hn::StoreU(hn::DemoteTo(d8, hn::Or(code, sign)), d8, to);
 }
 template <class D>
 HWY_INLINE void store(D d, hn::Vec<D> value, Float8E4M3* to) {
-  store_each(d, value, to);
+  store_float8<4, 0x7f>(d, value, &to->bits);
 }
 template <class D>
 HWY_INLINE void store(D d, hn::Vec<D> value, Float8E5M2* to) {
-  store_each(d, value, to);
+  store_float8<5, 0x7e>(d, value, &to->bits);
 }
 
 /// 2^x for x < 127; below −126 as for −126. Relative error ≤ 2.1e-7; NaN stays NaN.
