@@ -5,6 +5,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
@@ -20,12 +21,18 @@
 QUIRE_BEGIN_BF16
 namespace quire::cpu::HWY_NAMESPACE {
 
+/// Rows that go through both products and the softmax between them together: few, so that their
+/// logits are still near when they are needed.
+inline constexpr std::int32_t kSliceRows = 48;
+
 /// The parts of a thread's buffers. A null base gives offsets, of which the end is the size.
 struct BlockBuffers {
   BlockBuffers(std::byte* base, const core::ProblemShape& shape, std::int32_t max_rows) {
     const auto rows = static_cast<std::size_t>(max_rows);
     const auto depth = static_cast<std::size_t>(padded_depth(shape.head_dim_qk));
     const auto vo = static_cast<std::size_t>(padded(shape.head_dim_vo));
+    const auto slice_rows =
+        static_cast<std::size_t>(std::min(max_rows, std::max(kSliceRows, shape.group_size)));
     constexpr std::size_t kKeys = kBlockKeys;
     const auto take = [&](std::size_t size) {
       std::byte* part = base == nullptr ? nullptr : base + bytes;
@@ -33,16 +40,16 @@ struct BlockBuffers {
       return part;
     };
     q = reinterpret_cast<std::uint16_t*>(take(rows * depth * sizeof(std::uint16_t)));
-    scores = reinterpret_cast<float*>(take(rows * kKeys * sizeof(float)));
-    rescale = reinterpret_cast<float*>(take(rows * sizeof(float)));
+    scores = reinterpret_cast<float*>(take(slice_rows * kKeys * sizeof(float)));
+    rescale = reinterpret_cast<float*>(take(slice_rows * sizeof(float)));
     panels.k = reinterpret_cast<std::uint32_t*>(take(depth * kKeys * sizeof(std::uint16_t)));
     panels.v = reinterpret_cast<std::uint32_t*>(take(kKeys * vo * sizeof(std::uint16_t)));
     words = reinterpret_cast<std::uint64_t*>(take(kBlockTiles * rows * sizeof(std::uint64_t)));
   }
 
   std::uint16_t* q = nullptr;  // [rows, padded_depth(head_dim_qk)]
-  float* scores = nullptr;     // [rows, kBlockKeys]
-  float* rescale = nullptr;    // [rows]
+  float* scores = nullptr;     // [slice's rows, kBlockKeys]
+  float* rescale = nullptr;    // [slice's rows]
   PairPanels panels;
   std::uint64_t* words = nullptr;  // [kBlockTiles, queries]
   std::size_t bytes = 0;
@@ -172,28 +179,45 @@ class BlockAttend {
                    const BlockSight& sight) const {
     const BlockRows rows = rows_of(head);
     const PairPanels& panels = buffers_.panels;
-    for (std::int32_t tile = 0; tile < sight.count; ++tile) {
-      const auto keys = walk_.keys_of<T>(now.tiles[tile], head);
-      pack_keys(keys, rows.head_dim_qk, panels.k + tile * kKvTile);
-      LinesAhead ahead = walk_.k_ahead(next.tiles[tile], head, rows.count);
-      score_many<Multiply>(rows, sight.tiles[tile], tile, panels.k, ahead);
-    }
-    BlockSoftmax(rows, walk_.rule_of(head), sight).run();
     std::uint64_t poisoned[kBlockTiles] = {};
     const std::ptrdiff_t stride = padded(rows.head_dim_vo);
     for (std::int32_t tile = 0; tile < sight.count; ++tile) {
       const auto keys = walk_.keys_of<T>(now.tiles[tile], head);
       const TileSight& seen = sight.tiles[tile];
+      pack_keys(keys, rows.head_dim_qk, panels.k + tile * kKvTile);
       poisoned[tile] = poisoned_keys(keys, seen, rows.head_dim_vo);
       const std::int32_t end = tile + 1 < sight.count ? kKvTile : padded_depth(keys.keys.count);
       pack_values(keys, seen.any & ~poisoned[tile], end, rows.head_dim_vo,
                   panels.v + tile * (kKvTile / 2) * stride);
     }
-    LinesAhead ahead = walk_.v_ahead(next.tiles[0], head, rows.count);
-    accumulate_many<Multiply>(rows, sight, panels.v, ahead);
-    for (std::int32_t tile = 0; tile < sight.count; ++tile) {
-      const auto keys = walk_.keys_of<T>(now.tiles[tile], head);
-      add_poisoned(rows, keys, sight, tile, poisoned[tile]);
+    attend_slices(head, now, sight, poisoned,
+                  {walk_.k_ahead(next.tiles[0], head, rows.count),
+                   walk_.k_ahead(next.tiles[1], head, rows.count),
+                   walk_.v_ahead(next.tiles[0], head, rows.count),
+                   walk_.v_ahead(next.tiles[1], head, rows.count)});
+  }
+
+  /// What is done slice by slice: everything but packing.
+  void attend_slices(std::int32_t head, const Block& now, const BlockSight& sight,
+                     const std::uint64_t* poisoned,
+                     std::array<LinesAhead, 2 * kBlockTiles> ahead) const {
+    const BlockRows rows = rows_of(head);
+    const std::int32_t slice_queries = std::max(1, kSliceRows / rows.group);
+    const std::int32_t queries = rows.count / rows.group;
+    for (std::int32_t first = 0; first < queries; first += slice_queries) {
+      const BlockRows slice = rows.slice(first, std::min(slice_queries, queries - first));
+      const BlockSight seen = sight.from(first);
+      LogitRule rule = walk_.rule_of(head);
+      rule.first_position += first;
+      for (std::int32_t tile = 0; tile < sight.count; ++tile) {
+        score_many<Multiply>(slice, seen.tiles[tile], tile, buffers_.panels.k);
+      }
+      BlockSoftmax(slice, rule, seen).run();
+      accumulate_many<Multiply>(slice, seen, buffers_.panels.v);
+      for (std::int32_t tile = 0; tile < sight.count; ++tile) {
+        add_poisoned(slice, walk_.keys_of<T>(now.tiles[tile], head), seen, tile, poisoned[tile]);
+      }
+      for (LinesAhead& lines : ahead) lines.step(slice.count);
     }
   }
 

@@ -18,7 +18,8 @@ namespace quire::cpu::HWY_NAMESPACE {
 /// Keys that rows [first, first + count) need of a tile: up to the last that one of them sees.
 inline std::int32_t keys_needed(const BlockRows& rows, const TileSight& sight, std::int32_t first,
                                 std::int32_t count) {
-  std::uint64_t seen = 0;
+  std::uint64_t seen = sight.all;
+  if (~seen == 0) return kKvTile;
   const std::int32_t last_query = (first + count - 1) / rows.group;
   for (std::int32_t query = first / rows.group; query <= last_query; ++query) {
     seen |= sight.words[query];
@@ -26,10 +27,10 @@ inline std::int32_t keys_needed(const BlockRows& rows, const TileSight& sight, s
   return static_cast<std::int32_t>(std::bit_width(seen));
 }
 
-/// Logits of all rows and a tile's keys. @param ahead  A row is a step.
+/// Logits of all rows and a tile's keys.
 template <class Multiply>
 void score_many(const BlockRows& rows, const TileSight& sight, std::int32_t tile,
-                const std::uint32_t* panel, LinesAhead& ahead) {
+                const std::uint32_t* panel) {
   PairProduct product;
   product.a_stride = padded_depth(rows.head_dim_qk);
   product.b = panel + tile * kKvTile;
@@ -45,14 +46,12 @@ void score_many(const BlockRows& rows, const TileSight& sight, std::int32_t tile
       Multiply::multiply(count, (keys + kRowPadding - 1) / kRowPadding, product);
     }
     first += count;
-    ahead.step(count);
   }
 }
 
-/// o = o · rescale + p · v for all rows. @param ahead  A row is a step.
+/// o = o · rescale + p · v for all rows.
 template <class Multiply>
-void accumulate_many(const BlockRows& rows, const BlockSight& sight, const std::uint32_t* panel,
-                     LinesAhead& ahead) {
+void accumulate_many(const BlockRows& rows, const BlockSight& sight, const std::uint32_t* panel) {
   constexpr std::int32_t kColumns = kDotColumns * kRowPadding;
   PairProduct product;
   product.a_stride = 2 * kBlockKeys;  // powers lie where logits did
@@ -77,7 +76,6 @@ void accumulate_many(const BlockRows& rows, const BlockSight& sight, const std::
         Multiply::multiply(count, vectors, product);
       }
       first += count;
-      if (column == 0) ahead.step(count);
     }
   }
 }

@@ -37,8 +37,8 @@ struct BlockRows {
   std::int32_t head_dim_qk = 0;
   std::int32_t head_dim_vo = 0;
   const std::uint16_t* q = nullptr;  // bf16 [count, padded_depth(head_dim_qk)], zeros at the end
-  float* scores = nullptr;           // [count, kBlockKeys]: ScoreRow
-  float* rescale = nullptr;          // [count]: what becomes of o when the maximum grows
+  float* scores = nullptr;           // [count of a slice, kBlockKeys]: ScoreRow
+  float* rescale = nullptr;          // [count of a slice]: what becomes of o when the maximum grows
   RowStates states;                  // of these rows
 
   [[nodiscard]] const std::uint16_t* q_row(std::int32_t row) const {
@@ -49,6 +49,17 @@ struct BlockRows {
   }
   [[nodiscard]] float* o_row(std::int32_t row) const {
     return states.o + static_cast<std::ptrdiff_t>(row) * padded(head_dim_vo);
+  }
+
+  /// The rows of queries [first, first + num_queries), with the same scores and rescale: of one slice
+  /// at a time.
+  [[nodiscard]] BlockRows slice(std::int32_t first, std::int32_t num_queries) const {
+    const std::int32_t row = first * group;
+    BlockRows rows = *this;
+    rows.count = num_queries * group;
+    rows.q = q_row(row);
+    rows.states = {o_row(row), states.max + row, states.sum + row};
+    return rows;
   }
 };
 

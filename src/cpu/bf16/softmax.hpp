@@ -47,6 +47,13 @@ struct BlockSight {
   TileSight tiles[kBlockTiles];
   std::int32_t count = 0;  // tiles
   std::int32_t first_key = 0;
+
+  /// What queries from `query` on see.
+  [[nodiscard]] BlockSight from(std::int32_t query) const {
+    BlockSight sight = *this;
+    for (TileSight& tile : sight.tiles) tile.words += query;
+    return sight;
+  }
 };
 
 class BlockSoftmax {
