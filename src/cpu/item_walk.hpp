@@ -21,12 +21,13 @@ class ItemWalk {
 
   [[nodiscard]] const ItemTask& task() const { return task_; }
 
-  /// Rows of the tile that starts at `key`: up to the next multiple of kKvTile, so that where a
-  /// unit is split does not change its tiles. None at the item's end.
-  void find_keys(std::int32_t key, TileKeys& tile) const {
+  /// Rows of the tile that starts at `key`: up to the next multiple of `most`, so that where a unit
+  /// is split does not change its tiles. None at the item's end.
+  /// @param most  A divisor of kKvTile.
+  void find_keys(std::int32_t key, std::int32_t most, TileKeys& tile) const {
     tile.first = key;
     tile.count = 0;
-    const std::int64_t tile_end = (static_cast<std::int64_t>(key) / kKvTile + 1) * kKvTile;
+    const std::int64_t tile_end = (static_cast<std::int64_t>(key) / most + 1) * most;
     const auto end = static_cast<std::int32_t>(std::min<std::int64_t>(tile_end, task_.item.kv_end));
     while (key < end) {
       const schedule::KeyRun run =

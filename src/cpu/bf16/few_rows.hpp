@@ -15,6 +15,13 @@
 QUIRE_BEGIN_BF16
 namespace quire::cpu::HWY_NAMESPACE {
 
+/// Brings a row that lies in the second-level cache into the first.
+template <typename T>
+HWY_INLINE void fetch_near(const T* row, std::int32_t head_dim) {
+  constexpr std::int32_t kPerLine = 64 / static_cast<std::int32_t>(sizeof(T));
+  for (std::int32_t at = 0; at < head_dim; at += kPerLine) __builtin_prefetch(row + at, 0, 3);
+}
+
 /// acc[row · kKeys + key] += q[row] · k[key] at one place of the head.
 template <std::int32_t kRows, std::int32_t kKeys>
 HWY_INLINE void add_dots(const std::uint16_t* const* q, std::int32_t at, const __m512i* k,
@@ -80,6 +87,7 @@ void score_block(const BlockRows& rows, std::int32_t first, const HeadKeys<T>& k
     HWY_UNROLL(16)
     for (std::int32_t i = 0; i < kKeys; ++i) {
       k[i] = keys.k(std::min(key + i, last));
+      fetch_near(keys.k(std::min(key + kKeys + i, last)), rows.head_dim_qk);
       if (first == 0) ahead.step();
     }
     alignas(kBufferAlignment) float sums[extent(kLanes)];
@@ -153,7 +161,12 @@ void accumulate_block(const BlockRows& rows, std::int32_t first, std::int32_t co
   }
   const bool fetches = first == 0 && column == 0;
   for (std::int32_t key = 0; key < task.keys.keys.count; key += 2) {
-    if (fetches) task.ahead.step(2);
+    if (fetches) {
+      task.ahead.step(2);
+      const std::int32_t last = task.keys.keys.count - 1;
+      fetch_near(task.keys.v(std::min(key + 4, last)), rows.head_dim_vo);
+      fetch_near(task.keys.v(std::min(key + 5, last)), rows.head_dim_vo);
+    }
     if ((task.take >> key & 3U) == 0) continue;
     __m512i v[kColumns];
     load_pair(task.keys, key, task.take, column, n, widen, v);

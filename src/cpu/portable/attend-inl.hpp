@@ -95,9 +95,9 @@ class Attend {
     TileKeys tiles[2];
     TileKeys* now = &tiles[0];
     TileKeys* next = &tiles[1];
-    walk_.find_keys(task_.item.kv_begin, *now);
+    walk_.find_keys(task_.item.kv_begin, kKvTile, *now);
     while (now->count > 0) {
-      walk_.find_keys(now->first + now->count, *next);
+      walk_.find_keys(now->first + now->count, kKvTile, *next);
       const TileSight sight = walk_.look(*now, buffers_.words);
       if (sight.any != 0) {
         for (std::int32_t head = 0; head < task_.num_kv_heads(); ++head) {
