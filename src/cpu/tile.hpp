@@ -45,9 +45,19 @@ class LinesAhead {
   // Forced inline since compilers take a function that does nothing but prefetch for one that does
   // nothing.
   HWY_INLINE void step(std::int32_t steps = 1) {
-    for (std::int32_t i = steps * lines_per_step_; i > 0 && row_ != end_; --i) {
-      __builtin_prefetch(*row_ + offset_ + line_ * kCacheLine, 0, 2);
-      if (++line_ == lines_) {
+    for (std::int32_t left = steps * lines_per_step_; left > 0 && row_ != end_;) {
+      const std::byte* from = *row_ + offset_ + line_ * kCacheLine;
+      std::int32_t count = 1;
+      __builtin_prefetch(from, 0, 2);
+      if (line_ + kLinesTogether <= lines_) {
+        __builtin_prefetch(from + kCacheLine, 0, 2);
+        __builtin_prefetch(from + 2 * kCacheLine, 0, 2);
+        __builtin_prefetch(from + 3 * kCacheLine, 0, 2);
+        count = kLinesTogether;
+      }
+      left -= count;
+      line_ += count;
+      if (line_ == lines_) {
         line_ = 0;
         ++row_;
       }
@@ -56,6 +66,7 @@ class LinesAhead {
 
  private:
   static constexpr std::int32_t kCacheLine = 64;
+  static constexpr std::int32_t kLinesTogether = 4;
 
   const std::byte* const* row_ = nullptr;
   const std::byte* const* end_ = nullptr;
@@ -64,6 +75,13 @@ class LinesAhead {
   std::int32_t lines_per_step_ = 0;
   std::int32_t line_ = 0;  // of *row_
 };
+
+/// Brings a row that lies in the second-level cache into the first.
+template <typename T>
+HWY_INLINE void fetch_near(const T* row, std::int32_t head_dim) {
+  constexpr std::int32_t kPerLine = 64 / static_cast<std::int32_t>(sizeof(T));
+  for (std::int32_t at = 0; at < head_dim; at += kPerLine) __builtin_prefetch(row + at, 0, 3);
+}
 
 /// A tile of keys for one kv head.
 template <typename T>

@@ -17,7 +17,7 @@ namespace {
 constexpr int kSums = 12;  // independent ones hide the latency of an instruction
 
 __attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16"))) float add_pairs(std::size_t rounds,
-                                                                               float start) {
+                                                                                float start) {
   const auto a = (__m512bh)_mm512_set1_epi32(0x3f7f3f7f);  // 0.996
   __m512 sums[kSums];
   for (int i = 0; i < kSums; ++i) sums[i] = _mm512_set1_ps(start + static_cast<float>(i));

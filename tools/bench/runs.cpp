@@ -61,8 +61,8 @@ std::string cpu_heading(const Run& run) {
   return fmt::format(
       "{} · {} threads · ceilings measured now: {:.1f} GB/s streaming read, {:.1f} GFLOP/s {}\n"
       "Lengths of the course divided by {}; caches are cold.\n\n",
-      run.machine, run.threads, run.ceilings.read_gb_per_s, run.ceilings.gflop_per_s, run.arithmetic,
-      run.scale);
+      run.machine, run.threads, run.ceilings.read_gb_per_s, run.ceilings.gflop_per_s,
+      run.arithmetic, run.scale);
 }
 
 std::string gpu_heading(const Run& run) {

@@ -124,8 +124,8 @@ class BlockAttend {
       BlockSoftmax(slice, rule, seen).run();
       accumulate_many<Multiply>(slice, seen, buffers_.panels.v);
       for (std::int32_t tile = 0; tile < sight.count; ++tile) {
-        add_poisoned(slice, walk_.keys_of<T>(now.tiles[tile], head), seen.tiles[tile], tile,
-                     poisoned[tile]);
+        add_poisoned<LaneOrder::kPlain>(slice, walk_.keys_of<T>(now.tiles[tile], head),
+                                        seen.tiles[tile], tile, poisoned[tile]);
       }
       for (LinesAhead& lines : ahead) lines.step(slice.count);
     }

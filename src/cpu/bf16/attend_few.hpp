@@ -29,7 +29,7 @@ class FewAttend {
         heads_together_(find_heads_together(task)) {}
 
   void run() {
-    copy_queries(task_, buffers_.q);
+    order_queries();
     TileKeys tiles[2];
     TileKeys* now = &tiles[0];
     TileKeys* next = &tiles[1];
@@ -43,9 +43,23 @@ class FewAttend {
       }
       std::swap(now, next);
     }
+    for (std::int32_t row = 0; row < task_.rows(); ++row) {
+      order_columns<T>(
+          task_.states.o + static_cast<std::ptrdiff_t>(row) * padded(task_.shape.head_dim_vo),
+          task_.shape.head_dim_vo);
+    }
   }
 
  private:
+  void order_queries() const {
+    const std::int32_t head_dim = task_.shape.head_dim_qk;
+    copy_queries(task_, buffers_.q);
+    for (std::int32_t row = 0; row < task_.rows(); ++row) {
+      order_query<T>(buffers_.q + static_cast<std::ptrdiff_t>(row) * padded_depth(head_dim),
+                     head_dim);
+    }
+  }
+
   /// Heads whose logits follow one rule and whose scores the buffer holds.
   static std::int32_t find_heads_together(const ItemTask& task) {
     const core::LayerTensors& tensors = task.tensors;
@@ -70,7 +84,7 @@ class FewAttend {
       LinesAhead ahead = walk_.v_ahead(next, head, now.count);
       const std::uint64_t poisoned = poisoned_keys(keys, sight, rows.head_dim_vo);
       accumulate_few(rows, ValuesTask<T>{keys, sight.any & ~poisoned, ahead});
-      add_poisoned(rows, keys, sight, 0, poisoned);
+      add_poisoned<LaneOrder::kCheapest>(rows, keys, sight, 0, poisoned);
     }
   }
 

@@ -15,42 +15,35 @@
 QUIRE_BEGIN_BF16
 namespace quire::cpu::HWY_NAMESPACE {
 
-/// Brings a row that lies in the second-level cache into the first.
-template <typename T>
-HWY_INLINE void fetch_near(const T* row, std::int32_t head_dim) {
-  constexpr std::int32_t kPerLine = 64 / static_cast<std::int32_t>(sizeof(T));
-  for (std::int32_t at = 0; at < head_dim; at += kPerLine) __builtin_prefetch(row + at, 0, 3);
-}
-
 /// acc[row · kKeys + key] += q[row] · k[key] at one place of the head.
 template <std::int32_t kRows, std::int32_t kKeys>
 HWY_INLINE void add_dots(const std::uint16_t* const* q, std::int32_t at, const __m512i* k,
-                         Vec* acc) {
+                         __m512* acc) {
   HWY_UNROLL(4)
   for (std::int32_t row = 0; row < kRows; ++row) {
     const __m512i q_part = _mm512_loadu_si512(q[row] + at);
     HWY_UNROLL(16)
     for (std::int32_t key = 0; key < kKeys; ++key) {
-      acc[row * kKeys + key].raw = dot(acc[row * kKeys + key].raw, q_part, k[key]);
+      acc[row * kKeys + key] = dot(acc[row * kKeys + key], q_part, k[key]);
     }
   }
 }
 
 /// Dot products of `kRows` rows with 16 / kRows keys.
 template <typename T, std::int32_t kRows>
-HWY_INLINE Vec dots(const std::uint16_t* const* q, const T* const* k, std::int32_t head_dim,
-                    const Widener<T>& widen) {
+HWY_INLINE __m512 dots(const std::uint16_t* const* q, const T* const* k, std::int32_t head_dim,
+                       const Widener<T>& widen) {
   constexpr std::int32_t kKeys = kLanes / kRows;
-  Vec acc[extent(kLanes)];
+  __m512 acc[extent(kLanes)];
   HWY_UNROLL(16)
-  for (std::int32_t i = 0; i < kLanes; ++i) acc[i] = hn::Zero(Floats());
+  for (std::int32_t i = 0; i < kLanes; ++i) acc[i] = _mm512_setzero_ps();
   __m512i low[extent(kKeys)];
   __m512i high[extent(kKeys)];
   std::int32_t at = 0;
   for (; at + kWidened <= head_dim; at += kWidened) {
     HWY_UNROLL(16)
     for (std::int32_t key = 0; key < kKeys; ++key) {
-      const Widened wide = widen(k[key] + at);
+      const Widened wide = widen.template load<LaneOrder::kCheapest>(k[key] + at);
       low[key] = wide.low;
       high[key] = wide.high;
     }
@@ -60,7 +53,7 @@ HWY_INLINE Vec dots(const std::uint16_t* const* q, const T* const* k, std::int32
   if (at < head_dim) {
     HWY_UNROLL(16)
     for (std::int32_t key = 0; key < kKeys; ++key) {
-      const Widened wide = widen(k[key] + at, head_dim - at);
+      const Widened wide = widen.template load<LaneOrder::kPlain>(k[key] + at, head_dim - at);
       low[key] = wide.low;
       high[key] = wide.high;
     }
@@ -69,7 +62,7 @@ HWY_INLINE Vec dots(const std::uint16_t* const* q, const T* const* k, std::int32
       add_dots<kRows, kKeys>(q, at + kWidened / 2, high, acc);
     }
   }
-  return sums_of<kLanes>(acc);
+  return sums_of_16(acc);
 }
 
 /// Scores of rows [first, first + kRows); rows beyond the last repeat it.
@@ -88,10 +81,10 @@ void score_block(const BlockRows& rows, std::int32_t first, const HeadKeys<T>& k
     for (std::int32_t i = 0; i < kKeys; ++i) {
       k[i] = keys.k(std::min(key + i, last));
       fetch_near(keys.k(std::min(key + kKeys + i, last)), rows.head_dim_qk);
-      if (first == 0) ahead.step();
     }
+    if (first == 0) ahead.step(kKeys);
     alignas(kBufferAlignment) float sums[extent(kLanes)];
-    hn::Store(dots<T, kRows>(q, k, rows.head_dim_qk, widen), Floats(), sums);
+    _mm512_store_ps(sums, dots<T, kRows>(q, k, rows.head_dim_qk, widen));
     HWY_UNROLL(4)
     for (std::int32_t row = 0; row < kRows; ++row) {
       std::memcpy(rows.score_row(std::min(first + row, rows.count - 1)).logits + key,
@@ -109,35 +102,39 @@ void score_few(const BlockRows& rows, const HeadKeys<T>& keys, LinesAhead& ahead
   if (rows.count - first == 1) score_block<T, 1>(rows, first, keys, ahead, widen);
 }
 
-/// Pairs of two values' elements, 16 columns a vector.
-HWY_INLINE void pair_up(const Widened& even, const Widened& odd, __m512i* pairs) {
-  const __m512i even_low = deal(even.low);
-  const __m512i odd_low = deal(odd.low);
-  const __m512i even_high = deal(even.high);
-  const __m512i odd_high = deal(odd.high);
-  pairs[0] = _mm512_unpacklo_epi16(even_low, odd_low);
-  pairs[1] = _mm512_unpackhi_epi16(even_low, odd_low);
-  pairs[2] = _mm512_unpacklo_epi16(even_high, odd_high);
-  pairs[3] = _mm512_unpackhi_epi16(even_high, odd_high);
+/// Pairs of two values' elements, 16 columns a vector: in order, or as `places.hpp` tells.
+template <LaneOrder kOrder>
+HWY_INLINE void pair_up(Widened even, Widened odd, __m512i* pairs) {
+  if constexpr (kOrder == LaneOrder::kPlain) {
+    even = {deal(even.low), deal(even.high)};
+    odd = {deal(odd.low), deal(odd.high)};
+  }
+  pairs[0] = _mm512_unpacklo_epi16(even.low, odd.low);
+  pairs[1] = _mm512_unpackhi_epi16(even.low, odd.low);
+  pairs[2] = _mm512_unpacklo_epi16(even.high, odd.high);
+  pairs[3] = _mm512_unpackhi_epi16(even.high, odd.high);
 }
 
 /// `n` columns of the values of keys `key` and `key` + 1; zeros for a key that is not in `take`.
-template <typename T>
+template <LaneOrder kOrder, typename T>
 HWY_INLINE void load_pair(const HeadKeys<T>& keys, std::int32_t key, std::uint64_t take,
                           std::int32_t column, std::int32_t n, const Widener<T>& widen,
                           __m512i* pairs) {
   const std::uint64_t both = take >> key & 3U;
   const std::int32_t odd_key = (both & 2U) != 0 ? key + 1 : key;  // not taken: may not be there
+  const T* even = keys.v(key) + column;
+  const T* odd = keys.v(odd_key) + column;
   if (both == 3U && n >= kWidened) {
-    pair_up(widen(keys.v(key) + column), widen(keys.v(odd_key) + column), pairs);
+    pair_up<kOrder>(widen.template load<kOrder>(even), widen.template load<kOrder>(odd), pairs);
   } else {
-    pair_up(widen(keys.v(key) + column, (both & 1U) != 0 ? n : 0),
-            widen(keys.v(odd_key) + column, (both & 2U) != 0 ? n : 0), pairs);
+    pair_up<kOrder>(widen.template load<kOrder>(even, (both & 1U) != 0 ? n : 0),
+                    widen.template load<kOrder>(odd, (both & 2U) != 0 ? n : 0), pairs);
   }
 }
 
-/// o[row][column …] = o · rescale + Σ p · v for `kRows` rows and up to kWidened columns.
-template <typename T, std::int32_t kRows>
+/// o[row][column …] = o · rescale + Σ p · v for `kRows` rows and up to kWidened columns, all of them
+/// if their order is the cheapest.
+template <LaneOrder kOrder, typename T, std::int32_t kRows>
 void accumulate_block(const BlockRows& rows, std::int32_t first, std::int32_t column,
                       const ValuesTask<T>& task, const Widener<T>& widen) {
   constexpr std::int32_t kColumns = kWidened / kRowPadding;
@@ -169,7 +166,7 @@ void accumulate_block(const BlockRows& rows, std::int32_t first, std::int32_t co
     }
     if ((task.take >> key & 3U) == 0) continue;
     __m512i v[kColumns];
-    load_pair(task.keys, key, task.take, column, n, widen, v);
+    load_pair<kOrder>(task.keys, key, task.take, column, n, widen, v);
     HWY_UNROLL(4)
     for (std::int32_t row = 0; row < kRows; ++row) {
       const __m512i weights = broadcast_pair(p[row] + key);
@@ -189,16 +186,31 @@ void accumulate_block(const BlockRows& rows, std::int32_t first, std::int32_t co
   }
 }
 
+template <LaneOrder kOrder, typename T>
+void accumulate_columns(const BlockRows& rows, std::int32_t column, const ValuesTask<T>& task,
+                        const Widener<T>& widen) {
+  std::int32_t first = 0;
+  for (; rows.count - first > 2; first += 4) {
+    accumulate_block<kOrder, T, 4>(rows, first, column, task, widen);
+  }
+  if (rows.count - first == 2) {
+    accumulate_block<kOrder, T, 2>(rows, first, column, task, widen);
+  }
+  if (rows.count - first == 1) {
+    accumulate_block<kOrder, T, 1>(rows, first, column, task, widen);
+  }
+}
+
+/// Whole blocks of columns come out in the cheapest order: see places.hpp.
 template <typename T>
 void accumulate_few(const BlockRows& rows, const ValuesTask<T>& task) {
   const Widener<T> widen;
-  for (std::int32_t column = 0; column < rows.head_dim_vo; column += kWidened) {
-    std::int32_t first = 0;
-    for (; rows.count - first > 2; first += 4) {
-      accumulate_block<T, 4>(rows, first, column, task, widen);
-    }
-    if (rows.count - first == 2) accumulate_block<T, 2>(rows, first, column, task, widen);
-    if (rows.count - first == 1) accumulate_block<T, 1>(rows, first, column, task, widen);
+  std::int32_t column = 0;
+  for (; column + kWidened <= rows.head_dim_vo; column += kWidened) {
+    accumulate_columns<LaneOrder::kCheapest, T>(rows, column, task, widen);
+  }
+  if (column < rows.head_dim_vo) {
+    accumulate_columns<LaneOrder::kPlain, T>(rows, column, task, widen);
   }
 }
 

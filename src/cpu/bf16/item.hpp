@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "cpu/bf16/places.hpp"
 #include "cpu/bf16/softmax.hpp"
 #include "cpu/elements.hpp"
 
@@ -89,7 +90,7 @@ inline BlockRows rows_of_head(const ItemTask& task, const BlockBuffers& buffers,
 }
 
 /// Adds the values of poisoned keys to the rows that see them, one by one.
-template <typename T>
+template <LaneOrder kOrder, typename T>
 void add_poisoned(const BlockRows& rows, const HeadKeys<T>& keys, const TileSight& sight,
                   std::int32_t tile, std::uint64_t poisoned) {
   for (; poisoned != 0; poisoned &= poisoned - 1) {
@@ -99,7 +100,9 @@ void add_poisoned(const BlockRows& rows, const HeadKeys<T>& keys, const TileSigh
       const std::uint16_t power = rows.score_row(row).powers()[tile * kKvTile + key];
       float* o = rows.o_row(row);
       for (std::int32_t i = 0; i < rows.head_dim_vo; ++i) {
-        o[i] += core::float_from_bfloat16(power) * to_float(keys.v(key)[i]);
+        const std::int32_t place =
+            kOrder == LaneOrder::kPlain ? i : place_of<T>(i, rows.head_dim_vo);
+        o[place] += core::float_from_bfloat16(power) * to_float(keys.v(key)[i]);
       }
     }
   }

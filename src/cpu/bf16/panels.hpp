@@ -37,7 +37,9 @@ void pack_keys(const HeadKeys<T>& keys, std::int32_t head_dim, std::uint32_t* to
       __m512i high[extent(kLanes)];
       for (std::int32_t i = 0; i < kLanes; ++i) {
         const T* from = keys.k(std::min(key + i, last)) + at;
-        const Widened wide = at + kWidened <= head_dim ? widen(from) : widen(from, head_dim - at);
+        const Widened wide = at + kWidened <= head_dim
+                                 ? widen.template load<LaneOrder::kPlain>(from)
+                                 : widen.template load<LaneOrder::kPlain>(from, head_dim - at);
         low[i] = wide.low;
         high[i] = wide.high;
       }
@@ -59,7 +61,8 @@ void pack_values(const HeadKeys<T>& keys, std::uint64_t take, std::int32_t end,
       __m512i pairs[kWidened / kRowPadding] = {_mm512_setzero_si512(), _mm512_setzero_si512(),
                                                _mm512_setzero_si512(), _mm512_setzero_si512()};
       const std::int32_t n = head_dim - column;
-      if ((take >> key & 3U) != 0) load_pair(keys, key, take, column, n, widen, pairs);
+      if ((take >> key & 3U) != 0)
+        load_pair<LaneOrder::kPlain>(keys, key, take, column, n, widen, pairs);
       const std::int32_t vectors = std::min(stride - column, kWidened) / kRowPadding;
       for (std::int32_t i = 0; i < vectors; ++i) {
         _mm512_store_si512(to + column + i * kRowPadding, pairs[i]);

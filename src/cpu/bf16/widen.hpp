@@ -19,10 +19,17 @@ namespace quire::cpu::HWY_NAMESPACE {
 /// Elements that are widened at a time: two vectors of bf16.
 inline constexpr std::int32_t kWidened = 64;
 
-/// 64 elements of a row, in their order.
+/// 64 elements of a row: in their order, or as they come cheapest (`LaneOrder`).
 struct Widened {
-  __m512i low;   // elements 0 … 31
+  __m512i low;   // in order: elements 0 … 31
   __m512i high;  // 32 … 63
+};
+
+/// Where the cheapest order of widened elements differs from theirs. Elements are told in chunks of
+/// four, as 128 bits of fp32 hold them; interleaving works within lanes of 128 bits.
+enum class LaneOrder {
+  kPlain,    ///< Elements in their order.
+  kCheapest  ///< 8-bit elements: chunks 0 1, 4 5, 8 9, 12 13, then 2 3, 6 7, 10 11, 14 15.
 };
 
 /// Moves the quarters of a vector's two halves beside each other, so that interleaving within lanes
@@ -43,11 +50,13 @@ class Widener;
 template <>
 class Widener<BFloat16> {
  public:
-  HWY_INLINE Widened operator()(const BFloat16* from) const {
+  template <LaneOrder>
+  HWY_INLINE Widened load(const BFloat16* from) const {
     return {_mm512_loadu_si512(from), _mm512_loadu_si512(from + kWidened / 2)};
   }
   /// The first `n` elements, then zeros; no other memory is touched.
-  HWY_INLINE Widened operator()(const BFloat16* from, std::int32_t n) const {
+  template <LaneOrder>
+  HWY_INLINE Widened load(const BFloat16* from, std::int32_t n) const {
     const auto lanes = first_lanes(n);
     return {_mm512_maskz_loadu_epi16(static_cast<__mmask32>(lanes), from),
             _mm512_maskz_loadu_epi16(static_cast<__mmask32>(lanes >> 32), from + kWidened / 2)};
@@ -79,16 +88,21 @@ class TableWidener {
     high_[0] = _mm512_load_si512(table.high.data());
     high_[1] = _mm512_load_si512(table.high.data() + 64);
   }
-  HWY_INLINE Widened operator()(const T* from) const { return widen(_mm512_loadu_si512(from)); }
-  HWY_INLINE Widened operator()(const T* from, std::int32_t n) const {
-    return widen(_mm512_maskz_loadu_epi8(first_lanes(n), from));
+  template <LaneOrder kOrder>
+  HWY_INLINE Widened load(const T* from) const {
+    return widen<kOrder>(_mm512_loadu_si512(from));
+  }
+  template <LaneOrder kOrder>
+  HWY_INLINE Widened load(const T* from, std::int32_t n) const {
+    return widen<kOrder>(_mm512_maskz_loadu_epi8(first_lanes(n), from));
   }
 
  private:
   static constexpr bool kIsInteger = std::is_same_v<T, Int8>;
 
+  template <LaneOrder kOrder>
   HWY_INLINE Widened widen(__m512i codes) const {
-    codes = deal(codes);
+    if constexpr (kOrder == LaneOrder::kPlain) codes = deal(codes);
     const __m512i magnitude = kIsInteger ? _mm512_abs_epi8(codes) : codes;
     const __m512i low = _mm512_permutex2var_epi8(low_[0], magnitude, low_[1]);
     __m512i high = _mm512_permutex2var_epi8(high_[0], magnitude, high_[1]);
@@ -119,6 +133,32 @@ HWY_INLINE __m512bh as_bf16(__m512i bits) { return (__m512bh)bits; }
 /// Sum of products of pairs: acc[i] + a[2i] · b[2i] + a[2i + 1] · b[2i + 1].
 HWY_INLINE __m512 dot(__m512 acc, __m512i a, __m512i b) {
   return _mm512_dpbf16_ps(acc, as_bf16(a), as_bf16(b));
+}
+
+/// Lanes of 128 bits: sums of a's neighbours, then of b's.
+HWY_INLINE __m512 add_lanes(__m512 a, __m512 b) {
+  constexpr int kEvenLanes = 0x88;
+  constexpr int kOddLanes = 0xdd;
+  return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, kEvenLanes),
+                       _mm512_shuffle_f32x4(a, b, kOddLanes));
+}
+
+/// Lane i is the sum of the lanes of v[i]. Neighbours are added within lanes of 128 bits first, where
+/// moving costs least.
+HWY_INLINE __m512 sums_of_16(const __m512* v) {
+  __m512 quarters[4];
+  HWY_UNROLL(4)
+  for (int i = 0; i < 4; ++i, v += 4) {
+    const __m512 low =
+        _mm512_add_ps(_mm512_unpacklo_ps(v[0], v[1]), _mm512_unpackhi_ps(v[0], v[1]));
+    const __m512 high =
+        _mm512_add_ps(_mm512_unpacklo_ps(v[2], v[3]), _mm512_unpackhi_ps(v[2], v[3]));
+    quarters[i] =
+        _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(low), _mm512_castps_pd(high)));
+    quarters[i] = _mm512_add_ps(quarters[i], _mm512_castpd_ps(_mm512_unpackhi_pd(
+                                                 _mm512_castps_pd(low), _mm512_castps_pd(high))));
+  }
+  return add_lanes(add_lanes(quarters[0], quarters[1]), add_lanes(quarters[2], quarters[3]));
 }
 
 /// A pair of bf16 in every lane.

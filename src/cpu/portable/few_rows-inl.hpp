@@ -84,6 +84,7 @@ void score_block(const HeadRows& rows, std::int32_t first, const HeadKeys<T>& ke
     HWY_UNROLL(16)
     for (std::int32_t i = 0; i < kKeys; ++i) {
       k[i] = keys.k(std::min(key + i, last));
+      fetch_near(keys.k(std::min(key + kKeys + i, last)), rows.head_dim_qk);
       if (first == 0) ahead.step();
     }
     alignas(kBufferAlignment) float sums[extent(kLanes)];
