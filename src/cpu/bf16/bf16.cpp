@@ -41,7 +41,7 @@ void attend_by_tiles(const ItemTask& task) noexcept {
 QUIRE_END_AMX
 #endif
 
-#if HWY_ONCE
+#if HWY_ONCE && HWY_ARCH_X86
 namespace quire::cpu {
 
 namespace {
