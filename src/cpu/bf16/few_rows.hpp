@@ -77,10 +77,14 @@ void score_block(const BlockRows& rows, std::int32_t first, const HeadKeys<T>& k
   const std::int32_t last = keys.keys.count - 1;
   for (std::int32_t key = 0; key <= last; key += kKeys) {
     const T* k[extent(kKeys)];
-    HWY_UNROLL(16)
-    for (std::int32_t i = 0; i < kKeys; ++i) {
-      k[i] = keys.k(std::min(key + i, last));
-      fetch_near(keys.k(std::min(key + kKeys + i, last)), rows.head_dim_qk);
+    if (key + 2 * kKeys <= keys.keys.count) {
+      HWY_UNROLL(16)
+      for (std::int32_t i = 0; i < kKeys; ++i) {
+        k[i] = keys.k(key + i);
+        fetch_near(keys.k(key + kKeys + i), rows.head_dim_qk);
+      }
+    } else {
+      for (std::int32_t i = 0; i < kKeys; ++i) k[i] = keys.k(std::min(key + i, last));
     }
     if (first == 0) ahead.step(kKeys);
     alignas(kBufferAlignment) float sums[extent(kLanes)];
@@ -134,7 +138,8 @@ HWY_INLINE void load_pair(const HeadKeys<T>& keys, std::int32_t key, std::uint64
 
 /// o[row][column …] = o · rescale + Σ p · v for `kRows` rows and up to kWidened columns, all of them
 /// if their order is the cheapest.
-template <LaneOrder kOrder, typename T, std::int32_t kRows>
+/// @tparam kAll  All values are taken, and their number is even.
+template <LaneOrder kOrder, bool kAll, typename T, std::int32_t kRows>
 void accumulate_block(const BlockRows& rows, std::int32_t first, std::int32_t column,
                       const ValuesTask<T>& task, const Widener<T>& widen) {
   constexpr std::int32_t kColumns = kWidened / kRowPadding;
@@ -164,9 +169,14 @@ void accumulate_block(const BlockRows& rows, std::int32_t first, std::int32_t co
       fetch_near(task.keys.v(std::min(key + 4, last)), rows.head_dim_vo);
       fetch_near(task.keys.v(std::min(key + 5, last)), rows.head_dim_vo);
     }
-    if ((task.take >> key & 3U) == 0) continue;
     __m512i v[kColumns];
-    load_pair<kOrder>(task.keys, key, task.take, column, n, widen, v);
+    if constexpr (kAll) {
+      pair_up<kOrder>(widen.template load<kOrder>(task.keys.v(key) + column),
+                      widen.template load<kOrder>(task.keys.v(key + 1) + column), v);
+    } else {
+      if ((task.take >> key & 3U) == 0) continue;
+      load_pair<kOrder>(task.keys, key, task.take, column, n, widen, v);
+    }
     HWY_UNROLL(4)
     for (std::int32_t row = 0; row < kRows; ++row) {
       const __m512i weights = broadcast_pair(p[row] + key);
@@ -186,18 +196,18 @@ void accumulate_block(const BlockRows& rows, std::int32_t first, std::int32_t co
   }
 }
 
-template <LaneOrder kOrder, typename T>
+template <LaneOrder kOrder, bool kAll, typename T>
 void accumulate_columns(const BlockRows& rows, std::int32_t column, const ValuesTask<T>& task,
                         const Widener<T>& widen) {
   std::int32_t first = 0;
   for (; rows.count - first > 2; first += 4) {
-    accumulate_block<kOrder, T, 4>(rows, first, column, task, widen);
+    accumulate_block<kOrder, kAll, T, 4>(rows, first, column, task, widen);
   }
   if (rows.count - first == 2) {
-    accumulate_block<kOrder, T, 2>(rows, first, column, task, widen);
+    accumulate_block<kOrder, kAll, T, 2>(rows, first, column, task, widen);
   }
   if (rows.count - first == 1) {
-    accumulate_block<kOrder, T, 1>(rows, first, column, task, widen);
+    accumulate_block<kOrder, kAll, T, 1>(rows, first, column, task, widen);
   }
 }
 
@@ -205,12 +215,18 @@ void accumulate_columns(const BlockRows& rows, std::int32_t column, const Values
 template <typename T>
 void accumulate_few(const BlockRows& rows, const ValuesTask<T>& task) {
   const Widener<T> widen;
+  const std::int32_t count = task.keys.keys.count;
+  const bool all = task.take == first_lanes(count) && count % 2 == 0;
   std::int32_t column = 0;
   for (; column + kWidened <= rows.head_dim_vo; column += kWidened) {
-    accumulate_columns<LaneOrder::kCheapest, T>(rows, column, task, widen);
+    if (all) {
+      accumulate_columns<LaneOrder::kCheapest, true, T>(rows, column, task, widen);
+    } else {
+      accumulate_columns<LaneOrder::kCheapest, false, T>(rows, column, task, widen);
+    }
   }
   if (column < rows.head_dim_vo) {
-    accumulate_columns<LaneOrder::kPlain, T>(rows, column, task, widen);
+    accumulate_columns<LaneOrder::kPlain, false, T>(rows, column, task, widen);
   }
 }
 
