@@ -192,8 +192,8 @@ struct CallOptions {
 struct AttentionOptions {
   Executor* executor = nullptr;  ///< CPU threads; null takes `default_executor()`. Must outlive it.
   /// Forces the kernel of this name (`quire info` lists them). Empty: the first that serves the
-  /// spec or, on the CPU, the one that the environment asks for: `QUIRE_CPU_TIER=portable` takes
-  /// `cpu.portable`.
+  /// spec or, on the CPU, the one that the environment asks for: `QUIRE_CPU_TIER=avx2` takes
+  /// `cpu.avx2`, or fails where that cannot run or does not serve the spec.
   std::string kernel{};
 };
 

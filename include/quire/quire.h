@@ -314,7 +314,7 @@ typedef struct quire_attention_options {
   size_t struct_size;       /**< sizeof this struct as the caller knows it. */
   quire_executor* executor; /**< CPU threads; NULL: the process's pool, started at first use. */
   /** Forces the kernel of this name. NULL: the first that serves the spec or, on the CPU, the one
-   * that the environment asks for: `QUIRE_CPU_TIER=portable` takes "cpu.portable". */
+   * that the environment asks for: `QUIRE_CPU_TIER=avx2` takes "cpu.avx2". */
   const char* kernel;
 } quire_attention_options;
 

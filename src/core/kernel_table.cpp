@@ -180,16 +180,35 @@ std::string options_of(const KernelRow& row) {
   return text;
 }
 
+/// Why the kernel of this name cannot be forced on this machine.
+std::string not_runnable_reason(const KernelRow& forced) {
+  std::string_view nearest = "none";
+  for (const KernelRow& row : kernel_table()) {
+    if (row.device != forced.device || !row.missing.empty()) continue;
+    nearest = row.name;
+    break;
+  }
+  return fmt::format(
+      "[attention] kernel: expected one that this processor can run, got {}, which needs {}; "
+      "nearest: {}",
+      forced.name, forced.missing, nearest);
+}
+
 /// The first row that serves the spec, of those whose name is `forced` or, if it is empty, of all.
 const KernelRow* find_row(DeviceType device, const AttentionSpec& spec, std::string_view forced,
                           std::string& reason) {
-  const KernelRow* nearest = nullptr;
+  const KernelRow* nearest = nullptr;  // of equally near ones the last, which serves most
   std::vector<Mismatch> fewest;
   for (const KernelRow& row : kernel_table()) {
     if (row.device != device || (!forced.empty() && row.name != forced)) continue;
+    if (!row.missing.empty()) {
+      if (forced.empty()) continue;
+      reason = not_runnable_reason(row);
+      return nullptr;
+    }
     std::vector<Mismatch> found = mismatches(row, spec);
     if (found.empty()) return &row;
-    if (nearest == nullptr || found.size() < fewest.size()) {
+    if (nearest == nullptr || found.size() <= fewest.size()) {
       nearest = &row;
       fewest = std::move(found);
     }

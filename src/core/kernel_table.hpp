@@ -51,12 +51,15 @@ struct KernelRow {
   bool sinks = false;
   bool alibi = false;
   bool contiguous_kv = false;
+  /// Instructions that the kernel needs and this machine lacks, in words. Empty: it can run here.
+  std::string_view missing;
 };
 
-/// All rows of this build, in the order of preference.
+/// All rows of this build, in the order of preference, those included that this machine cannot run.
 std::span<const KernelRow> kernel_table() noexcept;
 
-/// The row that serves a spec whose defaults are filled in, or null and the reason.
+/// The first row that serves a spec whose defaults are filled in and that this machine can run, or
+/// null and the reason.
 /// @param forced  Name of the only row to consider. Empty: on the CPU, the one that the environment
 ///   asks for, if it does; else all.
 const KernelRow* find_kernel(DeviceType device, const AttentionSpec& spec, std::string_view forced,

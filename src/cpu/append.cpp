@@ -187,7 +187,7 @@ void write_all(const Slots& slots, const core::AppendArrays& arrays, Executor& e
     const Slots& slots;
     Writer writer;
     std::int64_t num_rows;
-  } context{slots, Writer(portable_tier(), arrays), arrays.num_rows};
+  } context{slots, Writer(row_tier(), arrays), arrays.num_rows};
   const auto write = [](void* opaque, std::int32_t task) noexcept {
     const auto& call = *static_cast<const Context*>(opaque);
     const std::int64_t first = task * kRowsPerTask;

@@ -35,13 +35,23 @@ double memory_gib() {
 #endif
 }
 
+/// Names of the kernels that this machine has the instructions for, the preferred one first.
+std::string runnable_kernels() {
+  std::string names;
+  for (const core::KernelRow& row : kernel_rows()) {
+    if (!row.missing.empty()) continue;
+    names += (names.empty() ? "" : ", ") + std::string(row.name);
+  }
+  return names;
+}
+
 }  // namespace
 
 std::vector<DeviceInfo> devices() {
   DeviceInfo info;
   info.device = Device::cpu();
   info.name = processor_name();
-  info.facts = {{"vectors", std::string(portable_tier().target)},
+  info.facts = {{"kernels", runnable_kernels()},
                 {"cores", fmt::format("{}", available_cores())},
                 {"threads", fmt::format("{}", default_executor().concurrency())},
                 {"memory", fmt::format("{:.0f} GiB", memory_gib())}};

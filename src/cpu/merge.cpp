@@ -77,7 +77,7 @@ struct MergeContext {
 }  // namespace
 
 Status merge_states(const core::MergeArrays& arrays, Executor* executor) noexcept {
-  MergeContext context{portable_tier(), arrays};
+  MergeContext context{row_tier(), arrays};
   const std::int64_t elements =
       arrays.num_parts * arrays.num_rows * arrays.num_heads * arrays.head_dim;
   if (elements <= kSmallElements) {

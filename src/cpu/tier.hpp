@@ -6,7 +6,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <string_view>
 
 #include "core/backend.hpp"
 #include "core/problem.hpp"
@@ -53,25 +52,30 @@ struct ItemTask {
 
 /// Kernels for one kind of core. `n` elements of a row, any n ≥ 0.
 struct Tier {
-  std::string_view name;    ///< of the tier's row in the kernel table
-  std::string_view target;  ///< instruction set in use, for `quire info`
-
   /// Bytes that `attend` needs for items of at most `max_rows` rows.
   std::size_t (*buffer_bytes)(const core::ProblemShape& shape, std::int32_t max_rows) noexcept;
   /// Computes the states of all rows over the item's keys.
   void (*attend)(const ItemTask& task) noexcept;
 
-  /// to[i] = scale · from[i], rounded to nearest even.
+  /// to[i] = scale · from[i], rounded to nearest even; 8-bit dtypes saturate.
   void (*store_row)(void* to, DType dtype, const float* from, std::int64_t n, float scale) noexcept;
   /// to[i] += weight · from[i].
   void (*add_row)(float* to, const void* from, DType dtype, std::int64_t n, float weight) noexcept;
 };
 
-/// @return The portable tier for this machine's instruction set.
-const Tier& portable_tier() noexcept;
+/// @param target  One of Highway's. @return Its fp32 kernels; the baseline's if it has none.
+const Tier& fp32_tier(std::int64_t target) noexcept;
 
-/// @return The tier of a kernel row of the CPU.
+/// @return Kernels of VDPBF16PS, on x86 only.
+const Tier& avx512_bf16_tier() noexcept;
+/// @return The same with tiles of AMX for many rows, on x86 only.
+const Tier& amx_bf16_tier() noexcept;
+
+/// @return The tier behind a row of the kernel table, which this machine must be able to run.
 const Tier& tier_of(const core::KernelRow& kernel) noexcept;
+
+/// @return The tier for work on rows that no kernel of the table names: append and merge.
+const Tier& row_tier() noexcept;
 
 /// How this backend wants a batch cut.
 schedule::TilePolicy tile_policy(const core::ProblemShape& shape, std::int32_t concurrency);

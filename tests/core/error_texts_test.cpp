@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "quire/attention.hpp"
+#include "quire/info.hpp"
 
 namespace quire {
 namespace {
@@ -20,6 +21,15 @@ constexpr std::int32_t kRows = 5;
 constexpr std::int32_t kQoHeads = 4;
 constexpr std::int32_t kKvHeads = 2;
 constexpr std::int32_t kHeadDim = 8;
+
+/// Names of the CPU's kernels, as texts list them.
+std::string cpu_kernels() {
+  std::string names;
+  for (const KernelInfo& kernel : kernels()) {
+    if (kernel.device == DeviceType::kCpu) names += (names.empty() ? "" : ", ") + kernel.name;
+  }
+  return names;
+}
 
 /// A correct call of two requests, to be spoilt one way at a time.
 struct Call {
@@ -122,7 +132,7 @@ TEST(ErrorTexts, OfTheSpec) {
             "[attention] head_dim_vo: expected a multiple of 8 up to 512 (cpu.portable), got 12; "
             "nearest: 8, 16");
   EXPECT_EQ(text_after([](Call& c) { c.options.kernel = "cpu.magic"; }),
-            "[attention] kernel: expected one of cpu.portable on cpu, got cpu.magic");
+            "[attention] kernel: expected one of " + cpu_kernels() + " on cpu, got cpu.magic");
   EXPECT_EQ(text_after([](Call& c) { c.limits.max_total_q = -1; }),
             "[attention] max_total_q: expected at least 0, got -1");
 }

@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <gtest/gtest.h>
 
+#include <bit>
+#include <cmath>
 #include <functional>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -19,7 +22,8 @@ Status append(const AppendBatch& batch) {
 
 TEST(Append, WritesToDerivedSlotsInEveryPairOfDtypesAndLayout) {
   for (const DType from : {DType::kFloat32, DType::kFloat16, DType::kBFloat16}) {
-    for (const DType to : {DType::kFloat32, DType::kFloat16, DType::kBFloat16}) {
+    for (const DType to : {DType::kFloat32, DType::kFloat16, DType::kBFloat16, DType::kInt8,
+                           DType::kFloat8E4M3, DType::kFloat8E5M2}) {
       for (const KvLayout layout : {KvLayout::kNHD, KvLayout::kHND}) {
         AppendCase c;
         c.new_dtype = from;
@@ -29,6 +33,40 @@ TEST(Append, WritesToDerivedSlotsInEveryPairOfDtypesAndLayout) {
         const Status status = append(batch);
         ASSERT_TRUE(status.ok()) << status.message();
         batch.expect_written();
+      }
+    }
+  }
+}
+
+TEST(Append, RoundsEveryNumberToTheNearestCodeOfEightBitsAndSaturates) {
+  constexpr std::int64_t kRows = 512;
+  constexpr std::int64_t kHeadDim = 128;
+  std::vector<float> numbers;
+  for (std::uint32_t i = 0; i < kRows * kHeadDim; ++i) {  // all fp32 with 16 upper bits
+    numbers.push_back(std::bit_cast<float>(i << 16));
+  }
+  const std::vector<std::int64_t> slots = [] {
+    std::vector<std::int64_t> list(kRows);
+    std::iota(list.begin(), list.end(), 0);
+    return list;
+  }();
+  for (const DType dtype : {DType::kInt8, DType::kFloat8E4M3, DType::kFloat8E5M2}) {
+    testing::ElementBuffer k(dtype, kRows * kHeadDim);
+    testing::ElementBuffer v(dtype, kRows * kHeadDim);
+    testing::ElementBuffer expected(dtype, 1);
+    AppendTensors tensors;
+    tensors.k = tensors.v = TensorView(numbers.data(), DType::kFloat32, {kRows, 1, kHeadDim});
+    tensors.k_cache = {k.at(0), dtype, {1, kRows, 1, kHeadDim}};
+    tensors.v_cache = {v.at(0), dtype, {1, kRows, 1, kHeadDim}};
+    tensors.slot_mapping = TensorView(slots.data(), DType::kInt64, {kRows});
+    ASSERT_TRUE(quire::append(Device::cpu(), KvLayout::kNHD, {}, tensors).ok());
+    for (std::int64_t i = 0; i < k.size(); ++i) {
+      expected.set(0, numbers[static_cast<std::size_t>(i)]);
+      if (std::isnan(expected.get(0))) {
+        ASSERT_TRUE(std::isnan(k.get(i)) && std::isnan(v.get(i)));
+      } else {
+        ASSERT_EQ(k.get(i), expected.get(0)) << numbers[static_cast<std::size_t>(i)];
+        ASSERT_EQ(v.get(i), expected.get(0));
       }
     }
   }

@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 // How work is shared out must not show: splits, threads, executors and instruction sets.
 #include <gtest/gtest.h>
-#include <hwy/targets.h>
 
 #include <atomic>
 #include <cstring>
 #include <random>
+#include <string>
 #include <thread>
+#include <utility>
+#include <vector>
 
-#include "cpu/tier.hpp"
+#include "core/kernel_table.hpp"
 #include "support/random_batch.hpp"
 
 namespace quire {
@@ -185,41 +187,6 @@ TEST(Attention, IsUsedFromSeveralThreadsAtOnce) {
   EXPECT_EQ(good.load(), kCallers);
 }
 
-/// Makes `target` the only one of this process; 0 makes all available again.
-void choose_target(std::int64_t target) {
-  hwy::SetSupportedTargetsForTest(target);
-  hwy::GetChosenTarget().Update(hwy::SupportedTargets());
-}
-
-TEST(Targets, OfThisMachineAllAgreeWithTheOracle) {
-  std::int32_t targets = 0;
-  const std::int64_t supported = hwy::SupportedTargets();
-  for (std::int64_t rest = supported; rest != 0; rest &= rest - 1) {
-    const std::int64_t target = rest & -rest;
-    choose_target(target);
-    const std::string_view name = cpu::portable_tier().target;
-    SCOPED_TRACE(std::string(name));
-    targets += name == hwy::TargetName(target) ? 1 : 0;
-    for (const DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16}) {
-      for (const std::int32_t head_dim : {8, 40, 64}) {
-        RandomBatchOptions options = mixed();
-        options.requests = {{1, 300}, {3, 70}, {40, 100}, {2, 0}};
-        options.spec.num_qo_heads = 6;
-        options.spec.head_dim_qk = head_dim;
-        options.spec.kv_dtype = dtype;
-        options.spec.logits_soft_cap = 3.0F;
-        options.spec.alibi = true;
-        RandomBatch batch(options);
-        OneByOne executor(2);
-        EXPECT_TRUE(testing::run(make(batch, executor), batch).ok());
-        expect_oracle(batch);
-      }
-    }
-  }
-  choose_target(0);
-  EXPECT_GE(targets, 1);
-}
-
 /// Sets a variable of the environment for as long as it lives.
 class Environment {
  public:
@@ -229,23 +196,66 @@ class Environment {
   ~Environment() { unsetenv("QUIRE_CPU_TIER"); }
 };
 
+/// The tiers of this build: names after "cpu.", whether this machine can run them.
+std::vector<std::pair<std::string, bool>> tiers() {
+  std::vector<std::pair<std::string, bool>> list;
+  for (const core::KernelRow& row : core::kernel_table()) {
+    if (row.device != DeviceType::kCpu) continue;
+    list.emplace_back(row.name.substr(std::string_view("cpu.").size()), row.missing.empty());
+  }
+  return list;
+}
+
 TEST(Tier, OfTheEnvironmentIsTakenWhereTheOptionsNameNoKernel) {
+  RandomBatchOptions options = mixed();
+  options.spec.q_dtype = options.spec.kv_dtype = DType::kBFloat16;
+  const RandomBatch batch(options);
+  OneByOne executor(1);
+  std::string preferred;
+  for (const auto& [tier, runs] : tiers()) {
+    if (!runs) continue;
+    if (preferred.empty()) preferred = tier;
+    const Environment environment(tier.c_str());
+    EXPECT_EQ(make(batch, executor).kernel(), "cpu." + tier);
+    EXPECT_EQ(supports(Device::cpu(), batch.spec).kernel, "cpu." + tier);
+  }
+  const Environment environment("");
+  EXPECT_EQ(make(batch, executor).kernel(), "cpu." + preferred);
+}
+
+TEST(Tier, ThatThisMachineCannotRunIsRefusedWithWhatItLacks) {
   const RandomBatch batch(mixed());
   OneByOne executor(1);
-  for (const char* tier : {"portable", ""}) {
-    const Environment environment(tier);
-    EXPECT_EQ(make(batch, executor).kernel(), "cpu.portable");
-    EXPECT_EQ(supports(Device::cpu(), batch.spec).kernel, "cpu.portable");
+  for (const core::KernelRow& row : core::kernel_table()) {
+    if (row.device != DeviceType::kCpu || row.missing.empty()) continue;
+    const Environment environment(std::string(row.name.substr(4)).c_str());
+    const Support support = supports(Device::cpu(), batch.spec);
+    EXPECT_FALSE(support.supported);
+    EXPECT_TRUE(
+        support.reason.starts_with("[attention] kernel: expected one that this processor "
+                                   "can run, got " +
+                                   std::string(row.name) + ", which needs "))
+        << support.reason;
+    EXPECT_TRUE(support.reason.ends_with("(forced by QUIRE_CPU_TIER)")) << support.reason;
   }
+}
+
+TEST(Tier, OfTheEnvironmentThatDoesNotServeTheSpecIsRefusedAndNotReplaced) {
+  RandomBatchOptions options = mixed();
+  options.spec.kv_dtype = DType::kFloat32;
+  const RandomBatch batch(options);
+  const Environment environment("avx512_bf16");
+  EXPECT_FALSE(supports(Device::cpu(), batch.spec).supported);
 }
 
 TEST(Tier, OfTheEnvironmentThatDoesNotExistIsRefusedByAllWhoLookForAKernel) {
   const RandomBatch batch(mixed());
   OneByOne executor(1);
   const Environment environment("quantum");
-  const std::string text =
-      "[attention] kernel: expected one of cpu.portable on cpu, got cpu.quantum (forced by "
-      "QUIRE_CPU_TIER)";
+  std::string names;
+  for (const auto& [tier, runs] : tiers()) names += (names.empty() ? "cpu." : ", cpu.") + tier;
+  const std::string text = "[attention] kernel: expected one of " + names +
+                           " on cpu, got cpu.quantum (forced by QUIRE_CPU_TIER)";
   const Support support = supports(Device::cpu(), batch.spec);
   EXPECT_FALSE(support.supported);
   EXPECT_EQ(support.reason, text);

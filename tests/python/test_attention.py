@@ -375,7 +375,7 @@ def test_specs_are_filled_in_and_looked_up() -> None:
     attend = quire.Attention(spec)
     assert attend.spec.sm_scale == pytest.approx(128**-0.5)
     assert attend.device == quire.Device("cpu")
-    assert attend.kernel == "cpu.portable"
+    assert attend.kernel in [kernel.name for kernel in quire.kernels()]
     found = quire.supports(spec)
     assert found
     assert found.kernel == attend.kernel

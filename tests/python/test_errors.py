@@ -13,6 +13,7 @@ import pytest
 import quire
 
 I32 = np.int32
+CPU_KERNELS = ", ".join(kernel.name for kernel in quire.kernels() if kernel.name.startswith("cpu."))
 
 
 def one_shot(**changes: Any) -> Any:
@@ -95,7 +96,7 @@ def one_shot(**changes: Any) -> Any:
         (
             {"kernel": "cpu.imaginary"},
             quire.Unsupported,
-            "[attention] kernel: expected one of cpu.portable on cpu, got cpu.imaginary",
+            f"[attention] kernel: expected one of {CPU_KERNELS} on cpu, got cpu.imaginary",
         ),
         (
             {"q": np.zeros((1, 4, 63), np.float32)},

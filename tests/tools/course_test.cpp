@@ -150,12 +150,23 @@ TEST(Course, ABrokenCourseSaysWhatIsMissing) {
       testing::HasSubstr("course: x: no such op: \"dance\""));
 }
 
-TEST(Ceilings, AreMeasured) {
+TEST(Ceilings, AreMeasuredWithTheArithmeticOfEveryKernelThatRunsHere) {
   const std::unique_ptr<Executor> executor = make_thread_pool(1);
   Stream stream(*executor);
-  const Ceilings ceilings = measure_ceilings(*executor, stream);
-  EXPECT_GT(ceilings.read_gb_per_s, 0.1);
-  EXPECT_GT(ceilings.gflop_per_s, 0.1);
+  for (const char* kernel :
+       {"cpu.amx_bf16", "cpu.avx512_bf16", "cpu.avx512", "cpu.avx2", "cpu.portable"}) {
+    AttentionSpec spec;
+    spec.num_qo_heads = spec.num_kv_heads = 1;
+    spec.head_dim_qk = 128;
+    try {
+      const Attention attention(Device::cpu(), spec, {}, {.kernel = kernel});
+    } catch (const Error& error) {
+      continue;  // not on this machine
+    }
+    const Ceilings ceilings = measure_ceilings(*executor, stream, arithmetic_of(kernel));
+    EXPECT_GT(ceilings.read_gb_per_s, 0.1) << kernel;
+    EXPECT_GT(ceilings.gflop_per_s, 0.1) << kernel;
+  }
 }
 
 TEST(Measurement, TheNearerCeilingCounts) {

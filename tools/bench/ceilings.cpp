@@ -62,7 +62,10 @@ float MultiplyAdd(std::size_t rounds, float start) {
   return hn::GetLane(hn::SumOfLanes(tag, hn::Add(s0, hn::Add(s4, s8))));
 }
 
-std::size_t FloatLanes() { return hn::Lanes(FloatTag()); }
+Arithmetic MultiplyAdds() {
+  constexpr double kAccumulators = 12;
+  return {"fma", MultiplyAdd, 2 * kAccumulators * static_cast<double>(hn::Lanes(FloatTag()))};
+}
 
 }  // namespace quire::tool::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
@@ -72,14 +75,12 @@ namespace quire::tool {
 namespace {
 
 HWY_EXPORT(SumFloats);
-HWY_EXPORT(MultiplyAdd);
-HWY_EXPORT(FloatLanes);
+HWY_EXPORT(MultiplyAdds);
 
 constexpr std::size_t kStreamBytes = std::size_t{256} << 20;  // several times the largest caches
-constexpr std::size_t kAccumulators = 12;
 constexpr int kReadPasses = 16;
-constexpr int kFmaPasses = 20;
-constexpr std::size_t kFmaRounds = std::size_t{1} << 21;
+constexpr int kArithmeticPasses = 20;
+constexpr double kFlopPerPass = 8e8;  // some milliseconds
 constexpr double kGiga = 1e9;
 
 /// Keeps the optimiser from leaving the loops out.
@@ -104,10 +105,14 @@ void read_part(void* context, std::int32_t index) noexcept {
                                                task->bytes_each / sizeof(float)));
 }
 
-void multiply_add(void* /*context*/, std::int32_t index) noexcept {
-  // Never 0: sums that decay into denormals take a hundred times as long on some cores.
-  const float start = static_cast<float>(index) + 1.0F;
-  g_sink.store(HWY_DYNAMIC_DISPATCH(MultiplyAdd)(kFmaRounds, start));
+struct ArithmeticTask {
+  const Arithmetic& arithmetic;
+  std::size_t rounds;
+};
+
+void compute(void* context, std::int32_t index) noexcept {
+  const auto* task = static_cast<const ArithmeticTask*>(context);
+  g_sink.store(task->arithmetic.repeat(task->rounds, static_cast<float>(index) + 1.0F));
 }
 
 }  // namespace
@@ -126,7 +131,19 @@ std::size_t Stream::read() {
   return each * static_cast<std::size_t>(parts);
 }
 
-Ceilings measure_ceilings(Executor& executor, Stream& stream) {
+Arithmetic arithmetic_of(std::string_view kernel) {
+  if (kernel == "cpu.amx_bf16") return tiles_of_bf16();
+  if (kernel == "cpu.avx512_bf16") return pairs_of_bf16();
+#if HWY_TARGETS & HWY_AVX3
+  if (kernel == "cpu.avx512") return N_AVX3::MultiplyAdds();
+#endif
+#if HWY_TARGETS & HWY_AVX2
+  if (kernel == "cpu.avx2") return N_AVX2::MultiplyAdds();
+#endif
+  return HWY_DYNAMIC_DISPATCH(MultiplyAdds)();
+}
+
+Ceilings measure_ceilings(Executor& executor, Stream& stream, const Arithmetic& arithmetic) {
   Ceilings ceilings;
   for (int pass = 0; pass < kReadPasses; ++pass) {
     std::size_t bytes = 0;
@@ -135,11 +152,11 @@ Ceilings measure_ceilings(Executor& executor, Stream& stream) {
         std::max(ceilings.read_gb_per_s, static_cast<double>(bytes) / time / kGiga);
   }
   const std::int32_t parts = executor.concurrency();
-  const auto flop =
-      static_cast<double>(2 * kFmaRounds * kAccumulators * HWY_DYNAMIC_DISPATCH(FloatLanes)() *
-                          static_cast<std::size_t>(parts));
-  for (int pass = 0; pass < kFmaPasses; ++pass) {
-    const double time = seconds([&] { executor.parallel(parts, multiply_add, nullptr); });
+  ArithmeticTask task{arithmetic,
+                      static_cast<std::size_t>(kFlopPerPass / arithmetic.flop_per_round)};
+  const double flop = static_cast<double>(task.rounds) * arithmetic.flop_per_round * parts;
+  for (int pass = 0; pass < kArithmeticPasses; ++pass) {
+    const double time = seconds([&] { executor.parallel(parts, compute, &task); });
     ceilings.gflop_per_s = std::max(ceilings.gflop_per_s, flop / time / kGiga);
   }
   return ceilings;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <string_view>
 
 #include "bench/measurement.hpp"
 #include "common/buffer.hpp"
@@ -21,8 +22,23 @@ class Stream {
   Buffer buffer_;
 };
 
-/// What the CPU can do in this run, with the same threads as the kernels; the arithmetic is float32
-/// multiply-adds on registers. Takes about half a second.
-Ceilings measure_ceilings(Executor& executor, Stream& stream);
+/// The instruction that most of a kernel's arithmetic is made of.
+struct Arithmetic {
+  std::string_view name;  ///< "fma", "vdpbf16ps" or "tdpbf16ps".
+  /// Repeats it on registers alone. @param start  Not 0: sums that decay into denormals take a
+  /// hundred times as long on some cores. @return Something that depends on all of it.
+  float (*repeat)(std::size_t rounds, float start) = nullptr;
+  double flop_per_round = 0;
+};
+
+/// @param kernel  As `Attention::kernel()` names it.
+Arithmetic arithmetic_of(std::string_view kernel);
+
+/// The parts of `arithmetic_of` that Highway has no operations for; x86 only.
+Arithmetic pairs_of_bf16();
+Arithmetic tiles_of_bf16();
+
+/// What the CPU can do in this run, with the same threads as the kernels. Takes about half a second.
+Ceilings measure_ceilings(Executor& executor, Stream& stream, const Arithmetic& arithmetic);
 
 }  // namespace quire::tool

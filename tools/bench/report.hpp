@@ -20,8 +20,9 @@ namespace quire::tool {
 /// What is the same in all rows of a run.
 struct Run {
   Ceilings ceilings;
-  Ceilings published;           ///< Of the machine that the peers ran on.
-  std::string_view arithmetic;  ///< What bounds a row that reading does not: "fma" or "matmul".
+  Ceilings published;  ///< Of the machine that the peers ran on.
+  std::string_view
+      arithmetic;  ///< What bounds a row that reading does not: "fma", "vdpbf16ps", "tdpbf16ps" or "matmul".
   std::string machine;
   std::string date;
   std::int32_t threads = 0;  ///< Of the CPU.

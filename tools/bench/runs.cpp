@@ -22,15 +22,26 @@ namespace {
 
 std::string today() { return fmt::format("{:%Y-%m-%d}", fmt::gmtime(std::time(nullptr))); }
 
-Run cpu_run(const BenchOptions& options, const Course& course, Executor& executor, Stream& stream) {
+/// The arithmetic of the kernel that serves the first workload that one serves.
+Arithmetic arithmetic_of_run(const BenchOptions& options, const std::vector<Workload>& workloads) {
+  for (const Workload& workload : workloads) {
+    const Support support = supports(options.device, spec_of(workload, options.measure));
+    if (support.supported) return arithmetic_of(support.kernel);
+  }
+  return arithmetic_of({});
+}
+
+Run cpu_run(const BenchOptions& options, const Course& course,
+            const std::vector<Workload>& workloads, Executor& executor, Stream& stream) {
+  const Arithmetic arithmetic = arithmetic_of_run(options, workloads);
   Run run;
-  run.arithmetic = "fma";
+  run.arithmetic = arithmetic.name;
   run.threads = executor.concurrency();
   run.scale = options.scale > 0 ? options.scale : course.cpu_scale;
   run.date = today();
   const std::vector<DeviceInfo> present = devices();
   run.machine = present.empty() ? "unknown" : present.front().name;
-  run.ceilings = measure_ceilings(executor, stream);
+  run.ceilings = measure_ceilings(executor, stream, arithmetic);
   return run;
 }
 
@@ -48,9 +59,10 @@ Run gpu_run(const BenchOptions& options, const Course& course, ColdTimer& timer)
 
 std::string cpu_heading(const Run& run) {
   return fmt::format(
-      "{} · {} threads · ceilings measured now: {:.1f} GB/s streaming read, {:.1f} GFLOP/s fp32 "
-      "multiply-add\nLengths of the course divided by {}; caches are cold.\n\n",
-      run.machine, run.threads, run.ceilings.read_gb_per_s, run.ceilings.gflop_per_s, run.scale);
+      "{} · {} threads · ceilings measured now: {:.1f} GB/s streaming read, {:.1f} GFLOP/s {}\n"
+      "Lengths of the course divided by {}; caches are cold.\n\n",
+      run.machine, run.threads, run.ceilings.read_gb_per_s, run.ceilings.gflop_per_s,
+      run.arithmetic, run.scale);
 }
 
 std::string gpu_heading(const Run& run) {
@@ -142,7 +154,7 @@ ExitCode bench_on_cpu(const BenchOptions& options, const Course& course,
   const std::unique_ptr<Executor> own = make_threads(options.threads);
   Executor& executor = own != nullptr ? *own : default_executor();
   Stream stream(executor);
-  const Run run = cpu_run(options, course, executor, stream);
+  const Run run = cpu_run(options, course, workloads, executor, stream);
   return CourseRun(options, writer, run).measure_all(workloads, [&](const Workload& workload) {
     return measure(workload, options.measure, executor, stream);
   });

@@ -14,10 +14,10 @@
 #include <utility>
 
 #include "cpu/finish.hpp"
+#include "cpu/item_walk.hpp"
 #include "cpu/portable/few_rows-inl.hpp"
 #include "cpu/portable/many_rows-inl.hpp"
 #include "cpu/portable/softmax-inl.hpp"
-#include "cpu/visibility.hpp"
 
 HWY_BEFORE_NAMESPACE();
 namespace quire::cpu::HWY_NAMESPACE {
@@ -84,23 +84,21 @@ inline void load_queries(const ItemTask& task, float* to) {
   });
 }
 
-/// The item's walk over its keys. `T` is the element type of K and V.
+/// All rows of an item against its keys. `T` is the element type of K and V.
 template <typename T>
-class Walk {
+class Attend {
  public:
-  explicit Walk(const ItemTask& task)
-      : task_(task),
-        buffers_(task.buffers, task.shape, task.rows()),
-        mask_(mask_of_request(task.shape, task.batch, task.item.seq)) {}
+  explicit Attend(const ItemTask& task)
+      : task_(task), walk_(task), buffers_(task.buffers, task.shape, task.rows()) {}
 
   void run() {
     TileKeys tiles[2];
     TileKeys* now = &tiles[0];
     TileKeys* next = &tiles[1];
-    find_keys(task_.item.kv_begin, *now);
+    walk_.find_keys(task_.item.kv_begin, kKvTile, *now);
     while (now->count > 0) {
-      find_keys(now->first + now->count, *next);
-      const TileSight sight = look(*now);
+      walk_.find_keys(now->first + now->count, kKvTile, *next);
+      const TileSight sight = walk_.look(*now, buffers_.words);
       if (sight.any != 0) {
         for (std::int32_t head = 0; head < task_.num_kv_heads(); ++head) {
           attend_tile(head, *now, *next, sight);
@@ -111,52 +109,6 @@ class Walk {
   }
 
  private:
-  /// Rows of the tile that starts at `key`: up to the next multiple of kKvTile, so that where a
-  /// unit is split does not change its tiles.
-  void find_keys(std::int32_t key, TileKeys& tile) const {
-    tile.first = key;
-    tile.count = 0;
-    const std::int64_t tile_end = (static_cast<std::int64_t>(key) / kKvTile + 1) * kKvTile;
-    const auto end = static_cast<std::int32_t>(std::min<std::int64_t>(tile_end, task_.item.kv_end));
-    while (key < end) {
-      const schedule::KeyRun run =
-          schedule::key_run(task_.shape, task_.batch, task_.item.seq, key, end);
-      const T* k = place(task_.tensors.k, run);
-      const T* v = place(task_.tensors.v, run);
-      for (std::int32_t i = 0; i < run.tokens; ++i, ++tile.count) {
-        tile.k[tile.count] =
-            reinterpret_cast<const std::byte*>(k + i * task_.tensors.k.token_stride);
-        tile.v[tile.count] =
-            reinterpret_cast<const std::byte*>(v + i * task_.tensors.v.token_stride);
-      }
-      key += run.tokens;
-    }
-  }
-
-  const T* place(const core::Pages& pages, const schedule::KeyRun& run) const {
-    return static_cast<const T*>(pages.data) + run.page * pages.page_stride +
-           run.token * pages.token_stride;
-  }
-
-  TileSight look(const TileKeys& tile) const {
-    TileSight sight{buffers_.words, 0, low_bits(tile.count)};
-    for (std::int32_t query = 0; query < task_.num_queries(); ++query) {
-      const std::uint64_t word =
-          visibility(mask_, task_.item.q_begin + query, tile.first, tile.count);
-      buffers_.words[query] = word;
-      sight.any |= word;
-      sight.all &= word;
-    }
-    return sight;
-  }
-
-  HeadKeys<T> keys_of(const TileKeys& tile, std::int32_t head) const {
-    const auto kv_head = static_cast<std::ptrdiff_t>(task_.item.kv_head_begin + head);
-    constexpr auto kSize = static_cast<std::ptrdiff_t>(sizeof(T));
-    return {tile, kv_head * task_.tensors.k.head_stride * kSize,
-            kv_head * task_.tensors.v.head_stride * kSize};
-  }
-
   HeadRows rows_of(std::int32_t head) const {
     const core::ProblemShape& shape = task_.shape;
     const std::int32_t count = task_.rows_per_kv_head();
@@ -174,48 +126,34 @@ class Walk {
     return rows;
   }
 
-  LogitRule rule_of(std::int32_t head) const {
-    const core::LayerTensors& tensors = task_.tensors;
-    const std::int32_t kv_head = task_.item.kv_head_begin + head;
-    LogitRule rule;
-    rule.scale = task_.shape.sm_scale;
-    if (tensors.k_scale != nullptr)
-      rule.scale *= tensors.k_scale[kv_head * tensors.scale_head_stride];
-    rule.soft_cap = task_.shape.logits_soft_cap;
-    if (tensors.alibi_slopes != nullptr) {
-      rule.slopes = tensors.alibi_slopes + kv_head * task_.shape.group_size;
-    }
-    rule.first_position = mask_.lengths.position(task_.item.q_begin);
-    return rule;
-  }
-
   void attend_tile(std::int32_t head, const TileKeys& now, const TileKeys& next,
                    const TileSight& sight) const {
     const HeadRows rows = rows_of(head);
-    const HeadKeys<T> keys = keys_of(now, head);
+    const auto keys = walk_.keys_of<T>(now, head);
     const std::uint64_t poisoned = poisoned_keys(keys, sight, rows.head_dim_vo);
     const std::uint64_t take = sight.any & ~poisoned;
-    const bool last_head = head + 1 == task_.num_kv_heads();
-    const HeadKeys<T> ahead = last_head ? keys_of(next, 0) : keys_of(now, head + 1);
-    const LogitRule rule = rule_of(head);
+    const LogitRule rule = walk_.rule_of(head);
     const Softmax softmax(rows, rule, sight, now.first);
+    const std::int32_t steps = rows.count <= kFewRows ? now.count : rows.count;
+    LinesAhead k_ahead = walk_.k_ahead(next, head, steps);
+    LinesAhead v_ahead = walk_.v_ahead(next, head, steps);
     if (rows.count <= kFewRows) {
-      score_few(rows, keys, ahead.k_ahead(rows.head_dim_qk));
+      score_few(rows, keys, k_ahead);
       softmax.run();
-      accumulate_few(rows, ValuesTask<T>{keys, take, ahead.v_ahead(rows.head_dim_vo)});
+      accumulate_few(rows, ValuesTask<T>{keys, take, v_ahead});
     } else {
       pack_keys(keys, rows.head_dim_qk, buffers_.panels.k);
-      score_many(rows, sight, buffers_.panels.k, keys.v_ahead(rows.head_dim_vo));
+      score_many(rows, sight, buffers_.panels.k, k_ahead);
       softmax.run();
       pack_values(keys, take, rows.head_dim_vo, buffers_.panels.v);
-      accumulate_many(rows, sight, buffers_.panels.v, ahead.k_ahead(rows.head_dim_qk));
+      accumulate_many(rows, sight, buffers_.panels.v, v_ahead);
     }
     accumulate_poisoned(rows, keys, sight, poisoned);
   }
 
   const ItemTask& task_;
+  ItemWalk walk_;
   Buffers buffers_;
-  MaskOfRequest mask_;
 };
 
 inline void attend(const ItemTask& task) noexcept {
@@ -223,7 +161,7 @@ inline void attend(const ItemTask& task) noexcept {
   if (task.item.kv_begin >= task.item.kv_end) return;
   load_queries(task, Buffers(task.buffers, task.shape, task.rows()).q);
   with_element_type(task.shape.kv_dtype, [&](auto element) HWY_ATTR {
-    Walk<std::remove_const_t<std::remove_pointer_t<decltype(element)>>>(task).run();
+    Attend<std::remove_const_t<std::remove_pointer_t<decltype(element)>>>(task).run();
   });
 }
 

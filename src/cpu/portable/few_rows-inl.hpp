@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /// @file
 /// A tile against few rows (decode): keys and values are used where they lie, each loaded once for
-/// up to four rows. Meanwhile the next tile or head is fetched, row by row, so that memory always
-/// has something to do: into the second-level cache, since rows of one head lie at powers of two
-/// apart and would push one another out of the first. Compiled once per target.
+/// up to four rows. Meanwhile the next tile is fetched, so that memory always has something to do.
+/// Compiled once per target.
 #if defined(QUIRE_CPU_PORTABLE_FEW_ROWS_INL) == defined(HWY_TARGET_TOGGLE)
 #ifdef QUIRE_CPU_PORTABLE_FEW_ROWS_INL
 #undef QUIRE_CPU_PORTABLE_FEW_ROWS_INL
@@ -17,8 +16,9 @@
 #include <cstring>
 #include <type_traits>
 
-#include "cpu/portable/tile.hpp"
+#include "cpu/portable/rows_of_head.hpp"
 #include "cpu/portable/vector-inl.hpp"
+#include "cpu/tile.hpp"
 
 HWY_BEFORE_NAMESPACE();
 namespace quire::cpu::HWY_NAMESPACE {
@@ -71,7 +71,7 @@ HWY_INLINE Vec dot_products(const float* const* q, const T* const* k, std::int32
 /// Scores of rows [first, first + kRows); rows beyond the last repeat it.
 template <typename T, std::int32_t kRows>
 void score_block(const HeadRows& rows, std::int32_t first, const HeadKeys<T>& keys,
-                 const RowsAhead& ahead) {
+                 LinesAhead& ahead) {
   constexpr std::int32_t kKeys = kLanes / kRows;
   const Floats d;
   const float* q[extent(kRows)];
@@ -84,7 +84,8 @@ void score_block(const HeadRows& rows, std::int32_t first, const HeadKeys<T>& ke
     HWY_UNROLL(16)
     for (std::int32_t i = 0; i < kKeys; ++i) {
       k[i] = keys.k(std::min(key + i, last));
-      if (first == 0) ahead.fetch_to_second_level(key + i);
+      fetch_near(keys.k(std::min(key + kKeys + i, last)), rows.head_dim_qk);
+      if (first == 0) ahead.step();
     }
     alignas(kBufferAlignment) float sums[extent(kLanes)];
     hn::Store(dot_products<T, kRows>(q, k, rows.head_dim_qk), d, sums);
@@ -116,7 +117,7 @@ HWY_INLINE void for_each_block(std::int32_t count, const F& block) {
 }
 
 template <typename T>
-void score_few(const HeadRows& rows, const HeadKeys<T>& keys, const RowsAhead& ahead) {
+void score_few(const HeadRows& rows, const HeadKeys<T>& keys, LinesAhead& ahead) {
   for_each_block(rows.count, [&](auto block, std::int32_t first)
                                  HWY_ATTR { score_block<T, block()>(rows, first, keys, ahead); });
 }
@@ -126,7 +127,7 @@ template <typename T>
 struct ValuesTask {
   const HeadKeys<T>& keys;
   std::uint64_t take = 0;
-  RowsAhead ahead;  // fetched meanwhile
+  LinesAhead& ahead;  // fetched meanwhile
 };
 
 /// o[row][column …] = o · rescale + Σ p · v for `kRows` rows and `kColumns` vectors.
@@ -150,7 +151,7 @@ void accumulate_block(const HeadRows& rows, std::int32_t first, std::int32_t col
   }
   const bool fetches = first == 0 && column == 0;
   for (std::int32_t key = 0; key < task.keys.keys.count; ++key) {
-    if (fetches) task.ahead.fetch_to_second_level(key);
+    if (fetches) task.ahead.step();
     if (((task.take >> key) & 1U) == 0) continue;
     const T* v = task.keys.v(key) + column;
     Vec v_part[extent(kColumns)];

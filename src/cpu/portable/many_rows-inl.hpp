@@ -14,8 +14,9 @@
 #include <bit>
 #include <cstdint>
 
-#include "cpu/portable/tile.hpp"
+#include "cpu/portable/rows_of_head.hpp"
 #include "cpu/portable/vector-inl.hpp"
+#include "cpu/tile.hpp"
 
 HWY_BEFORE_NAMESPACE();
 namespace quire::cpu::HWY_NAMESPACE {
@@ -159,18 +160,16 @@ struct RowBlock {
   std::int32_t keys = 0;  // up to the last key that one of the rows sees; 0: none sees any
 };
 
-/// Calls `f(block)` for blocks of nearly equal size, and fetches some of the rows ahead with each.
+/// Calls `f(block)` for blocks of nearly equal size. @param ahead  A row is a step.
 template <typename F>
-HWY_INLINE void for_each_row_block(const HeadRows& rows, const TileSight& sight,
-                                   const RowsAhead& ahead, const F& f) {
+HWY_INLINE void for_each_row_block(const HeadRows& rows, const TileSight& sight, LinesAhead ahead,
+                                   const F& f) {
   const std::int32_t blocks = (rows.count + kManyRowsBlock - 1) / kManyRowsBlock;
   for (std::int32_t i = 0; i < blocks; ++i) {
-    for (std::int32_t key = kKvTile * i / blocks; key < kKvTile * (i + 1) / blocks; ++key) {
-      ahead.fetch_to_first_level(key);
-    }
     RowBlock block;
     block.first = rows.count * i / blocks;
     block.count = rows.count * (i + 1) / blocks - block.first;
+    ahead.step(block.count);
     std::uint64_t seen = 0;
     const std::int32_t last_query = (block.first + block.count - 1) / rows.group;
     for (std::int32_t query = block.first / rows.group; query <= last_query; ++query) {
@@ -184,7 +183,7 @@ HWY_INLINE void for_each_row_block(const HeadRows& rows, const TileSight& sight,
 /// Scores of all rows.
 /// @param ahead  Fetched meanwhile.
 inline void score_many(const HeadRows& rows, const TileSight& sight, const float* k_panel,
-                       const RowsAhead& ahead) {
+                       const LinesAhead& ahead) {
   for (std::int32_t column = 0; column < kKvTile; column += kRegisterColumns * kLanes) {
     const auto multiply_rows = [&](const RowBlock& block) HWY_ATTR {
       const std::int32_t columns = std::min(block.keys - column, kRegisterColumns * kLanes);
@@ -199,14 +198,14 @@ inline void score_many(const HeadRows& rows, const TileSight& sight, const float
       product.depth = rows.head_dim_qk;
       multiply(block.count, (columns + kLanes - 1) / kLanes, product);
     };
-    for_each_row_block(rows, sight, column == 0 ? ahead : RowsAhead(), multiply_rows);
+    for_each_row_block(rows, sight, column == 0 ? ahead : LinesAhead(), multiply_rows);
   }
 }
 
 /// o = o · rescale + p · v for all rows.
 /// @param ahead  Fetched meanwhile.
 inline void accumulate_many(const HeadRows& rows, const TileSight& sight, const float* v_panel,
-                            const RowsAhead& ahead) {
+                            const LinesAhead& ahead) {
   const std::int32_t stride = padded(rows.head_dim_vo);
   for (std::int32_t column = 0; column < stride; column += kRegisterColumns * kLanes) {
     const auto multiply_rows = [&](const RowBlock& block) HWY_ATTR {
@@ -221,7 +220,7 @@ inline void accumulate_many(const HeadRows& rows, const TileSight& sight, const 
       product.rescale = rows.rescale + block.first;
       multiply(block.count, std::min(stride - column, kRegisterColumns * kLanes) / kLanes, product);
     };
-    for_each_row_block(rows, sight, column == 0 ? ahead : RowsAhead(), multiply_rows);
+    for_each_row_block(rows, sight, column == 0 ? ahead : LinesAhead(), multiply_rows);
   }
 }
 

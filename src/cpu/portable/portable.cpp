@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The portable tier: fp32 arithmetic on rows of any dtype, compiled for each instruction set that
-// Highway knows and chosen at run time.
+// The fp32 tiers: multiply-adds on rows of any dtype, compiled for each instruction set that Highway
+// knows; tiers.cpp names them.
 
 // Targets that would change nothing for fp32 arithmetic, and those whose vectors have no size at
 // compile time.
@@ -23,9 +23,8 @@ HWY_BEFORE_NAMESPACE();
 namespace quire::cpu::HWY_NAMESPACE {
 
 const Tier& tier() {
-  static const Tier tier{
-      "cpu.portable", hwy::TargetName(HWY_TARGET), buffer_bytes, attend, store_row, add_row};
-  return tier;
+  static constexpr Tier kTier{buffer_bytes, attend, store_row, add_row};
+  return kTier;
 }
 
 }  // namespace quire::cpu::HWY_NAMESPACE
@@ -34,9 +33,22 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace quire::cpu {
 
-HWY_EXPORT(tier);
-
-const Tier& portable_tier() noexcept { return HWY_DYNAMIC_DISPATCH(tier)(); }
+const Tier& fp32_tier(std::int64_t target) noexcept {
+#if HWY_TARGETS & HWY_AVX3
+  if (target == HWY_AVX3) return N_AVX3::tier();
+#endif
+#if HWY_TARGETS & HWY_AVX2
+  if (target == HWY_AVX2) return N_AVX2::tier();
+#endif
+#if HWY_TARGETS & HWY_SSE4
+  if (target == HWY_SSE4) return N_SSE4::tier();
+#endif
+#if HWY_TARGETS & HWY_NEON
+  if (target == HWY_NEON) return N_NEON::tier();
+#endif
+  (void)target;
+  return HWY_STATIC_DISPATCH(tier)();
+}
 
 }  // namespace quire::cpu
 #endif

@@ -12,8 +12,9 @@
 #include <cstdint>
 #include <limits>
 
-#include "cpu/portable/tile.hpp"
+#include "cpu/portable/rows_of_head.hpp"
 #include "cpu/portable/vector-inl.hpp"
+#include "cpu/tile.hpp"
 
 HWY_BEFORE_NAMESPACE();
 namespace quire::cpu::HWY_NAMESPACE {

@@ -12,9 +12,10 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 
 #include "core/float_formats.hpp"
-#include "cpu/portable/elements.hpp"
+#include "cpu/elements.hpp"
 #include "cpu/tier.hpp"
 
 HWY_BEFORE_NAMESPACE();
@@ -83,6 +84,60 @@ HWY_INLINE hn::Vec<D> load(D d, const Float16* from) {
   }
 }
 
+template <class D>
+HWY_INLINE hn::Vec<D> load(D d, const Int8* from) {
+  const hn::Rebind<std::int8_t, D> d8;
+  const hn::Rebind<std::int32_t, D> d32;
+  return hn::ConvertTo(d, hn::PromoteTo(d32, hn::LoadU(d8, &from->bits)));
+}
+
+/// Bits of an 8-bit float with `kExponentBits`, moved to where fp16 has them: 2^(15 − bias) too
+/// small, subnormals included.
+template <int kExponentBits, class D>
+HWY_INLINE hn::Vec<D> load_float8(D d, const std::uint8_t* from) {
+  constexpr int kShift = 10 - (7 - kExponentBits);
+  const hn::Rebind<std::uint8_t, D> d8;
+  const hn::Rebind<std::uint32_t, D> d32;
+  constexpr float kRebias = kExponentBits == 4 ? 256.0F : 1.0F;
+  if constexpr (kConvertsFloat16) {
+    const hn::Rebind<std::uint16_t, D> d16;
+    const hn::Rebind<hwy::float16_t, D> half;
+    const auto code = hn::PromoteTo(d16, hn::LoadU(d8, from));
+    const auto magnitude = hn::ShiftLeft<kShift>(hn::And(code, hn::Set(d16, 0x7fU)));
+    const auto sign = hn::ShiftLeft<8>(hn::And(code, hn::Set(d16, 0x80U)));
+    const auto value = hn::PromoteTo(d, hn::BitCast(half, hn::Or(magnitude, sign)));
+    return kRebias == 1.0F ? value : hn::Mul(value, hn::Set(d, kRebias));
+  } else {
+    constexpr float kFrom16 = 5.192296858534828e33F;  // 2^112
+    const auto code = hn::PromoteTo(d32, hn::LoadU(d8, from));
+    const auto magnitude = hn::ShiftLeft<kShift + 13>(hn::And(code, hn::Set(d32, 0x7fU)));
+    const auto sign = hn::ShiftLeft<24>(hn::And(code, hn::Set(d32, 0x80U)));
+    const auto value = hn::Mul(hn::BitCast(d, magnitude), hn::Set(d, kFrom16 * kRebias));
+    return hn::BitCast(d, hn::Or(hn::BitCast(d32, value), sign));
+  }
+}
+
+template <class D>
+HWY_INLINE hn::Vec<D> load(D d, const Float8E4M3* from) {
+  // Its only code without a number would read as 480.
+  const auto value = load_float8<4>(d, &from->bits);
+  const auto is_number = hn::Le(hn::Abs(value), hn::Set(d, 448.0F));
+  return hn::IfThenElse(is_number, value, hn::Set(d, std::numeric_limits<float>::quiet_NaN()));
+}
+
+template <class D>
+HWY_INLINE hn::Vec<D> load(D d, const Float8E5M2* from) {
+  const auto value = load_float8<5>(d, &from->bits);
+  if constexpr (kConvertsFloat16) return value;
+  // Codes from 2^16 on are those of infinity and NaN.
+  const auto magnitude = hn::Abs(value);
+  const auto infinity = hn::Set(d, std::numeric_limits<float>::infinity());
+  const auto special =
+      hn::IfThenElse(hn::Eq(magnitude, hn::Set(d, 65536.0F)), hn::CopySign(infinity, value),
+                     hn::Set(d, std::numeric_limits<float>::quiet_NaN()));
+  return hn::IfThenElse(hn::Lt(magnitude, hn::Set(d, 65536.0F)), value, special);
+}
+
 /// The last half vector of a row whose length is not a multiple of the vector, then zeros.
 template <typename T>
 HWY_INLINE Vec load_half(const T* from) {
@@ -122,6 +177,49 @@ HWY_INLINE void store([[maybe_unused]] D d, hn::Vec<D> value, Float16* to) {
     hn::StoreU(value, d, values);
     for (float element : values) *to++ = {core::float16_from_float(element)};
   }
+}
+
+template <class D>
+HWY_INLINE void store(D d, hn::Vec<D> value, Int8* to) {
+  const hn::Rebind<std::int8_t, D> d8;
+  value = hn::IfThenElseZero(hn::Eq(value, value), value);
+  value = hn::Min(hn::Max(value, hn::Set(d, -128.0F)), hn::Set(d, 127.0F));
+  hn::StoreU(hn::DemoteTo(d8, hn::NearestInt(value)), d8, &to->bits);
+}
+
+/// Rounds to an 8-bit float of `kExponentBits`, saturating: the mantissa of fp32 to the
+/// nearest of its upper bits or, for subnormals, the number to the nearest step.
+template <int kExponentBits, std::uint8_t kNaN, class D>
+HWY_INLINE void store_float8(D d, hn::Vec<D> value, std::uint8_t* to) {
+  constexpr int kMantissaBits = 7 - kExponentBits;
+  constexpr int kBias = (1 << (kExponentBits - 1)) - 1;
+  constexpr int kDropped = 23 - kMantissaBits;
+  constexpr float kLargestValue = kExponentBits == 4 ? 448.0F : 57344.0F;
+  constexpr float kSteps = kExponentBits == 4 ? 0x1p9F : 0x1p16F;  // of subnormals, to 1
+  constexpr float kSmallestNormal = kExponentBits == 4 ? 0x1p-6F : 0x1p-14F;
+  const hn::Rebind<std::int32_t, D> d32;
+  const hn::Rebind<std::uint8_t, D> d8;
+  const auto magnitude = hn::Min(hn::Abs(value), hn::Set(d, kLargestValue));
+  const auto bits = hn::BitCast(d32, magnitude);
+  const auto odd = hn::And(hn::ShiftRight<kDropped>(bits), hn::Set(d32, 1));
+  const auto half = hn::Set(d32, (1 << (kDropped - 1)) - 1);
+  const auto rounded = hn::ShiftRight<kDropped>(hn::Add(bits, hn::Add(half, odd)));
+  const auto normal = hn::Sub(rounded, hn::Set(d32, (127 - kBias) << kMantissaBits));
+  const auto subnormal = hn::NearestInt(hn::Mul(magnitude, hn::Set(d, kSteps)));
+  const auto is_small = hn::RebindMask(d32, hn::Lt(magnitude, hn::Set(d, kSmallestNormal)));
+  const auto is_number = hn::RebindMask(d32, hn::Eq(value, value));
+  const auto code =
+      hn::IfThenElse(is_number, hn::IfThenElse(is_small, subnormal, normal), hn::Set(d32, kNaN));
+  const auto sign = hn::And(hn::ShiftRight<24>(hn::BitCast(d32, value)), hn::Set(d32, 0x80));
+  hn::StoreU(hn::DemoteTo(d8, hn::Or(code, sign)), d8, to);
+}
+template <class D>
+HWY_INLINE void store(D d, hn::Vec<D> value, Float8E4M3* to) {
+  store_float8<4, 0x7f>(d, value, &to->bits);
+}
+template <class D>
+HWY_INLINE void store(D d, hn::Vec<D> value, Float8E5M2* to) {
+  store_float8<5, 0x7e>(d, value, &to->bits);
 }
 
 /// 2^x for x < 127; below −126 as for −126. Relative error ≤ 2.1e-7; NaN stays NaN.

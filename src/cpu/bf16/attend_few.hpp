@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file
+/// Few rows of an item (decode): tile by tile, all kv heads of a tile before the next tile, so that
+/// memory is read page after page. The softmax takes the rows of several heads together.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <utility>
+
+#include "cpu/bf16/few_rows.hpp"
+#include "cpu/bf16/item.hpp"
+#include "cpu/item_walk.hpp"
+
+QUIRE_BEGIN_BF16
+namespace quire::cpu::HWY_NAMESPACE {
+
+/// Keys of a tile: what is worked on and what is fetched for all heads shares a second-level cache.
+inline constexpr std::int32_t kFewKeys = 64;
+
+/// `T` is the element type of K and V.
+template <typename T>
+class FewAttend {
+ public:
+  explicit FewAttend(const ItemTask& task)
+      : task_(task),
+        walk_(task),
+        buffers_(task.buffers, task.shape, task.rows()),
+        heads_together_(find_heads_together(task)) {}
+
+  void run() {
+    order_queries();
+    TileKeys tiles[2];
+    TileKeys* now = &tiles[0];
+    TileKeys* next = &tiles[1];
+    walk_.find_keys(task_.item.kv_begin, kFewKeys, *now);
+    while (now->count > 0) {
+      walk_.find_keys(now->first + now->count, kFewKeys, *next);
+      const TileSight sight = walk_.look(*now, buffers_.words);
+      const std::int32_t heads = task_.num_kv_heads();
+      for (std::int32_t head = 0; sight.any != 0 && head < heads; head += heads_together_) {
+        attend_heads(head, std::min(heads, head + heads_together_), *now, *next, sight);
+      }
+      std::swap(now, next);
+    }
+    for (std::int32_t row = 0; row < task_.rows(); ++row) {
+      order_columns<T>(
+          task_.states.o + static_cast<std::ptrdiff_t>(row) * padded(task_.shape.head_dim_vo),
+          task_.shape.head_dim_vo);
+    }
+  }
+
+ private:
+  void order_queries() const {
+    const std::int32_t head_dim = task_.shape.head_dim_qk;
+    copy_queries(task_, buffers_.q);
+    for (std::int32_t row = 0; row < task_.rows(); ++row) {
+      order_query<T>(buffers_.q + static_cast<std::ptrdiff_t>(row) * padded_depth(head_dim),
+                     head_dim);
+    }
+  }
+
+  /// Heads whose logits follow one rule and whose scores the buffer holds.
+  static std::int32_t find_heads_together(const ItemTask& task) {
+    const core::LayerTensors& tensors = task.tensors;
+    const bool one_scale = tensors.k_scale == nullptr || tensors.scale_head_stride == 0;
+    const bool bent = task.shape.logits_soft_cap > 0.0F || tensors.alibi_slopes != nullptr;
+    if (!one_scale || bent) return 1;
+    return std::max(1, kSliceRows / task.rows_per_kv_head());
+  }
+
+  void attend_heads(std::int32_t begin, std::int32_t end, const TileKeys& now, const TileKeys& next,
+                    const TileSight& sight) const {
+    const std::int32_t rows_per_head = task_.rows_per_kv_head();
+    for (std::int32_t head = begin; head < end; ++head) {
+      LinesAhead ahead = walk_.k_ahead(next, head, now.count);
+      score_few(rows_of_head(task_, buffers_, head, (head - begin) * rows_per_head),
+                walk_.keys_of<T>(now, head), ahead);
+    }
+    soften(begin, end - begin, now.first, sight);
+    for (std::int32_t head = begin; head < end; ++head) {
+      const BlockRows rows = rows_of_head(task_, buffers_, head, (head - begin) * rows_per_head);
+      const auto keys = walk_.keys_of<T>(now, head);
+      LinesAhead ahead = walk_.v_ahead(next, head, now.count);
+      const std::uint64_t poisoned = poisoned_keys(keys, sight, rows.head_dim_vo);
+      accumulate_few(rows, ValuesTask<T>{keys, sight.any & ~poisoned, ahead});
+      add_poisoned<LaneOrder::kCheapest>(rows, keys, sight, 0, poisoned);
+    }
+  }
+
+  void soften(std::int32_t head, std::int32_t heads, std::int32_t first_key,
+              const TileSight& sight) const {
+    BlockRows rows = rows_of_head(task_, buffers_, head);
+    BlockSight seen;
+    seen.count = 1;
+    seen.first_key = first_key;
+    seen.tiles[0] = sight;
+    if (heads > 1) {  // a word for each row, as if it were a query of its own
+      std::uint64_t* words = buffers_.words + task_.num_queries();
+      for (std::int32_t row = 0; row < heads * rows.count; ++row) {
+        words[row] = sight.words[row % rows.count / rows.group];
+      }
+      seen.tiles[0].words = words;
+      rows.count *= heads;
+      rows.group = 1;
+    }
+    BlockSoftmax(rows, walk_.rule_of(head), seen).run();
+  }
+
+  const ItemTask& task_;
+  ItemWalk walk_;
+  BlockBuffers buffers_;
+  std::int32_t heads_together_;
+};
+
+}  // namespace quire::cpu::HWY_NAMESPACE
+QUIRE_END_BF16

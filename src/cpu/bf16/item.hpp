@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file
+/// What both ways through an item share in bf16: buffers, queries, the rows of a head, and values
+/// that are no numbers.
+#pragma once
+
+#include <algorithm>
+#include <bit>
+#include <cstdint>
+#include <cstring>
+
+#include "cpu/bf16/places.hpp"
+#include "cpu/bf16/softmax.hpp"
+#include "cpu/elements.hpp"
+
+QUIRE_BEGIN_BF16
+namespace quire::cpu::HWY_NAMESPACE {
+
+/// Rows that go through both products and the softmax between them together: few, so that their
+/// logits are still near when they are needed.
+inline constexpr std::int32_t kSliceRows = 48;
+
+/// The parts of a thread's buffers. A null base gives offsets, of which the end is the size.
+struct BlockBuffers {
+  BlockBuffers(std::byte* base, const core::ProblemShape& shape, std::int32_t max_rows) {
+    const auto rows = static_cast<std::size_t>(max_rows);
+    const auto depth = static_cast<std::size_t>(padded_depth(shape.head_dim_qk));
+    const auto vo = static_cast<std::size_t>(padded(shape.head_dim_vo));
+    const auto slice_rows =
+        static_cast<std::size_t>(std::min(max_rows, std::max(kSliceRows, shape.group_size)));
+    constexpr std::size_t kKeys = kBlockKeys;
+    const auto take = [&](std::size_t size) {
+      std::byte* part = base == nullptr ? nullptr : base + bytes;
+      bytes += (size + kBufferAlignment - 1) / kBufferAlignment * kBufferAlignment;
+      return part;
+    };
+    q = reinterpret_cast<std::uint16_t*>(take(rows * depth * sizeof(std::uint16_t)));
+    scores = reinterpret_cast<float*>(take(slice_rows * kKeys * sizeof(float)));
+    rescale = reinterpret_cast<float*>(take(slice_rows * sizeof(float)));
+    panels.k = reinterpret_cast<std::uint32_t*>(take(depth * kKeys * sizeof(std::uint16_t)));
+    panels.v = reinterpret_cast<std::uint32_t*>(take(kKeys * vo * sizeof(std::uint16_t)));
+    words = reinterpret_cast<std::uint64_t*>(take(kBlockTiles * rows * sizeof(std::uint64_t)));
+  }
+
+  std::uint16_t* q = nullptr;  // [rows, padded_depth(head_dim_qk)]
+  float* scores = nullptr;     // [slice's rows, kBlockKeys]
+  float* rescale = nullptr;    // [slice's rows]
+  PairPanels panels;
+  std::uint64_t* words = nullptr;  // [kBlockTiles, queries]
+  std::size_t bytes = 0;
+};
+
+/// Copies the item's rows of q, padded with zeros.
+inline void copy_queries(const ItemTask& task, std::uint16_t* to) {
+  const core::ProblemShape& shape = task.shape;
+  const std::int32_t stride = padded_depth(shape.head_dim_qk);
+  const auto bytes = static_cast<std::size_t>(shape.head_dim_qk) * sizeof(std::uint16_t);
+  const auto padding = static_cast<std::size_t>(stride - shape.head_dim_qk) * sizeof(std::uint16_t);
+  const auto* base = static_cast<const std::uint16_t*>(task.tensors.q.data);
+  const std::int64_t first = task.batch.qo_indptr[task.item.seq] + task.item.q_begin;
+  for (std::int32_t kv_head = task.item.kv_head_begin; kv_head < task.item.kv_head_end; ++kv_head) {
+    for (std::int32_t row = 0; row < task.rows_per_kv_head(); ++row, to += stride) {
+      const std::int64_t head = kv_head * shape.group_size + row % shape.group_size;
+      std::memcpy(to,
+                  base + (first + row / shape.group_size) * task.tensors.q.token_stride +
+                      head * task.tensors.q.head_stride,
+                  bytes);
+      std::memset(to + shape.head_dim_qk, 0, padding);
+    }
+  }
+}
+
+/// The rows of kv head `head` of the item; their scores begin at `score_row` of the buffer.
+inline BlockRows rows_of_head(const ItemTask& task, const BlockBuffers& buffers, std::int32_t head,
+                              std::int32_t score_row = 0) {
+  const core::ProblemShape& shape = task.shape;
+  const std::int32_t count = task.rows_per_kv_head();
+  const auto first = static_cast<std::ptrdiff_t>(head) * count;
+  BlockRows rows;
+  rows.count = count;
+  rows.group = shape.group_size;
+  rows.head_dim_qk = shape.head_dim_qk;
+  rows.head_dim_vo = shape.head_dim_vo;
+  rows.q = buffers.q + first * padded_depth(shape.head_dim_qk);
+  rows.scores = buffers.scores + static_cast<std::ptrdiff_t>(score_row) * kBlockKeys;
+  rows.rescale = buffers.rescale + score_row;
+  rows.states = {task.states.o + first * padded(shape.head_dim_vo), task.states.max + first,
+                 task.states.sum + first};
+  return rows;
+}
+
+/// Adds the values of poisoned keys to the rows that see them, one by one.
+template <LaneOrder kOrder, typename T>
+void add_poisoned(const BlockRows& rows, const HeadKeys<T>& keys, const TileSight& sight,
+                  std::int32_t tile, std::uint64_t poisoned) {
+  for (; poisoned != 0; poisoned &= poisoned - 1) {
+    const auto key = static_cast<std::int32_t>(std::countr_zero(poisoned));
+    for (std::int32_t row = 0; row < rows.count; ++row) {
+      if (((sight.words[row / rows.group] >> key) & 1U) == 0) continue;
+      const std::uint16_t power = rows.score_row(row).powers()[tile * kKvTile + key];
+      float* o = rows.o_row(row);
+      for (std::int32_t i = 0; i < rows.head_dim_vo; ++i) {
+        const std::int32_t place =
+            kOrder == LaneOrder::kPlain ? i : place_of<T>(i, rows.head_dim_vo);
+        o[place] += core::float_from_bfloat16(power) * to_float(keys.v(key)[i]);
+      }
+    }
+  }
+}
+
+}  // namespace quire::cpu::HWY_NAMESPACE
+QUIRE_END_BF16
