@@ -4,7 +4,6 @@
 #pragma once
 
 #include <algorithm>
-#include <array>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
@@ -93,23 +92,20 @@ class BlockAttend {
     for (std::int32_t tile = 0; tile < sight.count; ++tile) {
       const auto keys = walk_.keys_of<T>(now.tiles[tile], head);
       const TileSight& seen = sight.tiles[tile];
-      pack_keys(keys, rows.head_dim_qk, panels.k + tile * kKvTile);
+      LinesAhead k_ahead = walk_.k_ahead(next.tiles[tile], head, keys.keys.count);
+      LinesAhead v_ahead = walk_.v_ahead(next.tiles[tile], head, keys.keys.count);
+      pack_keys(keys, rows.head_dim_qk, panels.k + tile * kKvTile, k_ahead);
       poisoned[tile] = poisoned_keys(keys, seen, rows.head_dim_vo);
       const std::int32_t end = tile + 1 < sight.count ? kKvTile : padded_depth(keys.keys.count);
       pack_values(keys, seen.any & ~poisoned[tile], end, rows.head_dim_vo,
-                  panels.v + tile * (kKvTile / 2) * stride);
+                  panels.v + tile * (kKvTile / 2) * stride, v_ahead);
     }
-    attend_slices(head, now, sight, poisoned,
-                  {walk_.k_ahead(next.tiles[0], head, rows.count),
-                   walk_.k_ahead(next.tiles[1], head, rows.count),
-                   walk_.v_ahead(next.tiles[0], head, rows.count),
-                   walk_.v_ahead(next.tiles[1], head, rows.count)});
+    attend_slices(head, now, sight, poisoned);
   }
 
   /// What is done slice by slice: everything but packing.
   void attend_slices(std::int32_t head, const Block& now, const BlockSight& sight,
-                     const std::uint64_t* poisoned,
-                     std::array<LinesAhead, 2 * kBlockTiles> ahead) const {
+                     const std::uint64_t* poisoned) const {
     const BlockRows rows = rows_of_head(task_, buffers_, head);
     const std::int32_t slice_queries = std::max(1, kSliceRows / rows.group);
     const std::int32_t queries = rows.count / rows.group;
@@ -127,7 +123,6 @@ class BlockAttend {
         add_poisoned<LaneOrder::kPlain>(slice, walk_.keys_of<T>(now.tiles[tile], head),
                                         seen.tiles[tile], tile, poisoned[tile]);
       }
-      for (LinesAhead& lines : ahead) lines.step(slice.count);
     }
   }
 
