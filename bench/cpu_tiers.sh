@@ -6,10 +6,10 @@
 #   bench/cpu_tiers.sh BUILD OUT [THREADS]
 #
 # BUILD is a build folder with bin/quire and tests/cpu_oracle_test; rows are appended to
-# OUT/course.jsonl, tables printed.
+# OUT/course.jsonl, tables printed. TIERS="amx_bf16 avx512_bf16" in the environment names tiers.
 set -euo pipefail
 [ $# -ge 2 ] || {
-  sed -n 's/^# \{0,1\}//; 3,8p' "$0"
+  sed -n 's/^# \{0,1\}//; 3,9p' "$0"
   exit 2
 }
 build=$1
@@ -19,14 +19,15 @@ mkdir -p "$out"
 export LD_LIBRARY_PATH=$build/lib:${LD_LIBRARY_PATH:-}
 
 "$build/tests/cpu_oracle_test" --gtest_brief=1
-tiers=$("$build/bin/quire" info | sed -n 's/.*kernels: //p' | tr -d ',' | sed 's/cpu\.//g')
-echo "tiers here: $tiers"
+here=$("$build/bin/quire" info | sed -n 's/.*kernels: //p' | tr -d ',' | sed 's/cpu\.//g')
+echo "tiers here: $here"
+tiers=${TIERS:-$here}
 
 measure() { # TIER THREADS ARGS...
   local tier=$1 threads=$2
   shift 2
   echo "== $tier, $threads threads: $*"
-  QUIRE_CPU_TIER=$tier "$build/bin/quire" bench --threads "$threads" --min-time 0.3 \
+  QUIRE_CPU_TIER=$tier "$build/bin/quire" bench --threads "$threads" --min-time 0.1 \
     --output "$out/course.jsonl" "$@"
 }
 
