@@ -45,9 +45,9 @@ int main(void) {
   EXPECT(attention == NULL);
   EXPECT(
       strcmp(quire_last_error(),
-             "[quire_attention_create] spec: expected zeros beyond byte 72, all that "
+             "[quire_attention_create] spec: expected zeros beyond byte 80, all that "
              "quire " QUIRE_VERSION_STRING
-             " knows of quire_attention_spec, got a value at byte 80; a newer library knows that "
+             " knows of quire_attention_spec, got a value at byte 88; a newer library knows that "
              "field") == 0);
   return 0;
 }

@@ -138,7 +138,7 @@ TEST(CStructs, ASizeThatCannotBeRightIsRefused) {
     EXPECT_EQ(quire_supports(kCpu, &client.spec, nullptr), QUIRE_INVALID_ARGUMENT) << size;
     EXPECT_EQ(
         std::string(quire_last_error()),
-        "[quire_supports] spec.struct_size: expected sizeof(quire_attention_spec), 72 in this "
+        "[quire_supports] spec.struct_size: expected sizeof(quire_attention_spec), 80 in this "
         "version, got " +
             std::to_string(size) + "; begin with QUIRE_ATTENTION_SPEC_INIT");
   }

@@ -458,7 +458,7 @@ class RandomBatch {
         tensors.k_scale = token_scale_view(k_scale);
         tensors.v_scale = token_scale_view(v_scale);
       }
-    } else if (spec.kv_dtype == DType::kInt8) {  // no scale: smaller logits
+    } else if (spec.kv_dtype == DType::kInt8 && spec.sm_scale == 0.0F) {  // smaller logits
       spec.sm_scale = 1.0F / (step_of_kv() * std::sqrt(static_cast<float>(spec.head_dim_qk)));
     }
     if (spec.sinks) tensors.sinks = make(sinks, spec.num_qo_heads);
