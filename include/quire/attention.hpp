@@ -87,9 +87,10 @@ struct AttentionSpec {
   bool alibi = false;             ///< `AttentionTensors::alibi_slopes` is applied.
   KvScale kv_scale = KvScale::kNone;  ///< Shape of `AttentionTensors::k_scale` and `v_scale`.
   /// Whether `schedule()` looks for requests whose tables begin with the same pages, which are then
-  /// read once for all of them. Tables must be in place when it runs. Looked for on CUDA, for
-  /// requests of at most 64 rows (queries × group size), if keys are paged, all queries see all
-  /// earlier keys (`kCausal`, `kNone` or `kTree` without a window) and there is no ALiBi.
+  /// read once for all of them. Tables must be in place when it runs. Looked for on CUDA, among up
+  /// to 2,048 requests, those of at most 64 rows (queries × group size), if keys are paged, all
+  /// queries see all earlier keys (`kCausal`, `kNone` or `kTree` without a window) and there is no
+  /// ALiBi.
   bool share_prefixes = true;
 
   /// Equal in every field.

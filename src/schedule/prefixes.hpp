@@ -139,7 +139,7 @@ class PrefixFinder {
   /// Writes the schedule's segments and lists, if there are prefixes that pay.
   /// @param header  Its counts are written; the team sees them.
   QUIRE_HOST_DEVICE void run(Header& header) {
-    if (num_seqs_ < 2 || num_seqs_ > kMostSeqs) return;
+    if (num_seqs_ < 2 || num_seqs_ > policy_.prefixes.most_seqs) return;
     gather_by_first_page();
     bool any = false;
     for_each(num_seqs_, [&](std::int32_t seq) { any = any || is_led(seq); });
@@ -161,7 +161,7 @@ class PrefixFinder {
  private:
   static constexpr std::int32_t kAlone = -1;
   static constexpr int kIndexBits = 16;  // of a request
-  static constexpr std::int32_t kMostSeqs = (1 << kIndexBits) - 1;
+  static constexpr std::uint64_t kIndexMask = (1U << kIndexBits) - 1;
   static constexpr detail::PrefixSlot kEmpty = ~detail::PrefixSlot{0};
 
   /// Calls `body(i)` for each of `count`, the team's threads in turn.
@@ -234,7 +234,7 @@ class PrefixFinder {
 
   /// The request of least index among those that a request was gathered with.
   [[nodiscard]] QUIRE_HOST_DEVICE std::int32_t leader_of(std::int32_t seq) const {
-    return slot_of_[seq] == kAlone ? seq : static_cast<std::int32_t>(slots_[slot_of_[seq]] & 0xffffU);
+    return slot_of_[seq] == kAlone ? seq : static_cast<std::int32_t>(slots_[slot_of_[seq]] & kIndexMask);
   }
   [[nodiscard]] QUIRE_HOST_DEVICE bool is_led(std::int32_t seq) const { return leader_of(seq) != seq; }
 
@@ -419,7 +419,7 @@ class PrefixFinder {
   }
 
   [[nodiscard]] static QUIRE_HOST_DEVICE std::int32_t seq_of(std::uint64_t order) {
-    return static_cast<std::int32_t>(order & kMostSeqs);
+    return static_cast<std::int32_t>(order & kIndexMask);
   }
   [[nodiscard]] QUIRE_HOST_DEVICE std::int32_t queries_at(std::uint64_t order) const {
     return order == ~std::uint64_t{0} ? 0 : requests_[seq_of(order)].queries;

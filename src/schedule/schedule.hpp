@@ -43,6 +43,7 @@ struct PrefixPolicy {
   std::int32_t most_rows = 0;  ///< of a request for one kv head; those with more gain nothing
   std::int32_t queries_per_cost = 1;  ///< whose results cost 1 to leave and to join
   std::int64_t least_gain = 0;        ///< of all shared prefixes together
+  std::int32_t most_seqs = 2048;      ///< requests of a batch that is searched
 };
 
 /// How a kernel wants its work cut, and what it costs. Costs have one free unit and are those of

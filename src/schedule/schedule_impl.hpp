@@ -255,7 +255,8 @@ QUIRE_HOST_DEVICE inline std::size_t schedule_bytes(const TilePolicy& policy,
              static_cast<std::size_t>(max_listed(policy)) *
                  (sizeof(ListedQuery) +
                   static_cast<std::size_t>(policy.prefixes.num_kv_heads) * sizeof(std::uint32_t)) +
-             sizeof(std::int64_t) + prefix_scratch_bytes(max_num_seqs);
+             sizeof(std::int64_t) +
+             prefix_scratch_bytes(detail::min_of(max_num_seqs, policy.prefixes.most_seqs));
   }
   return bytes;
 }

@@ -254,6 +254,14 @@ TEST(Prefixes, AreNotThoseOfRequestsWithManyRowsOrWithoutEarlierKeys) {
   EXPECT_EQ(Scheduled(fresh).view.header->num_prefixes, 0);
 }
 
+TEST(Prefixes, AreNotSearchedAmongMoreRequestsThanThePolicySays) {
+  PageForest forest = decodes(30, 64, 4);
+  forest.policy.prefixes.most_seqs = 30;
+  EXPECT_EQ(Scheduled(forest).view.header->num_prefixes, 1);
+  forest.policy.prefixes.most_seqs = 29;
+  EXPECT_EQ(Scheduled(forest).view.header->num_prefixes, 0);
+}
+
 TEST(Prefixes, TakeNoMoreQueriesThanCanWait) {
   PageForest forest = decodes(30, 64, 4);
   forest.policy.prefixes.max_states = 20;

@@ -25,7 +25,7 @@ constexpr int kSharedSegments = 2048;     // whose running costs fit in shared m
 
 // Requests whose first pages are compared there, and those whose prefixes are searched there, where
 // a block can have so much.
-constexpr int kNearTableSeqs = 8192;
+constexpr int kNearTableSeqs = 2048;
 constexpr int kNearPrefixSeqs = 1024;
 constexpr std::size_t kMostNearBytes = std::max(schedule::prefix_table_bytes(kNearTableSeqs),
                                                 schedule::prefix_scratch_bytes(kNearPrefixSeqs));
