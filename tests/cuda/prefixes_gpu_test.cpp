@@ -112,7 +112,7 @@ TEST(PrefixesOnTheDevice, AreTheHostsBitForBitOverRandomForests) {
     SCOPED_TRACE(round);
     const std::size_t near_bytes = std::array{most, std::size_t{3000}, std::size_t{0}}.at(
         static_cast<std::size_t>(round % 3));
-    expect_host_schedule(testing::random_forest(random, round % 50 == 0 ? 2500 : 60), near_bytes,
+    expect_host_schedule(testing::random_forest(random, round % 50 == 0 ? 2000 : 60), near_bytes,
                          with_prefixes);
   }
   EXPECT_GT(with_prefixes, 300);
