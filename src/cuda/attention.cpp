@@ -54,15 +54,16 @@ schedule::PrefixPolicy prefix_policy(const core::AttentionConfig& config,
     return prefixes;
   }
   const std::int64_t state_bytes = static_cast<std::int64_t>(shape.num_qo_heads) *
-                                   (shape.head_dim_vo + 2) * static_cast<std::int64_t>(sizeof(float));
+                                   (shape.head_dim_vo + 2) *
+                                   static_cast<std::int64_t>(sizeof(float));
   const std::int64_t most_states =
       static_cast<std::int64_t>(config.limits.max_total_q) * (schedule::kPrefixLevels + 1);
   prefixes.max_states = static_cast<std::int32_t>(std::min(most_states, kStateBytes / state_bytes));
   prefixes.num_kv_heads = shape.num_kv_heads;
   prefixes.most_rows = kLargeRequestRows;
   prefixes.queries_per_cost = 4;
-  prefixes.least_gain = std::int64_t{2} * policy.num_ranges * policy.heads_abreast /
-                        shape.num_kv_heads;
+  prefixes.least_gain =
+      std::int64_t{2} * policy.num_ranges * policy.heads_abreast / shape.num_kv_heads;
   return prefixes;
 }
 
@@ -312,8 +313,7 @@ std::unique_ptr<internal::AttentionBackend> make_attention(const core::Attention
   prepare(kernel);
   if (kernel.takes_tile_maps) sm90::prepare_tile_maps();
   std::size_t near_bytes = 0;
-  throw_if_error("attention",
-                 prepare_schedule(shared_memory_of(config.device.index), near_bytes));
+  throw_if_error("attention", prepare_schedule(shared_memory_of(config.device.index), near_bytes));
   const std::int32_t shares =
       std::min(attribute_of(config.device.index, cudaDevAttrMultiProcessorCount),
                kMostMultiprocessors) *
@@ -321,8 +321,7 @@ std::unique_ptr<internal::AttentionBackend> make_attention(const core::Attention
   return std::make_unique<CudaAttention>(
       config, kernel,
       tile_policy(config, kernel, shares, heads_abreast(config.shape.num_kv_heads, shares)),
-      near_bytes,
-      workspace_sizes(config));
+      near_bytes, workspace_sizes(config));
 }
 
 }  // namespace quire::cuda

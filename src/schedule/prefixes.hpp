@@ -24,19 +24,26 @@ namespace quire::schedule {
 struct SingleThread {
   [[nodiscard]] QUIRE_HOST_DEVICE std::int32_t rank() const { return 0; }  ///< of the thread
   [[nodiscard]] QUIRE_HOST_DEVICE std::int32_t size() const { return 1; }  ///< of the team
-  [[nodiscard]] QUIRE_HOST_DEVICE std::int32_t warp() const { return 0; }  ///< threads that compare tables together
+  [[nodiscard]] QUIRE_HOST_DEVICE std::int32_t warp() const {
+    return 0;
+  }  ///< threads that compare tables together
   [[nodiscard]] QUIRE_HOST_DEVICE std::int32_t num_warps() const { return 1; }
   [[nodiscard]] QUIRE_HOST_DEVICE bool is_first_of_warp() const { return true; }
   QUIRE_HOST_DEVICE void sync() const {}
-  [[nodiscard]] QUIRE_HOST_DEVICE bool any(bool value) const { return value; }  ///< of all threads; synchronises
+  [[nodiscard]] QUIRE_HOST_DEVICE bool any(bool value) const {
+    return value;
+  }  ///< of all threads; synchronises
   /// Sum over the threads before this one; synchronises. @param total  Of all.
-  [[nodiscard]] QUIRE_HOST_DEVICE std::int64_t sum_before(std::int64_t value, std::int64_t& total) const {
+  [[nodiscard]] QUIRE_HOST_DEVICE std::int64_t sum_before(std::int64_t value,
+                                                          std::int64_t& total) const {
     total = value;
     return 0;
   }
   /// How long two tables are the same from `begin` on, up to `end`; to the first of the warp.
-  [[nodiscard]] QUIRE_HOST_DEVICE std::int32_t matching_until(const std::int32_t* a, const std::int32_t* b,
-                                            std::int32_t begin, std::int32_t end) const {
+  [[nodiscard]] QUIRE_HOST_DEVICE std::int32_t matching_until(const std::int32_t* a,
+                                                              const std::int32_t* b,
+                                                              std::int32_t begin,
+                                                              std::int32_t end) const {
     while (begin < end && a[begin] == b[begin]) ++begin;
     return begin;
   }
@@ -69,15 +76,15 @@ QUIRE_HOST_DEVICE constexpr std::int32_t power_of_two_from(std::int32_t least) {
 /// What the search holds of a request, and of the nodes that it leads: of each level, the request of
 /// least index leads a node.
 struct PrefixOfRequest {
-  std::int32_t pages = 0;   ///< that may be shared; later the place of its first query in the list
+  std::int32_t pages = 0;  ///< that may be shared; later the place of its first query in the list
   std::int32_t queries = 0;
-  std::int32_t depth = 0;   ///< pages of its deepest node; kAlone: none of the last level
-  std::int32_t paid = 0;    ///< of them, those that segments have
+  std::int32_t depth = 0;         ///< pages of its deepest node; kAlone: none of the last level
+  std::int32_t paid = 0;          ///< of them, those that segments have
   std::int32_t cost_of_tile = 0;  ///< of keys, to the request alone
   std::int32_t leader[kPrefixLevels] = {};
   // Of nodes. Pages [begin, end) are a segment's; end = 0: the node has none.
-  std::int32_t is_shared = 0;       ///< the level's node has more requests than its leader
-  std::int32_t length = 0;          ///< pages that all of the node share
+  std::int32_t is_shared = 0;          ///< the level's node has more requests than its leader
+  std::int32_t length = 0;             ///< pages that all of the node share
   std::int32_t node_cost_of_tile = 0;  ///< that its requests pay, each for itself
   std::int32_t node_queries[kPrefixLevels] = {};
   std::int32_t begin[kPrefixLevels] = {};
@@ -234,9 +241,12 @@ class PrefixFinder {
 
   /// The request of least index among those that a request was gathered with.
   [[nodiscard]] QUIRE_HOST_DEVICE std::int32_t leader_of(std::int32_t seq) const {
-    return slot_of_[seq] == kAlone ? seq : static_cast<std::int32_t>(slots_[slot_of_[seq]] & kIndexMask);
+    return slot_of_[seq] == kAlone ? seq
+                                   : static_cast<std::int32_t>(slots_[slot_of_[seq]] & kIndexMask);
   }
-  [[nodiscard]] QUIRE_HOST_DEVICE bool is_led(std::int32_t seq) const { return leader_of(seq) != seq; }
+  [[nodiscard]] QUIRE_HOST_DEVICE bool is_led(std::int32_t seq) const {
+    return leader_of(seq) != seq;
+  }
 
   QUIRE_HOST_DEVICE void begin() {
     if (team_.rank() == 0) totals_ = {};
@@ -288,9 +298,8 @@ class PrefixFinder {
       detail::PrefixOfRequest& node = requests_[request.leader[level]];
       std::int32_t pages = request.pages;
       if (request.leader[level] != seq) {
-        pages = team_.matching_until(page_ids(batch_, seq),
-                                     page_ids(batch_, request.leader[level]), request.depth + 1,
-                                     detail::min_of(pages, node.pages));
+        pages = team_.matching_until(page_ids(batch_, seq), page_ids(batch_, request.leader[level]),
+                                     request.depth + 1, detail::min_of(pages, node.pages));
       }
       if (!team_.is_first_of_warp()) continue;
       team_.lower_to(node.length, pages);
@@ -359,7 +368,8 @@ class PrefixFinder {
   QUIRE_HOST_DEVICE void list_queries(Header& header) {
     std::uint64_t* const order = slots_;
     const std::int32_t count = detail::power_of_two_from(num_seqs_);
-    for_each(count, [&](std::int32_t i) { order[i] = i < num_seqs_ ? order_of(i) : ~std::uint64_t{0}; });
+    for_each(count,
+             [&](std::int32_t i) { order[i] = i < num_seqs_ ? order_of(i) : ~std::uint64_t{0}; });
     sort(order, count);
 
     const std::uint32_t levels = levels_with_segments();
@@ -501,9 +511,8 @@ class PrefixFinder {
     const detail::PrefixOfRequest& node = requests_[seq];
     const std::int32_t queries =
         detail::min_of(node.node_queries[level], header.num_listed - node.pages);
-    schedule_.segments[index] = {
-        prefix_segment(seq, node.begin[level], node.end[level], queries),
-        {node.pages, state_of(header, level, node.pages)}};
+    schedule_.segments[index] = {prefix_segment(seq, node.begin[level], node.end[level], queries),
+                                 {node.pages, state_of(header, level, node.pages)}};
   }
 
   QUIRE_HOST_DEVICE void write_request(const Header& header, std::int32_t index,

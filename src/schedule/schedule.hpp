@@ -115,10 +115,10 @@ struct WorkItem {
 /// An equal part of the line. Only the units at its two ends can be split. The first item is stored
 /// as it is, so that whoever walks the range begins without computing anything.
 struct Range {
-  WorkItem first;             ///< without queries: the range is empty
-  Lengths first_lengths;      ///< of its segment
-  QueryPlace first_queries;   ///< of its segment
-  PlacedCut rest;             ///< where the second item starts
+  WorkItem first;            ///< without queries: the range is empty
+  Lengths first_lengths;     ///< of its segment
+  QueryPlace first_queries;  ///< of its segment
+  PlacedCut rest;            ///< where the second item starts
   PlacedCut end;
   std::int32_t has_small_units = 0;  ///< among the range's
   std::int32_t has_large_units = 0;
@@ -145,11 +145,11 @@ inline constexpr std::int32_t kOwnLevel = kPrefixLevels;
 /// The schedule in its workspace.
 struct ScheduleView {
   Header* header = nullptr;
-  std::int64_t* cost_before = nullptr;  // [max segments + 1]: running cost of the segments
+  std::int64_t* cost_before = nullptr;   // [max segments + 1]: running cost of the segments
   std::int32_t* large_before = nullptr;  // [max segments + 1]: how many have large units
-  Range* ranges = nullptr;              // [policy.num_ranges]; those not in use are empty
-  std::uint32_t* arrivals = nullptr;    // [policy.num_ranges, policy.heads_abreast]: pieces done of
-                                        // a split unit; 0 between runs
+  Range* ranges = nullptr;               // [policy.num_ranges]; those not in use are empty
+  std::uint32_t* arrivals = nullptr;  // [policy.num_ranges, policy.heads_abreast]: pieces done of
+                                      // a split unit; 0 between runs
   // If the policy has prefixes.
   StoredSegment* segments = nullptr;         // [max segments]; unused if there are no prefixes
   ListedQuery* listed = nullptr;             // [max_states / 2]
@@ -181,8 +181,7 @@ QUIRE_HOST_DEVICE inline ScheduleView view_of(const TilePolicy& policy, std::int
 /// Segment `index`. @param segments  Those of a schedule with prefixes, else null.
 QUIRE_HOST_DEVICE inline Segment segment_of(const core::ProblemShape& shape,
                                             const core::BatchArrays& batch,
-                                            const StoredSegment* segments,
-                                            std::int32_t index) {
+                                            const StoredSegment* segments, std::int32_t index) {
   return segments != nullptr ? segments[index].segment : whole_segment(shape, batch, index);
 }
 /// Of its first query.
@@ -219,7 +218,7 @@ QUIRE_HOST_DEVICE inline bool has_large_units(const TilePolicy& policy,
 
 /// How a segment is cut into units.
 QUIRE_HOST_DEVICE inline SegmentUnits units_of(const TilePolicy& policy,
-                                                const core::ProblemShape& shape, Lengths lengths);
+                                               const core::ProblemShape& shape, Lengths lengths);
 
 /// Cost of all units of a segment. O(log kv_len).
 QUIRE_HOST_DEVICE inline std::int64_t cost_of(const TilePolicy& policy,
@@ -236,8 +235,8 @@ QUIRE_HOST_DEVICE inline PlacedCut place_cut(const TilePolicy& policy,
 /// The range between two cuts, its first item taken off. Needs `large_before`.
 QUIRE_HOST_DEVICE inline Range make_range(const TilePolicy& policy, const core::ProblemShape& shape,
                                           const core::BatchArrays& batch,
-                                          const ScheduleView& schedule, const PlacedCut& begin, const PlacedCut& end,
-                                          std::int32_t index);
+                                          const ScheduleView& schedule, const PlacedCut& begin,
+                                          const PlacedCut& end, std::int32_t index);
 
 /// Fills the schedule on the host. O(num_seqs).
 inline void build(const TilePolicy& policy, const core::ProblemShape& shape,

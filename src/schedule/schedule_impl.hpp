@@ -305,7 +305,7 @@ QUIRE_HOST_DEVICE inline std::int64_t max_cost_of_kv_tile(const TilePolicy& poli
 }
 
 QUIRE_HOST_DEVICE inline SegmentUnits units_of(const TilePolicy& policy,
-                                                const core::ProblemShape& shape, Lengths lengths) {
+                                               const core::ProblemShape& shape, Lengths lengths) {
   SegmentUnits units;
   if (lengths.qo_len <= 0) return units;
   const bool all_heads =
@@ -449,8 +449,7 @@ inline void build(const TilePolicy& policy, const core::ProblemShape& shape,
   PlacedCut begin = place_cut(policy, shape, batch, schedule, 0);
   for (std::int32_t index = 0; index < policy.num_ranges; ++index) {
     const PlacedCut end = place_cut(policy, shape, batch, schedule, index + 1);
-    schedule.ranges[index] =
-        make_range(policy, shape, batch, schedule, begin, end, index);
+    schedule.ranges[index] = make_range(policy, shape, batch, schedule, begin, end, index);
     for (std::int32_t head = 0; head < policy.heads_abreast; ++head) {
       schedule.arrivals[index * policy.heads_abreast + head] = 0;
     }
@@ -563,8 +562,8 @@ QUIRE_HOST_DEVICE inline bool WorkCursor::next_of_rest(WorkItem& item) {
 
 QUIRE_HOST_DEVICE inline Range make_range(const TilePolicy& policy, const core::ProblemShape& shape,
                                           const core::BatchArrays& batch,
-                                          const ScheduleView& schedule, const PlacedCut& begin, const PlacedCut& end,
-                                          std::int32_t index) {
+                                          const ScheduleView& schedule, const PlacedCut& begin,
+                                          const PlacedCut& end, std::int32_t index) {
   Range range;
   const StoredSegment* const segments = segments_of(schedule);
   range.has_prefixes = static_cast<std::int32_t>(segments != nullptr);
@@ -578,8 +577,7 @@ QUIRE_HOST_DEVICE inline Range make_range(const TilePolicy& policy, const core::
   // Segments that the range may touch: up to the one that the end lies in, or before.
   const bool ends_inside = end.cut.kv_tile > 0 || end.cut.q_tile > 0 || end.cut.head_unit > 0;
   const std::int32_t last = end.cut.segment + static_cast<std::int32_t>(ends_inside);
-  const std::int32_t large =
-      schedule.large_before[last] - schedule.large_before[begin.cut.segment];
+  const std::int32_t large = schedule.large_before[last] - schedule.large_before[begin.cut.segment];
   range.has_large_units = static_cast<std::int32_t>(large > 0);
   range.has_small_units = static_cast<std::int32_t>(large < last - begin.cut.segment);
   range.first = first;

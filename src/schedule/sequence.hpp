@@ -31,9 +31,9 @@ struct KeyRange {
 /// Some keys, with the queries that attend to them: a request with all of its keys, or with what
 /// shared prefixes leave of them; or a shared prefix with the queries of all who share it.
 struct Segment {
-  Lengths lengths;       ///< of a shared prefix: such that all queries come behind it
-  std::int32_t seq = 0;  ///< whose pages these are; of a shared prefix: of one who shares it
-  std::int32_t key_begin = 0;        ///< keys before are other segments'
+  Lengths lengths;             ///< of a shared prefix: such that all queries come behind it
+  std::int32_t seq = 0;        ///< whose pages these are; of a shared prefix: of one who shares it
+  std::int32_t key_begin = 0;  ///< keys before are other segments'
   std::int32_t key_end = INT32_MAX;  ///< and so are those from here on
 
   [[nodiscard]] QUIRE_HOST_DEVICE bool is_shared_prefix() const { return key_end < lengths.kv_len; }
@@ -43,7 +43,7 @@ struct Segment {
 struct QueryPlace {
   static constexpr std::int32_t kFinal = -1;
 
-  std::int32_t first = 0;  ///< row of q; of queries that leave states: place among the listed
+  std::int32_t first = 0;       ///< row of q; of queries that leave states: place among the listed
   std::int32_t state = kFinal;  ///< of its result; kFinal: o and lse
 };
 

@@ -110,8 +110,8 @@ TEST(PrefixesOnTheDevice, AreTheHostsBitForBitOverRandomForests) {
   int with_prefixes = 0;
   for (int round = 0; round < 1500 && !HasFailure(); ++round) {
     SCOPED_TRACE(round);
-    const std::size_t near_bytes = std::array{most, std::size_t{3000}, std::size_t{0}}.at(
-        static_cast<std::size_t>(round % 3));
+    const std::size_t near_bytes =
+        std::array{most, std::size_t{3000}, std::size_t{0}}.at(static_cast<std::size_t>(round % 3));
     expect_host_schedule(testing::random_forest(random, round % 50 == 0 ? 2000 : 60), near_bytes,
                          with_prefixes);
   }

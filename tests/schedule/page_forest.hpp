@@ -81,8 +81,8 @@ inline PageForest random_forest(std::mt19937& random, std::int32_t most_seqs) {
   forest.shape.num_qo_heads = forest.shape.num_kv_heads * forest.shape.group_size;
   forest.shape.page_size = 1 << pick(0, 4);
   forest.shape.mask = pick(0, 3) == 0 ? Mask::kNone : Mask::kCausal;
-  forest.policy = sharing_policy(forest.shape.num_kv_heads,
-                                 pick(0, 1) == 0 ? 1 : forest.shape.num_kv_heads);
+  forest.policy =
+      sharing_policy(forest.shape.num_kv_heads, pick(0, 1) == 0 ? 1 : forest.shape.num_kv_heads);
   forest.policy.prefixes.least_gain = pick(0, 3) == 0 ? 40 : 1;
   if (pick(0, 5) == 0) forest.policy.prefixes.max_states = pick(2, 60);
   const std::int32_t num_seqs = pick(0, most_seqs);
@@ -92,7 +92,8 @@ inline PageForest random_forest(std::mt19937& random, std::int32_t most_seqs) {
   for (std::int32_t seq = 0; seq < num_seqs; ++seq) {
     std::vector<std::int32_t> pages;
     if (!tables.empty() && pick(0, 4) > 0) {  // as another's begins
-      pages = tables[static_cast<std::size_t>(pick(0, static_cast<std::int32_t>(tables.size()) - 1))];
+      pages =
+          tables[static_cast<std::size_t>(pick(0, static_cast<std::int32_t>(tables.size()) - 1))];
       pages.resize(static_cast<std::size_t>(pick(0, static_cast<std::int32_t>(pages.size()))));
     }
     for (std::int32_t more = pick(0, longest); more > 0; --more) pages.push_back(next_page++);

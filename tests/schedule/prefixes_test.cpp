@@ -47,7 +47,8 @@ struct Scheduled {
 std::int32_t shareable_pages(const PageForest& forest, std::int32_t seq) {
   const auto at = static_cast<std::size_t>(seq);
   const std::int32_t queries = forest.qo_indptr[at + 1] - forest.qo_indptr[at];
-  if (queries == 0 || queries * forest.shape.group_size > forest.policy.prefixes.most_rows) return 0;
+  if (queries == 0 || queries * forest.shape.group_size > forest.policy.prefixes.most_rows)
+    return 0;
   return std::max(0, forest.kv_len[at] - queries) / forest.shape.page_size;
 }
 
@@ -55,8 +56,8 @@ std::int32_t shareable_pages(const PageForest& forest, std::int32_t seq) {
 using Node = std::tuple<std::vector<std::int32_t>, std::int32_t, std::int32_t>;
 
 /// The tree, told by its definition.
-void find_nodes(const PageForest& forest, const std::vector<std::int32_t>& seqs,
-                std::int32_t depth, std::int32_t level, std::set<Node>& nodes) {
+void find_nodes(const PageForest& forest, const std::vector<std::int32_t>& seqs, std::int32_t depth,
+                std::int32_t level, std::set<Node>& nodes) {
   if (level == kPrefixLevels) return;
   std::map<std::int32_t, std::vector<std::int32_t>> by_next_page;
   for (const std::int32_t seq : seqs) {
@@ -166,8 +167,8 @@ TEST(Prefixes, LeaveEveryQueryEveryKeyOnce) {
         const KeyRange seen = visible_keys(forest.shape, lengths, i, i + 1);
         std::vector<Place> expected;
         for (std::int32_t key = seen.begin; key < seen.end; ++key) {
-          expected.push_back({forest.table_of(seq)[key / forest.shape.page_size],
-                              key % forest.shape.page_size});
+          expected.push_back(
+              {forest.table_of(seq)[key / forest.shape.page_size], key % forest.shape.page_size});
         }
         std::ranges::sort(expected);
         for (std::int32_t head = 0; head < forest.shape.num_kv_heads; ++head) {

@@ -20,7 +20,7 @@ namespace quire::cuda {
 /// rows are ordered by query, then head. Behind them, from row `first_state` on, those of queries
 /// that attend to shared prefixes: [states, num_qo_heads] rows (`schedule::QueryPlace::state`).
 struct PartialStates {
-  float* o = nullptr;  // [rows, head_dim_vo]: Σ 2^(x − max) · v
+  float* o = nullptr;             // [rows, head_dim_vo]: Σ 2^(x − max) · v
   float2* max_and_sum = nullptr;  // [rows]: max of the logits x, in units of log 2 (−inf:
                                   // no key seen), and Σ 2^(x − max)
   std::int32_t first_state = 0;

@@ -181,7 +181,7 @@ __device__ __forceinline__ std::int32_t partial_row(const AttendParams& params, 
 
 /// Where a part of a row lies.
 struct RowPart {
-  std::int32_t at;   // row of `PartialStates`; of another part if there is none
+  std::int32_t at;  // row of `PartialStates`; of another part if there is none
   bool is_there;
 };
 
@@ -426,8 +426,8 @@ __device__ inline void merge_pieces(const AttendParams& params, const Unit& unit
 /// counter is 0 again then.
 __device__ inline bool arrive_last_of_query(const AttendParams& params, const Unit& unit,
                                             std::int32_t listed) {
-  std::uint32_t* const counter = params.schedule.listed_arrivals +
-                                 listed * params.shape.num_kv_heads + unit.kv_head_begin;
+  std::uint32_t* const counter =
+      params.schedule.listed_arrivals + listed * params.shape.num_kv_heads + unit.kv_head_begin;
   __threadfence();
   const std::uint32_t before = atomicAdd(counter, 1U);
   if (before + 1 < static_cast<std::uint32_t>(__popc(params.schedule.listed[listed].levels))) {

@@ -60,8 +60,8 @@ __device__ void attend_unit(ConsumerState<C>& state, const Unit& unit) {
   }
   if (unit.num_pieces > 1 || unit.leaves_states()) {
     finish_partial<typename C::Output>(state.params, unit, state.shared.fixed.is_last,
-                                        state.warp * kWarpSize + state.lane, kConsumers,
-                                        [&] { state.wait_at(kUnitEnd); });
+                                       state.warp * kWarpSize + state.lane, kConsumers,
+                                       [&] { state.wait_at(kUnitEnd); });
   }
 }
 

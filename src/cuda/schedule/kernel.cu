@@ -20,8 +20,7 @@ namespace {
 constexpr int kThreads = 1024;
 constexpr int kCutsAtOnce = 256;
 constexpr int kWarps = kThreads / kWarpSize;
-constexpr int kSharedSegments = 2048;     // whose running costs fit in shared memory
-
+constexpr int kSharedSegments = 2048;  // whose running costs fit in shared memory
 
 // Requests whose first pages are compared there, and those whose prefixes are searched there, where
 // a block can have so much.
@@ -104,7 +103,8 @@ struct Block {
 #pragma unroll
       for (int i = 0; i < kAtOnce; ++i) {
         const unsigned lanes = __ballot_sync(kAllLanes, differs[i]);
-        if (lanes != 0) return min(end - 1, begin + i * kWarpSize + __ffs(static_cast<int>(lanes)) - 1);
+        if (lanes != 0)
+          return min(end - 1, begin + i * kWarpSize + __ffs(static_cast<int>(lanes)) - 1);
       }
     }
     return end;
