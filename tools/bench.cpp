@@ -96,6 +96,8 @@ void add_bench(CLI::App& app, Session& session) {
             kMostRepetitions, "On a GPU: how often each workload is repeated");
   sub->add_flag("--exact-limits", command->measure.exact_limits,
                 "On a GPU: limits that just fit, not those of an engine");
+  sub->add_flag("!--no-shared-prefixes", command->measure.share_prefixes,
+                "On a GPU: every request reads its own keys, shared or not");
   add_whole(*sub, "--threads", command->threads, 0, kMostThreads, "0 is the default (quire info)");
   add_seed(*sub, command->measure.seed);
   sub->add_option("--commit", command->commit, "What the rows say was measured")

@@ -39,6 +39,7 @@ AttentionSpec spec_of(const Workload& workload, const MeasureOptions& options) {
   shape.kv_dtype = cache_dtype(workload, options);
   shape.kv_scale = options.kv_scale;
   AttentionSpec spec = shape.spec();
+  spec.share_prefixes = options.share_prefixes;
   spec.mask = workload.mask;
   return spec;
 }

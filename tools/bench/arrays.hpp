@@ -23,6 +23,7 @@ struct MeasureOptions {
   double min_seconds = 0.5;       ///< On the CPU, a workload is repeated at least so long …
   std::int32_t repetitions = 50;  ///< … on a GPU so often.
   bool exact_limits = false;      ///< On a GPU: the batch's own `BatchLimits`, not an engine's.
+  bool share_prefixes = true;     ///< `AttentionSpec::share_prefixes`.
 };
 
 /// @return The cache's dtype: the options', else the workload's, else that of queries.

@@ -134,6 +134,7 @@ Json json_of(const BenchOptions& options, const Run& run, const Workload& worklo
     row["threads"] = run.threads;
   } else {
     row["exact_limits"] = options.measure.exact_limits;
+    row["share_prefixes"] = options.measure.share_prefixes;
     add_gpu_members(row, run, workload, measured);
   }
   return row;
