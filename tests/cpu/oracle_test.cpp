@@ -381,6 +381,16 @@ TEST(Oracle, AgreesForBatchesWithoutRequestsOrRows) {
   expect_oracle(options, "hardly a key, much padding");
 }
 
+TEST(Oracle, AgreesForSlopesOfKeysThatBeginInsideATile) {
+  RandomBatchOptions options = small(4, 2, 64);
+  options.spec.q_dtype = options.spec.kv_dtype = DType::kBFloat16;
+  options.spec.o_dtype = DType::kFloat32;
+  options.spec.alibi = true;
+  options.spec.window_left = 107;
+  options.requests = {{40, 300}, {1, 290}, {60, 61}};
+  expect_oracle(options);
+}
+
 TEST(Oracle, AgreesForRandomMixturesOfEverything) {
   std::mt19937 random(2026);
   const auto below = [&](std::uint32_t n) { return static_cast<std::int32_t>(random() % n); };
@@ -388,7 +398,9 @@ TEST(Oracle, AgreesForRandomMixturesOfEverything) {
   constexpr DType kDtypes[] = {DType::kFloat32,  DType::kFloat16,    DType::kBFloat16,
                                DType::kBFloat16, DType::kFloat8E4M3, DType::kFloat8E5M2};
   for (std::uint32_t round = 0; round < 120; ++round) {
-    RandomBatchOptions options = small(1 + below(16), 1 + below(3), 8 * (1 + below(12)));
+    const std::int32_t group = 1 + below(16);  // one after another: arguments have no order
+    const std::int32_t kv_heads = 1 + below(3);
+    RandomBatchOptions options = small(group, kv_heads, 8 * (1 + below(12)));
     options.spec.head_dim_vo = below(3) == 0 ? 8 * (1 + below(12)) : 0;
     options.spec.page_size = kPageSizes[below(8)];
     options.spec.kv_layout = static_cast<KvLayout>(below(2));

@@ -76,10 +76,10 @@ class BlockAttend {
       sight.tiles[tile] =
           walk_.look(block.tiles[tile],
                      buffers_.words + static_cast<std::ptrdiff_t>(tile) * task_.num_queries());
+      sight.first_keys[tile] = block.tiles[tile].first;
       any |= sight.tiles[tile].any;
     }
     sight.count = any == 0 ? 0 : block.count;
-    sight.first_key = block.tiles[0].first;
     return sight;
   }
 

@@ -93,7 +93,7 @@ class FewAttend {
     BlockRows rows = rows_of_head(task_, buffers_, head);
     BlockSight seen;
     seen.count = 1;
-    seen.first_key = first_key;
+    seen.first_keys[0] = first_key;
     seen.tiles[0] = sight;
     if (heads > 1) {  // a word for each row, as if it were a query of its own
       std::uint64_t* words = buffers_.words + task_.num_queries();

@@ -45,13 +45,13 @@ HWY_INLINE Vec maxima_of(const Vec* v) {
 /// What a block's rows see of its tiles.
 struct BlockSight {
   TileSight tiles[kBlockTiles];
+  std::int32_t first_keys[kBlockTiles] = {};
   std::int32_t count = 0;  // tiles
-  std::int32_t first_key = 0;
 
   /// What queries from `query` on see.
   [[nodiscard]] BlockSight from(std::int32_t query) const {
     BlockSight sight = *this;
-    for (TileSight& tile : sight.tiles) tile.words += query;
+    for (std::int32_t tile = 0; tile < count; ++tile) sight.tiles[tile].words += query;
     return sight;
   }
 };
@@ -102,10 +102,9 @@ class BlockSoftmax {
       const std::int32_t query = row / rows_.group;
       const float slope = rule_.slopes != nullptr ? rule_.slopes[row % rows_.group] : 0.0F;
       for (std::int32_t tile = 0; tile < sight_.count; ++tile) {
-        const std::int32_t key = sight_.first_key + tile * kKvTile;
         if (seen(row, tile) == 0) continue;
         bend(rows_.score_row(row).logits + tile * kKvTile, rule_, slope,
-             rule_.first_position + query - key);
+             rule_.first_position + query - sight_.first_keys[tile]);
       }
     }
   }
