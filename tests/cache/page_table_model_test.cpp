@@ -51,7 +51,7 @@ class RandomCalls : public testing::TestWithParam<unsigned> {
     const std::int32_t n = up_to(29) == 0 ? kHuge[random_() % kHuge.size()] : up_to(limit);
     if (kind != Kind::kAcceptTree) return {kind, seq, n};
     // Mostly of tokens that there are; of all of them if there are many.
-    const std::int32_t drafts = std::clamp(length - n, 0, 31);
+    const auto drafts = std::clamp<std::int64_t>(std::int64_t{length} - n, 0, 31);
     const std::uint32_t there = (1U << drafts) - 1;
     return {kind, seq, n, static_cast<std::uint32_t>(random_()) & (up_to(9) == 0 ? ~0U : there)};
   }
