@@ -25,7 +25,7 @@ constexpr std::int64_t kPaddingRows = 16;
 struct RunContext {
   const Tier& tier;
   const ScratchLayout& layout;
-  const schedule::TilePolicy& policy;
+  const schedule::Policy& policy;
   const core::ProblemShape& shape;
   const core::BatchArrays& batch;
   const core::LayerTensors& tensors;
@@ -35,11 +35,11 @@ struct RunContext {
   std::atomic<std::int64_t> next_padding{0};
 
   void work(std::int32_t task_index) noexcept {
-    const std::int32_t ranges = schedule.header->num_ranges;
+    const std::int32_t ranges = schedule.header->overview.num_ranges[schedule::kSmallUnits];
     for (std::int32_t range = next_range.fetch_add(1, std::memory_order_relaxed); range < ranges;
          range = next_range.fetch_add(1, std::memory_order_relaxed)) {
       schedule::WorkItem item;
-      schedule::WorkCursor cursor(policy, shape, batch, schedule, range);
+      schedule::WorkCursor cursor(policy, shape, batch, schedule, schedule::kSmallUnits, range);
       while (cursor.next(item)) do_item(item, task_index);
     }
     for (std::int64_t first = next_padding.fetch_add(kPaddingRows, std::memory_order_relaxed);
@@ -79,7 +79,8 @@ struct RunContext {
 
   /// Counts a finished piece. The last one sees the others' states and leaves the counter at 0.
   [[nodiscard]] bool is_last(const schedule::WorkItem& item) const {
-    std::atomic_ref<std::uint32_t> arrivals(schedule.arrivals[item.first_range]);
+    std::atomic_ref<std::uint32_t> arrivals(
+        schedule.lines[schedule::kSmallUnits].arrivals[item.first_range]);
     const auto pieces = static_cast<std::uint32_t>(item.num_pieces);
     if (arrivals.fetch_add(1, std::memory_order_acq_rel) + 1 < pieces) return false;
     arrivals.store(0, std::memory_order_relaxed);
@@ -90,7 +91,7 @@ struct RunContext {
 class CpuAttention final : public internal::AttentionBackend {
  public:
   CpuAttention(const core::AttentionConfig& attention_config, const Tier& tier,
-               const schedule::TilePolicy& policy, const ScratchLayout& layout,
+               const schedule::Policy& policy, const ScratchLayout& layout,
                WorkspaceSizes workspaces)
       : AttentionBackend(attention_config, workspaces),
         tier_(tier),
@@ -147,8 +148,9 @@ class CpuAttention final : public internal::AttentionBackend {
     RunContext context{tier_, layout_, policy_, config.shape, batch, tensors, schedule, scratch};
     const std::int64_t padding = batch.qo_indptr[batch.num_seqs];
     context.next_padding.store(padding, std::memory_order_relaxed);
-    const std::int64_t parts = std::max<std::int64_t>(
-        schedule.header->num_ranges, (tensors.total_q - padding + kPaddingRows - 1) / kPaddingRows);
+    const std::int64_t parts =
+        std::max<std::int64_t>(schedule.header->overview.num_ranges[schedule::kSmallUnits],
+                               (tensors.total_q - padding + kPaddingRows - 1) / kPaddingRows);
     const auto tasks =
         static_cast<std::int32_t>(std::min<std::int64_t>(parts, layout_.num_tasks()));
     if (tasks <= 1) {
@@ -164,7 +166,7 @@ class CpuAttention final : public internal::AttentionBackend {
   }
 
   const Tier& tier_;
-  const schedule::TilePolicy policy_;
+  const schedule::Policy policy_;
   const ScratchLayout layout_;
 };
 
@@ -174,14 +176,14 @@ struct Plan {
       : tier(tier_of(*config.kernel)),
         threads(config.executor->concurrency()),
         policy(tile_policy(config.shape, threads)),
-        layout(tier, config.shape, policy, threads) {
+        layout(tier, config.shape, policy.lines[schedule::kSmallUnits], threads) {
     sizes.schedule = schedule::schedule_bytes(policy, config.limits.max_num_seqs);
     sizes.scratch = layout.bytes();
   }
 
   const Tier& tier;
   std::int32_t threads;
-  schedule::TilePolicy policy;
+  schedule::Policy policy;
   ScratchLayout layout;
   WorkspaceSizes sizes;
 };

@@ -36,7 +36,7 @@ static_assert(2LL * kMostMultiprocessors * simt::kBlocksPerMultiprocessor * simt
 constexpr std::int32_t kLargeRequestRows = 64;
 
 /// Bytes for results that wait to be joined with those of shared prefixes.
-constexpr std::int64_t kStateBytes = 22 << 20;
+constexpr std::int64_t kStateBytes = 11 << 20;
 
 /// Bytes that queries, keys and values are read at once.
 constexpr std::int64_t kAlignment = 16;
@@ -45,7 +45,7 @@ constexpr std::int64_t kAlignment = 16;
 /// the second-level cache, and the batch ends later, since the last ones are joined when all else is
 /// done: by what two tiles of every range take.
 schedule::PrefixPolicy prefix_policy(const core::AttentionConfig& config,
-                                     const schedule::TilePolicy& policy) {
+                                     const schedule::TilePolicy& small) {
   const core::ProblemShape& shape = config.shape;
   const bool all_see_earlier_keys = shape.mask != Mask::kFull && shape.window_left < 0;
   schedule::PrefixPolicy prefixes;
@@ -63,62 +63,88 @@ schedule::PrefixPolicy prefix_policy(const core::AttentionConfig& config,
   prefixes.most_rows = kLargeRequestRows;
   prefixes.queries_per_cost = 4;
   prefixes.least_gain =
-      std::int64_t{2} * policy.num_ranges * policy.heads_abreast / shape.num_kv_heads;
+      std::int64_t{2} * small.num_ranges * small.heads_abreast / shape.num_kv_heads;
   return prefixes;
 }
 
-/// In `shares` shares, a range in one of the heads that go abreast each.
-schedule::TilePolicy tile_policy(const core::AttentionConfig& config, const AttendKernel& kernel,
-                                 std::int32_t shares, std::int32_t heads_abreast) {
-  schedule::TilePolicy policy;
-  policy.keys_per_tile = kernel.tile_keys;
-  policy.tile_rows = kernel.tile_rows;
-  policy.all_heads_rows = 0;  // kernels take one kv head at a time
-  policy.num_ranges = shares / heads_abreast;
-  policy.heads_abreast = heads_abreast;
-  policy.min_split_tiles = 1;
-  policy.cost_of_unit = 1;  // in tiles: reading a tile is what takes time
-  policy.cost_of_tile = 1;
-  policy.cost_of_row = 0;
-  policy.min_range_cost = 1;
+/// @param shares  Of small units: a range in one of the heads that go abreast each. Shares that read
+///   the same pages at the same time, for different heads, find page ids in the second-level cache and
+///   rows of memory open.
+/// @param heads_abreast  At most; as many as divide heads and shares.
+schedule::Policy policy_for(const core::AttentionConfig& config, const AttendKernel& kernel,
+                            std::int32_t shares, std::int32_t heads_abreast) {
+  const auto abreast = [&](std::int32_t of_line) {
+    return std::min(heads_abreast, std::gcd(config.shape.num_kv_heads, of_line));
+  };
+  schedule::TilePolicy small;
+  small.keys_per_tile = kernel.tile_keys;
+  small.tile_rows = kernel.tile_rows;
+  small.all_heads_rows = 0;  // kernels take one kv head at a time
+  small.heads_abreast = abreast(shares);
+  small.num_ranges = shares / small.heads_abreast;
+  small.min_split_tiles = 1;
+  small.cost_of_unit = 1;  // in tiles: reading a tile is what takes time
+  small.cost_of_tile = 1;
+  small.cost_of_row = 0;
+  small.min_range_cost = 1;
+  schedule::Policy policy(small);
   if (kernel.large_tile_rows > 0) {
-    // A multiprocessor multiplies such a tile in about the time in which it reads a small one; before
-    // and after a unit's tiles it loses as much as with six of them.
-    policy.large.over_rows = kLargeRequestRows;
-    policy.large.tile_rows = kernel.large_tile_rows;
-    policy.large.min_split_tiles = 8;
-    policy.large.cost_of_unit = 6;
-    policy.large.cost_of_tile = 1;
+    // A multiprocessor multiplies 128 keys in about the time in which it reads two small tiles; before
+    // and after a unit's tiles it loses as much as with three of them.
+    policy.lines[schedule::kSmallUnits].up_to_rows = kLargeRequestRows;
+    schedule::TilePolicy& large = policy.lines[schedule::kLargeUnits];
+    large = small;
+    large.over_rows = kLargeRequestRows;
+    large.keys_per_tile = kernel.large_tile_keys;
+    large.tile_rows = kernel.large_tile_rows;
+    large.min_split_tiles = 4;
+    large.cost_of_unit = 6;
+    large.cost_of_tile = 2;
+    large.min_range_cost = large.cost_of_unit + large.cost_of_tile;
+    large.ranges_in_turn = kernel.shares_per_block;
   }
-  policy.prefixes = prefix_policy(config, policy);
+  policy.prefixes = prefix_policy(config, small);
   return policy;
 }
 
 /// Where partial results lie in the scratch workspace.
 class ScratchLayout {
  public:
-  ScratchLayout(const core::ProblemShape& shape, const schedule::TilePolicy& policy)
-      : first_state_(2 * policy.num_ranges * policy.heads_abreast *
-                     schedule::max_item_rows(policy, shape)),
-        rows_(static_cast<std::size_t>(first_state_ +
-                                       policy.prefixes.max_states * shape.num_qo_heads)),
-        head_dim_(static_cast<std::size_t>(shape.head_dim_vo)) {}
+  ScratchLayout(const core::ProblemShape& shape, const schedule::Policy& policy)
+      : head_dim_(static_cast<std::size_t>(shape.head_dim_vo)),
+        num_pieces_(static_cast<std::size_t>(schedule::max_listed(policy)) *
+                    (schedule::kPrefixLevels + 1) * static_cast<std::size_t>(shape.num_kv_heads)) {
+    for (int line = 0; line < schedule::kLines; ++line) {
+      const schedule::TilePolicy& tiles = policy.lines[line];
+      states_.first_row[line] = states_.first_state;
+      states_.max_rows[line] = schedule::max_item_rows(tiles, shape);
+      states_.first_state += 2 * tiles.num_ranges * tiles.heads_abreast * states_.max_rows[line];
+    }
+    rows_ = static_cast<std::size_t>(states_.first_state +
+                                     policy.prefixes.max_states * shape.num_qo_heads);
+  }
 
-  [[nodiscard]] std::size_t bytes() const { return rows_ * (head_dim_ + 2) * sizeof(float); }
+  [[nodiscard]] std::size_t bytes() const {
+    return num_pieces_ * sizeof(PieceRows) + rows_ * (head_dim_ + 2) * sizeof(float);
+  }
   [[nodiscard]] PartialStates states(std::byte* scratch) const {
-    auto* o = reinterpret_cast<float*>(scratch);
-    return {o, reinterpret_cast<float2*>(o + rows_ * head_dim_), first_state_};
+    PartialStates states = states_;
+    states.pieces = reinterpret_cast<PieceRows*>(scratch);
+    states.o = reinterpret_cast<float*>(states.pieces + num_pieces_);
+    states.max_and_sum = reinterpret_cast<float2*>(states.o + rows_ * head_dim_);
+    return states;
   }
 
  private:
-  std::int32_t first_state_;
-  std::size_t rows_;
+  PartialStates states_;  // without memory
   std::size_t head_dim_;
+  std::size_t num_pieces_;
+  std::size_t rows_ = 0;
 };
 
 WorkspaceSizes sizes_for(const core::AttentionConfig& config, const AttendKernel& kernel) {
-  const schedule::TilePolicy most =
-      tile_policy(config, kernel, kMostMultiprocessors * kernel.shares_per_multiprocessor(), 1);
+  const schedule::Policy most =
+      policy_for(config, kernel, kMostMultiprocessors * kernel.shares_per_multiprocessor(), 1);
   return {schedule::schedule_bytes(most, config.limits.max_num_seqs),
           ScratchLayout(config.shape, most).bytes()};
 }
@@ -178,23 +204,17 @@ bool is_aligned(const void* data, std::int64_t element_size,
 /// A stride that is used: of an axis of more than one element.
 std::int64_t used(std::int64_t stride, std::int64_t size) { return size > 1 ? stride : 0; }
 
-/// Shares that read the same pages at the same time, for different heads, find page ids in the
-/// second-level cache and rows of memory open.
-std::int32_t heads_abreast(std::int32_t num_kv_heads, std::int32_t shares) {
-  return std::gcd(num_kv_heads, shares);
-}
-
 class CudaAttention final : public internal::AttentionBackend {
  public:
   CudaAttention(const core::AttentionConfig& attention_config, const AttendKernel& kernel,
-                const schedule::TilePolicy& policy, std::size_t near_bytes,
+                const schedule::Policy& policy, std::int32_t blocks, std::size_t near_bytes,
                 WorkspaceSizes workspaces)
       : AttentionBackend(attention_config, workspaces),
         kernel_(kernel),
         policy_(policy),
         near_bytes_(near_bytes),
         layout_(config.shape, policy_),
-        max_rows_(schedule::max_item_rows(policy_, config.shape)) {}
+        blocks_(blocks) {}
 
   Status schedule(const core::BatchArrays& batch, Workspace schedule,
                   const CallOptions& call) const noexcept override {
@@ -234,14 +254,11 @@ class CudaAttention final : public internal::AttentionBackend {
       params.partials = layout_.states(scratch.data());
       params.group_size = FastDivisor(config.shape.group_size);
       params.page_size = FastDivisor(std::max(1, config.shape.page_size));
-      params.max_rows = max_rows_;
       params.check = call.check;
       sm90::TileMaps maps;
       if (kernel_.takes_tile_maps) maps = sm90::make_tile_maps(config.shape, tensors);
       std::array<void*, 2> arguments{&params, &maps};
-      const std::int32_t blocks =
-          policy_.num_ranges * policy_.heads_abreast / kernel_.shares_per_block;
-      error = cudaLaunchKernel(kernel_.function, dim3(static_cast<unsigned>(blocks)),
+      error = cudaLaunchKernel(kernel_.function, dim3(static_cast<unsigned>(blocks_)),
                                dim3(static_cast<unsigned>(kernel_.threads)), arguments.data(),
                                kernel_.shared_bytes, stream);
     }
@@ -288,10 +305,10 @@ class CudaAttention final : public internal::AttentionBackend {
   }
 
   const AttendKernel kernel_;
-  const schedule::TilePolicy policy_;
+  const schedule::Policy policy_;
   const std::size_t near_bytes_;  // of shared memory, to make schedules in
   const ScratchLayout layout_;
-  const std::int32_t max_rows_;
+  const std::int32_t blocks_;
 };
 
 }  // namespace
@@ -319,9 +336,8 @@ std::unique_ptr<internal::AttentionBackend> make_attention(const core::Attention
                kMostMultiprocessors) *
       kernel.shares_per_multiprocessor();
   return std::make_unique<CudaAttention>(
-      config, kernel,
-      tile_policy(config, kernel, shares, heads_abreast(config.shape.num_kv_heads, shares)),
-      near_bytes, workspace_sizes(config));
+      config, kernel, policy_for(config, kernel, shares, config.shape.num_kv_heads),
+      shares / kernel.shares_per_block, near_bytes, workspace_sizes(config));
 }
 
 }  // namespace quire::cuda

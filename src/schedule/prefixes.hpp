@@ -128,7 +128,7 @@ class PrefixFinder {
  public:
   /// @param table     `prefix_table_bytes`, for the team alone.
   /// @param requests  `prefix_requests_bytes`, likewise.
-  QUIRE_HOST_DEVICE PrefixFinder(const TilePolicy& policy, const core::ProblemShape& shape,
+  QUIRE_HOST_DEVICE PrefixFinder(const Policy& policy, const core::ProblemShape& shape,
                                  const core::BatchArrays& batch, const ScheduleView& schedule,
                                  void* table, void* requests, Team team)
       : policy_(policy),
@@ -256,9 +256,10 @@ class PrefixFinder {
       request.queries = lengths.qo_len;
       request.pages = shareable_pages(lengths);
       const Segment whole = whole_segment(shape_, batch_, seq);
-      const SegmentUnits units = units_of(policy_, shape_, lengths);
+      const TilePolicy& tiles = tiles_for(lengths);
+      const SegmentUnits units = units_of(tiles, shape_, lengths);
       if (units.q_tiles > 0) {
-        const detail::UnitLine line(policy_, shape_, whole, units);
+        const detail::UnitLine line(tiles, shape_, whole, units);
         request.cost_of_tile = static_cast<std::int32_t>(units.q_tiles * line.cost_of_kv_tile(0));
       }
       requests_[seq] = request;
@@ -336,10 +337,19 @@ class PrefixFinder {
   QUIRE_HOST_DEVICE std::int64_t gain_of(const detail::PrefixOfRequest& node,
                                          std::int32_t queries) const {
     const Segment segment = prefix_segment(0, node.paid, node.length, queries);
-    const SegmentUnits units = units_of(policy_, shape_, segment.lengths);
-    const detail::UnitLine line(policy_, shape_, segment, units);
-    return static_cast<std::int64_t>(node.node_cost_of_tile) * line.kv_tiles(0) - line.cost() -
-           queries / policy_.prefixes.queries_per_cost - policy_.cost_of_unit;
+    const TilePolicy& tiles = tiles_for(segment.lengths);
+    const SegmentUnits units = units_of(tiles, shape_, segment.lengths);
+    const detail::UnitLine line(tiles, shape_, segment, units);
+    const TilePolicy& own_tiles = policy_.lines[kSmallUnits];
+    const std::int64_t own_kv_tiles =
+        detail::ceil_div(segment.key_end - segment.key_begin, own_tiles.keys_per_tile);
+    return node.node_cost_of_tile * own_kv_tiles - line.cost() -
+           queries / policy_.prefixes.queries_per_cost - own_tiles.cost_of_unit;
+  }
+
+  /// Of the line on which a segment's units are.
+  [[nodiscard]] QUIRE_HOST_DEVICE const TilePolicy& tiles_for(Lengths lengths) const {
+    return policy_.lines[line_of(policy_, shape_, lengths)];
   }
 
   /// Pages [begin, end) of a request's table.
@@ -481,7 +491,7 @@ class PrefixFinder {
       write_request(header, num_prefixes + seq, seq);
     }
     if (team_.rank() == 0) {
-      header.num_prefixes = num_prefixes;
+      header.overview.num_prefixes = num_prefixes;
       header.num_segments = num_prefixes + num_seqs_;
     }
     team_.sync();
@@ -512,7 +522,7 @@ class PrefixFinder {
     const std::int32_t queries =
         detail::min_of(node.node_queries[level], header.num_listed - node.pages);
     schedule_.segments[index] = {prefix_segment(seq, node.begin[level], node.end[level], queries),
-                                 {node.pages, state_of(header, level, node.pages)}};
+                                 {node.pages, state_of(header, level, node.pages), level}};
   }
 
   QUIRE_HOST_DEVICE void write_request(const Header& header, std::int32_t index,
@@ -521,12 +531,12 @@ class PrefixFinder {
     StoredSegment stored{whole_segment(shape_, batch_, seq), {batch_.qo_indptr[seq]}};
     if (request.paid > 0) {
       stored.segment.key_begin = request.paid * shape_.page_size;
-      stored.queries = {request.pages, state_of(header, kOwnLevel, request.pages)};
+      stored.queries = {request.pages, state_of(header, kOwnLevel, request.pages), kOwnLevel};
     }
     schedule_.segments[index] = stored;
   }
 
-  const TilePolicy& policy_;
+  const Policy& policy_;
   const core::ProblemShape& shape_;
   const core::BatchArrays& batch_;
   const ScheduleView& schedule_;
@@ -539,7 +549,7 @@ class PrefixFinder {
   detail::PrefixOfRequest* const requests_;
 };
 
-inline void find_prefixes(const TilePolicy& policy, const core::ProblemShape& shape,
+inline void find_prefixes(const Policy& policy, const core::ProblemShape& shape,
                           const core::BatchArrays& batch, ScheduleView schedule) {
   auto* const scratch = static_cast<std::byte*>(schedule.prefix_scratch);
   PrefixFinder(policy, shape, batch, schedule, scratch,

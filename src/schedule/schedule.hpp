@@ -6,10 +6,13 @@
 /// a segment of its own, with the queries of all of them (`prefixes.hpp`), and theirs have the rest.
 /// A **unit** is a tile of a segment's queries for one kv head (or, for requests with few rows, for
 /// all of them; or for several heads that go abreast) against all its keys that the tile can see, in
-/// tiles of `keys_per_tile` keys. All
-/// units of the batch, one after another, form a line whose length is their cost. The line is cut
-/// into `num_ranges` ranges of equal cost; a cut inside a unit splits its keys (**split KV**) and
-/// its pieces are merged by whoever finishes last, always in the order of the keys.
+/// tiles of `keys_per_tile` keys. Segments of few rows have small units and those of many rows have
+/// large ones, if a kernel wants that: two kinds that it computes in different ways.
+///
+/// All units of one kind, one after another, form a **line** whose length is their cost. Each line is
+/// cut into `num_ranges` **ranges** of equal cost; a cut inside a unit splits its keys (**split KV**)
+/// and its pieces are merged by whoever finishes last, always in the order of the keys. Whoever takes
+/// a range of each line has the same work as all others, whatever the kinds cost.
 ///
 /// The schedule is the running cost of the segments and the ranges. Where a cut lies,
 /// into how many pieces a unit falls and where a piece leaves its partial result all follow from
@@ -27,16 +30,7 @@
 
 namespace quire::schedule {
 
-/// Requests with many rows, if a kernel cuts them otherwise than those with few.
-struct LargeUnits {
-  std::int32_t over_rows = INT32_MAX;  ///< rows of a request for one kv head that are few
-  std::int32_t tile_rows = 0;          ///< as in `TilePolicy`, and so are the others
-  std::int32_t min_split_tiles = 1;
-  std::int32_t cost_of_unit = 1;
-  std::int32_t cost_of_tile = 1;
-};
-
-/// When a shared prefix becomes a segment, and what that costs, in the units of `TilePolicy`.
+/// When a shared prefix becomes a segment, and what that costs, in the unit of all lines.
 struct PrefixPolicy {
   std::int32_t max_states = 0;  ///< results of a query that can wait to be joined; 0: never
   std::int32_t num_kv_heads = 0;
@@ -46,14 +40,16 @@ struct PrefixPolicy {
   std::int32_t most_seqs = 2048;      ///< requests of a batch that is searched
 };
 
-/// How a kernel wants its work cut, and what it costs. Costs have one free unit and are those of
-/// one of the heads that go abreast.
+/// How a kernel wants a line cut, and what it costs. Costs have one free unit, the same for all lines,
+/// and are those of one of the heads that go abreast.
 struct TilePolicy {
+  std::int32_t over_rows = 0;           ///< segments of more rows for one kv head than these,
+  std::int32_t up_to_rows = INT32_MAX;  ///< and of so many at most, have their units on this line
   std::int32_t keys_per_tile = 64;
   std::int32_t tile_rows = 128;  ///< rows (token × head of the group) of a one-head unit
   std::int32_t all_heads_rows =
       0;                        ///< requests with ≤ so many rows over all heads: one unit; 0: none
-  std::int32_t num_ranges = 1;  ///< ranges at most
+  std::int32_t num_ranges = 1;  ///< ranges at most; 0: there is no such line
   std::int32_t heads_abreast =
       1;  ///< kv heads of a unit, a divisor of all: each is somebody else's, who has the same ranges
   std::int32_t min_split_tiles = 2;  ///< no piece of a split unit is shorter
@@ -61,23 +57,46 @@ struct TilePolicy {
   std::int32_t cost_of_tile = 6;     ///< reading one kv head's tile
   std::int32_t cost_of_row = 1;      ///< one row against one tile
   std::int64_t min_range_cost = 1;   ///< below it, fewer ranges
-  LargeUnits large;
+  std::int32_t ranges_in_turn =
+      1;  ///< that somebody takes one after another if there is much to do
+};
+
+/// The lines of a schedule.
+enum Line : int { kSmallUnits = 0, kLargeUnits = 1 };
+inline constexpr int kLines = 2;
+
+/// How a batch is cut. There is always a line of small units.
+struct Policy {
+  TilePolicy lines[kLines];
   PrefixPolicy prefixes;
+
+  /// With small units only.
+  explicit Policy(const TilePolicy& small = {}) {
+    lines[kSmallUnits] = small;
+    lines[kLargeUnits].num_ranges = 0;
+  }
+};
+
+/// What whoever works on a schedule asks for first.
+struct Overview {
+  std::int32_t num_ranges[kLines] = {};  ///< in use; 0 for a line without units
+  std::int32_t num_prefixes = 0;         ///< segments that are shared prefixes: the first ones
+  std::int32_t num_queries = 0;          ///< of all requests: rows of q from here on are padding
 };
 
 /// What `schedule()` writes and everything else reads.
 struct Header {
+  Overview overview;
   std::int32_t num_seqs = 0;
-  std::int32_t num_ranges = 0;  ///< ranges in use, 0 for a batch without queries
-  std::int64_t total_cost = 0;
-  std::uint64_t digest = 0;  ///< of lengths and policy, see `describes`; 0 where a device made it
   std::int32_t num_segments = 0;
-  std::int32_t num_prefixes = 0;  ///< segments that are shared prefixes: the first ones
-  std::int32_t num_listed = 0;    ///< queries that attend to some of them
-  std::uint32_t levels = 0;       ///< bit i: there are prefixes of level i
+  std::int32_t num_listed = 0;  ///< queries that attend to some of the prefixes
+  std::uint32_t levels = 0;     ///< bit i: there are prefixes of level i
+  std::int64_t total_cost[kLines] = {};
+  std::uint64_t digest = 0;  ///< of lengths and policy, see `describes`; 0 where a device made it
+  std::uint64_t unused = 0;
 };
 
-/// A place on the line: before tile `kv_tile` of a unit.
+/// A place on a line: before tile `kv_tile` of a unit.
 struct Cut {
   std::int32_t segment = 0;
   std::int32_t head_unit = 0;
@@ -112,17 +131,15 @@ struct WorkItem {
   std::int32_t first_range = 0;  ///< of the split unit; names its arrival counter
 };
 
-/// An equal part of the line. Only the units at its two ends can be split. The first item is stored
+/// An equal part of a line. Only the units at its two ends can be split. The first item is stored
 /// as it is, so that whoever walks the range begins without computing anything.
 struct Range {
+  Overview overview;         ///< of the schedule, so that nobody has to look elsewhere
   WorkItem first;            ///< without queries: the range is empty
   Lengths first_lengths;     ///< of its segment
   QueryPlace first_queries;  ///< of its segment
   PlacedCut rest;            ///< where the second item starts
   PlacedCut end;
-  std::int32_t has_small_units = 0;  ///< among the range's
-  std::int32_t has_large_units = 0;
-  std::int32_t has_prefixes = 0;  ///< the schedule, anywhere
 };
 
 /// A segment of a schedule with prefixes.
@@ -142,14 +159,18 @@ struct ListedQuery {
 inline constexpr std::int32_t kPrefixLevels = 3;
 inline constexpr std::int32_t kOwnLevel = kPrefixLevels;
 
+/// A line in the schedule's workspace.
+struct LineView {
+  std::int64_t* cost_before = nullptr;  // [max segments + 1]: running cost of the segments
+  Range* ranges = nullptr;              // [num_ranges]; those not in use are empty
+  std::uint32_t* arrivals = nullptr;    // [num_ranges, heads_abreast]: pieces done of a split unit;
+                                        // 0 between runs
+};
+
 /// The schedule in its workspace.
 struct ScheduleView {
   Header* header = nullptr;
-  std::int64_t* cost_before = nullptr;   // [max segments + 1]: running cost of the segments
-  std::int32_t* large_before = nullptr;  // [max segments + 1]: how many have large units
-  Range* ranges = nullptr;               // [policy.num_ranges]; those not in use are empty
-  std::uint32_t* arrivals = nullptr;  // [policy.num_ranges, policy.heads_abreast]: pieces done of
-                                      // a split unit; 0 between runs
+  LineView lines[kLines];
   // If the policy has prefixes.
   StoredSegment* segments = nullptr;         // [max segments]; unused if there are no prefixes
   ListedQuery* listed = nullptr;             // [max_states / 2]
@@ -159,7 +180,7 @@ struct ScheduleView {
 };
 
 /// Queries that can be listed: each has two results at least.
-QUIRE_HOST_DEVICE inline std::int32_t max_listed(const TilePolicy& policy) {
+QUIRE_HOST_DEVICE inline std::int32_t max_listed(const Policy& policy) {
   return policy.prefixes.max_states / 2;
 }
 
@@ -168,14 +189,14 @@ QUIRE_HOST_DEVICE constexpr std::size_t prefix_scratch_bytes(std::int32_t max_nu
 
 /// Finds shared prefixes that pay, and fills the parts of the schedule that say so: segments, listed
 /// queries and the header's counts. O(num_seqs · (pages + log² num_seqs)).
-inline void find_prefixes(const TilePolicy& policy, const core::ProblemShape& shape,
+inline void find_prefixes(const Policy& policy, const core::ProblemShape& shape,
                           const core::BatchArrays& batch, ScheduleView schedule);
 
 /// Bytes that a `ScheduleView` needs.
-QUIRE_HOST_DEVICE inline std::size_t schedule_bytes(const TilePolicy& policy,
+QUIRE_HOST_DEVICE inline std::size_t schedule_bytes(const Policy& policy,
                                                     std::int32_t max_num_seqs);
 /// Lays a `ScheduleView` out in a workspace of `schedule_bytes`.
-QUIRE_HOST_DEVICE inline ScheduleView view_of(const TilePolicy& policy, std::int32_t max_num_seqs,
+QUIRE_HOST_DEVICE inline ScheduleView view_of(const Policy& policy, std::int32_t max_num_seqs,
                                               void* workspace);
 
 /// Segment `index`. @param segments  Those of a schedule with prefixes, else null.
@@ -196,27 +217,24 @@ struct SegmentUnits {
   std::int32_t kv_heads = 0;         ///< of a unit
   std::int32_t q_tiles = 0;          ///< per head unit
   std::int32_t tokens_per_tile = 0;  ///< queries of a tile; the last may have fewer
-  bool are_large = false;
 };
 
 /// Where piece `piece` of a unit that `first_range` begins leaves its partial result: one of
-/// 2 · num_ranges slots.
+/// 2 · num_ranges slots of the line.
 QUIRE_HOST_DEVICE constexpr std::int32_t partial_slot(std::int32_t first_range,
                                                       std::int32_t piece) {
   return piece == 0 ? 2 * first_range + 1 : 2 * (first_range + piece);
 }
 
-/// Rows (token × qo head) that a partial result can have at most.
+/// Rows (token × qo head) that a partial result of a line can have at most.
 QUIRE_HOST_DEVICE inline std::int32_t max_item_rows(const TilePolicy& policy,
                                                     const core::ProblemShape& shape);
 
-/// @return Whether a segment is cut into large units.
-QUIRE_HOST_DEVICE inline bool has_large_units(const TilePolicy& policy,
-                                              const core::ProblemShape& shape, Lengths lengths) {
-  return static_cast<std::int64_t>(lengths.qo_len) * shape.group_size > policy.large.over_rows;
-}
+/// The line on which a segment's units are.
+QUIRE_HOST_DEVICE inline Line line_of(const Policy& policy, const core::ProblemShape& shape,
+                                      Lengths lengths);
 
-/// How a segment is cut into units.
+/// How a segment is cut into units of a line; none if its units are on another.
 QUIRE_HOST_DEVICE inline SegmentUnits units_of(const TilePolicy& policy,
                                                const core::ProblemShape& shape, Lengths lengths);
 
@@ -226,38 +244,40 @@ QUIRE_HOST_DEVICE inline std::int64_t cost_of(const TilePolicy& policy,
                                               const Segment& segment, const SegmentUnits& units);
 
 /// The start of range `index`, which is the end of the one before it; that of `num_ranges` and
-/// beyond is the end of the batch. Needs `header` and `cost_before`; O(log num_segments).
-QUIRE_HOST_DEVICE inline PlacedCut place_cut(const TilePolicy& policy,
-                                             const core::ProblemShape& shape,
-                                             const core::BatchArrays& batch, ScheduleView schedule,
+/// beyond is the end of the line. Needs `header` and `cost_before`; O(log num_segments).
+QUIRE_HOST_DEVICE inline PlacedCut place_cut(const Policy& policy, const core::ProblemShape& shape,
+                                             const core::BatchArrays& batch,
+                                             const ScheduleView& schedule, int line,
                                              std::int32_t index);
 
-/// The range between two cuts, its first item taken off. Needs `large_before`.
+/// The range between two cuts of a line, its first item taken off.
+/// @param segments  As in `segment_of`.
 QUIRE_HOST_DEVICE inline Range make_range(const TilePolicy& policy, const core::ProblemShape& shape,
-                                          const core::BatchArrays& batch,
-                                          const ScheduleView& schedule, const PlacedCut& begin,
+                                          const core::BatchArrays& batch, const Header& header,
+                                          const StoredSegment* segments, const PlacedCut& begin,
                                           const PlacedCut& end, std::int32_t index);
 
 /// Fills the schedule on the host. O(num_seqs).
-inline void build(const TilePolicy& policy, const core::ProblemShape& shape,
+inline void build(const Policy& policy, const core::ProblemShape& shape,
                   const core::BatchArrays& batch, ScheduleView schedule);
 
 /// @return False if the workspace does not hold the schedule that `build` makes of this batch, e.g.
 /// since its lengths were changed. O(num_seqs).
-inline bool describes(ScheduleView schedule, const TilePolicy& policy,
-                      const core::ProblemShape& shape, const core::BatchArrays& batch);
+inline bool describes(ScheduleView schedule, const Policy& policy, const core::ProblemShape& shape,
+                      const core::BatchArrays& batch);
 
 /// Walks a range, piece by piece.
 class WorkCursor {
  public:
-  /// @param index  Of the range.
+  /// @param policy    Of the line.
+  /// @param index     Of the range.
   /// @param segments  As in `segment_of`.
   QUIRE_HOST_DEVICE WorkCursor(const TilePolicy& policy, const core::ProblemShape& shape,
                                const core::BatchArrays& batch, const StoredSegment* segments,
                                const Range& range, std::int32_t index);
-  QUIRE_HOST_DEVICE WorkCursor(const TilePolicy& policy, const core::ProblemShape& shape,
-                               const core::BatchArrays& batch, ScheduleView schedule,
-                               std::int32_t index);
+  QUIRE_HOST_DEVICE WorkCursor(const Policy& policy, const core::ProblemShape& shape,
+                               const core::BatchArrays& batch, const ScheduleView& schedule,
+                               int line, std::int32_t index);
   /// @param lengths  Of the item's segment.
   /// @param queries  Of its first query.
   /// @return False when the range is done.
@@ -266,9 +286,9 @@ class WorkCursor {
 
  private:
   friend QUIRE_HOST_DEVICE inline Range make_range(const TilePolicy&, const core::ProblemShape&,
-                                                   const core::BatchArrays&, const ScheduleView&,
-                                                   const PlacedCut&, const PlacedCut&,
-                                                   std::int32_t);
+                                                   const core::BatchArrays&, const Header&,
+                                                   const StoredSegment*, const PlacedCut&,
+                                                   const PlacedCut&, std::int32_t);
   QUIRE_HOST_DEVICE void begin_rest();
   QUIRE_HOST_DEVICE bool next_of_rest(WorkItem& item);
   QUIRE_HOST_DEVICE void step_over_unit();

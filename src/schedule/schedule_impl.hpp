@@ -11,8 +11,16 @@
 namespace quire::schedule {
 namespace detail {
 
-QUIRE_HOST_DEVICE constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) {
-  return (a + b - 1) / b;
+/// ⌊a / b⌋ for a ≥ 0 and b > 0; GPUs divide 32-bit numbers much faster.
+QUIRE_OUTLINED std::int64_t quotient(std::int64_t a, std::int64_t b) {
+  if (((a | b) >> 32) == 0) {
+    return static_cast<std::int64_t>(static_cast<std::uint32_t>(a) / static_cast<std::uint32_t>(b));
+  }
+  return a / b;
+}
+
+QUIRE_HOST_DEVICE inline std::int64_t ceil_div(std::int64_t a, std::int64_t b) {
+  return quotient(a + b - 1, b);
 }
 
 template <typename T>
@@ -27,18 +35,20 @@ QUIRE_HOST_DEVICE constexpr T max_of(T a, T b) {
 
 /// Σ ⌊(a·i + b) / m⌋ over i in [0, n), for a, b ≥ 0 and m > 0. O(log m), by Euclid's algorithm on
 /// the lattice points under the line.
-QUIRE_HOST_DEVICE constexpr std::int64_t floor_sum(std::int64_t n, std::int64_t m, std::int64_t a,
-                                                   std::int64_t b) {
+QUIRE_OUTLINED std::int64_t floor_sum(std::int64_t n, std::int64_t m, std::int64_t a,
+                                      std::int64_t b) {
   std::int64_t sum = 0;
   QUIRE_ROLLED
   while (n > 0) {
-    sum += (n - 1) * n / 2 * (a / m) + n * (b / m);
-    a %= m;
-    b %= m;
+    const std::int64_t slope = quotient(a, m);
+    const std::int64_t start = quotient(b, m);
+    sum += (n - 1) * n / 2 * slope + n * start;
+    a -= slope * m;
+    b -= start * m;
     const std::int64_t top = a * n + b;
     if (top < m) break;
-    n = top / m;
-    b = top % m;
+    n = quotient(top, m);
+    b = top - n * m;
     const std::int64_t swapped = m;
     m = a;
     a = swapped;
@@ -47,8 +57,8 @@ QUIRE_HOST_DEVICE constexpr std::int64_t floor_sum(std::int64_t n, std::int64_t 
 }
 
 /// Σ ⌊max(0, a·i + b) / m⌋ over i in [0, n), for a, m > 0 and any b.
-QUIRE_HOST_DEVICE constexpr std::int64_t clamped_floor_sum(std::int64_t n, std::int64_t m,
-                                                           std::int64_t a, std::int64_t b) {
+QUIRE_HOST_DEVICE inline std::int64_t clamped_floor_sum(std::int64_t n, std::int64_t m,
+                                                        std::int64_t a, std::int64_t b) {
   const std::int64_t zeros = b < 0 ? min_of(n, ceil_div(-b, a)) : 0;
   return floor_sum(n - zeros, m, a, b + a * zeros);
 }
@@ -82,21 +92,20 @@ class UnitLine {
   }
 
   QUIRE_HOST_DEVICE std::int64_t cost_of_kv_tile(std::int32_t q_tile) const {
-    if (units_.are_large) return policy_.large.cost_of_tile;
     const std::int64_t kv_heads = units_.kv_heads / policy_.heads_abreast;
     const std::int64_t rows = queries_in_tile(q_tile) * kv_heads * shape_.group_size;
     return kv_heads * policy_.cost_of_tile + rows * policy_.cost_of_row;
   }
 
   QUIRE_HOST_DEVICE std::int64_t cost_of_unit(std::int32_t q_tile) const {
-    return cost_of_begin() + kv_tiles(q_tile) * cost_of_kv_tile(q_tile);
+    return policy_.cost_of_unit + kv_tiles(q_tile) * cost_of_kv_tile(q_tile);
   }
 
   /// Cost of the units before `q_tile` of one head unit. O(log) by closed form: all of them are
   /// full.
   QUIRE_HOST_DEVICE std::int64_t cost_before(std::int32_t q_tile) const {
     if (q_tile == 0) return 0;
-    return static_cast<std::int64_t>(q_tile) * cost_of_begin() +
+    return static_cast<std::int64_t>(q_tile) * policy_.cost_of_unit +
            full_kv_tiles_before(q_tile) * cost_of_kv_tile(0);
   }
 
@@ -126,20 +135,14 @@ class UnitLine {
   /// being the unit's ends. Pieces shorter than `min_split_tiles` are not made.
   QUIRE_HOST_DEVICE std::int32_t snap(std::int32_t q_tile, std::int64_t cost) const {
     const std::int64_t tiles = kv_tiles(q_tile);
-    const std::int64_t at = (cost - cost_of_begin()) / cost_of_kv_tile(q_tile);
-    const std::int32_t shortest =
-        units_.are_large ? policy_.large.min_split_tiles : policy_.min_split_tiles;
-    if (cost <= cost_of_begin() || at < shortest) return 0;
-    if (tiles - at < shortest) return static_cast<std::int32_t>(tiles);
+    if (cost <= policy_.cost_of_unit) return 0;
+    const std::int64_t at = quotient(cost - policy_.cost_of_unit, cost_of_kv_tile(q_tile));
+    if (at < policy_.min_split_tiles) return 0;
+    if (tiles - at < policy_.min_split_tiles) return static_cast<std::int32_t>(tiles);
     return static_cast<std::int32_t>(at);
   }
 
  private:
-  /// Of a unit, before its first tile.
-  QUIRE_HOST_DEVICE std::int64_t cost_of_begin() const {
-    return units_.are_large ? policy_.large.cost_of_unit : policy_.cost_of_unit;
-  }
-
   QUIRE_HOST_DEVICE std::int64_t full_kv_tiles_before(std::int32_t q_tile) const {
     if (segment_.is_shared_prefix()) return static_cast<std::int64_t>(q_tile) * kv_tiles(0);
     const std::int64_t step = units_.tokens_per_tile;
@@ -162,14 +165,15 @@ class UnitLine {
   const SegmentUnits& units_;
 };
 
-/// The segment that holds `cost` of the line: the last one whose running cost is ≤ `cost`.
-QUIRE_HOST_DEVICE inline std::int32_t segment_at(ScheduleView schedule, std::int64_t cost) {
+/// The segment that holds `cost` of a line: the last one whose running cost is ≤ `cost`.
+QUIRE_HOST_DEVICE inline std::int32_t segment_at(const std::int64_t* cost_before,
+                                                 std::int32_t num_segments, std::int64_t cost) {
   std::int32_t low = 0;
-  std::int32_t high = schedule.header->num_segments;
+  std::int32_t high = num_segments;
   QUIRE_ROLLED
   while (high - low > 1) {
     const std::int32_t middle = low + (high - low) / 2;
-    if (schedule.cost_before[middle] <= cost) {
+    if (cost_before[middle] <= cost) {
       low = middle;
     } else {
       high = middle;
@@ -181,9 +185,12 @@ QUIRE_HOST_DEVICE inline std::int32_t segment_at(ScheduleView schedule, std::int
 /// Equal cuts of a line, before snapping to tiles.
 class EqualCuts {
  public:
-  QUIRE_HOST_DEVICE explicit EqualCuts(const Header& header)
-      : length_(header.total_cost / header.num_ranges),
-        longer_(header.total_cost - length_ * header.num_ranges) {}
+  QUIRE_HOST_DEVICE EqualCuts(std::int64_t total_cost, std::int32_t num_ranges)
+      : num_ranges_(num_ranges),
+        length_(quotient(total_cost, num_ranges)),
+        longer_(total_cost - length_ * num_ranges) {}
+
+  [[nodiscard]] QUIRE_HOST_DEVICE std::int32_t num_ranges() const { return num_ranges_; }
 
   /// Start of range `index`. The first ones are one longer than the others.
   [[nodiscard]] QUIRE_HOST_DEVICE std::int64_t at(std::int64_t index) const {
@@ -197,6 +204,7 @@ class EqualCuts {
   }
 
  private:
+  std::int32_t num_ranges_;
   std::int64_t length_;
   std::int64_t longer_;
 };
@@ -213,9 +221,8 @@ QUIRE_HOST_DEVICE inline Cut after_unit(const SegmentUnits& units, Cut cut) {
 }
 
 /// The ranges that start inside a unit, past its first tile, as a split unit.
-QUIRE_HOST_DEVICE inline SplitUnit split_unit(ScheduleView schedule, const EqualCuts& cuts,
-                                              const UnitLine& line, std::int32_t q_tile,
-                                              std::int64_t unit_begin) {
+QUIRE_HOST_DEVICE inline SplitUnit split_unit(const EqualCuts& cuts, const UnitLine& line,
+                                              std::int32_t q_tile, std::int64_t unit_begin) {
   const std::int64_t unit_end = unit_begin + line.cost_of_unit(q_tile);
   const std::int32_t tiles = line.kv_tiles(q_tile);
   const auto is_inner = [&](std::int64_t index) {
@@ -225,8 +232,7 @@ QUIRE_HOST_DEVICE inline SplitUnit split_unit(ScheduleView schedule, const Equal
     return at > 0 && at < tiles;
   };
   std::int64_t first = cuts.first_from(unit_begin);
-  std::int64_t last =
-      min_of<std::int64_t>(cuts.first_from(unit_end), schedule.header->num_ranges - 1);
+  std::int64_t last = min_of<std::int64_t>(cuts.first_from(unit_end), cuts.num_ranges() - 1);
   QUIRE_ROLLED
   while (last >= first && !is_inner(last)) --last;
   QUIRE_ROLLED
@@ -237,19 +243,23 @@ QUIRE_HOST_DEVICE inline SplitUnit split_unit(ScheduleView schedule, const Equal
 }  // namespace detail
 
 /// With prefixes, of which each is shared by more requests or prefixes than one.
-QUIRE_HOST_DEVICE inline std::int32_t max_segments(const TilePolicy& policy,
+QUIRE_HOST_DEVICE inline std::int32_t max_segments(const Policy& policy,
                                                    std::int32_t max_num_seqs) {
   return policy.prefixes.max_states > 0 ? 2 * max_num_seqs : max_num_seqs;
 }
 
-QUIRE_HOST_DEVICE inline std::size_t schedule_bytes(const TilePolicy& policy,
+QUIRE_HOST_DEVICE inline std::size_t schedule_bytes(const Policy& policy,
                                                     std::int32_t max_num_seqs) {
-  const auto num_ranges = static_cast<std::size_t>(policy.num_ranges);
-  const auto heads_abreast = static_cast<std::size_t>(policy.heads_abreast);
   const auto num_segments = static_cast<std::size_t>(max_segments(policy, max_num_seqs));
-  std::size_t bytes = sizeof(Header) +
-                      (num_segments + 1) * (sizeof(std::int64_t) + sizeof(std::int32_t)) +
-                      num_ranges * (sizeof(Range) + heads_abreast * sizeof(std::uint32_t));
+  std::size_t bytes = sizeof(Header);
+  for (const TilePolicy& line : policy.lines) {
+    if (line.num_ranges == 0) continue;
+    bytes +=
+        (num_segments + 1) * sizeof(std::int64_t) +
+        static_cast<std::size_t>(line.num_ranges) *
+            (sizeof(Range) + static_cast<std::size_t>(line.heads_abreast) * sizeof(std::uint32_t)) +
+        sizeof(std::int64_t);
+  }
   if (policy.prefixes.max_states > 0) {
     bytes += num_segments * sizeof(StoredSegment) +
              static_cast<std::size_t>(max_listed(policy)) *
@@ -261,24 +271,32 @@ QUIRE_HOST_DEVICE inline std::size_t schedule_bytes(const TilePolicy& policy,
   return bytes;
 }
 
-QUIRE_HOST_DEVICE inline ScheduleView view_of(const TilePolicy& policy, std::int32_t max_num_seqs,
+QUIRE_HOST_DEVICE inline ScheduleView view_of(const Policy& policy, std::int32_t max_num_seqs,
                                               void* workspace) {
+  const auto aligned = [](void* end) {
+    constexpr std::uintptr_t kAlignment = alignof(std::int64_t);
+    return reinterpret_cast<void*>((reinterpret_cast<std::uintptr_t>(end) + kAlignment - 1) /
+                                   kAlignment * kAlignment);
+  };
+  const std::int32_t num_segments = max_segments(policy, max_num_seqs);
   ScheduleView view;
   view.header = static_cast<Header*>(workspace);
-  view.cost_before = reinterpret_cast<std::int64_t*>(view.header + 1);
-  const std::int32_t num_segments = max_segments(policy, max_num_seqs);
-  view.large_before = reinterpret_cast<std::int32_t*>(view.cost_before + num_segments + 1);
-  view.ranges = reinterpret_cast<Range*>(view.large_before + num_segments + 1);
-  view.arrivals = reinterpret_cast<std::uint32_t*>(view.ranges + policy.num_ranges);
+  void* at = view.header + 1;
+  for (int line = 0; line < kLines; ++line) {
+    const TilePolicy& tiles = policy.lines[line];
+    if (tiles.num_ranges == 0) continue;
+    LineView& of = view.lines[line];
+    of.cost_before = static_cast<std::int64_t*>(at);
+    of.ranges = reinterpret_cast<Range*>(of.cost_before + num_segments + 1);
+    of.arrivals = reinterpret_cast<std::uint32_t*>(of.ranges + tiles.num_ranges);
+    at = aligned(of.arrivals + tiles.num_ranges * tiles.heads_abreast);
+  }
   if (policy.prefixes.max_states == 0) return view;
-  view.segments =
-      reinterpret_cast<StoredSegment*>(view.arrivals + policy.num_ranges * policy.heads_abreast);
+  view.segments = static_cast<StoredSegment*>(at);
   view.listed = reinterpret_cast<ListedQuery*>(view.segments + num_segments);
   view.listed_arrivals = reinterpret_cast<std::uint32_t*>(view.listed + max_listed(policy));
-  const auto end = reinterpret_cast<std::uintptr_t>(
-      view.listed_arrivals + max_listed(policy) * policy.prefixes.num_kv_heads);
-  constexpr std::uintptr_t kAlignment = alignof(std::int64_t);
-  view.prefix_scratch = reinterpret_cast<void*>((end + kAlignment - 1) / kAlignment * kAlignment);
+  view.prefix_scratch =
+      aligned(view.listed_arrivals + max_listed(policy) * policy.prefixes.num_kv_heads);
   return view;
 }
 
@@ -289,34 +307,38 @@ QUIRE_HOST_DEVICE inline std::int32_t tokens_per_tile(std::int32_t tile_rows,
 
 QUIRE_HOST_DEVICE inline std::int32_t max_item_rows(const TilePolicy& policy,
                                                     const core::ProblemShape& shape) {
-  const std::int32_t tile_rows = detail::max_of(policy.tile_rows, policy.large.tile_rows);
+  if (policy.num_ranges == 0) return 0;
   return detail::max_of(policy.all_heads_rows,
-                        tokens_per_tile(tile_rows, shape) * shape.group_size);
+                        tokens_per_tile(policy.tile_rows, shape) * shape.group_size);
 }
 
-/// No tile of any unit costs more.
+/// No tile of any unit of the line costs more.
 QUIRE_HOST_DEVICE inline std::int64_t max_cost_of_kv_tile(const TilePolicy& policy,
                                                           const core::ProblemShape& shape) {
   const std::int64_t kv_heads = policy.all_heads_rows > 0 ? shape.num_kv_heads : 1;
-  return detail::max_of<std::int64_t>(
-      policy.large.cost_of_tile,
-      kv_heads * policy.cost_of_tile +
-          static_cast<std::int64_t>(max_item_rows(policy, shape)) * policy.cost_of_row);
+  return kv_heads * policy.cost_of_tile +
+         static_cast<std::int64_t>(max_item_rows(policy, shape)) * policy.cost_of_row;
+}
+
+QUIRE_HOST_DEVICE inline Line line_of(const Policy& policy, const core::ProblemShape& shape,
+                                      Lengths lengths) {
+  const TilePolicy& large = policy.lines[kLargeUnits];
+  const bool is_large =
+      large.num_ranges > 0 &&
+      static_cast<std::int64_t>(lengths.qo_len) * shape.group_size > large.over_rows;
+  return is_large ? kLargeUnits : kSmallUnits;
 }
 
 QUIRE_HOST_DEVICE inline SegmentUnits units_of(const TilePolicy& policy,
                                                const core::ProblemShape& shape, Lengths lengths) {
   SegmentUnits units;
-  if (lengths.qo_len <= 0) return units;
+  const std::int64_t rows = static_cast<std::int64_t>(lengths.qo_len) * shape.group_size;
+  if (rows <= policy.over_rows || rows > policy.up_to_rows) return units;
   const bool all_heads =
       static_cast<std::int64_t>(lengths.qo_len) * shape.num_qo_heads <= policy.all_heads_rows;
   units.kv_heads = all_heads ? shape.num_kv_heads : policy.heads_abreast;
   units.head_units = shape.num_kv_heads / units.kv_heads;
-  units.are_large = has_large_units(policy, shape, lengths);
-  units.tokens_per_tile =
-      all_heads
-          ? lengths.qo_len
-          : tokens_per_tile(units.are_large ? policy.large.tile_rows : policy.tile_rows, shape);
+  units.tokens_per_tile = all_heads ? lengths.qo_len : tokens_per_tile(policy.tile_rows, shape);
   units.q_tiles = (lengths.qo_len - 1) / units.tokens_per_tile + 1;
   return units;
 }
@@ -328,62 +350,71 @@ QUIRE_HOST_DEVICE inline std::int64_t cost_of(const TilePolicy& policy,
   return units.head_units * detail::UnitLine(policy, shape, segment, units).cost();
 }
 
-/// Ranges in use for a batch of `total_cost`: as many as pay, and never so many that two cuts could
+/// Ranges in use for a line of `total_cost`: as many as pay, and never so many that two cuts could
 /// fall into one tile.
 QUIRE_HOST_DEVICE inline std::int32_t ranges_for(const TilePolicy& policy,
                                                  const core::ProblemShape& shape,
                                                  std::int64_t total_cost) {
   if (total_cost == 0) return 0;
-  const std::int64_t share =
+  const std::int64_t least =
       detail::max_of(policy.min_range_cost, max_cost_of_kv_tile(policy, shape));
-  return static_cast<std::int32_t>(detail::max_of<std::int64_t>(
-      1, detail::min_of<std::int64_t>(policy.num_ranges, total_cost / share)));
+  const std::int64_t that_pay = detail::quotient(total_cost, least);
+  const bool is_much = that_pay >= std::int64_t{policy.ranges_in_turn} * policy.num_ranges;
+  const std::int32_t most =
+      is_much ? policy.num_ranges : detail::max_of(1, policy.num_ranges / policy.ranges_in_turn);
+  return static_cast<std::int32_t>(
+      detail::max_of<std::int64_t>(1, detail::min_of<std::int64_t>(most, that_pay)));
 }
 
 /// What `segment_of` is given.
 QUIRE_HOST_DEVICE inline const StoredSegment* segments_of(const ScheduleView& schedule) {
-  return schedule.header->num_prefixes > 0 ? schedule.segments : nullptr;
+  return schedule.header->overview.num_prefixes > 0 ? schedule.segments : nullptr;
 }
 
-QUIRE_HOST_DEVICE inline PlacedCut place_cut(const TilePolicy& policy,
-                                             const core::ProblemShape& shape,
-                                             const core::BatchArrays& batch, ScheduleView schedule,
+QUIRE_HOST_DEVICE inline PlacedCut place_cut(const Policy& policy, const core::ProblemShape& shape,
+                                             const core::BatchArrays& batch,
+                                             const ScheduleView& schedule, int line,
                                              std::int32_t index) {
   const Header& header = *schedule.header;
+  const TilePolicy& tiles = policy.lines[line];
+  const std::int64_t* const cost_before = schedule.lines[line].cost_before;
+  const std::int64_t total_cost = header.total_cost[line];
+  const auto segment_at = [&](std::int64_t cost) {
+    return detail::segment_at(cost_before, header.num_segments, cost);
+  };
   PlacedCut placed;
   Cut& cut = placed.cut;
-  if (index >= header.num_ranges) {
-    // After the last segment with queries: nobody walks over the empty ones behind it.
-    cut.segment =
-        header.total_cost == 0 ? 0 : detail::segment_at(schedule, header.total_cost - 1) + 1;
+  if (index >= header.overview.num_ranges[line]) {
+    // After the last segment that has units: nobody walks over the others behind it.
+    cut.segment = total_cost == 0 ? 0 : segment_at(total_cost - 1) + 1;
     return placed;
   }
-  const detail::EqualCuts cuts(header);
+  const detail::EqualCuts cuts(total_cost, header.overview.num_ranges[line]);
   const std::int64_t cost = cuts.at(index);
-  cut.segment = detail::segment_at(schedule, cost);
-  std::int64_t begin = schedule.cost_before[cut.segment];
+  cut.segment = segment_at(cost);
+  std::int64_t begin = cost_before[cut.segment];
   const StoredSegment* const segments = segments_of(schedule);
   placed.segment = segment_of(shape, batch, segments, cut.segment);
-  const SegmentUnits units = units_of(policy, shape, placed.segment.lengths);
-  const detail::UnitLine line(policy, shape, placed.segment, units);
+  const SegmentUnits units = units_of(tiles, shape, placed.segment.lengths);
+  const detail::UnitLine unit_line(tiles, shape, placed.segment, units);
   const std::int64_t head_unit_cost =
-      (schedule.cost_before[cut.segment + 1] - begin) / units.head_units;
-  cut.head_unit = static_cast<std::int32_t>((cost - begin) / head_unit_cost);
+      detail::quotient(cost_before[cut.segment + 1] - begin, units.head_units);
+  cut.head_unit = static_cast<std::int32_t>(detail::quotient(cost - begin, head_unit_cost));
   begin += cut.head_unit * head_unit_cost;
-  cut.q_tile = line.q_tile_at(cost - begin);
-  begin += line.cost_before(cut.q_tile);
-  cut.kv_tile = line.snap(cut.q_tile, cost - begin);
+  cut.q_tile = unit_line.q_tile_at(cost - begin);
+  begin += unit_line.cost_before(cut.q_tile);
+  cut.kv_tile = unit_line.snap(cut.q_tile, cost - begin);
   if (cut.kv_tile == 0) return placed;
-  if (cut.kv_tile < line.kv_tiles(cut.q_tile)) {
-    placed.split = detail::split_unit(schedule, cuts, line, cut.q_tile, begin);
+  if (cut.kv_tile < unit_line.kv_tiles(cut.q_tile)) {
+    placed.split = detail::split_unit(cuts, unit_line, cut.q_tile, begin);
     return placed;
   }
   const std::int32_t before = cut.segment;
   cut = detail::after_unit(units, cut);
   if (cut.segment == before) return placed;
   // Ranges start at units, so step over the segments that have none.
-  if (schedule.cost_before[cut.segment] < header.total_cost) {
-    cut.segment = detail::segment_at(schedule, schedule.cost_before[cut.segment]);
+  if (cost_before[cut.segment] < total_cost) {
+    cut.segment = segment_at(cost_before[cut.segment]);
     placed.segment = segment_of(shape, batch, segments, cut.segment);
   }
   return placed;
@@ -392,7 +423,7 @@ QUIRE_HOST_DEVICE inline PlacedCut place_cut(const TilePolicy& policy,
 namespace detail {
 
 /// A hash of all that a schedule depends on, one number after another (FNV-1a over words).
-inline std::uint64_t digest_of(const TilePolicy& policy, const core::ProblemShape& shape,
+inline std::uint64_t digest_of(const Policy& policy, const core::ProblemShape& shape,
                                const core::BatchArrays& batch) {
   std::uint64_t digest = 0xcbf2'9ce4'8422'2325U;
   const auto add = [&](std::int64_t value) {
@@ -400,17 +431,20 @@ inline std::uint64_t digest_of(const TilePolicy& policy, const core::ProblemShap
     digest = (digest ^ static_cast<std::uint64_t>(value)) * kPrime;
     digest ^= digest >> 32;
   };
+  for (const TilePolicy& line : policy.lines) {
+    for (const std::int64_t value :
+         {std::int64_t{line.over_rows}, std::int64_t{line.up_to_rows},
+          std::int64_t{line.keys_per_tile}, std::int64_t{line.tile_rows},
+          std::int64_t{line.all_heads_rows}, std::int64_t{line.num_ranges},
+          std::int64_t{line.heads_abreast}, std::int64_t{line.min_split_tiles},
+          std::int64_t{line.cost_of_unit}, std::int64_t{line.cost_of_tile},
+          std::int64_t{line.cost_of_row}, line.min_range_cost, std::int64_t{line.ranges_in_turn}}) {
+      add(value);
+    }
+  }
   for (const std::int64_t value :
-       {std::int64_t{policy.keys_per_tile}, std::int64_t{policy.tile_rows},
-        std::int64_t{policy.all_heads_rows}, std::int64_t{policy.num_ranges},
-        std::int64_t{policy.heads_abreast}, std::int64_t{policy.min_split_tiles},
-        std::int64_t{policy.cost_of_unit}, std::int64_t{policy.cost_of_tile},
-        std::int64_t{policy.cost_of_row}, policy.min_range_cost,
-        std::int64_t{policy.large.over_rows}, std::int64_t{policy.large.tile_rows},
-        std::int64_t{policy.large.min_split_tiles}, std::int64_t{policy.large.cost_of_unit},
-        std::int64_t{policy.large.cost_of_tile}, std::int64_t{shape.num_kv_heads},
-        std::int64_t{shape.group_size}, static_cast<std::int64_t>(shape.mask),
-        std::int64_t{shape.window_left}}) {
+       {std::int64_t{shape.num_kv_heads}, std::int64_t{shape.group_size},
+        static_cast<std::int64_t>(shape.mask), std::int64_t{shape.window_left}}) {
     add(value);
   }
   for (std::int32_t seq = 0; seq < batch.num_seqs; ++seq) {
@@ -423,42 +457,62 @@ inline std::uint64_t digest_of(const TilePolicy& policy, const core::ProblemShap
 
 }  // namespace detail
 
-inline void build(const TilePolicy& policy, const core::ProblemShape& shape,
+namespace detail {
+
+/// Running costs of a line, and how many ranges it falls into.
+inline void measure_line(const Policy& policy, const core::ProblemShape& shape,
+                         const core::BatchArrays& batch, const ScheduleView& schedule, int line) {
+  const TilePolicy& tiles = policy.lines[line];
+  Header& header = *schedule.header;
+  std::int64_t* const cost_before = schedule.lines[line].cost_before;
+  std::int64_t cost = 0;
+  for (std::int32_t index = 0; index < header.num_segments; ++index) {
+    cost_before[index] = cost;
+    const Segment segment = segment_of(shape, batch, segments_of(schedule), index);
+    cost += cost_of(tiles, shape, segment, units_of(tiles, shape, segment.lengths));
+  }
+  cost_before[header.num_segments] = cost;
+  header.overview.num_ranges[line] = ranges_for(tiles, shape, cost);
+  header.total_cost[line] = cost;
+}
+
+inline void cut_line(const Policy& policy, const core::ProblemShape& shape,
+                     const core::BatchArrays& batch, const ScheduleView& schedule, int line) {
+  const TilePolicy& tiles = policy.lines[line];
+  const LineView& view = schedule.lines[line];
+  PlacedCut begin = place_cut(policy, shape, batch, schedule, line, 0);
+  for (std::int32_t index = 0; index < tiles.num_ranges; ++index) {
+    const PlacedCut end = place_cut(policy, shape, batch, schedule, line, index + 1);
+    view.ranges[index] =
+        make_range(tiles, shape, batch, *schedule.header, segments_of(schedule), begin, end, index);
+    begin = end;
+  }
+  for (std::int32_t i = 0; i < tiles.num_ranges * tiles.heads_abreast; ++i) view.arrivals[i] = 0;
+}
+
+}  // namespace detail
+
+inline void build(const Policy& policy, const core::ProblemShape& shape,
                   const core::BatchArrays& batch, ScheduleView schedule) {
   Header& header = *schedule.header;
   header = Header{};
   header.num_seqs = batch.num_seqs;
   header.num_segments = batch.num_seqs;
-  if (policy.prefixes.max_states > 0) find_prefixes(policy, shape, batch, schedule);
-  const StoredSegment* const segments = segments_of(schedule);
-  std::int64_t cost = 0;
-  std::int32_t large = 0;
-  for (std::int32_t index = 0; index < header.num_segments; ++index) {
-    schedule.cost_before[index] = cost;
-    schedule.large_before[index] = large;
-    const Segment segment = segment_of(shape, batch, segments, index);
-    const SegmentUnits units = units_of(policy, shape, segment.lengths);
-    cost += cost_of(policy, shape, segment, units);
-    large += static_cast<std::int32_t>(units.are_large);
-  }
-  schedule.cost_before[header.num_segments] = cost;
-  schedule.large_before[header.num_segments] = large;
-  header.num_ranges = ranges_for(policy, shape, cost);
-  header.total_cost = cost;
+  header.overview.num_queries = batch.num_seqs > 0 ? batch.qo_indptr[batch.num_seqs] : 0;
   header.digest = detail::digest_of(policy, shape, batch);
-  PlacedCut begin = place_cut(policy, shape, batch, schedule, 0);
-  for (std::int32_t index = 0; index < policy.num_ranges; ++index) {
-    const PlacedCut end = place_cut(policy, shape, batch, schedule, index + 1);
-    schedule.ranges[index] = make_range(policy, shape, batch, schedule, begin, end, index);
-    for (std::int32_t head = 0; head < policy.heads_abreast; ++head) {
-      schedule.arrivals[index * policy.heads_abreast + head] = 0;
-    }
-    begin = end;
+  if (policy.prefixes.max_states > 0) find_prefixes(policy, shape, batch, schedule);
+  const bool has_large = policy.lines[kLargeUnits].num_ranges > 0;
+  const int num_lines = has_large ? kLines : 1;
+  for (int line = 0; line < num_lines; ++line) {
+    detail::measure_line(policy, shape, batch, schedule, line);
+  }
+  for (int line = 0; line < num_lines; ++line) {
+    detail::cut_line(policy, shape, batch, schedule, line);
   }
 }
 
-inline bool describes(ScheduleView schedule, const TilePolicy& policy,
-                      const core::ProblemShape& shape, const core::BatchArrays& batch) {
+inline bool describes(ScheduleView schedule, const Policy& policy, const core::ProblemShape& shape,
+                      const core::BatchArrays& batch) {
   return schedule.header->num_seqs == batch.num_seqs &&
          schedule.header->digest == detail::digest_of(policy, shape, batch);
 }
@@ -475,11 +529,13 @@ QUIRE_HOST_DEVICE inline WorkCursor::WorkCursor(const TilePolicy& policy,
       range_(range),
       index_(index) {}
 
-QUIRE_HOST_DEVICE inline WorkCursor::WorkCursor(const TilePolicy& policy,
+QUIRE_HOST_DEVICE inline WorkCursor::WorkCursor(const Policy& policy,
                                                 const core::ProblemShape& shape,
                                                 const core::BatchArrays& batch,
-                                                ScheduleView schedule, std::int32_t index)
-    : WorkCursor(policy, shape, batch, segments_of(schedule), schedule.ranges[index], index) {}
+                                                const ScheduleView& schedule, int line,
+                                                std::int32_t index)
+    : WorkCursor(policy.lines[line], shape, batch, segments_of(schedule),
+                 schedule.lines[line].ranges[index], index) {}
 
 QUIRE_HOST_DEVICE inline bool WorkCursor::next(WorkItem& item) {
   Lengths lengths;
@@ -561,12 +617,11 @@ QUIRE_HOST_DEVICE inline bool WorkCursor::next_of_rest(WorkItem& item) {
 }
 
 QUIRE_HOST_DEVICE inline Range make_range(const TilePolicy& policy, const core::ProblemShape& shape,
-                                          const core::BatchArrays& batch,
-                                          const ScheduleView& schedule, const PlacedCut& begin,
+                                          const core::BatchArrays& batch, const Header& header,
+                                          const StoredSegment* segments, const PlacedCut& begin,
                                           const PlacedCut& end, std::int32_t index) {
   Range range;
-  const StoredSegment* const segments = segments_of(schedule);
-  range.has_prefixes = static_cast<std::int32_t>(segments != nullptr);
+  range.overview = header.overview;
   range.first_lengths = begin.segment.lengths;
   range.rest = begin;
   range.end = end;
@@ -574,12 +629,6 @@ QUIRE_HOST_DEVICE inline Range make_range(const TilePolicy& policy, const core::
   cursor.begin_rest();
   WorkItem first;
   if (!cursor.next_of_rest(first)) return range;
-  // Segments that the range may touch: up to the one that the end lies in, or before.
-  const bool ends_inside = end.cut.kv_tile > 0 || end.cut.q_tile > 0 || end.cut.head_unit > 0;
-  const std::int32_t last = end.cut.segment + static_cast<std::int32_t>(ends_inside);
-  const std::int32_t large = schedule.large_before[last] - schedule.large_before[begin.cut.segment];
-  range.has_large_units = static_cast<std::int32_t>(large > 0);
-  range.has_small_units = static_cast<std::int32_t>(large < last - begin.cut.segment);
   range.first = first;
   range.first_queries = queries_of(batch, segments, begin.cut.segment);
   range.rest = cursor.at_;

@@ -45,6 +45,7 @@ struct QueryPlace {
 
   std::int32_t first = 0;       ///< row of q; of queries that leave states: place among the listed
   std::int32_t state = kFinal;  ///< of its result; kFinal: o and lse
+  std::int32_t level = 0;       ///< of the shared prefix that states are of, or `kOwnLevel`
 };
 
 /// A run of keys that lie at equal strides: `tokens` keys from token `token` of page `page`.

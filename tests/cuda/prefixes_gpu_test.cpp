@@ -54,9 +54,10 @@ Said said_by(const PageForest& forest, schedule::ScheduleView view) {
   Said said{*view.header, {}};
   said.header.digest = 0;
   const schedule::Header& header = said.header;
-  take(said, view.cost_before, header.num_segments + 1);
-  take(said, view.ranges, forest.policy.num_ranges);
-  if (header.num_prefixes == 0) return said;
+  for (int line = 0; line < schedule::kLines; ++line) {
+    take(said, view.lines[line].ranges, forest.policy.lines[line].num_ranges);
+  }
+  if (header.overview.num_prefixes == 0) return said;
   take(said, view.segments, header.num_segments);
   take(said, view.listed, header.num_listed);
   take(said, view.listed_arrivals, std::int64_t{header.num_listed} * forest.shape.num_kv_heads);
@@ -69,7 +70,7 @@ void expect_host_schedule(const PageForest& forest, std::size_t near_bytes, int&
   const schedule::ScheduleView host =
       schedule::view_of(forest.policy, forest.num_seqs(), of_host.data());
   schedule::build(forest.policy, forest.shape, forest.arrays(), host);
-  with_prefixes += static_cast<int>(host.header->num_prefixes > 0);
+  with_prefixes += static_cast<int>(host.header->overview.num_prefixes > 0);
 
   const testing::Stream stream;
   const DeviceCopy<std::int32_t> qo_indptr(forest.qo_indptr, stream);
@@ -92,11 +93,14 @@ void expect_host_schedule(const PageForest& forest, std::size_t near_bytes, int&
   const Said expected = said_by(forest, host);
   const Said got =
       said_by(forest, schedule::view_of(forest.policy, forest.num_seqs(), of_device.data()));
-  ASSERT_EQ(got.header.num_prefixes, expected.header.num_prefixes);
+  ASSERT_EQ(got.header.overview.num_prefixes, expected.header.overview.num_prefixes);
   ASSERT_EQ(got.header.num_segments, expected.header.num_segments);
   ASSERT_EQ(got.header.num_listed, expected.header.num_listed);
   ASSERT_EQ(got.header.levels, expected.header.levels);
-  ASSERT_EQ(got.header.total_cost, expected.header.total_cost);
+  for (int line = 0; line < schedule::kLines; ++line) {
+    ASSERT_EQ(got.header.overview.num_ranges[line], expected.header.overview.num_ranges[line]);
+    ASSERT_EQ(got.header.total_cost[line], expected.header.total_cost[line]);
+  }
   ASSERT_EQ(got.bytes, expected.bytes);
 }
 
@@ -232,7 +236,7 @@ TEST(GpuPrefixes, GiveTheSameBitsInEveryRunAndAgreeWithUnsharedWithinRounding) {
   const DeviceWorkspaces others(without.workspace_sizes(), batch.stream);
   ASSERT_TRUE(batch.launch(without, others).ok());
   EXPECT_NE(batch.result_bytes(), expected);
-  EXPECT_EQ(header_of(others, batch.stream).num_prefixes, 0);
+  EXPECT_EQ(header_of(others, batch.stream).overview.num_prefixes, 0);
   expect_matches(host, oracle_of(host));
 }
 
@@ -260,7 +264,7 @@ TEST(GpuPrefixes, FollowTablesThatChangeUnderACapturedGraph) {
     testing::require(cudaGraphLaunch(instance, batch.stream.get()));
     batch.download_into(host);
     const bool shares = options.shared_pages > 0;
-    EXPECT_EQ(header_of(workspaces, batch.stream).num_prefixes > 0, shares);
+    EXPECT_EQ(header_of(workspaces, batch.stream).overview.num_prefixes > 0, shares);
     expect_matches(host, oracle_of(host));
   }
   cudaGraphExecDestroy(instance);

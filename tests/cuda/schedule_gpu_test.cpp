@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <memory>
 #include <numeric>
@@ -65,7 +66,7 @@ struct Lengths {
 };
 
 struct Case {
-  schedule::TilePolicy policy;
+  schedule::Policy policy;
   core::ProblemShape shape;
   Lengths lengths;
 };
@@ -118,6 +119,20 @@ Lengths random_lengths(Random& random, std::int32_t page_size) {
   return lengths;
 }
 
+schedule::TilePolicy random_line(Random& random, const core::ProblemShape& shape) {
+  schedule::TilePolicy policy;
+  policy.keys_per_tile = random.one_of({1, 16, 64, 100});
+  policy.tile_rows = random.one_of({1, 16, 64, 128});
+  policy.num_ranges = random.one_of({1, 2, 13, 132, 264, 2000});
+  policy.heads_abreast = std::gcd(shape.num_kv_heads, random.one_of({1, 2, 4, 8}));
+  policy.min_split_tiles = random.in(1, 8);
+  policy.cost_of_unit = random.in(1, 40);
+  policy.cost_of_tile = random.in(0, 40);
+  policy.cost_of_row = random.in(1, 3);
+  policy.min_range_cost = random.one_of({1, 1000, 100000});
+  return policy;
+}
+
 Case random_case(unsigned seed) {
   Random random(seed);
   Case result;
@@ -128,22 +143,14 @@ Case random_case(unsigned seed) {
   shape.page_size = random.one_of({1, 16, 24, 64});
   shape.mask = random.one_of({Mask::kNone, Mask::kCausal, Mask::kTree, Mask::kFull});
   shape.window_left = random.one_of({-1, -1, 0, 100, 4000});
-  schedule::TilePolicy& policy = result.policy;
-  policy.keys_per_tile = random.one_of({1, 16, 64, 100});
-  policy.tile_rows = random.one_of({1, 16, 64, 128});
-  policy.all_heads_rows = random.one_of({0, 16, 64});
-  policy.num_ranges = random.one_of({1, 2, 13, 132, 264, 2000});
-  policy.heads_abreast = std::gcd(shape.num_kv_heads, random.one_of({1, 2, 4, 8}));
-  policy.min_split_tiles = random.in(1, 4);
-  policy.cost_of_unit = random.in(1, 40);
-  policy.cost_of_tile = random.in(0, 40);
-  policy.cost_of_row = random.in(1, 3);
-  policy.min_range_cost = random.one_of({1, 1000, 100000});
-  policy.large.over_rows = random.one_of({INT32_MAX, 0, 64, 1000});
-  policy.large.tile_rows = random.one_of({64, 128});
-  policy.large.min_split_tiles = random.in(1, 8);
-  policy.large.cost_of_unit = random.in(1, 40);
-  policy.large.cost_of_tile = random.in(1, 40);
+  result.policy = schedule::Policy(random_line(random, shape));
+  schedule::TilePolicy& small = result.policy.lines[schedule::kSmallUnits];
+  small.all_heads_rows = random.one_of({0, 16, 64});
+  if (random.in(0, 2) > 0) {
+    schedule::TilePolicy& large = result.policy.lines[schedule::kLargeUnits];
+    large = random_line(random, shape);
+    large.over_rows = small.up_to_rows = random.one_of({0, 64, 1000});
+  }
   result.lengths = random_lengths(random, shape.page_size);
   return result;
 }
@@ -151,9 +158,8 @@ Case random_case(unsigned seed) {
 /// What a schedule holds once made, and the work that its ranges find.
 struct Made {
   std::int32_t num_seqs = 0;
-  std::int32_t num_ranges = 0;
-  std::int64_t total_cost = 0;
-  std::vector<std::int64_t> cost_before;
+  std::vector<std::int32_t> num_ranges;
+  std::vector<std::int64_t> total_cost;
   std::vector<std::byte> ranges;  // int32 members only, so no padding
   std::vector<std::uint32_t> arrivals;
 };
@@ -164,16 +170,20 @@ std::size_t bytes_of(const Case& test) {
 }
 
 Made read(const Case& test, schedule::ScheduleView view) {
-  const std::size_t num_seqs = test.lengths.qo_indptr.size() - 1;
-  const auto num_ranges = static_cast<std::size_t>(test.policy.num_ranges);
-  const auto heads_abreast = static_cast<std::size_t>(test.policy.heads_abreast);
-  const auto* const ranges = reinterpret_cast<const std::byte*>(view.ranges);
-  return {view.header->num_seqs,
-          view.header->num_ranges,
-          view.header->total_cost,
-          std::vector<std::int64_t>(view.cost_before, view.cost_before + num_seqs + 1),
-          std::vector<std::byte>(ranges, ranges + num_ranges * sizeof(schedule::Range)),
-          std::vector<std::uint32_t>(view.arrivals, view.arrivals + num_ranges * heads_abreast)};
+  Made made;
+  made.num_seqs = view.header->num_seqs;
+  for (int line = 0; line < schedule::kLines; ++line) {
+    made.num_ranges.push_back(view.header->overview.num_ranges[line]);
+    made.total_cost.push_back(view.header->total_cost[line]);
+    const schedule::TilePolicy& policy = test.policy.lines[line];
+    const auto num_ranges = static_cast<std::size_t>(policy.num_ranges);
+    const std::size_t counters = num_ranges * static_cast<std::size_t>(policy.heads_abreast);
+    const schedule::LineView& of = view.lines[line];
+    const auto* const ranges = reinterpret_cast<const std::byte*>(of.ranges);
+    made.ranges.insert(made.ranges.end(), ranges, ranges + num_ranges * sizeof(schedule::Range));
+    made.arrivals.insert(made.arrivals.end(), of.arrivals, of.arrivals + counters);
+  }
+  return made;
 }
 
 /// `Batch` over arrays that lie wherever `address_of` says.
@@ -193,12 +203,12 @@ core::BatchArrays arrays_of(const Lengths& lengths, AddressOf address_of) {
   return batch;
 }
 
-/// The host's schedule and all work items, by range.
+/// The host's schedule and all work items, by line and range.
 struct HostWork {
   std::vector<std::byte> workspace;
   Made made;
-  std::vector<std::int32_t> item_begin = {0};
-  std::vector<schedule::WorkItem> items;
+  std::array<std::vector<std::int32_t>, schedule::kLines> item_begin;
+  std::array<std::vector<schedule::WorkItem>, schedule::kLines> items;
 };
 
 HostWork host_work(const Case& test) {
@@ -210,11 +220,15 @@ HostWork host_work(const Case& test) {
       schedule::view_of(test.policy, batch.num_seqs, work.workspace.data());
   schedule::build(test.policy, test.shape, batch, view);
   work.made = read(test, view);
-  for (std::int32_t range = 0; range < test.policy.num_ranges; ++range) {
-    schedule::WorkCursor cursor(test.policy, test.shape, batch, view, range);
-    schedule::WorkItem item;
-    while (cursor.next(item)) work.items.push_back(item);
-    work.item_begin.push_back(static_cast<std::int32_t>(work.items.size()));
+  for (int line = 0; line < schedule::kLines; ++line) {
+    const auto at = static_cast<std::size_t>(line);
+    work.item_begin[at] = {0};
+    for (std::int32_t range = 0; range < test.policy.lines[line].num_ranges; ++range) {
+      schedule::WorkCursor cursor(test.policy, test.shape, batch, view, line, range);
+      schedule::WorkItem item;
+      while (cursor.next(item)) work.items[at].push_back(item);
+      work.item_begin[at].push_back(static_cast<std::int32_t>(work.items[at].size()));
+    }
   }
   return work;
 }
@@ -225,17 +239,21 @@ bool same(const schedule::WorkItem& a, const schedule::WorkItem& b) {
 
 void expect_same_work(const Case& test, const HostWork& host, const core::BatchArrays& batch,
                       schedule::ScheduleView view) {
-  const DeviceArray<std::int32_t> item_begin(host.item_begin);
-  const DeviceArray<schedule::WorkItem> items(host.items.size());
-  const DeviceArray<std::int32_t> num_items(static_cast<std::size_t>(test.policy.num_ranges));
-  require(testing::launch_walk(test.policy, test.shape, batch, view,
-                               {item_begin.data(), items.data(), num_items.data()}));
-  const std::vector<std::int32_t> found = num_items.to_host();
-  for (std::size_t range = 0; range < found.size(); ++range) {
-    ASSERT_EQ(found[range], host.item_begin[range + 1] - host.item_begin[range])
-        << "range " << range;
+  for (int line = 0; line < schedule::kLines; ++line) {
+    if (test.policy.lines[line].num_ranges == 0) continue;
+    const std::vector<std::int32_t>& begins = host.item_begin.at(static_cast<std::size_t>(line));
+    const std::vector<schedule::WorkItem>& expected = host.items.at(static_cast<std::size_t>(line));
+    const DeviceArray<std::int32_t> item_begin(begins);
+    const DeviceArray<schedule::WorkItem> items(expected.size());
+    const DeviceArray<std::int32_t> num_items(begins.size() - 1);
+    require(testing::launch_walk(test.policy, test.shape, batch, view, line,
+                                 {item_begin.data(), items.data(), num_items.data()}));
+    const std::vector<std::int32_t> found = num_items.to_host();
+    for (std::size_t range = 0; range < found.size(); ++range) {
+      ASSERT_EQ(found[range], begins[range + 1] - begins[range]) << "range " << range;
+    }
+    EXPECT_TRUE(std::ranges::equal(items.to_host(), expected, same));
   }
-  EXPECT_TRUE(std::ranges::equal(items.to_host(), host.items, same));
 }
 
 /// Makes the schedule on the device and compares everything with the host's.
@@ -257,7 +275,6 @@ void expect_same_schedule(const Case& test) {
   EXPECT_EQ(made.num_seqs, host.made.num_seqs);
   EXPECT_EQ(made.num_ranges, host.made.num_ranges);
   EXPECT_EQ(made.total_cost, host.made.total_cost);
-  EXPECT_EQ(made.cost_before, host.made.cost_before);
   EXPECT_EQ(made.ranges, host.made.ranges);
   EXPECT_EQ(made.arrivals, host.made.arrivals);
   EXPECT_THAT(made.arrivals, ::testing::Each(0U));
@@ -280,10 +297,13 @@ TEST(ScheduleOnTheDevice, CountsCostsBeyond32Bits) {
     test.lengths.qo_indptr.push_back(test.lengths.qo_indptr.back() + 10'000);
     test.lengths.kv_len.push_back(1'000'000);
   }
-  test.policy.keys_per_tile = 1;
-  test.policy.num_ranges = 132;
-  test.policy.tile_rows = 64;
-  EXPECT_GT(host_work(test).made.total_cost, std::int64_t{1} << 32);
+  schedule::TilePolicy& policy = test.policy.lines[schedule::kSmallUnits];
+  test.policy = schedule::Policy(policy);
+  policy.up_to_rows = INT32_MAX;
+  policy.keys_per_tile = 1;
+  policy.num_ranges = 132;
+  policy.tile_rows = 64;
+  EXPECT_GT(host_work(test).made.total_cost.front(), std::int64_t{1} << 32);
   expect_same_schedule(test);
 }
 
@@ -329,8 +349,8 @@ TEST(ScheduleOnTheDevice, MayBeCapturedAndReplayedForOtherLengths) {
   require(cudaGraphLaunch(executable, stream));
   require(cudaStreamSynchronize(stream));
   std::vector<std::byte> copy = workspace.to_host();
-  EXPECT_EQ(read(test, schedule::view_of(test.policy, 3, copy.data())).cost_before,
-            host_work(test).made.cost_before);
+  EXPECT_EQ(read(test, schedule::view_of(test.policy, 3, copy.data())).ranges,
+            host_work(test).made.ranges);
   require(cudaGraphExecDestroy(executable));
   require(cudaGraphDestroy(graph));
   require(cudaStreamDestroy(stream));

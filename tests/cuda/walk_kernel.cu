@@ -7,20 +7,21 @@ namespace {
 constexpr int kThreads = 128;
 
 struct Arguments {
-  schedule::TilePolicy policy;
+  schedule::Policy policy;
   core::ProblemShape shape;
   core::BatchArrays batch;
   schedule::ScheduleView schedule;
+  int line;
   Walk walk;
 };
 
 __global__ void walk_kernel(const __grid_constant__ Arguments arguments) {
   const auto range = static_cast<std::int32_t>(blockIdx.x * blockDim.x + threadIdx.x);
-  if (range >= arguments.policy.num_ranges) return;
+  if (range >= arguments.policy.lines[arguments.line].num_ranges) return;
   const Walk& walk = arguments.walk;
   const std::int32_t room = walk.item_begin[range + 1] - walk.item_begin[range];
   schedule::WorkCursor cursor(arguments.policy, arguments.shape, arguments.batch,
-                              arguments.schedule, range);
+                              arguments.schedule, arguments.line, range);
   schedule::WorkItem item;
   std::int32_t found = 0;
   for (; cursor.next(item); ++found) {
@@ -31,11 +32,11 @@ __global__ void walk_kernel(const __grid_constant__ Arguments arguments) {
 
 }  // namespace
 
-cudaError_t launch_walk(const schedule::TilePolicy& policy, const core::ProblemShape& shape,
-                        const core::BatchArrays& batch, schedule::ScheduleView schedule,
+cudaError_t launch_walk(const schedule::Policy& policy, const core::ProblemShape& shape,
+                        const core::BatchArrays& batch, schedule::ScheduleView schedule, int line,
                         const Walk& walk) noexcept {
-  const int blocks = (policy.num_ranges + kThreads - 1) / kThreads;
-  walk_kernel<<<blocks, kThreads>>>(Arguments{policy, shape, batch, schedule, walk});
+  const int blocks = (policy.lines[line].num_ranges + kThreads - 1) / kThreads;
+  walk_kernel<<<blocks, kThreads>>>(Arguments{policy, shape, batch, schedule, line, walk});
   return cudaGetLastError();
 }
 

@@ -9,7 +9,7 @@
 
 namespace quire::testing {
 
-/// What the ranges of a schedule find, on the device.
+/// What the ranges of a line find, on the device.
 struct Walk {
   const std::int32_t* item_begin = nullptr;  // [num_ranges + 1]: room of each range in items
   schedule::WorkItem* items = nullptr;       // [item_begin[num_ranges]]
@@ -17,8 +17,8 @@ struct Walk {
 };
 
 /// One thread per range steps a `WorkCursor` to its end.
-cudaError_t launch_walk(const schedule::TilePolicy& policy, const core::ProblemShape& shape,
-                        const core::BatchArrays& batch, schedule::ScheduleView schedule,
+cudaError_t launch_walk(const schedule::Policy& policy, const core::ProblemShape& shape,
+                        const core::BatchArrays& batch, schedule::ScheduleView schedule, int line,
                         const Walk& walk) noexcept;
 
 }  // namespace quire::testing

@@ -30,22 +30,13 @@ class Problem {
     shape_.page_size = 16;
     shape_.mask = static_cast<Mask>(bytes_.between(0, 3));
     shape_.window_left = bytes_.once_in(2) ? bytes_.take<std::uint16_t>() : -1;
-    policy_.keys_per_tile = 1 << bytes_.between(0, 8);
-    policy_.tile_rows = bytes_.between(1, 200);
-    policy_.all_heads_rows = bytes_.between(0, 100);
-    policy_.num_ranges = bytes_.between(1, 64);
-    policy_.heads_abreast = std::gcd(shape_.num_kv_heads, bytes_.between(1, 4));
-    policy_.min_split_tiles = bytes_.between(1, 6);
-    policy_.cost_of_unit = bytes_.between(1, 30);
-    policy_.cost_of_tile = bytes_.between(0, 12);
-    policy_.cost_of_row = bytes_.between(1, 4);
-    policy_.min_range_cost = bytes_.take<std::uint16_t>() + 1;
+    schedule::TilePolicy& small = policy_.lines[schedule::kSmallUnits];
+    draw_policy(small);
+    small.all_heads_rows = bytes_.between(0, 100);
     if (bytes_.once_in(2)) {
-      policy_.large.over_rows = bytes_.take<std::uint16_t>();
-      policy_.large.tile_rows = bytes_.between(1, 255);
-      policy_.large.min_split_tiles = bytes_.between(1, 9);
-      policy_.large.cost_of_unit = bytes_.between(1, 60);
-      policy_.large.cost_of_tile = bytes_.between(1, 60);
+      schedule::TilePolicy& large = policy_.lines[schedule::kLargeUnits];
+      draw_policy(large);
+      large.over_rows = small.up_to_rows = bytes_.take<std::uint16_t>();
     }
     draw_lengths();
   }
@@ -58,11 +49,13 @@ class Problem {
         schedule::view_of(policy_, batch_.num_seqs, workspace.data());
     schedule::build(policy_, shape_, batch_, view);
     std::map<Unit, std::vector<WorkItem>> units;
-    for (std::int32_t range = 0; range < policy_.num_ranges; ++range) {
-      schedule::WorkCursor cursor(policy_, shape_, batch_, view, range);
-      for (WorkItem item; cursor.next(item);) {
-        require(item.seq >= 0 && item.seq < batch_.num_seqs);
-        units[{item.seq, item.kv_head_begin, item.q_begin}].push_back(item);
+    for (int line = 0; line < schedule::kLines; ++line) {
+      for (std::int32_t range = 0; range < policy_.lines[line].num_ranges; ++range) {
+        schedule::WorkCursor cursor(policy_, shape_, batch_, view, line, range);
+        for (WorkItem item; cursor.next(item);) {
+          require(item.seq >= 0 && item.seq < batch_.num_seqs);
+          units[{item.seq, item.kv_head_begin, item.q_begin}].push_back(item);
+        }
       }
     }
     std::vector<std::int64_t> rows(seqs_.size());  // query × kv head, once each
@@ -74,6 +67,18 @@ class Problem {
   }
 
  private:
+  void draw_policy(schedule::TilePolicy& policy) {
+    policy.keys_per_tile = 1 << bytes_.between(0, 8);
+    policy.tile_rows = bytes_.between(1, 255);
+    policy.num_ranges = bytes_.between(1, 64);
+    policy.heads_abreast = std::gcd(shape_.num_kv_heads, bytes_.between(1, 4));
+    policy.min_split_tiles = bytes_.between(1, 9);
+    policy.cost_of_unit = bytes_.between(1, 60);
+    policy.cost_of_tile = bytes_.between(0, 60);
+    policy.cost_of_row = bytes_.between(1, 4);
+    policy.min_range_cost = bytes_.take<std::uint16_t>() + 1;
+  }
+
   void draw_lengths() {
     const std::int32_t count = bytes_.between(0, 8);
     qo_indptr_.push_back(0);
@@ -122,7 +127,7 @@ class Problem {
 
   Bytes bytes_;
   core::ProblemShape shape_;
-  schedule::TilePolicy policy_;
+  schedule::Policy policy_;
   core::BatchArrays batch_;
   std::vector<Lengths> seqs_;
   std::vector<std::int32_t> qo_indptr_;

@@ -15,7 +15,7 @@ namespace quire::testing {
 /// Requests whose tables grow out of each other, with what a schedule needs to know of them.
 struct PageForest {
   core::ProblemShape shape;
-  schedule::TilePolicy policy;
+  schedule::Policy policy;
   std::vector<std::int32_t> qo_indptr = {0};
   std::vector<std::int32_t> kv_len;
   std::vector<std::int32_t> page_table;  // [num_seqs, width]
@@ -55,17 +55,27 @@ struct PageForest {
 };
 
 /// A policy as GPUs have it, with which sharing pays soon.
-inline schedule::TilePolicy sharing_policy(std::int32_t num_kv_heads, std::int32_t heads_abreast) {
-  schedule::TilePolicy policy;
-  policy.keys_per_tile = 8;
-  policy.tile_rows = 32;
-  policy.num_ranges = 13;
-  policy.heads_abreast = heads_abreast;
-  policy.min_split_tiles = 1;
-  policy.cost_of_unit = 1;
-  policy.cost_of_tile = 1;
-  policy.cost_of_row = 0;
-  policy.large = {64, 128, 2, 6, 1};
+inline schedule::Policy sharing_policy(std::int32_t num_kv_heads, std::int32_t heads_abreast) {
+  schedule::TilePolicy small;
+  small.up_to_rows = 64;
+  small.keys_per_tile = 8;
+  small.tile_rows = 32;
+  small.num_ranges = 13;
+  small.heads_abreast = heads_abreast;
+  small.min_split_tiles = 1;
+  small.cost_of_unit = 1;
+  small.cost_of_tile = 1;
+  small.cost_of_row = 0;
+  schedule::Policy policy(small);
+  schedule::TilePolicy& large = policy.lines[schedule::kLargeUnits];
+  large = small;
+  large.over_rows = small.up_to_rows;
+  large.up_to_rows = INT32_MAX;
+  large.keys_per_tile = 16;
+  large.tile_rows = 128;
+  large.num_ranges = 7;
+  large.cost_of_unit = 6;
+  large.cost_of_tile = 2;
   policy.prefixes = {1 << 16, num_kv_heads, 64, 64, 1};
   return policy;
 }

@@ -12,6 +12,7 @@
 #include <map>
 #include <set>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "page_forest.hpp"
@@ -34,7 +35,17 @@ struct Scheduled {
   }
 
   [[nodiscard]] std::vector<StoredSegment> prefixes() const {
-    return {view.segments, view.segments + view.header->num_prefixes};
+    return {view.segments, view.segments + view.header->overview.num_prefixes};
+  }
+  /// Of both lines.
+  [[nodiscard]] std::vector<std::pair<int, std::int32_t>> ranges() const {
+    std::vector<std::pair<int, std::int32_t>> ranges;
+    for (int line = 0; line < kLines; ++line) {
+      for (std::int32_t range = 0; range < view.header->overview.num_ranges[line]; ++range) {
+        ranges.emplace_back(line, range);
+      }
+    }
+    return ranges;
   }
 
   const PageForest& forest;
@@ -86,10 +97,12 @@ TEST(Prefixes, AreTheTreeOfTheTables) {
   for (int round = 0; round < 3000; ++round) {
     PageForest forest = random_forest(random, 40);
     // Every node saves something: a tile for all is as cheap as one for each.
-    forest.policy.keys_per_tile = 1;
-    forest.policy.tile_rows = forest.policy.large.tile_rows = 1 << 20;
-    forest.policy.large.over_rows = INT32_MAX;
-    forest.policy.cost_of_tile = 1000;
+    TilePolicy one_tile = forest.policy.lines[kSmallUnits];
+    one_tile.up_to_rows = INT32_MAX;
+    one_tile.keys_per_tile = 1;
+    one_tile.tile_rows = 1 << 20;
+    one_tile.cost_of_tile = 1000;
+    forest.policy = Policy(one_tile);
     forest.policy.prefixes = {1 << 20, forest.shape.num_kv_heads, 64, 64, 1};
     const Scheduled scheduled(forest);
     std::vector<std::int32_t> all(static_cast<std::size_t>(forest.num_seqs()));
@@ -127,12 +140,12 @@ TEST(Prefixes, LeaveEveryQueryEveryKeyOnce) {
     const PageForest forest = random_forest(random, 24);
     const Scheduled scheduled(forest);
     const Header& header = *scheduled.view.header;
-    with_prefixes += static_cast<int>(header.num_prefixes > 0);
+    with_prefixes += static_cast<int>(header.overview.num_prefixes > 0);
     // [token, kv head]: places of the keys that were attended, and states that were left.
     std::map<std::pair<std::int32_t, std::int32_t>, std::vector<Place>> attended;
     std::map<std::pair<std::int32_t, std::int32_t>, std::set<std::int32_t>> states;
-    for (std::int32_t range = 0; range < header.num_ranges; ++range) {
-      WorkCursor cursor(forest.policy, forest.shape, scheduled.batch, scheduled.view, range);
+    for (const auto& [line, range] : scheduled.ranges()) {
+      WorkCursor cursor(forest.policy, forest.shape, scheduled.batch, scheduled.view, line, range);
       WorkItem item;
       Lengths lengths;
       QueryPlace queries;
@@ -200,7 +213,8 @@ PageForest decodes(std::int32_t num_seqs, std::int32_t shared, std::int32_t own)
   forest.shape.page_size = 16;
   forest.shape.mask = Mask::kCausal;
   forest.policy = sharing_policy(8, 8);
-  forest.policy.keys_per_tile = 64;
+  forest.policy.lines[kSmallUnits].keys_per_tile = 64;
+  forest.policy.lines[kLargeUnits].keys_per_tile = 128;
   std::int32_t next = shared;
   for (std::int32_t seq = 0; seq < num_seqs; ++seq) {
     std::vector<std::int32_t> pages;
@@ -215,9 +229,9 @@ PageForest decodes(std::int32_t num_seqs, std::int32_t shared, std::int32_t own)
 
 TEST(Prefixes, AreNotMadeIfAllOfThemSaveTooLittle) {
   PageForest forest = decodes(8, 16, 4);
-  EXPECT_EQ(Scheduled(forest).view.header->num_prefixes, 1);
+  EXPECT_EQ(Scheduled(forest).view.header->overview.num_prefixes, 1);
   forest.policy.prefixes.least_gain = 1000;
-  EXPECT_EQ(Scheduled(forest).view.header->num_prefixes, 0);
+  EXPECT_EQ(Scheduled(forest).view.header->overview.num_prefixes, 0);
 }
 
 TEST(Prefixes, ThatDoNotPayBelongToThoseBelowThem) {
@@ -237,7 +251,7 @@ TEST(Prefixes, ThatDoNotPayBelongToThoseBelowThem) {
   }
   forest.finish();
   const Scheduled scheduled(forest);
-  ASSERT_EQ(scheduled.view.header->num_prefixes, 2);
+  ASSERT_EQ(scheduled.view.header->overview.num_prefixes, 2);
   for (const StoredSegment& prefix : scheduled.prefixes()) {
     EXPECT_EQ(prefix.segment.key_begin, 0);
     EXPECT_EQ(prefix.segment.key_end, 33 * 16);
@@ -249,25 +263,25 @@ TEST(Prefixes, AreNotThoseOfRequestsWithManyRowsOrWithoutEarlierKeys) {
   for (std::size_t i = 0; i < many.qo_indptr.size(); ++i) {
     many.qo_indptr[i] = static_cast<std::int32_t>(i) * 17;  // 68 rows
   }
-  EXPECT_EQ(Scheduled(many).view.header->num_prefixes, 0);
+  EXPECT_EQ(Scheduled(many).view.header->overview.num_prefixes, 0);
   PageForest fresh = decodes(4, 16, 4);
   for (std::int32_t& keys : fresh.kv_len) keys = 16;  // 15 before the query
-  EXPECT_EQ(Scheduled(fresh).view.header->num_prefixes, 0);
+  EXPECT_EQ(Scheduled(fresh).view.header->overview.num_prefixes, 0);
 }
 
 TEST(Prefixes, AreNotSearchedAmongMoreRequestsThanThePolicySays) {
   PageForest forest = decodes(30, 64, 4);
   forest.policy.prefixes.most_seqs = 30;
-  EXPECT_EQ(Scheduled(forest).view.header->num_prefixes, 1);
+  EXPECT_EQ(Scheduled(forest).view.header->overview.num_prefixes, 1);
   forest.policy.prefixes.most_seqs = 29;
-  EXPECT_EQ(Scheduled(forest).view.header->num_prefixes, 0);
+  EXPECT_EQ(Scheduled(forest).view.header->overview.num_prefixes, 0);
 }
 
 TEST(Prefixes, TakeNoMoreQueriesThanCanWait) {
   PageForest forest = decodes(30, 64, 4);
   forest.policy.prefixes.max_states = 20;
   const Scheduled scheduled(forest);
-  EXPECT_EQ(scheduled.view.header->num_prefixes, 1);
+  EXPECT_EQ(scheduled.view.header->overview.num_prefixes, 1);
   EXPECT_EQ(scheduled.view.header->num_listed, 10);
 }
 

@@ -28,7 +28,8 @@ constexpr int kRandomBatches = 1'000'000;
 /// A batch of lengths, scheduled.
 class Scheduled {
  public:
-  Scheduled(TilePolicy tile_policy, core::ProblemShape problem_shape, std::vector<Lengths> lengths)
+  Scheduled(const Policy& tile_policy, core::ProblemShape problem_shape,
+            std::vector<Lengths> lengths)
       : policy(tile_policy), shape(problem_shape), seqs(std::move(lengths)) {
     qo_indptr_.push_back(0);
     for (const Lengths& seq : seqs) {
@@ -45,14 +46,17 @@ class Scheduled {
   Scheduled(const Scheduled&) = delete;
   Scheduled& operator=(const Scheduled&) = delete;
 
-  [[nodiscard]] std::vector<WorkItem> items_of(std::int32_t range) const {
+  Scheduled(const TilePolicy& small, core::ProblemShape problem_shape, std::vector<Lengths> lengths)
+      : Scheduled(Policy(small), problem_shape, std::move(lengths)) {}
+
+  [[nodiscard]] std::vector<WorkItem> items_of(std::int32_t range, int line = kSmallUnits) const {
     std::vector<WorkItem> items;
-    WorkCursor cursor(policy, shape, batch, view, range);
+    WorkCursor cursor(policy, shape, batch, view, line, range);
     for (WorkItem item; cursor.next(item);) items.push_back(item);
     return items;
   }
 
-  TilePolicy policy;
+  Policy policy;
   core::ProblemShape shape;
   std::vector<Lengths> seqs;
   core::BatchArrays batch;
@@ -79,24 +83,28 @@ core::ProblemShape random_shape(std::mt19937& random) {
   return shape;
 }
 
-TilePolicy random_policy(std::mt19937& random, const core::ProblemShape& shape) {
+TilePolicy random_line(std::mt19937& random, const core::ProblemShape& shape) {
   TilePolicy policy;
   policy.keys_per_tile = 1 << pick(random, 2, 7);
-  policy.tile_rows = pick(random, 1, 64);
-  policy.all_heads_rows = pick(random, 0, 1) == 0 ? 0 : pick(random, 1, 64);
+  policy.tile_rows = pick(random, 1, 200);
   policy.num_ranges = pick(random, 1, 40);
   policy.heads_abreast = std::gcd(shape.num_kv_heads, pick(random, 1, 4));
-  policy.min_split_tiles = pick(random, 1, 4);
-  policy.cost_of_unit = pick(random, 1, 20);
-  policy.cost_of_tile = pick(random, 0, 10);
+  policy.min_split_tiles = pick(random, 1, 6);
+  policy.cost_of_unit = pick(random, 1, 40);
+  policy.cost_of_tile = pick(random, 0, 60);
   policy.cost_of_row = pick(random, 1, 3);
   policy.min_range_cost = pick(random, 1, 200);
+  return policy;
+}
+
+Policy random_policy(std::mt19937& random, const core::ProblemShape& shape) {
+  TilePolicy small = random_line(random, shape);
+  small.all_heads_rows = pick(random, 0, 1) == 0 ? 0 : pick(random, 1, 64);
+  Policy policy(small);
   if (pick(random, 0, 1) == 0) {
-    policy.large.over_rows = pick(random, 0, 400);
-    policy.large.tile_rows = pick(random, 1, 200);
-    policy.large.min_split_tiles = pick(random, 1, 6);
-    policy.large.cost_of_unit = pick(random, 1, 40);
-    policy.large.cost_of_tile = pick(random, 1, 60);
+    TilePolicy& large = policy.lines[kLargeUnits];
+    large = random_line(random, shape);
+    large.over_rows = policy.lines[kSmallUnits].up_to_rows = pick(random, 0, 400);
   }
   return policy;
 }
@@ -123,53 +131,47 @@ std::vector<Lengths> random_lengths(std::mt19937& random) {
   return lengths;
 }
 
-bool is_large(const Scheduled& scheduled, const WorkItem& item) {
-  return has_large_units(scheduled.policy, scheduled.shape,
-                         scheduled.seqs[static_cast<std::size_t>(item.seq)]);
-}
-
-std::int64_t cost_of_item(const Scheduled& scheduled, const WorkItem& item) {
-  const TilePolicy& policy = scheduled.policy;
+std::int64_t cost_of_item(const Scheduled& scheduled, int line, const WorkItem& item) {
+  const TilePolicy& policy = scheduled.policy.lines[line];
   const std::int64_t heads = (item.kv_head_end - item.kv_head_begin) / policy.heads_abreast;
   const std::int64_t rows = (item.q_end - item.q_begin) * heads * scheduled.shape.group_size;
   const std::int64_t tiles = item.kv_begin >= item.kv_end
                                  ? 0
                                  : (item.kv_end + policy.keys_per_tile - 1) / policy.keys_per_tile -
                                        item.kv_begin / policy.keys_per_tile;
-  if (is_large(scheduled, item)) return tiles * policy.large.cost_of_tile;
-  return tiles * (heads * policy.cost_of_tile + rows * policy.cost_of_row);
-}
-
-std::int64_t cost_of_begin(const Scheduled& scheduled, const WorkItem& item) {
-  if (item.piece > 0) return 0;
-  return is_large(scheduled, item) ? scheduled.policy.large.cost_of_unit
-                                   : scheduled.policy.cost_of_unit;
+  return tiles * (heads * policy.cost_of_tile + rows * policy.cost_of_row) +
+         (item.piece > 0 ? 0 : policy.cost_of_unit);
 }
 
 /// Gathers the items of all ranges by unit and checks that the units tile the batch.
 void expect_exact_cover(const Scheduled& scheduled, int& split_units) {
   using UnitKey = std::tuple<std::int32_t, std::int32_t, std::int32_t>;  // seq, kv head, q_begin
   std::map<UnitKey, std::vector<WorkItem>> units;
-  std::set<std::int32_t> slots;
-  std::set<std::pair<std::int32_t, UnitKey>> counters;
-  for (std::int32_t range = 0; range < scheduled.view.header->num_ranges; ++range) {
-    for (const WorkItem& item : scheduled.items_of(range)) {
-      const UnitKey key{item.seq, item.kv_head_begin, item.q_begin};
-      units[key].push_back(item);
-      if (item.num_pieces == 1) continue;
-      const std::int32_t slot = partial_slot(item.first_range, item.piece);
-      ASSERT_TRUE(slots.insert(slot).second) << "two pieces share slot " << slot;
-      ASSERT_GE(slot, 0);
-      ASSERT_LT(slot, 2 * scheduled.policy.num_ranges);
-      ASSERT_EQ(range, item.first_range + item.piece);
-      counters.insert({item.first_range, key});
+  for (int line = 0; line < kLines; ++line) {
+    std::set<std::int32_t> slots;
+    std::set<std::pair<std::int32_t, UnitKey>> counters;
+    for (std::int32_t range = 0; range < scheduled.view.header->overview.num_ranges[line];
+         ++range) {
+      for (const WorkItem& item : scheduled.items_of(range, line)) {
+        const Lengths lengths = scheduled.seqs[static_cast<std::size_t>(item.seq)];
+        ASSERT_EQ(line, line_of(scheduled.policy, scheduled.shape, lengths));
+        const UnitKey key{item.seq, item.kv_head_begin, item.q_begin};
+        units[key].push_back(item);
+        if (item.num_pieces == 1) continue;
+        const std::int32_t slot = partial_slot(item.first_range, item.piece);
+        ASSERT_TRUE(slots.insert(slot).second) << "two pieces share slot " << slot;
+        ASSERT_GE(slot, 0);
+        ASSERT_LT(slot, 2 * scheduled.policy.lines[line].num_ranges);
+        ASSERT_EQ(range, item.first_range + item.piece);
+        counters.insert({item.first_range, key});
+      }
     }
-  }
-  split_units += static_cast<int>(counters.size());
-  for (auto it = counters.begin(); it != counters.end(); ++it) {
-    const auto next = std::next(it);
-    ASSERT_TRUE(next == counters.end() || next->first != it->first)
-        << "two split units share counter " << it->first;
+    split_units += static_cast<int>(counters.size());
+    for (auto it = counters.begin(); it != counters.end(); ++it) {
+      const auto next = std::next(it);
+      ASSERT_TRUE(next == counters.end() || next->first != it->first)
+          << "two split units share counter " << it->first;
+    }
   }
 
   std::vector<std::int64_t> rows_seen(scheduled.seqs.size(), 0);  // queries × kv heads
@@ -207,70 +209,71 @@ void expect_exact_cover(const Scheduled& scheduled, int& split_units) {
 }
 
 void expect_balance(const Scheduled& scheduled) {
-  const std::int32_t ranges = scheduled.view.header->num_ranges;
-  const TilePolicy& policy = scheduled.policy;
-  const std::int64_t slack =
-      2 * (std::max(policy.cost_of_unit, policy.large.cost_of_unit) +
-           (std::max(policy.min_split_tiles, policy.large.min_split_tiles) + 1) *
-               max_cost_of_kv_tile(policy, scheduled.shape));
-  std::int64_t sum = 0;
-  for (std::int32_t range = 0; range < ranges; ++range) {
-    std::int64_t cost = 0;
-    for (const WorkItem& item : scheduled.items_of(range)) {
-      cost += cost_of_item(scheduled, item) + cost_of_begin(scheduled, item);
-    }
-    ASSERT_LE(cost, scheduled.view.header->total_cost / ranges + slack);
-    sum += cost;
-  }
-  ASSERT_EQ(sum, scheduled.view.header->total_cost);
-}
-
-TEST(Schedule, SaysOfARangeWhichUnitsItHas) {
-  std::mt19937 random(3);
-  for (int round = 0; round < 20'000; ++round) {
-    const core::ProblemShape shape = random_shape(random);
-    const TilePolicy policy = random_policy(random, shape);
-    const Scheduled scheduled(policy, shape, random_lengths(random));
-    for (std::int32_t index = 0; index < policy.num_ranges; ++index) {
-      const Range& range = scheduled.view.ranges[index];
-      for (const WorkItem& item : scheduled.items_of(index)) {
-        ASSERT_TRUE(is_large(scheduled, item) ? range.has_large_units : range.has_small_units);
+  for (int line = 0; line < kLines; ++line) {
+    const std::int32_t ranges = scheduled.view.header->overview.num_ranges[line];
+    const std::int64_t total = scheduled.view.header->total_cost[line];
+    const TilePolicy& policy = scheduled.policy.lines[line];
+    const std::int64_t slack =
+        2 * (policy.cost_of_unit +
+             (policy.min_split_tiles + 1) * max_cost_of_kv_tile(policy, scheduled.shape));
+    std::int64_t sum = 0;
+    for (std::int32_t range = 0; range < ranges; ++range) {
+      std::int64_t cost = 0;
+      for (const WorkItem& item : scheduled.items_of(range, line)) {
+        cost += cost_of_item(scheduled, line, item);
       }
+      ASSERT_LE(cost, total / ranges + slack);
+      sum += cost;
     }
+    ASSERT_EQ(sum, total);
   }
 }
 
-TEST(Schedule, DoesNotClaimUnitsThatARangeHasNot) {
-  TilePolicy policy;
-  policy.num_ranges = 4;
-  policy.large = {64, 128, 1, 6, 1};
+/// Those of up to 64 rows are small.
+Policy two_lines(const TilePolicy& like) {
+  Policy policy(like);
+  policy.lines[kSmallUnits].up_to_rows = 64;
+  TilePolicy& large = policy.lines[kLargeUnits];
+  large = like;
+  large.over_rows = 64;
+  large.tile_rows = 128;
+  return policy;
+}
+
+TEST(Schedule, HasRangesOnlyOfLinesThatHaveUnits) {
   core::ProblemShape shape;
   shape.num_kv_heads = 2;
   shape.group_size = 4;
   shape.num_qo_heads = 8;
-  const auto flags = [&](std::vector<Lengths> lengths, int range) {
-    const Scheduled scheduled(policy, shape, std::move(lengths));
-    const Range& of = scheduled.view.ranges[range];
-    return std::pair(of.has_small_units, of.has_large_units);
+  const auto ranges_of = [&](std::vector<Lengths> lengths) {
+    const Scheduled scheduled(two_lines({}), shape, std::move(lengths));
+    const Header& header = *scheduled.view.header;
+    return std::pair(header.overview.num_ranges[kSmallUnits],
+                     header.overview.num_ranges[kLargeUnits]);
   };
-  EXPECT_EQ(flags({{1, 500}, {16, 500}, {0, 70}}, 0), std::pair(1, 0));  // 64 rows are few
-  EXPECT_EQ(flags({{17, 500}, {0, 70}}, 0), std::pair(0, 1));
-  EXPECT_EQ(flags({{17, 50000}, {1, 70}}, 0), std::pair(0, 1));
-  EXPECT_EQ(flags({{0, 500}}, 0), std::pair(0, 0));
+  EXPECT_EQ(ranges_of({{1, 500}, {16, 500}, {0, 70}}), std::pair(1, 0));  // 64 rows are few
+  EXPECT_EQ(ranges_of({{17, 500}, {0, 70}}), std::pair(0, 1));
+  EXPECT_EQ(ranges_of({{17, 50000}, {1, 70}}), std::pair(1, 1));
+  EXPECT_EQ(ranges_of({{0, 500}}), std::pair(0, 0));
 }
 
 TEST(Schedule, CutsRequestsOfManyRowsIntoLargeTiles) {
-  TilePolicy policy;
-  policy.tile_rows = 32;
-  policy.large = {64, 128, 1, 6, 1};
+  TilePolicy small;
+  small.tile_rows = 32;
   core::ProblemShape shape;
   shape.num_kv_heads = 1;
   shape.group_size = 4;
   shape.num_qo_heads = 4;
-  const Scheduled scheduled(policy, shape, {{16, 100}, {40, 100}});
-  std::vector<std::int32_t> queries;
-  for (const WorkItem& item : scheduled.items_of(0)) queries.push_back(item.q_end - item.q_begin);
-  EXPECT_THAT(queries, testing::ElementsAre(8, 8, 32, 8));
+  const Scheduled scheduled(two_lines(small), shape, {{16, 100}, {40, 100}});
+  const auto queries_of = [&](int line) {
+    std::vector<std::int32_t> queries;
+    for (const WorkItem& item : scheduled.items_of(0, line)) {
+      queries.push_back(item.q_end - item.q_begin);
+    }
+    return queries;
+  };
+  EXPECT_THAT(queries_of(kSmallUnits), testing::ElementsAre(8, 8));
+  EXPECT_THAT(queries_of(kLargeUnits), testing::ElementsAre(32, 8));
 }
 
 TEST(Schedule, CoversEveryRowAndKeyExactlyOnceInRandomBatches) {
@@ -311,8 +314,10 @@ TEST(Schedule, CoversEveryVisiblePairOnceWhenCountedPairByPair) {
       const Lengths lengths = scheduled.seqs[static_cast<std::size_t>(seq)];
       std::vector<int> count(
           static_cast<std::size_t>(lengths.qo_len) * static_cast<std::size_t>(lengths.kv_len), 0);
-      for (std::int32_t range = 0; range < scheduled.view.header->num_ranges; ++range) {
-        for (const WorkItem& item : scheduled.items_of(range)) {
+      const Line line = line_of(scheduled.policy, scheduled.shape, lengths);
+      for (std::int32_t range = 0; range < scheduled.view.header->overview.num_ranges[line];
+           ++range) {
+        for (const WorkItem& item : scheduled.items_of(range, line)) {
           if (item.seq != seq || item.kv_head_begin != 0) continue;
           for (std::int32_t query = item.q_begin; query < item.q_end; ++query) {
             for (std::int32_t key = item.kv_begin; key < item.kv_end; ++key) {
@@ -346,7 +351,7 @@ TEST(Schedule, SplitsOneLongRequestAmongAllRanges) {
   shape.num_qo_heads = 32;
   policy.all_heads_rows = 256;
   const Scheduled scheduled(policy, shape, {{1, 65536}});
-  EXPECT_EQ(scheduled.view.header->num_ranges, 16);
+  EXPECT_EQ(scheduled.view.header->overview.num_ranges[kSmallUnits], 16);
   for (std::int32_t range = 0; range < 16; ++range) {
     const std::vector<WorkItem> items = scheduled.items_of(range);
     ASSERT_EQ(items.size(), 1U);
@@ -357,11 +362,11 @@ TEST(Schedule, SplitsOneLongRequestAmongAllRanges) {
 
 TEST(Schedule, OfABatchWithoutQueriesHasNoRanges) {
   const Scheduled none(TilePolicy{}, random_shape(*std::make_unique<std::mt19937>(4)), {});
-  EXPECT_EQ(none.view.header->num_ranges, 0);
+  EXPECT_EQ(none.view.header->overview.num_ranges[kSmallUnits], 0);
   core::ProblemShape shape;
   shape.num_kv_heads = shape.group_size = shape.num_qo_heads = 1;
   const Scheduled empty(TilePolicy{}, shape, {{0, 100}, {0, 0}});
-  EXPECT_EQ(empty.view.header->num_ranges, 0);
+  EXPECT_EQ(empty.view.header->overview.num_ranges[kSmallUnits], 0);
 }
 
 TEST(Schedule, GivesRowsThatSeeNothingAnItemOfTheirOwn) {
@@ -381,7 +386,7 @@ TEST(Schedule, DescribesNoOtherBatchOfTheSameCost) {
   policy.all_heads_rows = 64;
   const Scheduled one(policy, shape, {{1, 128000}});
   const Scheduled other(policy, shape, {{8, 64000}});
-  ASSERT_EQ(one.view.header->total_cost, other.view.header->total_cost);
+  ASSERT_EQ(one.view.header->total_cost[0], other.view.header->total_cost[0]);
   EXPECT_FALSE(describes(one.view, one.policy, one.shape, other.batch));
 }
 
@@ -400,7 +405,8 @@ TEST(Schedule, ZeroesTheArrivalCountersWhateverTheWorkspaceHeld) {
   core::ProblemShape shape;
   shape.num_kv_heads = shape.group_size = shape.num_qo_heads = 1;
   const Scheduled scheduled(policy, shape, {{1, 10}});
-  for (int range = 0; range < 7; ++range) EXPECT_EQ(scheduled.view.arrivals[range], 0U);
+  for (int range = 0; range < 7; ++range)
+    EXPECT_EQ(scheduled.view.lines[kSmallUnits].arrivals[range], 0U);
 }
 
 TEST(FloorSum, EqualsTheSumTermByTerm) {

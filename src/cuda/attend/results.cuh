@@ -92,17 +92,17 @@ __device__ inline void store_lse(const AttendParams& params, RowTarget target,
       result.lse();
 }
 
-/// o = 0, lse = −inf for the rows of q beyond the last request. `threads` threads of every block
-/// call it.
+/// o = 0, lse = −inf for the rows of q from `first` on. `threads` threads of every block call it.
 template <typename Element>
-__device__ inline void store_padding(const AttendParams& params, int threads) {
+__device__ inline void store_padding(const AttendParams& params, std::int32_t first, int threads) {
   constexpr int kColumns = 2;
   const float zeros[kColumns] = {};
   const std::int32_t heads = params.shape.num_qo_heads;
   const std::int32_t columns = params.shape.head_dim_vo / kColumns;
-  const auto first = static_cast<std::int64_t>(params.batch.qo_indptr[params.batch.num_seqs]);
-  for (std::int64_t token = first + blockIdx.x; token < params.tensors.total_q;
+#pragma unroll 1
+  for (std::int64_t token = std::int64_t{first} + blockIdx.x; token < params.tensors.total_q;
        token += gridDim.x) {
+#pragma unroll 1
     for (auto i = static_cast<std::int32_t>(threadIdx.x) % threads; i < heads * columns;
          i += threads) {
       const RowTarget target{token, i / columns};
@@ -128,55 +128,57 @@ __device__ inline void store_empty_unit(const AttendParams& params, const Unit& 
   }
 }
 
-/// Where the pieces of a split unit leave their partial results: rows of `PartialStates`, of which
-/// there are few enough that 32 bits count their elements.
-class PartialRows {
- public:
-  __device__ PartialRows(const AttendParams& params, const Unit& unit)
-      : heads_(params.policy.heads_abreast),
-        max_rows_(params.max_rows),
-        head_(unit.kv_head_begin % heads_),
-        first_range_(unit.first_range) {}
-
-  __device__ std::int32_t at(std::int32_t piece, std::int32_t row) const {
-    const std::int32_t slot = schedule::partial_slot(first_range_, piece);
-    return (slot * heads_ + head_) * max_rows_ + row;
+/// Where the results of a unit of a line that are not final lie: those of its pieces, or, if it is
+/// whole, those of its queries. There are few enough rows that 32 bits count their elements.
+template <schedule::Line kLine>
+__device__ inline PieceRows rows_of_pieces(const AttendParams& params, const Unit& unit) {
+  if (unit.num_pieces == 1) {
+    const std::int32_t first = params.partials.first_state +
+                               unit.queries.state * params.shape.num_qo_heads +
+                               unit.kv_head_begin * params.shape.group_size;
+    return {first, 0, 0, 1};
   }
-  /// Index of the unit's arrival counter.
-  __device__ std::int32_t counter() const { return first_range_ * heads_ + head_; }
+  const std::int32_t heads = params.policy.lines[kLine].heads_abreast;
+  const std::int32_t max_rows = params.partials.max_rows[kLine];
+  const std::int32_t slot = 2 * unit.first_range;
+  static_assert(schedule::partial_slot(3, 0) == 2 * 3 + 1 && schedule::partial_slot(3, 2) == 2 * 5);
+  return {params.partials.first_row[kLine] + (slot * heads + unit.kv_head_begin % heads) * max_rows,
+          2 * heads * max_rows, heads * max_rows, unit.num_pieces};
+}
 
- private:
-  const std::int32_t heads_;
-  const std::int32_t max_rows_;
-  const std::int32_t head_;  // of those that go abreast
-  const std::int32_t first_range_;
-};
+/// Row of `PartialStates` of a piece.
+__device__ __forceinline__ std::int32_t row_of_piece(const PieceRows& rows, std::int32_t piece) {
+  return rows.base + piece * rows.step + (piece == 0 ? rows.skip : 0);
+}
+
+/// From one query's rows to the next one's.
+__device__ __forceinline__ std::int32_t row_stride_of_queries(const AttendParams& params,
+                                                              const Unit& unit) {
+  return unit.num_pieces == 1 ? params.shape.num_qo_heads : params.shape.group_size;
+}
+
+/// Row of `PartialStates` where a unit, or a piece of one, leaves its row `row`.
+template <schedule::Line kLine>
+__device__ __forceinline__ std::int32_t partial_row(const AttendParams& params, const Unit& unit,
+                                                    std::int32_t row) {
+  const std::int32_t query = params.group_size.quotient(row);
+  return row_of_piece(rows_of_pieces<kLine>(params, unit), unit.piece) +
+         query * row_stride_of_queries(params, unit) + params.group_size.remainder(row, query);
+}
 
 /// Counts a finished piece. One thread calls it, between two barriers of all that wrote the piece
 /// and may read the others'. @return True for the last piece; the counter is 0 again then.
+template <schedule::Line kLine>
 __device__ inline bool arrive_last(const AttendParams& params, const Unit& unit) {
-  std::uint32_t* counter = params.schedule.arrivals + PartialRows(params, unit).counter();
+  const std::int32_t heads = params.policy.lines[kLine].heads_abreast;
+  std::uint32_t* const counter =
+      params.schedule.lines[kLine].arrivals + unit.first_range * heads + unit.kv_head_begin % heads;
   __threadfence();  // what the barrier has gathered becomes visible before the count does
   const std::uint32_t before = atomicAdd(counter, 1U);
   if (before + 1 < static_cast<std::uint32_t>(unit.num_pieces)) return false;
   *counter = 0;
   __threadfence();
   return true;
-}
-
-/// Row of `PartialStates` of a unit that leaves states.
-__device__ __forceinline__ std::int32_t state_row(const AttendParams& params, const Unit& unit,
-                                                  std::int32_t row) {
-  const std::int32_t query = params.group_size.quotient(row);
-  return params.partials.first_state + (unit.queries.state + query) * params.shape.num_qo_heads +
-         unit.kv_head_begin * params.shape.group_size + params.group_size.remainder(row, query);
-}
-
-/// Row of `PartialStates` where a piece, or a unit that leaves states, leaves its row `row`.
-__device__ __forceinline__ std::int32_t partial_row(const AttendParams& params, const Unit& unit,
-                                                    std::int32_t row) {
-  return unit.num_pieces > 1 ? PartialRows(params, unit).at(unit.piece, row)
-                             : state_row(params, unit, row);
 }
 
 /// Where a part of a row lies.
@@ -207,94 +209,83 @@ __device__ __forceinline__ void store_merged(const AttendParams& params, RowTarg
 template <typename Element>
 class SplitRows {
  public:
-  __device__ SplitRows(const AttendParams& params, const Unit& unit)
-      : params_(params), unit_(unit), rows_(params, unit) {}
+  __device__ SplitRows(const AttendParams& params, const Unit& unit, const PieceRows& rows)
+      : params_(params), unit_(unit), rows_(rows) {}
 
   [[nodiscard]] __device__ std::int32_t num_rows() const { return unit_.rows; }
-  [[nodiscard]] __device__ std::int32_t num_parts() const { return unit_.num_pieces; }
+  [[nodiscard]] __device__ std::int32_t num_parts() const { return rows_.count; }
   [[nodiscard]] __device__ RowPart part_of(std::int32_t row, std::int32_t part) const {
-    return {rows_.at(min(part, unit_.num_pieces - 1), row), part < unit_.num_pieces};
+    return {row_of_piece(rows_, min(part, rows_.count - 1)) + row, part < rows_.count};
   }
   __device__ void store(std::int32_t row, const MergedRow& merged) const {
-    if (!unit_.leaves_states()) {
-      store_merged<Element>(params_, row_target(params_, unit_, row), merged);
-      return;
-    }
-    const std::int32_t to = state_row(params_, unit_, row);
-    *reinterpret_cast<float4*>(params_.partials.o + to * params_.shape.head_dim_vo +
-                               merged.column) =
-        make_float4(merged.o[0], merged.o[1], merged.o[2], merged.o[3]);
-    if (merged.column == 0) params_.partials.max_and_sum[to] = make_float2(merged.max, merged.sum);
+    store_merged<Element>(params_, row_target(params_, unit_, row), merged);
   }
 
  private:
   const AttendParams& params_;
   const Unit& unit_;
-  const PartialRows rows_;
+  const PieceRows rows_;
 };
 
-/// Rows of some listed queries of a unit for its kv head, in parts: the results of the shared
-/// prefixes, upper levels first, and that of the request's own keys.
+/// Index of `PartialStates::pieces`.
+__device__ __forceinline__ std::int32_t index_of_pieces(const AttendParams& params,
+                                                        std::int32_t listed, std::int32_t level,
+                                                        std::int32_t kv_head) {
+  return (listed * (schedule::kPrefixLevels + 1) + level) * params.shape.num_kv_heads + kv_head;
+}
+
+/// The rows of a listed query for a kv head, in parts: the pieces of the shared prefixes, upper levels
+/// first, and those of the request's own keys.
 template <typename Element>
 class ListedRows {
  public:
-  /// @param first    Place in the list of the query of bit 0.
-  /// @param step     From one bit's query to the next one's.
-  /// @param queries  Bits of those that are meant.
-  __device__ ListedRows(const AttendParams& params, const Unit& unit, std::int32_t first,
-                        std::int32_t step, unsigned queries)
+  __device__ ListedRows(const AttendParams& params, std::int32_t kv_head, std::int32_t listed)
       : params_(params),
-        first_head_(unit.kv_head_begin * params.shape.group_size),
-        first_(first),
-        step_(step),
-        queries_(queries),
-        num_listed_(params.schedule.header->num_listed),
-        levels_(params.schedule.header->levels) {}
-
-  [[nodiscard]] __device__ std::int32_t num_rows() const {
-    return __popc(queries_) * params_.shape.group_size;
+        first_head_(kv_head * params.shape.group_size),
+        query_(params.schedule.listed[listed]) {
+#pragma unroll
+    for (int level = 0; level < kLevels; ++level) {
+      const int4 pieces = __ldcg(reinterpret_cast<const int4*>(
+          params.partials.pieces + index_of_pieces(params, listed, level, kv_head)));
+      const bool is_there = (query_.levels >> static_cast<unsigned>(level) & 1U) != 0;
+      pieces_[level] = {pieces.x, pieces.y, pieces.z, is_there ? pieces.w : 0};
+      num_parts_ += pieces_[level].count;
+    }
   }
-  [[nodiscard]] __device__ std::int32_t num_parts() const { return schedule::kOwnLevel + 1; }
+
+  [[nodiscard]] __device__ std::int32_t num_rows() const { return params_.shape.group_size; }
+  [[nodiscard]] __device__ std::int32_t num_parts() const { return num_parts_; }
   [[nodiscard]] __device__ RowPart part_of(std::int32_t row, std::int32_t part) const {
-    const std::int32_t listed = listed_of(params_.group_size.quotient(row));
-    const unsigned levels = params_.schedule.listed[listed].levels;
-    const bool is_there = (levels >> static_cast<unsigned>(part) & 1U) != 0;
-    const auto level = static_cast<unsigned>(is_there ? part : schedule::kOwnLevel);
-    const std::int32_t above = __popc(levels_ & ((1U << level) - 1U));
-    return {params_.partials.first_state +
-                (above * num_listed_ + listed) * params_.shape.num_qo_heads + head_of(row),
-            is_there};
+    std::int32_t at = 0;
+    std::int32_t left = min(part, num_parts_ - 1);
+#pragma unroll
+    for (const PieceRows& rows : pieces_) {
+      if (left >= 0 && left < rows.count) at = row_of_piece(rows, left);
+      left -= rows.count;
+    }
+    return {at + row, part < num_parts_};
   }
   __device__ void store(std::int32_t row, const MergedRow& merged) const {
-    const std::int32_t listed = listed_of(params_.group_size.quotient(row));
-    store_merged<Element>(params_, {params_.schedule.listed[listed].token, head_of(row)}, merged);
+    store_merged<Element>(params_, {query_.token, first_head_ + row}, merged);
   }
 
  private:
-  [[nodiscard]] __device__ std::int32_t head_of(std::int32_t row) const {
-    return first_head_ + params_.group_size.remainder(row, params_.group_size.quotient(row));
-  }
-  /// Place in the list of the `index`th query that is meant.
-  [[nodiscard]] __device__ std::int32_t listed_of(std::int32_t index) const {
-    unsigned queries = queries_;
-    for (; index > 0; --index) queries &= queries - 1U;
-    return first_ + (__ffs(static_cast<int>(queries)) - 1) * step_;
-  }
+  static constexpr int kLevels = schedule::kPrefixLevels + 1;
 
   const AttendParams& params_;
   const std::int32_t first_head_;
-  const std::int32_t first_;
-  const std::int32_t step_;
-  const unsigned queries_;
-  const std::int32_t num_listed_;
-  const unsigned levels_;
+  const schedule::ListedQuery query_;
+  PieceRows pieces_[kLevels];
+  std::int32_t num_parts_ = 0;
 };
 
 /// Some rows that lie in parts, by one warp, each lane in its columns [column, column + 4). The rows
 /// are `row`, `row` + `row_step` and so on; those that are not there are not stored.
 /// @tparam Rows    `SplitRows` or `ListedRows`.
 /// @tparam kParts  Of a row, that are on their way at the same time; so are all the rows.
-template <typename Rows, int kRows, int kParts>
+/// @tparam kTogether  Parts that are added up before o is lowered to their maximum: the same wherever
+///   the same bits are wanted.
+template <typename Rows, int kRows, int kParts, int kTogether>
 class RowMerge {
  public:
   __device__ RowMerge(const AttendParams& params, const Rows& rows, std::int32_t row,
@@ -345,13 +336,18 @@ class RowMerge {
       }
     }
 #pragma unroll
-    for (int i = 0; i < kRows; ++i) add(i, states[i], parts[i]);
+    for (int i = 0; i < kRows; ++i) {
+#pragma unroll
+      for (int part = 0; part < kParts; part += kTogether)
+        add(i, states[i] + part, parts[i] + part);
+    }
   }
 
-  __device__ void add(int i, const float2 (&states)[kParts], const float4 (&parts)[kParts]) {
+  static_assert(kParts % kTogether == 0);
+  __device__ __forceinline__ void add(int i, const float2* states, const float4* parts) {
     float max = max_[i];
 #pragma unroll
-    for (const float2& state : states) max = fmaxf(max, state.x);
+    for (int part = 0; part < kTogether; ++part) max = fmaxf(max, states[part].x);
     const float base = max == kNoKey ? 0.0F : max;
     const float factor = exp2_fast(max_[i] - base);
     max_[i] = max;
@@ -359,7 +355,7 @@ class RowMerge {
 #pragma unroll
     for (auto& of_rows : o_) of_rows[i] *= factor;
 #pragma unroll
-    for (int part = 0; part < kParts; ++part) {
+    for (int part = 0; part < kTogether; ++part) {
       const float weight = exp2_fast(states[part].x - base);
       sum_[i] += weight * states[part].y;
       o_[0][i] += weight * parts[part].x;
@@ -389,7 +385,7 @@ class RowMerge {
 };
 
 /// A warp's rows: `row`, `row` + `row_step` and so on.
-template <int kRows, int kParts, typename Rows>
+template <int kRows, int kParts, int kTogether = kParts, typename Rows>
 __device__ __forceinline__ void merge_rows(const AttendParams& params, const Rows& rows,
                                            std::int32_t row, std::int32_t row_step) {
   constexpr int kColumns = 4 * kWarpSize;  // of a warp
@@ -398,7 +394,7 @@ __device__ __forceinline__ void merge_rows(const AttendParams& params, const Row
   for (; row < rows.num_rows(); row += kRows * row_step) {
 #pragma unroll 1
     for (int column = lane * 4; column - lane * 4 < params.shape.head_dim_vo; column += kColumns) {
-      RowMerge<Rows, kRows, kParts> merge(params, rows, row, row_step, column);
+      RowMerge<Rows, kRows, kParts, kTogether> merge(params, rows, row, row_step, column);
       merge.run();
       merge.store();
     }
@@ -408,11 +404,11 @@ __device__ __forceinline__ void merge_rows(const AttendParams& params, const Row
 /// Joins the pieces of a split unit in the order of the keys: many rows of few pieces at a time, or
 /// many pieces of a row.
 template <typename Element>
-__device__ inline void merge_pieces(const AttendParams& params, const Unit& unit, int thread,
-                                    int threads) {
+__device__ inline void merge_pieces(const AttendParams& params, const Unit& unit,
+                                    const PieceRows& pieces, int thread, int threads) {
   const std::int32_t warp = thread / kWarpSize;
   const std::int32_t warps = threads / kWarpSize;
-  const SplitRows<Element> rows(params, unit);
+  const SplitRows<Element> rows(params, unit, pieces);
   if (unit.num_pieces <= 4 && unit.rows > warps) {
     merge_rows<4, 4>(params, rows, warp, warps);
   } else if (unit.num_pieces <= 8 && unit.rows > warps) {
@@ -422,60 +418,88 @@ __device__ inline void merge_pieces(const AttendParams& params, const Unit& unit
   }
 }
 
-/// Counts a result of a listed query for the unit's kv head. @return True for the last one; the
-/// counter is 0 again then.
+/// What a unit that is there adds to the counters of its queries, however many pieces it falls into:
+/// the first piece brings what the others leave of it. So a counter is full when all pieces of all
+/// levels are there, and those who count need not know how many there are.
+inline constexpr std::uint32_t kWholeUnit = 1U << 16U;
+
+/// Counts a result of a listed query for the unit's kv head, and says where it lies.
+/// @param rows  Of the query. @return True for the last result; the counter is 0 again then.
 __device__ inline bool arrive_last_of_query(const AttendParams& params, const Unit& unit,
-                                            std::int32_t listed) {
+                                            std::int32_t listed, const PieceRows& rows) {
   std::uint32_t* const counter =
       params.schedule.listed_arrivals + listed * params.shape.num_kv_heads + unit.kv_head_begin;
-  __threadfence();
-  const std::uint32_t before = atomicAdd(counter, 1U);
-  if (before + 1 < static_cast<std::uint32_t>(__popc(params.schedule.listed[listed].levels))) {
-    return false;
+  const auto levels = static_cast<std::uint32_t>(__popc(params.schedule.listed[listed].levels));
+  if (unit.piece == 0) {
+    params.partials
+        .pieces[index_of_pieces(params, listed, unit.queries.level, unit.kv_head_begin)] = rows;
   }
+  const std::uint32_t part =
+      unit.piece == 0 ? kWholeUnit - static_cast<std::uint32_t>(unit.num_pieces - 1) : 1U;
+  __threadfence();
+  const std::uint32_t before = atomicAdd(counter, part);
+  if (before + part != levels * kWholeUnit) return false;
   *counter = 0;
   __threadfence();
   return true;
 }
 
-/// Counts the results that a unit has left, and joins those of the queries of which nothing is
-/// missing any more. A lane counts for a query; then the warp joins.
-template <typename Element>
-__device__ inline void join_states(const AttendParams& params, const Unit& unit, int thread,
-                                   int threads) {
-  const std::int32_t warps = threads / kWarpSize;
-  const std::int32_t lane = thread % kWarpSize;
+/// What follows when a unit, or a piece of one, has left results that are to be joined with those of
+/// shared prefixes: whoever leaves the last result of a query joins them.
+/// @param complete  In shared memory: a bit for each of the unit's queries.
+template <schedule::Line kLine, typename Element, typename Barrier>
+__device__ inline void finish_listed(const AttendParams& params, const Unit& unit,
+                                     std::uint32_t (&complete)[4], int thread, int threads,
+                                     const Barrier& wait) {
+  constexpr int kTogether = 8;  // whoever joins a query, it has the same bits
   const std::int32_t queries = unit.q_end - unit.q_begin;
+  wait();
+  if (thread < 4 * kWarpSize) {
+    bool is_complete = false;
+    if (thread < queries) {
+      PieceRows rows = rows_of_pieces<kLine>(params, unit);
+      const std::int32_t skipped = thread * row_stride_of_queries(params, unit);
+      rows.base += skipped;
+      is_complete = arrive_last_of_query(params, unit, unit.queries.first + thread, rows);
+    }
+    const unsigned of_warp = __ballot_sync(kAllLanes, is_complete);
+    if (thread % kWarpSize == 0) complete[thread / kWarpSize] = of_warp;
+  }
+  wait();
+  const std::int32_t warp = thread / kWarpSize;
+  const std::int32_t warps = threads / kWarpSize;
+  if (queries == 1) {
+    if (complete[0] == 0) return;
+    const ListedRows<Element> rows(params, unit.kv_head_begin, unit.queries.first);
+    merge_rows<1, 16, kTogether>(params, rows, warp, warps);
+    return;
+  }
 #pragma unroll 1
-  for (std::int32_t first = thread / kWarpSize; first < queries; first += warps * kWarpSize) {
-    const std::int32_t query = first + lane * warps;
-    const bool is_last =
-        query < queries && arrive_last_of_query(params, unit, unit.queries.first + query);
-    const unsigned complete = __ballot_sync(kAllLanes, is_last);
-    if (complete == 0) continue;
-    __threadfence();
-    const ListedRows<Element> rows(params, unit, unit.queries.first + first, warps, complete);
-    merge_rows<4, schedule::kOwnLevel + 1>(params, rows, 0, 1);
+  for (std::int32_t query = warp; query < queries; query += warps) {
+    if ((complete[query / kWarpSize] >> static_cast<unsigned>(query % kWarpSize) & 1U) == 0)
+      continue;
+    const ListedRows<Element> rows(params, unit.kv_head_begin, unit.queries.first + query);
+    merge_rows<2, kTogether>(params, rows, 0, 1);
   }
 }
 
 /// What follows when a unit, or a piece of one, has left results that are not final: whoever is the
 /// last one joins them. `threads` threads call it.
-/// @param is_last  In shared memory.
-/// @param wait     A barrier of these threads.
-template <typename Element, typename Barrier>
-__device__ inline void finish_partial(const AttendParams& params, const Unit& unit, bool& is_last,
-                                      int thread, int threads, const Barrier& wait) {
-  wait();
-  if (unit.num_pieces > 1) {
-    if (thread == 0) is_last = arrive_last(params, unit);
-    wait();
-    if (!is_last) return;
-    merge_pieces<Element>(params, unit, thread, threads);
-    if (!unit.leaves_states()) return;
-    wait();
+/// @param complete  In shared memory.
+/// @param wait      A barrier of these threads.
+template <schedule::Line kLine, typename Element, typename Barrier>
+__device__ inline void finish_partial(const AttendParams& params, const Unit& unit,
+                                      std::uint32_t (&complete)[4], int thread, int threads,
+                                      const Barrier& wait) {
+  if (unit.leaves_states()) {
+    finish_listed<kLine, Element>(params, unit, complete, thread, threads, wait);
+    return;
   }
-  join_states<Element>(params, unit, thread, threads);
+  wait();
+  if (thread == 0) complete[0] = static_cast<std::uint32_t>(arrive_last<kLine>(params, unit));
+  wait();
+  if (complete[0] == 0) return;
+  merge_pieces<Element>(params, unit, rows_of_pieces<kLine>(params, unit), thread, threads);
 }
 
 }  // namespace quire::cuda

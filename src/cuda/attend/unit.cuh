@@ -31,64 +31,35 @@ struct RowTarget {
   std::int32_t head = 0;
 };
 
-/// Which units of a range are meant: a kernel for each kind walks it.
-enum class UnitSize { kSmall, kLarge };
-
-/// The units of a share, one behind another: its head's part of each unit of a range.
-template <UnitSize kSize>
+/// The units of a share of a line, one behind another: its head's part of each unit of a range.
+template <schedule::Line kLine>
 class UnitCursor {
  public:
   __device__ UnitCursor(const AttendParams& params, std::int32_t share)
       : params_(params),
-        head_(share % params.policy.heads_abreast),
-        range_(params.schedule.ranges[share / params.policy.heads_abreast]),
-        cursor_(params.policy, params.shape, params.batch,
-                range_.has_prefixes != 0 ? params.schedule.segments : nullptr, range_,
-                share / params.policy.heads_abreast) {}
+        head_(share % heads_abreast()),
+        range_(params.schedule.lines[kLine].ranges[share / heads_abreast()]),
+        cursor_(params.policy.lines[kLine], params.shape, params.batch,
+                range_.overview.num_prefixes > 0 ? params.schedule.segments : nullptr, range_,
+                share / heads_abreast()) {}
 
-  /// The first unit, as it stands in the schedule; without rows if there is none.
-  __device__ Unit first() {
-    schedule::WorkItem item;
-    schedule::Lengths lengths;
-    schedule::QueryPlace queries;
-    cursor_.next(item, lengths, queries);
-    const Unit unit = unit_of(item, lengths, queries);
-    if (unit.rows == 0 || is_meant(unit)) return unit;
-    return are_any_meant() ? next() : Unit{};
-  }
-  /// The next one; without rows at the end.
+  /// The next unit, the first one as it stands in the schedule; without rows at the end.
   __device__ Unit next() {
     schedule::WorkItem item;
     schedule::Lengths lengths;
-    schedule::QueryPlace queries;
-    while (cursor_.next(item, lengths, queries)) {
-      const Unit unit = unit_of(item, lengths, queries);
-      if (is_meant(unit)) return unit;
-      if (!are_any_meant()) break;
-    }
-    return {};
-  }
-
- private:
-  __device__ bool is_meant(const Unit& unit) const {
-    return schedule::has_large_units(params_.policy, params_.shape, unit.lengths) ==
-           (kSize == UnitSize::kLarge);
-  }
-
-  /// @return False if the batch has no units that are meant.
-  __device__ bool are_any_meant() const {
-    return (kSize == UnitSize::kSmall ? range_.has_small_units : range_.has_large_units) != 0;
-  }
-
-  /// @param queries  Of the segment's first query.
-  __device__ Unit unit_of(const schedule::WorkItem& item, schedule::Lengths lengths,
-                          schedule::QueryPlace queries) const {
+    schedule::QueryPlace queries;  // of the segment's first query
+    if (!cursor_.next(item, lengths, queries)) return {};
     queries.first += item.q_begin;
     if (queries.state != schedule::QueryPlace::kFinal) queries.state += item.q_begin;
     Unit unit{item, lengths, queries, (item.q_end - item.q_begin) * params_.shape.group_size};
     unit.kv_head_begin += head_;
     unit.kv_head_end = unit.kv_head_begin + 1;
     return unit;
+  }
+
+ private:
+  [[nodiscard]] __device__ std::int32_t heads_abreast() const {
+    return params_.policy.lines[kLine].heads_abreast;
   }
 
   const AttendParams& params_;

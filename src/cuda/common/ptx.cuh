@@ -63,6 +63,11 @@ __device__ __forceinline__ void wait_for_own_copies() {
   asm volatile("cp.async.wait_all;" ::: "memory");
 }
 
+/// Brings a line of memory near, without waiting for it.
+__device__ __forceinline__ void prefetch(const void* from) {
+  asm volatile("prefetch.global.L1 [%0];" ::"l"(from));
+}
+
 /// A barrier in shared memory that counts arrivals; each time all have arrived, its phase flips.
 __device__ __forceinline__ void barrier_init(std::uint32_t barrier, std::uint32_t arrivals) {
   asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");

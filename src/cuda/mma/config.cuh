@@ -144,7 +144,7 @@ struct Config {
     Unit units[2];                // this one and the next; one without rows ends the range
     std::uint64_t queries_full;   // filled by V's loading warp: copies, and lane 0 for `units`
     std::uint64_t queries_empty;  // drained: one arrival of each computing warp
-    bool is_last;                 // piece of a split unit
+    std::uint32_t complete[4];    // queries of the unit, or a split unit
   };
 
   static constexpr int kSlots =

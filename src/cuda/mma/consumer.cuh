@@ -417,7 +417,7 @@ class UnitAttention {
       const float sum = (sums.x + sums.y) + (sums.z + sums.w);
       const float max = shared_.fixed.final_maxima[row];
       if (unit_.num_pieces > 1 || unit_.leaves_states()) {
-        const std::int32_t to = partial_row(params_, unit_, row);
+        const std::int32_t to = partial_row<schedule::kSmallUnits>(params_, unit_, row);
         *reinterpret_cast<float4*>(params_.partials.o + to * C::kHeadDimVo + column) = o;
         if (column == 0) params_.partials.max_and_sum[to] = make_float2(max, sum);
         continue;

@@ -59,9 +59,9 @@ __device__ void attend_unit(ConsumerState<C>& state, const Unit& unit) {
     UnitAttention<C, C::kTileRows / 16>(state, unit).run();
   }
   if (unit.num_pieces > 1 || unit.leaves_states()) {
-    finish_partial<typename C::Output>(state.params, unit, state.shared.fixed.is_last,
-                                       state.warp * kWarpSize + state.lane, kConsumers,
-                                       [&] { state.wait_at(kUnitEnd); });
+    finish_partial<schedule::kSmallUnits, typename C::Output>(
+        state.params, unit, state.shared.fixed.complete, state.warp * kWarpSize + state.lane,
+        kConsumers, [&] { state.wait_at(kUnitEnd); });
   }
 }
 
@@ -109,7 +109,8 @@ __global__ void __launch_bounds__(kThreads, sizeof(typename C::Shared) <= kHalf 
   }
   ConsumerState<C> state{params, shared, warp, lane};
   attend_units(state);
-  store_padding<typename C::Output>(params, kConsumers);
+  store_padding<typename C::Output>(params, params.schedule.header->overview.num_queries,
+                                    kConsumers);
 }
 
 /// The kernel as the host launches it.

@@ -17,7 +17,7 @@ namespace quire::cuda::mma {
 class UnitWalk {
  public:
   __device__ UnitWalk(const AttendParams& params, std::int32_t share)
-      : cursor_(params, share), next_(cursor_.first()) {}
+      : cursor_(params, share), next_(cursor_.next()) {}
 
   [[nodiscard]] __device__ const Unit& now() const { return now_; }
   [[nodiscard]] __device__ const Unit& next() const { return next_; }
@@ -27,7 +27,7 @@ class UnitWalk {
   __device__ void step() { now_ = next_; }
 
  private:
-  UnitCursor<UnitSize::kSmall> cursor_;
+  UnitCursor<schedule::kSmallUnits> cursor_;
   Unit now_;
   Unit next_;
 };

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // schedule::build for lengths and tables that only the device knows: shared prefixes, a running sum
-// over the segments, then every cut on its own.
+// over the segments for each line, then every cut on its own.
 //
 //   tables    ->  segments [num_segments]
 //   segments  ->  cost_before [num_segments + 1], header  ->  cuts  ->  ranges [num_ranges]
@@ -32,7 +32,7 @@ constexpr std::size_t kMostNearBytes = std::max(schedule::prefix_table_bytes(kNe
 static_assert(kWarps <= kWarpSize, "the warps' sums are scanned by one warp");
 
 struct Arguments {
-  schedule::TilePolicy policy;
+  schedule::Policy policy;
   core::ProblemShape shape;
   core::BatchArrays batch;
   schedule::ScheduleView schedule;
@@ -127,8 +127,7 @@ struct Block {
 
 struct Shared {
   schedule::Header header;
-  std::int64_t cost_before[kSharedSegments + 1];
-  std::int32_t large_before[kSharedSegments + 1];
+  std::int64_t cost_before[schedule::kLines][kSharedSegments + 1];
   schedule::PlacedCut cuts[kCutsAtOnce];  // some ranges' begins and ends
 };
 
@@ -137,6 +136,7 @@ __device__ void find_prefixes(const Arguments& arguments, std::int32_t num_seqs,
   extern __shared__ std::int64_t near_scratch[];
   if (threadIdx.x == 0) {
     shared.header = {};
+    shared.header.overview.num_queries = num_seqs > 0 ? arguments.batch.qo_indptr[num_seqs] : 0;
     shared.header.num_seqs = num_seqs;
     shared.header.num_segments = num_seqs;
   }
@@ -154,47 +154,49 @@ __device__ void find_prefixes(const Arguments& arguments, std::int32_t num_seqs,
 }
 
 /// Running costs and header. A thread takes `share` segments behind one another.
-__device__ void sum_up(const Arguments& arguments, const schedule::ScheduleView& schedule,
+/// @param known  Where costs are searched: in shared memory, if they fit.
+__device__ void sum_up(const Arguments& arguments, const schedule::ScheduleView& known,
                        const schedule::StoredSegment* segments, Shared& shared) {
   const std::int32_t num_segments = shared.header.num_segments;
   const std::int32_t share = (num_segments + kThreads - 1) / kThreads;
   const std::int32_t first = static_cast<std::int32_t>(threadIdx.x) * share;
   const std::int32_t last = min(first + share, num_segments);
-  const bool fits = num_segments <= kSharedSegments;
+  const schedule::Policy& policy = arguments.policy;
+  const bool has_large = policy.lines[schedule::kLargeUnits].num_ranges > 0;
 
-  std::int64_t* const costs = fits ? shared.cost_before : schedule.cost_before;
-  std::int32_t* const large = fits ? shared.large_before : schedule.large_before;
-  std::int64_t own = 0;  // of this thread's segments
-  std::int32_t own_large = 0;
+  std::int64_t own[schedule::kLines] = {};  // of this thread's segments
   QUIRE_ROLLED
   for (std::int32_t index = first; index < last; ++index) {
-    costs[index] = own;
-    large[index] = own_large;
     const schedule::Segment segment =
         schedule::segment_of(arguments.shape, arguments.batch, segments, index);
-    const schedule::SegmentUnits units =
-        schedule::units_of(arguments.policy, arguments.shape, segment.lengths);
-    own += schedule::cost_of(arguments.policy, arguments.shape, segment, units);
-    own_large += static_cast<std::int32_t>(units.are_large);
+    const schedule::Line line = schedule::line_of(policy, arguments.shape, segment.lengths);
+    const schedule::TilePolicy& tiles = policy.lines[line];
+    const std::int64_t cost =
+        schedule::cost_of(tiles, arguments.shape, segment,
+                          schedule::units_of(tiles, arguments.shape, segment.lengths));
+    known.lines[schedule::kSmallUnits].cost_before[index] = own[schedule::kSmallUnits];
+    if (has_large)
+      known.lines[schedule::kLargeUnits].cost_before[index] = own[schedule::kLargeUnits];
+    own[schedule::kSmallUnits] += line == schedule::kSmallUnits ? cost : 0;
+    own[schedule::kLargeUnits] += line == schedule::kLargeUnits ? cost : 0;
   }
-  std::int64_t total = 0;
-  std::int64_t total_large = 0;
-  const std::int64_t before = block_inclusive_sum(own, total) - own;
-  const auto large_before =
-      static_cast<std::int32_t>(block_inclusive_sum(own_large, total_large) - own_large);
+  // Most batches have no large units.
+  const bool any_large = __syncthreads_or(static_cast<int>(own[schedule::kLargeUnits] > 0)) != 0;
   QUIRE_ROLLED
-  for (std::int32_t index = first; index < last; ++index) {
-    costs[index] += before;
-    large[index] += large_before;
-    if (fits) schedule.cost_before[index] = costs[index];
+  for (int line = 0; line < (any_large ? schedule::kLines : 1); ++line) {
+    std::int64_t* const costs = known.lines[line].cost_before;
+    const std::int64_t value = line == schedule::kSmallUnits ? own[0] : own[1];
+    std::int64_t total = 0;
+    const std::int64_t before = block_inclusive_sum(value, total) - value;
+    QUIRE_ROLLED
+    for (std::int32_t index = first; index < last; ++index) costs[index] += before;
+    if (threadIdx.x != 0) continue;
+    costs[num_segments] = total;
+    shared.header.overview.num_ranges[line] =
+        schedule::ranges_for(policy.lines[line], arguments.shape, total);
+    shared.header.total_cost[line] = total;
   }
-  if (threadIdx.x != 0) return;
-  schedule.cost_before[num_segments] = total;
-  if (fits) shared.cost_before[num_segments] = total;
-  large[num_segments] = static_cast<std::int32_t>(total_large);
-  shared.header.num_ranges = schedule::ranges_for(arguments.policy, arguments.shape, total);
-  shared.header.total_cost = total;
-  *schedule.header = shared.header;
+  if (threadIdx.x == 0) *arguments.schedule.header = shared.header;
 }
 
 __global__ void __launch_bounds__(kThreads, 1)
@@ -205,32 +207,39 @@ __global__ void __launch_bounds__(kThreads, 1)
   find_prefixes(arguments, num_seqs, shared);
   schedule::ScheduleView known = arguments.schedule;
   known.header = &shared.header;
+  if (shared.header.num_segments <= kSharedSegments) {
+    for (int line = 0; line < schedule::kLines; ++line) {
+      known.lines[line].cost_before = shared.cost_before[line];
+    }
+  }
   const schedule::StoredSegment* const segments = schedule::segments_of(known);
-  sum_up(arguments, arguments.schedule, segments, shared);
+  sum_up(arguments, known, segments, shared);
   __syncthreads();  // header and running costs are read by all
 
-  if (shared.header.num_segments <= kSharedSegments) {
-    known.cost_before = shared.cost_before;
-    known.large_before = shared.large_before;
-  }
-  const std::int32_t num_ranges = arguments.policy.num_ranges;
+  // The cuts of one line, then those of the other.
   const auto thread = static_cast<std::int32_t>(threadIdx.x);
+  const std::int32_t num_small = arguments.policy.lines[schedule::kSmallUnits].num_ranges + 1;
+  const std::int32_t num_large = arguments.policy.lines[schedule::kLargeUnits].num_ranges + 1;
+  const std::int32_t num_cuts = num_small + (num_large > 1 ? num_large : 0);
   QUIRE_ROLLED
-  for (std::int32_t first = 0; first < num_ranges; first += kCutsAtOnce - 1) {
-    const std::int32_t index = first + thread;
-    if (thread < kCutsAtOnce && index <= num_ranges) {
-      shared.cuts[thread] =
-          schedule::place_cut(arguments.policy, arguments.shape, arguments.batch, known, index);
+  for (std::int32_t first = 0; first < num_cuts; first += kCutsAtOnce - 1) {
+    const std::int32_t cut = first + thread;
+    const schedule::Line line = cut < num_small ? schedule::kSmallUnits : schedule::kLargeUnits;
+    const std::int32_t index = cut < num_small ? cut : cut - num_small;
+    const schedule::TilePolicy& tiles = arguments.policy.lines[line];
+    if (thread < kCutsAtOnce && cut < num_cuts) {
+      shared.cuts[thread] = schedule::place_cut(arguments.policy, arguments.shape, arguments.batch,
+                                                known, line, index);
     }
     __syncthreads();  // a range ends where its neighbour begins
-    if (index < num_ranges && thread < kCutsAtOnce - 1) {
-      arguments.schedule.ranges[index] =
-          schedule::make_range(arguments.policy, arguments.shape, arguments.batch, known,
+    if (thread < kCutsAtOnce - 1 && cut < num_cuts && index < tiles.num_ranges) {
+      const schedule::LineView& to = arguments.schedule.lines[line];
+      to.ranges[index] =
+          schedule::make_range(tiles, arguments.shape, arguments.batch, shared.header, segments,
                                shared.cuts[thread], shared.cuts[thread + 1], index);
-      const std::int32_t heads = arguments.policy.heads_abreast;
       QUIRE_ROLLED
-      for (std::int32_t head = 0; head < heads; ++head) {
-        arguments.schedule.arrivals[index * heads + head] = 0;
+      for (std::int32_t head = 0; head < tiles.heads_abreast; ++head) {
+        to.arrivals[index * tiles.heads_abreast + head] = 0;
       }
     }
     __syncthreads();
@@ -239,7 +248,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 }  // namespace
 
-cudaError_t launch_schedule(const schedule::TilePolicy& policy, const core::ProblemShape& shape,
+cudaError_t launch_schedule(const schedule::Policy& policy, const core::ProblemShape& shape,
                             const core::BatchArrays& batch, schedule::ScheduleView schedule,
                             std::size_t near_bytes, const CheckRecord* check,
                             cudaStream_t stream) noexcept {

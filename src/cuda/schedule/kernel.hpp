@@ -18,7 +18,7 @@ namespace quire::cuda {
 /// @param near_bytes  What `prepare_schedule` says.
 /// @param check     If not null and it holds an offence by then, the schedule becomes empty.
 /// @return The launch's error.
-cudaError_t launch_schedule(const schedule::TilePolicy& policy, const core::ProblemShape& shape,
+cudaError_t launch_schedule(const schedule::Policy& policy, const core::ProblemShape& shape,
                             const core::BatchArrays& batch, schedule::ScheduleView schedule,
                             std::size_t near_bytes, const CheckRecord* check,
                             cudaStream_t stream) noexcept;

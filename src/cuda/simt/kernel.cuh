@@ -30,7 +30,7 @@ inline constexpr int kChunksPerLane = kMaxHeadDim / kChunk / kWarpSize;
 
 struct Shared {
   float queries[kWarps][kMaxHeadDim];  // a warp's row
-  bool is_last;                        // piece of a split unit
+  std::uint32_t complete[4];           // queries, or a split unit
 };
 
 template <typename Element>
@@ -169,7 +169,7 @@ class RowAttention {
   }
 
   __device__ void store_partial() const {
-    const std::int32_t to = partial_row(params_, unit_, row_);
+    const std::int32_t to = partial_row<schedule::kSmallUnits>(params_, unit_, row_);
     float* o = params_.partials.o + to * params_.shape.head_dim_vo;
 #pragma unroll
     for (int chunk = 0; chunk < kChunksPerLane; ++chunk) {
@@ -209,8 +209,8 @@ __device__ void attend_unit(const AttendParams& params, const Unit& unit, Shared
     attention.store();
   }
   if (unit.num_pieces == 1 && !unit.leaves_states()) return;
-  finish_partial<QueryElement>(params, unit, shared.is_last, thread, kThreads,
-                               [] { __syncthreads(); });
+  finish_partial<schedule::kSmallUnits, QueryElement>(params, unit, shared.complete, thread,
+                                                      kThreads, [] { __syncthreads(); });
 }
 
 template <typename QueryElement, typename KvElement>
@@ -219,11 +219,11 @@ __global__ void __launch_bounds__(kThreads)
   __shared__ Shared shared;
   if (params.check != nullptr && params.check->what != 0) return;
   const auto range = static_cast<std::int32_t>(blockIdx.x);
-  UnitCursor<UnitSize::kSmall> units(params, range);
-  for (Unit unit = units.first(); unit.rows > 0; unit = units.next()) {
+  UnitCursor<schedule::kSmallUnits> units(params, range);
+  for (Unit unit = units.next(); unit.rows > 0; unit = units.next()) {
     attend_unit<QueryElement, KvElement>(params, unit, shared);
   }
-  store_padding<QueryElement>(params, kThreads);
+  store_padding<QueryElement>(params, params.schedule.header->overview.num_queries, kThreads);
 }
 
 template <typename QueryElement, typename KvElement>

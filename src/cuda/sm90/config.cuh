@@ -22,20 +22,27 @@ struct Registers {
   int loader;
   int consumer;
 };
-inline constexpr Registers kForSmallUnits{120, 192};
+inline constexpr Registers kForSmallUnits{128, 184};
 inline constexpr Registers kForLargeUnits{88, 208};
+/// What the kernel is launched with: 168 for each thread, the same for all.
 constexpr bool fit(Registers registers) {
-  return (registers.loader + kComputingWarpgroups * registers.consumer) * kWarpgroupSize <=
-         64 * 1024;
+  constexpr int kLaunched = 64 * 1024 / kThreads / 8 * 8;
+  return registers.loader + kComputingWarpgroups * registers.consumer <=
+         (1 + kComputingWarpgroups) * kLaunched;
 }
 static_assert(fit(kForSmallUnits) && fit(kForLargeUnits));
 
-/// Shares of the schedule that a block takes: small units of both at the same time, half of its
-/// warps and memory each, large ones one after another with all of them.
+/// Shares of each line that a block takes: those of small units both at the same time, half of its
+/// warps and memory each, those of large units one after another with all of them.
 inline constexpr int kHalves = 2;
 
 /// What the warps of the first warpgroup do for large units: three load, one finds the units.
 enum LoadingWarp : int { kKeyWarp = 0, kValueWarp = 1, kQueryWarp = 2, kUnitWarp = 3 };
+
+/// What a block does, one after another: a digit each, to the base of 4, the lowest first.
+using Phases = std::uint32_t;
+enum Phase : std::uint32_t { kEnd = 0, kSmallPhase = 1, kLargePhase = 2 };
+inline constexpr int kPhaseBits = 2;
 
 /// @tparam Element_  Of q, K and V: __nv_bfloat16 or __half.
 template <typename Element_, int kHeadDimQk_, int kHeadDimVo_>
@@ -71,7 +78,7 @@ struct Config {
     std::uint64_t units_empty[kUnits];          // drained: one arrival of each warp that reads them
     std::uint64_t queries_full[kQueryBuffers];  // filled by one warp's copies
     std::uint64_t queries_empty[kQueryBuffers];  // drained: one arrival of each computing warp
-    bool is_last;                                // piece of a split unit
+    std::uint32_t complete[4];                   // queries of the unit, or a split unit
   };
   static constexpr int kSlots =
       static_cast<int>((mma::kWhole - sizeof(Fixed)) / (kSlotBytes + 2 * sizeof(std::uint64_t)));
@@ -84,9 +91,13 @@ struct Config {
     std::uint64_t empty[kSlots];  // drained: one arrival of each computing warp
   };
 
-  union Shared {
-    typename Small::Shared halves[kHalves];
-    Large large;
+  struct Shared {
+    union {
+      typename Small::Shared halves[kHalves];
+      Large large;
+    };
+    Phases phases;
+    std::int32_t num_queries;
   };
   static_assert(sizeof(Shared) <= mma::kWhole);
 };

@@ -567,7 +567,7 @@ class UnitAttention {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       if (row_of(half) >= unit_.rows) continue;
-      const std::int32_t to = partial_row(params_, unit_, row_of(half));
+      const std::int32_t to = partial_row<schedule::kLargeUnits>(params_, unit_, row_of(half));
       if (quad() == 0) {
         params_.partials.max_and_sum[to] = make_float2(max_of_row(half), sum_[half]);
       }

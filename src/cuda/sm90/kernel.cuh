@@ -4,10 +4,12 @@
 ///
 ///   q [total_q, num_qo_heads, D], K and V pages  ->  o [total_q, num_qo_heads, Dv], lse
 ///
-/// A block fills a multiprocessor and takes two shares of the schedule. Small units (at most 32
-/// rows) of both are computed at the same time by the portable kernel's code, which each half of the
-/// block runs for itself; then the whole block computes the large ones (at most 128 rows), one after
-/// another, with wgmma: a warpgroup loads (`Producer`), two compute (`UnitAttention`).
+/// A block fills a multiprocessor and takes two shares of the line of small units (at most 32 rows)
+/// and one of the line of large units (at most 128 rows). The small ones are computed by the portable
+/// kernel's code, which each half of the block runs for itself, the large ones by the whole block with
+/// wgmma: a warpgroup loads (`Producer`), two compute (`UnitAttention`). Where there are both, half of
+/// the blocks begin with the one kind and half with the other, so that memory and tensor cores are
+/// busy at the same time.
 #pragma once
 
 #include <cstdint>
@@ -42,6 +44,23 @@ __device__ void init_barriers(typename C::Large& shared) {
   }
 }
 
+/// Frees the memory of barriers that nobody uses any more. One thread calls it.
+template <typename C>
+__device__ void end_barriers(typename C::Large& shared) {
+  for (int slot = 0; slot < C::kSlots; ++slot) {
+    barrier_end(shared_address(&shared.full[slot]));
+    barrier_end(shared_address(&shared.empty[slot]));
+  }
+  for (int unit = 0; unit < C::kUnits; ++unit) {
+    barrier_end(shared_address(&shared.fixed.units_full[unit]));
+    barrier_end(shared_address(&shared.fixed.units_empty[unit]));
+  }
+  for (int buffer = 0; buffer < C::kQueryBuffers; ++buffer) {
+    barrier_end(shared_address(&shared.fixed.queries_full[buffer]));
+    barrier_end(shared_address(&shared.fixed.queries_empty[buffer]));
+  }
+}
+
 // Asked for anew wherever they are needed, so that no register holds them meanwhile.
 __device__ __forceinline__ int thread_of_block() { return opaque(static_cast<int>(threadIdx.x)); }
 __device__ __forceinline__ int lane() { return thread_of_block() % kWarpSize; }
@@ -58,13 +77,9 @@ template <typename C>
 __device__ __forceinline__ void load_small_units(const AttendParams& params,
                                                  typename C::Shared& shared) {
   const int half = warp_of_warpgroup() / 2;
-  mma::load_units<typename C::Small>(params, shared.halves[half], share_of(half),
+  mma::load_units<typename C::Small>(params, shared.halves[half],
+                                     static_cast<std::int32_t>(blockIdx.x) * kHalves + half,
                                      warp_of_warpgroup() % 2 == 0, lane());
-}
-
-/// @return Whether the half's share has large units. Near for those who have read the range before.
-__device__ __forceinline__ bool has_large_units_in(const AttendParams& params, int half) {
-  return params.schedule.ranges[share_of(half) / params.policy.heads_abreast].has_large_units != 0;
 }
 
 /// A warp of the loading warpgroup.
@@ -90,7 +105,7 @@ __device__ __forceinline__ void load_large_units(const AttendParams& params, con
 /// One unit after another. The first scores of each are made while the results of the one before are
 /// written.
 template <typename C>
-__device__ __forceinline__ void attend_large_units(ConsumerState<C>& state) {
+__device__ __forceinline__ void attend_units(ConsumerState<C>& state) {
   if (state.warpgroup == 1) state.pass_turn();  // the first one is the other's
   float scores[ConsumerState<C>::kScores];
   Results<C> results;
@@ -113,13 +128,101 @@ __device__ __forceinline__ void attend_large_units(ConsumerState<C>& state) {
       attention.run(scores);
       attention.finish(results);
       if (unit.num_pieces > 1 || unit.leaves_states()) {
-        finish_partial<typename C::Element>(state.params, unit, state.shared.fixed.is_last,
-                                            state.thread(), kConsumers,
-                                            [] { named_barrier<kConsumers>(kUnitEnd); });
+        finish_partial<schedule::kLargeUnits, typename C::Element>(
+            state.params, unit, state.shared.fixed.complete, state.thread(), kConsumers,
+            [] { named_barrier<kConsumers>(kUnitEnd); });
       }
     }
     before = state.place;
     state.place.advance();
+  }
+}
+
+/// The kinds of units that the batch has, in the order in which the block takes them.
+///
+/// Results of shared prefixes are joined by those who come last: better by many with a small unit
+/// each than by a few with a large one, so that large units come first where there are prefixes.
+__device__ __forceinline__ Phases phases_of(const schedule::Overview& overview) {
+  const Phases small = overview.num_ranges[schedule::kSmallUnits] > 0 ? kSmallPhase : kEnd;
+  const Phases large = overview.num_ranges[schedule::kLargeUnits] > 0 ? kLargePhase : kEnd;
+  const bool is_large_first = overview.num_prefixes > 0 || blockIdx.x % 2 == 1;
+  if (small == kEnd || (large != kEnd && is_large_first)) return large | small << kPhaseBits;
+  return small | large << kPhaseBits;
+}
+
+/// Says what the block does, and brings its ranges near meanwhile. One warp calls it.
+template <typename C>
+__device__ __forceinline__ void look_ahead(const AttendParams& params, typename C::Shared& shared) {
+  const schedule::LineView& small = params.schedule.lines[schedule::kSmallUnits];
+  const std::int32_t heads = params.policy.lines[schedule::kSmallUnits].heads_abreast;
+  const auto thread = static_cast<std::int32_t>(threadIdx.x);
+  const auto share = static_cast<std::int32_t>(blockIdx.x) * kHalves;
+  const schedule::Range* const range = small.ranges + share / heads;
+  constexpr int kLines = (sizeof(schedule::Range) + 127) / 128 + 1;
+  if (thread == 0) {
+    const schedule::Overview overview = range->overview;
+    shared.phases = phases_of(overview);
+    shared.num_queries = overview.num_queries;
+  } else if (thread <= kHalves * kLines) {
+    const std::int32_t of = (share + thread % kHalves) / heads;
+    prefetch(reinterpret_cast<const std::byte*>(small.ranges + of) + (thread - 1) / kHalves * 128);
+  }
+}
+
+/// All small units of the block's shares./// All small units of the block's shares.
+template <typename C>
+__device__ __forceinline__ void attend_small_units(const AttendParams& params,
+                                                   typename C::Shared& shared) {
+  if (thread_of_block() < kHalves) {
+    mma::init_barriers<typename C::Small>(shared.halves[thread_of_block()]);
+  }
+  __syncthreads();
+  if (is_loading_warpgroup()) {
+    give_registers<kForSmallUnits.loader>();
+    load_small_units<C>(params, shared);
+  } else {
+    take_registers<kForSmallUnits.consumer>();
+    const int half = thread_of_block() / kWarpgroupSize - 1;
+    mma::ConsumerState<typename C::Small> state{params, shared.halves[half], warp_of_warpgroup(),
+                                                lane(), half * 3};
+    mma::attend_units(state);
+  }
+}
+
+/// All large units of the block's share.
+template <typename C>
+__device__ __forceinline__ void attend_large_units(const AttendParams& params, const TileMaps& maps,
+                                                   typename C::Shared& shared) {
+  if (thread_of_block() == 0) init_barriers<C>(shared.large);
+  order_before_boxes();
+  __syncthreads();
+  if (is_loading_warpgroup()) {
+    give_registers<kForLargeUnits.loader>();
+    load_large_units<C>(params, maps, shared.large);
+  } else {
+    take_registers<kForLargeUnits.consumer>();
+    const int warpgroup = thread_of_block() / kWarpgroupSize - 1;
+    ConsumerState<C> state{params,    shared.large,        maps.are_valid,
+                           warpgroup, warp_of_warpgroup(), lane()};
+    attend_units(state);
+  }
+}
+
+/// What the block has not done yet, with what it is doing. Asked for anew every time, so that no
+/// register holds it.
+template <typename Shared>
+__device__ __forceinline__ Phases phases_left(const Shared& shared) {
+  return *const_cast<const volatile Phases*>(&shared.phases);
+}
+__device__ __forceinline__ Phases first_of(Phases phases) { return phases % (1U << kPhaseBits); }
+__device__ __forceinline__ bool is_last(Phases phases) { return phases < (1U << kPhaseBits); }
+
+/// As they are while small units are computed.
+__device__ __forceinline__ void return_registers() {
+  if (is_loading_warpgroup()) {
+    take_registers<kForSmallUnits.loader>();
+  } else {
+    give_registers<kForSmallUnits.consumer>();
   }
 }
 
@@ -130,36 +233,32 @@ __global__ void __launch_bounds__(kThreads, 1)
   extern __shared__ __align__(1024) std::byte memory[];
   auto& shared = *reinterpret_cast<typename C::Shared*>(memory);
   if (params.check != nullptr && params.check->what != 0) return;
-  if (threadIdx.x < kHalves) mma::init_barriers<typename C::Small>(shared.halves[threadIdx.x]);
+  if (threadIdx.x < kWarpSize) look_ahead<C>(params, shared);
   __syncthreads();
-  const int half = static_cast<int>(threadIdx.x) / kWarpgroupSize - 1;
-  bool has_large_units = false;  // the loading warps have read it
-  if (is_loading_warpgroup()) {
-    give_registers<kForSmallUnits.loader>();
-    load_small_units<C>(params, shared);
-    has_large_units = has_large_units_in(params, warp_of_warpgroup() / 2);
-  } else {
-    take_registers<kForSmallUnits.consumer>();
-    mma::ConsumerState<typename C::Small> state{params, shared.halves[half], warp_of_warpgroup(),
-                                                lane(), half * 3};
-    mma::attend_units(state);
-    if (half == 0) store_padding<typename C::Element>(params, kWarpgroupSize);
+  // Small units stand first: the machine fetches the beginning of a kernel's code before it starts.
+#pragma unroll 1
+  while (true) {
+    if (first_of(phases_left(shared)) == kSmallPhase) {
+      attend_small_units<C>(params, shared);
+      if (is_last(phases_left(shared))) break;
+      __syncthreads();
+      if (thread_of_block() == 0) shared.phases >>= kPhaseBits;
+      if (thread_of_block() < kHalves) {
+        mma::end_barriers<typename C::Small>(shared.halves[thread_of_block()]);
+      }
+      __syncthreads();
+    }
+    if (phases_left(shared) == kEnd) break;
+    attend_large_units<C>(params, maps, shared);
+    if (is_last(phases_left(shared))) break;
+    __syncthreads();
+    if (thread_of_block() == 0) shared.phases >>= kPhaseBits;
+    if (thread_of_block() == 0) end_barriers<C>(shared.large);
+    return_registers();
+    __syncthreads();
   }
-  // When all are here, shared memory is free but for the barriers.
-  if (__syncthreads_or(static_cast<int>(has_large_units)) == 0) return;
-  if (threadIdx.x == 0) {
-    for (auto& each : shared.halves) mma::end_barriers<typename C::Small>(each);
-    init_barriers<C>(shared.large);
-  }
-  order_before_boxes();
-  __syncthreads();
-  if (is_loading_warpgroup()) {
-    give_registers<kForLargeUnits.loader>();
-    load_large_units<C>(params, maps, shared.large);
-  } else {
-    take_registers<kForLargeUnits.consumer>();
-    ConsumerState<C> state{params, shared.large, maps.are_valid, half, warp_of_warpgroup(), lane()};
-    attend_large_units(state);
+  if (!is_loading_warpgroup()) {
+    store_padding<typename C::Element>(params, shared.num_queries, kConsumers);
   }
 }
 
@@ -175,6 +274,7 @@ AttendKernel describe_kernel() {
   kernel.shares_per_block = kHalves;
   kernel.tile_rows = C::Small::kTileRows;
   kernel.large_tile_rows = C::kTileRows;
+  kernel.large_tile_keys = C::kTileKeys;
   kernel.tile_keys = mma::kTileKeys;
   kernel.takes_tile_maps = true;
   return kernel;

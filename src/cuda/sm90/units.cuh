@@ -13,14 +13,24 @@
 
 namespace quire::cuda::sm90 {
 
-/// Share `i` of a block. Its shares are neighbours, which are other heads' of one range: blocks that
+/// How many shares of large units a block takes, and which is the first. If there are few, each block
+/// has one at most. Otherwise a block has neighbours, which are other heads' of one range: blocks that
 /// take their shares one after another read half of the heads at a time, which stay in the
 /// second-level cache.
-__device__ __forceinline__ std::int32_t share_of(int i) {
-  return static_cast<std::int32_t>(blockIdx.x) * kHalves + i;
+struct LargeShares {
+  std::int32_t first = 0;
+  std::int32_t count = 0;
+};
+__device__ __forceinline__ LargeShares large_shares(const AttendParams& params,
+                                                    const schedule::Overview& overview) {
+  const std::int32_t total = overview.num_ranges[schedule::kLargeUnits] *
+                             params.policy.lines[schedule::kLargeUnits].heads_abreast;
+  const auto block = static_cast<std::int32_t>(blockIdx.x);
+  if (total <= static_cast<std::int32_t>(gridDim.x)) return {block, block < total ? 1 : 0};
+  return {block * kHalves, min(kHalves, max(0, total - block * kHalves))};
 }
 
-/// Puts the large units of a block's shares into the queue, and one without rows behind them.
+/// Puts the large units of the block's shares into the queue, and one without rows behind them.
 template <typename C>
 class UnitFinder {
  public:
@@ -28,10 +38,11 @@ class UnitFinder {
       : params_(params), shared_(shared), lane_(lane) {}
 
   __device__ void run() {
+    const LargeShares shares = large_shares(params_, params_.schedule.header->overview);
 #pragma unroll 1
-    for (int i = 0; i < kHalves; ++i) {
-      UnitCursor<UnitSize::kLarge> cursor(params_, share_of(i));
-      Unit unit = cursor.first();
+    for (std::int32_t i = 0; i < shares.count; ++i) {
+      UnitCursor<schedule::kLargeUnits> cursor(params_, shares.first + i);
+      Unit unit = cursor.next();
 #pragma unroll 1
       while (unit.rows > 0) {
         put(unit);
