@@ -34,6 +34,7 @@ class ItemWalk {
           schedule::key_run(task_.shape, task_.batch, task_.item.seq, key, end);
       const std::byte* k = place(task_.tensors.k, run);
       const std::byte* v = place(task_.tensors.v, run);
+      if (has_token_factors()) find_scales(run, tile);
       for (std::int32_t i = 0; i < run.tokens; ++i, ++tile.count) {
         tile.k[tile.count] = k + i * task_.tensors.k.token_stride * element_bytes_;
         tile.v[tile.count] = v + i * task_.tensors.v.token_stride * element_bytes_;
@@ -61,6 +62,26 @@ class ItemWalk {
     const auto kv_head = static_cast<std::ptrdiff_t>(task_.item.kv_head_begin + head);
     return {tile, kv_head * task_.tensors.k.head_stride * element_bytes_,
             kv_head * task_.tensors.v.head_stride * element_bytes_};
+  }
+
+  /// Whether every token has scales of its own.
+  [[nodiscard]] bool has_token_factors() const {
+    return task_.tensors.k_token_scale.data != nullptr;
+  }
+  /// Those of a tile for kv head `head` of the item.
+  /// @return `to`, or null if tokens have none.
+  const TokenFactors* factors_of(const TileKeys& tile, std::int32_t head, TokenFactors& to) const {
+    if (!has_token_factors()) return nullptr;
+    const auto kv_head = static_cast<std::ptrdiff_t>(task_.item.kv_head_begin + head);
+    const std::ptrdiff_t k = kv_head * task_.tensors.k_token_scale.head_stride;
+    const std::ptrdiff_t v = kv_head * task_.tensors.v_token_scale.head_stride;
+    for (std::int32_t key = 0; key < tile.count; ++key) {
+      to.k[key] = tile.k_scale[key][k];
+      to.v[key] = tile.v_scale[key][v];
+    }
+    std::fill(to.k + tile.count, to.k + kKvTile, 0.0F);
+    std::fill(to.v + tile.count, to.v + kKvTile, 0.0F);
+    return &to;
   }
 
   [[nodiscard]] LogitRule rule_of(std::int32_t head) const {
@@ -93,6 +114,18 @@ class ItemWalk {
   }
 
  private:
+  /// Of a run that begins behind the tile's last key.
+  void find_scales(const schedule::KeyRun& run, TileKeys& tile) const {
+    const core::TokenScales& k = task_.tensors.k_token_scale;
+    const core::TokenScales& v = task_.tensors.v_token_scale;
+    for (std::int32_t i = 0; i < run.tokens; ++i) {
+      tile.k_scale[tile.count + i] =
+          k.data + run.page * k.page_stride + (run.token + i) * k.token_stride;
+      tile.v_scale[tile.count + i] =
+          v.data + run.page * v.page_stride + (run.token + i) * v.token_stride;
+    }
+  }
+
   [[nodiscard]] LinesAhead ahead(const std::byte* const* rows, std::int32_t count,
                                  const core::Pages& pages, std::int32_t head_dim, std::int32_t head,
                                  std::int32_t steps) const {

@@ -34,7 +34,8 @@ constexpr core::KernelRow row_of(std::string_view name, std::string_view summary
   row.head_dim_multiple = kHeadDimStep;
   row.head_dim_max = kMaxHeadDim;
   row.masks = core::SetOf<Mask>::of(Mask::kNone, Mask::kCausal, Mask::kTree, Mask::kFull);
-  row.kv_scales = core::SetOf<KvScale>::of(KvScale::kNone, KvScale::kPerTensor, KvScale::kPerHead);
+  row.kv_scales = core::SetOf<KvScale>::of(KvScale::kNone, KvScale::kPerTensor, KvScale::kPerHead,
+                                           KvScale::kPerToken);
   row.window = row.soft_cap = row.sinks = row.alibi = row.contiguous_kv = true;
   return row;
 }

@@ -18,6 +18,14 @@ struct TileKeys {
   std::int32_t count = 0;
   const std::byte* k[kKvTile];  // [count]
   const std::byte* v[kKvTile];
+  const float* k_scale[kKvTile];  // [count], if tokens have scales of their own
+  const float* v_scale[kKvTile];
+};
+
+/// Scales of a tile's tokens for one kv head; zeros behind the last key.
+struct TokenFactors {
+  alignas(kBufferAlignment) float k[kKvTile];  // of dot products
+  alignas(kBufferAlignment) float v[kKvTile];  // of weights
 };
 
 /// Which keys of a tile are seen, and by whom.

@@ -315,7 +315,8 @@ TEST(Oracle, KeepsNaNInMaskedValuesAwayFromQueriesThatDoNotSeeThem) {
 }
 
 TEST(Oracle, AgreesForSoftCapSinksAlibiAndScales) {
-  for (const KvScale scale : {KvScale::kNone, KvScale::kPerTensor, KvScale::kPerHead}) {
+  for (const KvScale scale :
+       {KvScale::kNone, KvScale::kPerTensor, KvScale::kPerHead, KvScale::kPerToken}) {
     for (const float cap : {0.0F, 0.5F, 30.0F}) {
       for (const bool sinks : {false, true}) {
         for (const bool alibi : {false, true}) {
@@ -327,6 +328,29 @@ TEST(Oracle, AgreesForSoftCapSinksAlibiAndScales) {
           options.spec.sm_scale = 0.3F;
           expect_oracle(options, "cap " + std::to_string(cap) + (sinks ? ", sinks" : "") +
                                      (alibi ? ", alibi" : ""));
+        }
+      }
+    }
+  }
+}
+
+TEST(Oracle, AgreesForScalesOfTokensInEveryNarrowDtypeMaskAndNumberOfRows) {
+  for (const DType dtype :
+       {DType::kInt8, DType::kFloat8E4M3, DType::kFloat8E5M2, DType::kBFloat16}) {
+    for (const Mask mask : {Mask::kCausal, Mask::kTree}) {
+      for (const KeySource source : {KeySource::kDense, KeySource::kContiguous}) {
+        for (const std::int32_t group : {1, 4, 7}) {
+          RandomBatchOptions options = small(group, 2, 32);
+          options.spec.q_dtype = DType::kBFloat16;
+          options.spec.kv_dtype = dtype;
+          options.spec.o_dtype = DType::kFloat32;
+          options.spec.kv_scale = KvScale::kPerToken;
+          options.spec.mask = mask;
+          options.spec.window_left = group == 4 ? 50 : -1;
+          options.source = source;
+          if (source == KeySource::kContiguous) options.spec.page_size = kContiguousKv;
+          options.requests = {{1, 150}, {0, 9}, {70, 201}, {3, 3}, {1, 0}};
+          expect_oracle(options, "group " + std::to_string(group));
         }
       }
     }
@@ -409,7 +433,7 @@ TEST(Oracle, AgreesForRandomMixturesOfEverything) {
     options.spec.logits_soft_cap = below(4) == 0 ? 20.0F : 0.0F;
     options.spec.sinks = below(3) == 0;
     options.spec.alibi = below(4) == 0;
-    options.spec.kv_scale = static_cast<KvScale>(below(3));
+    options.spec.kv_scale = static_cast<KvScale>(below(4));
     options.spec.q_dtype = kDtypes[below(4)];
     options.spec.kv_dtype = kDtypes[below(6)];
     options.spec.o_dtype = DType::kFloat32;

@@ -109,6 +109,11 @@ class BlockAttend {
     const BlockRows rows = rows_of_head(task_, buffers_, head);
     const std::int32_t slice_queries = std::max(1, kSliceRows / rows.group);
     const std::int32_t queries = rows.count / rows.group;
+    TokenFactors factors[kBlockTiles];
+    for (std::int32_t tile = 0; tile < sight.count; ++tile) {
+      walk_.factors_of(now.tiles[tile], head, factors[tile]);
+    }
+    const TokenFactors* const given = walk_.has_token_factors() ? factors : nullptr;
     for (std::int32_t first = 0; first < queries; first += slice_queries) {
       const BlockRows slice = rows.slice(first, std::min(slice_queries, queries - first));
       const BlockSight seen = sight.from(first);
@@ -117,7 +122,7 @@ class BlockAttend {
       for (std::int32_t tile = 0; tile < sight.count; ++tile) {
         score_many<Multiply>(slice, seen.tiles[tile], tile, buffers_.panels.k);
       }
-      BlockSoftmax(slice, rule, seen).run();
+      BlockSoftmax(slice, rule, seen, given).run();
       accumulate_many<Multiply>(slice, seen, buffers_.panels.v);
       for (std::int32_t tile = 0; tile < sight.count; ++tile) {
         add_poisoned<LaneOrder::kPlain>(slice, walk_.keys_of<T>(now.tiles[tile], head),

@@ -65,7 +65,8 @@ class FewAttend {
     const core::LayerTensors& tensors = task.tensors;
     const bool one_scale = tensors.k_scale == nullptr || tensors.scale_head_stride == 0;
     const bool bent = task.shape.logits_soft_cap > 0.0F || tensors.alibi_slopes != nullptr;
-    if (!one_scale || bent) return 1;
+    const bool of_tokens = tensors.k_token_scale.data != nullptr;
+    if (!one_scale || bent || of_tokens) return 1;
     return std::max(1, kSliceRows / task.rows_per_kv_head());
   }
 
@@ -77,7 +78,7 @@ class FewAttend {
       score_few(rows_of_head(task_, buffers_, head, (head - begin) * rows_per_head),
                 walk_.keys_of<T>(now, head), ahead);
     }
-    soften(begin, end - begin, now.first, sight);
+    soften(begin, end - begin, now, sight);
     for (std::int32_t head = begin; head < end; ++head) {
       const BlockRows rows = rows_of_head(task_, buffers_, head, (head - begin) * rows_per_head);
       const auto keys = walk_.keys_of<T>(now, head);
@@ -88,12 +89,12 @@ class FewAttend {
     }
   }
 
-  void soften(std::int32_t head, std::int32_t heads, std::int32_t first_key,
+  void soften(std::int32_t head, std::int32_t heads, const TileKeys& keys,
               const TileSight& sight) const {
     BlockRows rows = rows_of_head(task_, buffers_, head);
     BlockSight seen;
     seen.count = 1;
-    seen.first_keys[0] = first_key;
+    seen.first_keys[0] = keys.first;
     seen.tiles[0] = sight;
     if (heads > 1) {  // a word for each row, as if it were a query of its own
       std::uint64_t* words = buffers_.words + task_.num_queries();
@@ -104,7 +105,8 @@ class FewAttend {
       rows.count *= heads;
       rows.group = 1;
     }
-    BlockSoftmax(rows, walk_.rule_of(head), seen).run();
+    TokenFactors factors;
+    BlockSoftmax(rows, walk_.rule_of(head), seen, walk_.factors_of(keys, head, factors)).run();
   }
 
   const ItemTask& task_;

@@ -58,8 +58,10 @@ struct BlockSight {
 
 class BlockSoftmax {
  public:
-  BlockSoftmax(const BlockRows& rows, const LogitRule& rule, const BlockSight& sight)
-      : rows_(rows), rule_(rule), sight_(sight) {}
+  /// @param factors  [tiles], of tokens that have scales of their own, else null.
+  BlockSoftmax(const BlockRows& rows, const LogitRule& rule, const BlockSight& sight,
+               const TokenFactors* factors)
+      : rows_(rows), rule_(rule), sight_(sight), factors_(factors) {}
 
   /// Dot products → powers of 2 in bf16, and the rows' new max, sum and rescale.
   void run() const {
@@ -76,6 +78,7 @@ class BlockSoftmax {
   }
 
   void run_rows(std::int32_t first, std::int32_t count) const {
+    if (factors_ != nullptr) scale_rows(first, count);
     if (bent()) bend_rows(first, count);
     const auto lanes = static_cast<__mmask16>(first_lanes(count));
     Vec each[kSoftmaxRows];
@@ -95,6 +98,14 @@ class BlockSoftmax {
     const __m512 total = sums_of<kSoftmaxRows>(each).raw;
     _mm512_mask_storeu_ps(sum, lanes,
                           _mm512_fmadd_ps(_mm512_maskz_loadu_ps(lanes, sum), rescale, total));
+  }
+
+  void scale_rows(std::int32_t first, std::int32_t count) const {
+    for (std::int32_t row = first; row < first + count; ++row) {
+      for (std::int32_t tile = 0; tile < sight_.count; ++tile) {
+        scale_row(rows_.score_row(row).logits + tile * kKvTile, factors_[tile].k, seen(row, tile));
+      }
+    }
   }
 
   void bend_rows(std::int32_t first, std::int32_t count) const {
@@ -142,6 +153,10 @@ class BlockSoftmax {
         const __m512 x = _mm512_fmsub_ps(_mm512_load_ps(logits + i * kRowPadding), scale, max);
         p[i] = _mm512_maskz_mov_ps(lanes, power_of_2(x));
         total = _mm512_add_ps(total, p[i]);
+        if (factors_ != nullptr) {
+          p[i] =
+              _mm512_maskz_mul_ps(lanes, p[i], _mm512_load_ps(factors_[tile].v + i * kRowPadding));
+        }
       }
       // Narrower than the logits they replace, which have been read.
       _mm512_store_si512(powers, (__m512i)_mm512_cvtne2ps_pbh(p[1], p[0]));
@@ -153,6 +168,7 @@ class BlockSoftmax {
   const BlockRows& rows_;
   const LogitRule& rule_;
   const BlockSight& sight_;
+  const TokenFactors* factors_;
 };
 
 }  // namespace quire::cpu::HWY_NAMESPACE

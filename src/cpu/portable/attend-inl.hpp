@@ -133,7 +133,8 @@ class Attend {
     const std::uint64_t poisoned = poisoned_keys(keys, sight, rows.head_dim_vo);
     const std::uint64_t take = sight.any & ~poisoned;
     const LogitRule rule = walk_.rule_of(head);
-    const Softmax softmax(rows, rule, sight, now.first);
+    TokenFactors factors;
+    const Softmax softmax(rows, rule, sight, now.first, walk_.factors_of(now, head, factors));
     const std::int32_t steps = rows.count <= kFewRows ? now.count : rows.count;
     LinesAhead k_ahead = walk_.k_ahead(next, head, steps);
     LinesAhead v_ahead = walk_.v_ahead(next, head, steps);

@@ -43,6 +43,15 @@ inline void bend(float* row, const LogitRule& rule, float slope, std::int32_t di
   }
 }
 
+/// Times the factors of the keys whose bit in `seen` is set; 0 for the others, whatever theirs are.
+HWY_INLINE void scale_row(float* row, const float* factors, std::uint64_t seen) {
+  const Floats d;
+  for (std::int32_t i = 0; i < kKvTile; i += kLanes) {
+    const Vec x = hn::Mul(hn::Load(d, row + i), hn::Load(d, factors + i));
+    hn::Store(hn::IfThenElseZero(mask_of(seen, i), x), d, row + i);
+  }
+}
+
 /// Largest of a row's logits · 1/scale whose bit in `seen` is set, times `scale`.
 template <bool kMasked>
 HWY_INLINE float max_of_row(const float* row, float scale, std::uint64_t seen) {
@@ -78,9 +87,10 @@ HWY_INLINE float raise_row(float* row, float scale, float max, std::uint64_t see
 /// Dot products of a tile → powers of 2, and the rows' new max, sum and rescale.
 class Softmax {
  public:
+  /// @param factors  Of tokens that have scales of their own, else null.
   Softmax(const HeadRows& rows, const LogitRule& rule, const TileSight& sight,
-          std::int32_t first_key)
-      : rows_(rows), rule_(rule), sight_(sight), first_key_(first_key) {}
+          std::int32_t first_key, const TokenFactors* factors)
+      : rows_(rows), rule_(rule), sight_(sight), first_key_(first_key), factors_(factors) {}
 
   void run() const {
     find_maxima();
@@ -106,6 +116,7 @@ class Softmax {
     const float scale = this->scale();
     for_each_row([&](std::int32_t row, std::uint64_t seen) HWY_ATTR {
       float* scores = rows_.score_row(row);
+      if (factors_ != nullptr) scale_row(scores, factors_->k, seen);
       if (bent() && seen != 0) {
         const std::int32_t query = row / rows_.group;
         const float slope = rule_.slopes != nullptr ? rule_.slopes[row % rows_.group] : 0.0F;
@@ -153,6 +164,7 @@ class Softmax {
       const float max = rows_.states.max[row];
       rows_.states.sum[row] += ~seen == 0 ? raise_row<false>(scores, scale, max, seen)
                                           : raise_row<true>(scores, scale, max, seen);
+      if (factors_ != nullptr) scale_row(scores, factors_->v, seen);
     });
   }
 
@@ -160,6 +172,7 @@ class Softmax {
   const LogitRule& rule_;
   const TileSight& sight_;
   std::int32_t first_key_;
+  const TokenFactors* factors_;
 };
 
 }  // namespace quire::cpu::HWY_NAMESPACE
