@@ -32,17 +32,31 @@ class QUIRE_API Executor {
   virtual void parallel(std::int32_t count, Task task, void* context) noexcept = 0;
 };
 
+/// Where the threads of a pool run.
+enum class ThreadPlacement : std::int32_t {
+  kAnywhere = 0,  ///< Where the system puts them.
+  kPinned = 1,    ///< Each on a core of its own, as long as there are enough (on Linux).
+};
+
 /// Makes a pool of persistent threads that sleep when there is no work.
 /// @param num_threads Including the thread that calls `parallel`; 0 takes one per available core.
 /// @throws Error `kInvalidArgument` if negative, `kOutOfMemory` if threads cannot be started.
 [[nodiscard]] QUIRE_API std::unique_ptr<Executor> make_thread_pool(std::int32_t num_threads = 0);
 
+/// The same, with a say in where threads run.
+/// @param placement `kPinned`: the pool's own threads take the cores that the process may run on in
+///   their order, from the second one on; the thread that calls `parallel` stays where its owner put
+///   it (pin it to the first). For machines whose cores serve nothing else.
+/// @throws Error as above; `kUnsupported` if threads are to be pinned where that is not possible.
+[[nodiscard]] QUIRE_API std::unique_ptr<Executor> make_thread_pool(std::int32_t num_threads,
+                                                                   ThreadPlacement placement);
+
 /// The pool shared by everything that names no executor. Its first use, which may be the first
 /// `Attention`, `append()` or `merge_states()` on the CPU, starts its threads: `QUIRE_NUM_THREADS`
-/// of them (environment; the calling one included), 0 or unset: one per available core. Never
-/// destroyed.
-/// @throws Error `kInvalidArgument` if `QUIRE_NUM_THREADS` is not a number ≥ 0, `kOutOfMemory` if
-///   threads cannot be started; the next use tries again.
+/// of them (environment; the calling one included), 0 or unset: one per available core; pinned if
+/// `QUIRE_PIN_THREADS` is 1. Never destroyed.
+/// @throws Error `kInvalidArgument` if `QUIRE_NUM_THREADS` is not a number ≥ 0 or `QUIRE_PIN_THREADS`
+///   neither 0 nor 1, `kOutOfMemory` if threads cannot be started; the next use tries again.
 [[nodiscard]] QUIRE_API Executor& default_executor();
 
 }  // namespace v0

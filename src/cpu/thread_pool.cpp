@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 #include <hwy/cache_control.h>
 #if defined(__linux__)
+#include <pthread.h>
 #include <sched.h>
 #endif
 
@@ -33,10 +34,50 @@ std::int32_t available_cores() noexcept {
   return std::max(1, static_cast<std::int32_t>(std::thread::hardware_concurrency()));
 }
 
-ThreadPool::ThreadPool(std::int32_t num_threads) {
+bool can_pin_threads() noexcept {
+#if defined(__linux__)
+  return true;
+#else
+  return false;
+#endif
+}
+
+namespace {
+
+/// Cores that this process may run on, in order.
+std::vector<std::size_t> cores_of_process() {
+  std::vector<std::size_t> cores;
+#if defined(__linux__)
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof(set), &set) != 0) return cores;
+  for (std::size_t core = 0; core < CPU_SETSIZE; ++core) {
+    if (CPU_ISSET(core, &set)) cores.push_back(core);
+  }
+#endif
+  return cores;
+}
+
+/// Puts a thread on one core. A refusal (a core taken away meanwhile) leaves it where it is.
+void pin([[maybe_unused]] std::thread& thread, [[maybe_unused]] std::size_t core) {
+#if defined(__linux__)
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  CPU_SET(core, &set);
+  (void)pthread_setaffinity_np(thread.native_handle(), sizeof(set), &set);
+#endif
+}
+
+}  // namespace
+
+ThreadPool::ThreadPool(std::int32_t num_threads, ThreadPlacement placement) {
   try {
+    const std::vector<std::size_t> cores =
+        placement == ThreadPlacement::kPinned ? cores_of_process() : std::vector<std::size_t>();
     threads_.reserve(static_cast<std::size_t>(num_threads - 1));
-    for (std::int32_t i = 1; i < num_threads; ++i) threads_.emplace_back([this] { help(); });
+    for (std::size_t i = 1; i < static_cast<std::size_t>(num_threads); ++i) {
+      threads_.emplace_back([this] { help(); });
+      if (i < cores.size()) pin(threads_.back(), cores[i]);
+    }
   } catch (...) {
     stop();
     throw;
@@ -165,6 +206,16 @@ std::int32_t threads_from_environment() {
   return threads;
 }
 
+ThreadPlacement placement_from_environment() {
+  const char* text = std::getenv("QUIRE_PIN_THREADS");
+  const std::string_view view = text == nullptr ? "0" : text;
+  if (view != "0" && view != "1") {
+    throw Error(ErrorCode::kInvalidArgument,
+                fmt::format("[executor] QUIRE_PIN_THREADS: expected 0 or 1, got \"{}\"", view));
+  }
+  return view == "1" ? ThreadPlacement::kPinned : ThreadPlacement::kAnywhere;
+}
+
 }  // namespace
 }  // namespace cpu
 
@@ -173,13 +224,22 @@ inline namespace v0 {
 Executor::~Executor() = default;
 
 std::unique_ptr<Executor> make_thread_pool(std::int32_t num_threads) {
+  return make_thread_pool(num_threads, ThreadPlacement::kAnywhere);
+}
+
+std::unique_ptr<Executor> make_thread_pool(std::int32_t num_threads, ThreadPlacement placement) {
   if (num_threads < 0) {
     throw Error(ErrorCode::kInvalidArgument,
                 fmt::format("[executor] num_threads: expected a number ≥ 0, got {}", num_threads));
   }
+  if (placement == ThreadPlacement::kPinned && !cpu::can_pin_threads()) {
+    throw Error(
+        ErrorCode::kUnsupported,
+        "[executor] placement: threads cannot be pinned on this system, leave them anywhere");
+  }
   const std::int32_t threads = num_threads == 0 ? cpu::available_cores() : num_threads;
   try {
-    return std::make_unique<cpu::ThreadPool>(threads);
+    return std::make_unique<cpu::ThreadPool>(threads, placement);
   } catch (const std::exception& error) {
     throw Error(ErrorCode::kOutOfMemory,
                 fmt::format("[executor] num_threads: expected to start {} threads, got: {}",
@@ -188,7 +248,9 @@ std::unique_ptr<Executor> make_thread_pool(std::int32_t num_threads) {
 }
 
 Executor& default_executor() {
-  static Executor& pool = *make_thread_pool(cpu::threads_from_environment()).release();
+  static Executor& pool =
+      *make_thread_pool(cpu::threads_from_environment(), cpu::placement_from_environment())
+           .release();
   return pool;
 }
 

@@ -19,7 +19,8 @@ namespace quire::cpu {
 class ThreadPool final : public Executor {
  public:
   /// @param num_threads Including the caller of `parallel`, ≥ 1.
-  explicit ThreadPool(std::int32_t num_threads);
+  explicit ThreadPool(std::int32_t num_threads,
+                      ThreadPlacement placement = ThreadPlacement::kAnywhere);
   ~ThreadPool() override;
 
   [[nodiscard]] std::int32_t concurrency() const noexcept override;
@@ -54,6 +55,9 @@ class ThreadPool final : public Executor {
   std::atomic<bool> stopping_{false};
   std::vector<std::thread> threads_;
 };
+
+/// Whether threads can be pinned here.
+[[nodiscard]] bool can_pin_threads() noexcept;
 
 /// @return Cores that this process may run on, ≥ 1.
 [[nodiscard]] std::int32_t available_cores() noexcept;

@@ -1,16 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#if defined(__linux__)
+#include <sched.h>
+#endif
 
 #include <atomic>
 #include <chrono>
 #include <cstdlib>
+#include <iterator>
+#include <map>
+#include <mutex>
+#include <set>
 #include <thread>
 #include <vector>
 
 #include "cpu/thread_pool.hpp"
 #include "quire/error.hpp"
 #include "quire/executor.hpp"
+#include "quire/executors.hpp"
 
 namespace quire {
 namespace {
@@ -112,6 +120,57 @@ TEST(Executor, WakesUpAfterItsThreadsFellAsleep) {
   }
 }
 
+#if defined(__linux__)
+TEST(Executor, KeepsPinnedThreadsOnCoresOfTheirOwn) {
+  const std::int32_t cores = cpu::available_cores();
+  if (cores < 2) GTEST_SKIP() << "one core";
+  const auto pool = make_thread_pool(cores, ThreadPlacement::kPinned);
+  struct Seen {
+    std::thread::id caller = std::this_thread::get_id();
+    std::mutex mutex;
+    std::map<std::thread::id, std::set<std::size_t>>
+        allowed;  // cores of each of the pool's own threads
+  } seen;
+  const auto task = [](void* context, std::int32_t) noexcept {
+    auto& all = *static_cast<Seen*>(context);
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));  // so that everybody takes some
+    if (std::this_thread::get_id() == all.caller) return;
+    cpu_set_t set;
+    ASSERT_EQ(sched_getaffinity(0, sizeof(set), &set), 0);
+    const std::lock_guard lock(all.mutex);
+    for (std::size_t core = 0; core < CPU_SETSIZE; ++core) {
+      if (CPU_ISSET(core, &set)) all.allowed[std::this_thread::get_id()].insert(core);
+    }
+  };
+  for (int round = 0; round < 100 && std::ssize(seen.allowed) < cores - 1; ++round) {
+    pool->parallel(8 * cores, task, &seen);
+  }
+  std::set<std::size_t> taken;
+  for (const auto& [thread, of_thread] : seen.allowed) {
+    ASSERT_EQ(of_thread.size(), 1U);
+    EXPECT_TRUE(taken.insert(*of_thread.begin()).second) << "two on core " << *of_thread.begin();
+  }
+  EXPECT_EQ(std::ssize(taken), cores - 1);
+}
+#endif
+
+TEST(Executor, IsMadeOfAnyParallelLoop) {
+  std::atomic<int> loops{0};
+  ParallelForExecutor threads(2, [&](std::int32_t count, const auto& body) {
+    ++loops;
+    std::thread other([&] {
+      for (std::int32_t i = 1; i < count; i += 2) body(i);
+    });
+    for (std::int32_t i = 0; i < count; i += 2) body(i);
+    other.join();
+  });
+  EXPECT_EQ(threads.concurrency(), 2);
+  Tally tally(17);
+  threads.parallel(17, Tally::task, &tally);
+  EXPECT_TRUE(tally.each_once());
+  EXPECT_EQ(loops.load(), 1);
+}
+
 TEST(Executor, OfTheEnvironmentIsRefusedIfItIsNotANumber) {
   // The default executor of this process is made at its first use, which is here.
   setenv("QUIRE_NUM_THREADS", "many", 1);
@@ -122,9 +181,18 @@ TEST(Executor, OfTheEnvironmentIsRefusedIfItIsNotANumber) {
     EXPECT_STREQ(error.what(), "[executor] QUIRE_NUM_THREADS: expected a number ≥ 0, got \"many\"");
   }
   setenv("QUIRE_NUM_THREADS", "2", 1);
+  setenv("QUIRE_PIN_THREADS", "yes", 1);
+  try {
+    (void)default_executor();
+    ADD_FAILURE();
+  } catch (const Error& error) {
+    EXPECT_STREQ(error.what(), "[executor] QUIRE_PIN_THREADS: expected 0 or 1, got \"yes\"");
+  }
+  setenv("QUIRE_PIN_THREADS", "1", 1);
   EXPECT_EQ(default_executor().concurrency(), 2);
   EXPECT_EQ(&default_executor(), &default_executor());
   unsetenv("QUIRE_NUM_THREADS");
+  unsetenv("QUIRE_PIN_THREADS");
 }
 
 }  // namespace
