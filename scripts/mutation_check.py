@@ -224,7 +224,7 @@ MUTANTS = [
         "exception",
         "the page changes hands before the plan of copies has grown",
         TABLE,
-        "      copies.push_back({tail, table.pool->first_free, sequence.length % page_size});\n",
+        "      copies.push_back({tail, table.pool->next_free(), sequence.length % page_size});\n",
         "      const PageId own = table.pool->take();\n"
         "      copies.push_back({tail, own, sequence.length % page_size});\n"
         "      table.pool->drop_ref(own);\n",
@@ -276,8 +276,8 @@ MUTANTS = [
         "reset",
         "a new pool loses its last page",
         POOL_STATE,
-        "id + 1 < spec.num_pages; ++id) page(id).next_free",
-        "id + 2 < spec.num_pages; ++id) page(id).next_free",
+        "std::iota(free_pages.rbegin(), free_pages.rend(), PageId{0});",
+        "std::iota(free_pages.rbegin(), free_pages.rend() - 1, PageId{0});",
     ),
     Mutant(
         "reset",

@@ -236,7 +236,7 @@ Status PageTable::append(SeqId seq, std::int32_t n, std::vector<CopyOp>& copies)
   const std::int32_t page_size = table.pool->spec.page_size;
   if (tail != kNoPage) {
     try {  // the only step that can fail comes before the first change
-      copies.push_back({tail, table.pool->first_free, sequence.length % page_size});
+      copies.push_back({tail, table.pool->next_free(), sequence.length % page_size});
     } catch (const std::exception&) {
       return failure(ErrorCode::kOutOfMemory,
                      "[page_table] append: expected memory for a copy plan of {} ops, got none",

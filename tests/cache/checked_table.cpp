@@ -39,9 +39,9 @@ std::vector<std::int32_t> Op::kept() const {
 }
 
 bool CheckedTable::Snapshot::same_table(const Snapshot& other) const {
-  return pages == other.pages && first_free == other.first_free && num_free == other.num_free &&
-         sequences == other.sequences && rows == other.rows &&
-         first_free_slot == other.first_free_slot && num_live == other.num_live;
+  return pages == other.pages && free_pages == other.free_pages && sequences == other.sequences &&
+         rows == other.rows && first_free_slot == other.first_free_slot &&
+         num_live == other.num_live;
 }
 
 CheckedTable::CheckedTable(const PagePoolSpec& pool_spec, const PageTableSpec& table_spec)
@@ -277,9 +277,10 @@ void CheckedTable::compare_questions(const Live& live, const std::vector<std::in
 CheckedTable::Snapshot CheckedTable::snapshot() {
   const internal::PagePoolState& pool = internal::TestAccess::state(pool_);
   const internal::PageTableState& table = internal::TestAccess::state(table_);
-  Snapshot result{
-      pool.pages,     pool.first_free, pool.num_free, table.sequences, {},   table.first_free_slot,
-      table.num_live, cache_,          live_,         pins_,           dead_};
+  Snapshot result{pool.pages,     {},     table.sequences, {},    table.first_free_slot,
+                  table.num_live, cache_, live_,           pins_, dead_};
+  const std::span free_pages = std::span(pool.free_pages).first(index_of(pool.num_free));
+  result.free_pages.assign(free_pages.begin(), free_pages.end());
   for (std::int32_t slot = 0; slot < table.spec.max_seqs; ++slot) {
     const std::span<const PageId> row = table.pages(slot);
     result.rows.emplace_back(row.begin(), row.end());
@@ -291,8 +292,8 @@ void CheckedTable::restore(const Snapshot& snapshot) {
   internal::PagePoolState& pool = internal::TestAccess::state(pool_);
   internal::PageTableState& table = internal::TestAccess::state(table_);
   pool.pages = snapshot.pages;
-  pool.first_free = snapshot.first_free;
-  pool.num_free = snapshot.num_free;
+  std::ranges::copy(snapshot.free_pages, pool.free_pages.begin());
+  pool.num_free = static_cast<std::int32_t>(snapshot.free_pages.size());
   table.sequences = snapshot.sequences;
   table.first_free_slot = snapshot.first_free_slot;
   table.num_live = snapshot.num_live;

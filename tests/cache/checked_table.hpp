@@ -42,8 +42,7 @@ class CheckedTable {
   /// Everything a call may change: to compare before and after, and to go back.
   struct Snapshot {
     std::vector<internal::PagePoolState::Page> pages;
-    PageId first_free = kNoPage;
-    std::int32_t num_free = 0;
+    std::vector<PageId> free_pages;  // in the order of the list
     std::vector<internal::PageTableState::Sequence> sequences;
     std::vector<std::vector<PageId>> rows;
     std::int32_t first_free_slot = 0;

@@ -45,10 +45,7 @@ Canonical written_by_name(CheckedTable& table) {
     text.insert(text.end(), state.rows[slot].begin(), state.rows[slot].end());
     text.push_back(kSeparator);
   }
-  for (PageId page = state.first_free; page != kNoPage;
-       page = state.pages[static_cast<std::size_t>(page)].next_free) {
-    text.push_back(page);
-  }
+  text.insert(text.end(), state.free_pages.begin(), state.free_pages.end());
   text.push_back(kSeparator);
   for (std::int32_t slot = state.first_free_slot; slot != internal::PageTableState::kNoSlot;
        slot = state.sequences[static_cast<std::size_t>(slot)].next_free) {

@@ -502,7 +502,7 @@ TEST_F(BrokenPageTable, ALostSlotIsNoticed) {
 
 TEST_F(BrokenPageTable, ABrokenPoolIsNoticed) {
   state().pool->num_free = 5;
-  expect_noticed("[page_pool] check: the free list has 6 pages, the counter says 5");
+  expect_noticed("[page_pool] check: 6 pages have no references, 5 are on the free list");
   state().pool->num_free = 6;
 }
 
