@@ -39,6 +39,7 @@ BATCHING_TESTS = [
     "batcher_simulation_test",
     "ahead_test",
     "samples_test",
+    "every_allocation_test",
     "shared_prefixes_simulation_test",
 ]
 
@@ -219,6 +220,41 @@ MUTANTS = [
         PLANNER,
         "  if (room > 0) {\n    num_kept_ = kept;\n",
         "  {\n    num_kept_ = kept;\n",
+    ),
+    Mutant(
+        "fence",
+        "a request that is cancelled gives its pages back while a step writes to them",
+        BATCHER,
+        "  if (place.in_flight() > 0) return {};  // the device may be writing to its pages\n",
+        "",
+    ),
+    Mutant(
+        "fence",
+        "tokens that a step in flight has yet to write are found by others",
+        BATCHER,
+        "      state.publish_filled(place, place.cached - place.submitted[1 - parity]);\n",
+        "      state.publish_filled(place, place.cached);\n",
+    ),
+    Mutant(
+        "fence",
+        "a request is preempted while a step in flight writes to its pages",
+        PLANNER,
+        "  if (room > 0 || state_.steps_in_flight() > 0) return room;\n",
+        "  if (room > 0) return room;\n",
+    ),
+    Mutant(
+        "leak",
+        "a commit that fails keeps the leases that it took",
+        "src/batching/commit.cpp",
+        "    if (!status.ok()) {\n      state.leases.clear();\n",
+        "    if (!status.ok()) {\n",
+    ),
+    Mutant(
+        "exception",
+        "a finish tells who ended before it has room for all of them",
+        BATCHER,
+        "    reserve_more(ended, state.running.size() + unborn);\n",
+        "",
     ),
     Mutant(
         "exception",

@@ -38,6 +38,8 @@ void BatcherState::bear(Place& place) noexcept {
     sample.prev = kNobody;
     --num_unborn;
     if (!sample.goes_on() || sample.stops) continue;
+    // Asked first: a refusal would cost memory for its sentence.
+    if (sequences.first_free_slot == PageTableState::kNoSlot) continue;
     const Result<SeqId> forked = table.fork(place.seq, prompt);
     if (!forked.ok()) continue;
     sample.seq = *forked;
