@@ -40,6 +40,7 @@ BATCHING_TESTS = [
     "ahead_test",
     "samples_test",
     "every_allocation_test",
+    "recorder_test",
     "shared_prefixes_simulation_test",
 ]
 
@@ -276,9 +277,9 @@ MUTANTS = [
     Mutant(
         "lengths",
         "what a stopped request samples in a later step counts",
-        BATCHER,
-        "  if (place.samples[parity] && !place.stopped) ++place.generated;\n",
-        "  if (place.samples[parity]) ++place.generated;\n",
+        "src/batching/recorder.cpp",
+        "  if (!share.samples || life.stopped) return;\n",
+        "  if (!share.samples) return;\n",
     ),
     Mutant(
         "lengths",

@@ -124,6 +124,10 @@ class Engine {
         builder_(table_),
         recorder_(recorder_spec(options, requests.size())) {
     if (options.keep_pages) report_.pages.emplace(options.pages);
+    if (options.keep_pages && cache_) {
+      report_.tree = std::make_unique<PrefixTree>(options.pages);
+      cache_->set_listener(report_.tree.get());
+    }
     if (!options.attention) return;
     model_ = std::make_unique<Model>(options, work_.longest);
   }
@@ -227,6 +231,7 @@ class Engine {
   void look_at_pages() {
     if (!report_.pages) return;
     report_.pages->committed(plan_, table_, report_.virtual_s);
+    if (report_.tree) report_.tree->committed(plan_, table_);
     if (options_.chosen_step < 0) return;
     if (plan_.step != static_cast<std::uint64_t>(options_.chosen_step)) return;
     report_.chosen_map = report_.pages->now(plan_, table_, report_.virtual_s);
@@ -258,6 +263,10 @@ class Engine {
       now.paged += static_cast<double>(pages) * page_size;
     }
     now.padded = static_cast<double>(batch.max_kv_len) * batch.num_seqs;
+    if (options_.keep_steps) {
+      report_.step_pages.push_back({static_cast<float>(now.used), static_cast<float>(now.paged),
+                                    static_cast<float>(batcher_.stats().idle_pages)});
+    }
     report_.mean.used += now.used;  // sums, until `finish`
     report_.mean.paged += now.paged;
     report_.mean.padded += now.padded;
@@ -295,6 +304,7 @@ class Engine {
                              static_cast<std::uint64_t>(options_.shape.head_dim) *
                              size_of(options_.shape.cache_dtype());
     report_.tail_waste = tail_waste_of(requests_);
+    if (cache_) cache_->set_listener(nullptr);
     report_.recorder = std::move(recorder_);
     static_cast<void>(elapsed());
   }
