@@ -16,11 +16,11 @@ inline namespace v0 {
 namespace internal {
 
 struct PagePoolState {
-  /// 8 bytes a page: a fork touches as many of them as it shares, wherever in the pool they are.
+  /// Small: a fork touches as many of them as it shares, wherever in the pool they are.
   struct Page {
-    std::int32_t refs = 0;              ///< all references; 0 is free
-    std::int32_t caller_refs : 31 = 0;  ///< those of them that callers hold
-    bool indexed : 1 = false;  ///< a prefix cache holds one of them; the rest are table entries
+    std::int32_t refs = 0;         ///< all references; 0 is free
+    std::int32_t caller_refs = 0;  ///< those of them that callers hold
+    bool indexed = false;          ///< a prefix cache holds one of them; the rest are table entries
 
     [[nodiscard]] std::int32_t table_refs() const noexcept {
       return refs - caller_refs - (indexed ? 1 : 0);
@@ -28,7 +28,7 @@ struct PagePoolState {
 
     friend bool operator==(const Page&, const Page&) = default;
   };
-  static_assert(sizeof(Page) == 8);
+  static_assert(sizeof(Page) == 12);
 
   explicit PagePoolState(const PagePoolSpec& pool_spec)
       : spec(pool_spec),
