@@ -36,6 +36,15 @@ def commit() -> str:
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
+def add_row(output: pathlib.Path | None, row: dict[str, object]) -> None:
+    """Appends a row, with machine and date, to a file of JSON lines."""
+    if output is None:
+        return
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    with output.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({**row, "machine": processor(), "date": today}) + "\n")
+
+
 def measure(options: argparse.Namespace, executable: str) -> dict[str, list[float]]:
     """Microseconds of processor time of every repetition, by case."""
     command = [
@@ -73,8 +82,6 @@ def main() -> None:
         for name, times in measure(options, executable).items():
             least, median = min(times), statistics.median(times)
             print(f"| {name} | {least:.4g} | {median:.4g} |", flush=True)
-            if not options.output:
-                continue
             row = {
                 "workload": name,
                 "impl": "quire",
@@ -82,11 +89,8 @@ def main() -> None:
                 "us_median": median,
                 "repetitions": len(times),
                 "commit": commit(),
-                "machine": processor(),
-                "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
             }
-            with options.output.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+            add_row(options.output, row)
 
 
 if __name__ == "__main__":

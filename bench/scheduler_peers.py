@@ -24,7 +24,6 @@ Times are processor times of the thread; of each, the least and the median of th
 from __future__ import annotations
 
 import argparse
-import datetime
 import gc
 import importlib.metadata
 import json
@@ -38,6 +37,8 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
+
+import host
 
 TOKENS = 8192
 PAGE_SIZE = 16
@@ -235,19 +236,9 @@ def small_llama() -> dict[str, Any]:
     }
 
 
-def processor_name() -> str:
-    for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return "unknown"
-
-
 def version_of(impl: str) -> str:
     name = impl.split(",")[0].lower()
-    if name != "quire":
-        return importlib.metadata.version(name)
-    command = ["git", "-C", str(FOLDER), "describe", "--always", "--dirty", "--abbrev=12"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    return host.commit() if name == "quire" else importlib.metadata.version(name)
 
 
 def main() -> None:
@@ -272,8 +263,6 @@ def main() -> None:
                 least, median = min(times), statistics.median(times)
                 version = version_of(impl)
                 print(f"| {seqs} | {impl} | {version} | {least:.4g} | {median:.4g} |", flush=True)
-                if not options.output:
-                    continue
                 row = {
                     "workload": f"decode_step_{seqs}x{TOKENS}_page{PAGE_SIZE}",
                     "impl": impl,
@@ -281,11 +270,8 @@ def main() -> None:
                     "us_least": least,
                     "us_median": median,
                     "steps": len(times),
-                    "machine": processor_name(),
-                    "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
                 }
-                with options.output.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(row) + "\n")
+                host.add_row(options.output, row)
 
 
 if __name__ == "__main__":
