@@ -21,11 +21,11 @@ BatcherState::Hit BatcherState::find_hit(const Place& place) const noexcept {
   const PrefixRun prefix{text_of(place).name_space, askable(place)};
   const PrefixCacheState::Path path = prefixes->find_path(prefix);
   const PrefixCacheState::Closest partial = prefixes->partial_match(path, prefix);
-  const auto is_idle = [this](PageId page) { return prefixes->pool->page(page).refs == 1; };
+  const auto is_idle = [this](NodeId id) { return prefixes->page_of(prefixes->node(id)).refs == 1; };
   Hit hit{path.pages * prefixes->page_size() + partial.common, path.pages};
-  if (partial.page != kNoPage && is_idle(partial.page)) ++hit.idle_pages;
-  for (PageId page = path.last; page != kNoPage; page = prefixes->node(page).parent) {
-    if (is_idle(page)) ++hit.idle_pages;
+  if (partial.node != kNoNode && is_idle(partial.node)) ++hit.idle_pages;
+  for (NodeId id = path.last; id != kNoNode; id = prefixes->node(id).parent) {
+    if (is_idle(id)) ++hit.idle_pages;
   }
   return hit;
 }
@@ -74,7 +74,7 @@ void BatcherState::publish_filled(Place& place, std::int32_t written) noexcept {
   PageId* const row = sequences.row(static_cast<std::int32_t>(place.seq.slot));
   while (told - place.published * page_size >= page_size) {
     const PageId parent = place.published == 0 ? kNoPage : row[place.published - 1];
-    if (parent != kNoPage && !prefixes->has(parent)) {  // erased meanwhile
+    if (parent != kNoPage && prefixes->node_of(parent) == kNoNode) {  // erased meanwhile
       place.published = 0;
       continue;
     }

@@ -148,10 +148,9 @@ class SmallCache {
     auto& state = internal::TestAccess::state(cache_);
     std::vector<PageId> names;
     for (PageId page = 0; page < world_.num_pages; ++page) {
-      if (state.has(page)) names.push_back(page);
+      if (cache_.contains(page)) names.push_back(page);
     }
-    std::ranges::sort(names, std::greater(),
-                      [&state](PageId page) { return state.node(page).last_use; });
+    std::ranges::sort(names, std::greater(), [this](PageId page) { return node(page).last_use; });
     Canonical text;
     const auto name = [&names](PageId page) {
       if (page == kNoPage) return kNoPage;
@@ -161,11 +160,11 @@ class SmallCache {
       return place;
     };
     for (std::size_t i = 0; i < static_cast<std::size_t>(state.stats.pages); ++i) {
-      const auto& node = state.node(names[i]);
-      text.push_back(static_cast<std::int32_t>(node.name_space));
-      text.push_back(name(node.parent));
-      text.push_back(node.leases);
-      const auto tokens = state.tokens_of(names[i]);
+      const auto& of = node(names[i]);
+      text.push_back(static_cast<std::int32_t>(of.name_space));
+      text.push_back(name(parent_of(names[i])));
+      text.push_back(of.leases);
+      const auto tokens = cache_.tokens(names[i]);
       text.insert(text.end(), tokens.begin(), tokens.end());
       text.push_back(kSeparator);
     }
@@ -182,6 +181,16 @@ class SmallCache {
   }
 
  private:
+  [[nodiscard]] const internal::PrefixCacheState::Node& node(PageId page) {
+    auto& state = internal::TestAccess::state(cache_);
+    return state.node(state.node_of(page));
+  }
+  [[nodiscard]] PageId parent_of(PageId page) {
+    const internal::NodeId parent = node(page).parent;
+    if (parent == internal::kNoNode) return kNoPage;
+    return internal::TestAccess::state(cache_).node(parent).page;
+  }
+
   struct Seq {
     SeqId id;
     const Prompt* prompt = nullptr;
@@ -248,8 +257,7 @@ class SmallCache {
   }
 
   [[nodiscard]] Tokens prefix_of(PageId page) {
-    auto& state = internal::TestAccess::state(cache_);
-    const PageId parent = state.node(page).parent;
+    const PageId parent = parent_of(page);
     Tokens prefix = parent == kNoPage ? Tokens() : prefix_of(parent);
     const auto tokens = cache_.tokens(page);
     prefix.insert(prefix.end(), tokens.begin(), tokens.end());
@@ -257,10 +265,9 @@ class SmallCache {
   }
 
   [[nodiscard]] std::int32_t naive_match(const Prompt& prompt) {
-    auto& state = internal::TestAccess::state(cache_);
     std::ptrdiff_t longest = 0;
     for (PageId page = 0; page < world_.num_pages; ++page) {
-      if (!cache_.contains(page) || state.node(page).name_space != prompt.name_space) continue;
+      if (!cache_.contains(page) || node(page).name_space != prompt.name_space) continue;
       const Tokens prefix = prefix_of(page);
       const auto end = std::ranges::mismatch(prefix, prompt.tokens).in1;
       longest = std::max(longest, end - prefix.begin());
@@ -270,16 +277,15 @@ class SmallCache {
 
   // Pages of the index that nobody holds, nor any page behind them.
   [[nodiscard]] std::int32_t naive_evictable() {
-    auto& state = internal::TestAccess::state(cache_);
     std::set<PageId> kept;
     for (PageId id = 0; id < world_.num_pages; ++id) {
       if (!cache_.contains(id)) continue;
-      bool held = pool_.ref_count(id) > 1 || state.node(id).leases > 0;
-      for (PageId page = id; held && page != kNoPage; page = state.node(page).parent) {
+      bool held = pool_.ref_count(id) > 1 || node(id).leases > 0;
+      for (PageId page = id; held && page != kNoPage; page = parent_of(page)) {
         kept.insert(page);
       }
     }
-    return state.stats.pages - static_cast<std::int32_t>(kept.size());
+    return cache_.stats().pages - static_cast<std::int32_t>(kept.size());
   }
 
   const World& world_;
