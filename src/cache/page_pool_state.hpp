@@ -22,7 +22,7 @@ struct PagePoolState {
     std::int32_t caller_refs = 0;  ///< those of them that callers hold
     PageId next_free = kNoPage;    ///< meaningful for a free page only
     bool indexed = false;          ///< a prefix cache holds one of them
-    std::uint8_t flights = 0;  ///< copies in flight hold so many; the rest are table entries
+    std::uint8_t flights = 0;      ///< copies in flight hold so many; the rest are table entries
 
     [[nodiscard]] std::int32_t table_refs() const noexcept {
       return refs - caller_refs - (indexed ? 1 : 0) - flights;

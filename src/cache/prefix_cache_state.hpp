@@ -94,6 +94,7 @@ struct PrefixCacheState {
     std::uint64_t ticket = 0;  ///< 0: none
     PageId host = kNoPage;     ///< the other page
     PageId next = kNoPage;     ///< page of the device that has the next one
+    bool fetches = false;      ///< it writes the page of the device
 
     friend bool operator==(const Flight&, const Flight&) = default;
   };
@@ -240,8 +241,10 @@ struct PrefixCacheState {
   std::int32_t evict(std::int32_t count) noexcept;
   std::int32_t evict_expired(PageTier tier) noexcept;
   /// @param dropped  By page: references that are about to go; empty for none.
+  /// @param landed   As if no copies were in flight.
   /// @return Pages of the device that `evict` could remove then. O(num_pages).
-  [[nodiscard]] std::int32_t count_evictable(std::span<const std::int32_t> dropped) noexcept;
+  [[nodiscard]] std::int32_t count_evictable(std::span<const std::int32_t> dropped,
+                                             bool landed = false) noexcept;
 
   /// The host tier: prefix_tiers.cpp.
   /// When the pages of a plan have been read and written.
@@ -267,10 +270,19 @@ struct PrefixCacheState {
   void send(NodeId id, PageId host_page, TransferPlan& plan, Fencing fencing) noexcept;
   void drop_displaced(TransferPlan& plan, std::size_t first, Fencing fencing) noexcept;
   /// A copy is in flight; the page of the device is held already.
-  void fly(PageId page, PageId host_page, TransferPlan& plan) noexcept;
+  void fly(PageId page, PageId host_page, TransferPlan& plan, bool fetches) noexcept;
   std::int32_t retire(std::uint64_t ticket) noexcept;
   /// @return Pages of the device that become free with the copies in flight. O(in flight).
   [[nodiscard]] std::int32_t count_parked() const noexcept;
+  /// A node that must stay where it is, as by a lease.
+  void pin(NodeId id) noexcept {
+    ++node(id).leases;
+    ++stats.leases;
+  }
+  void unpin(NodeId id) noexcept {
+    --node(id).leases;
+    --stats.leases;
+  }
 
   std::array<TierState, kNumTiers> tiers;
   std::shared_ptr<PagePoolState> pool;  ///< of the device
@@ -281,6 +293,7 @@ struct PrefixCacheState {
   NodeId first_free = 0;
   std::vector<std::uint64_t> seen;   ///< by page of the device: the last `publish` that named it
   std::vector<Flight> flights;       ///< by page of the device; none without a host
+  std::int32_t num_fetching = 0;     ///< of the copies in flight
   PageId first_in_flight = kNoPage;  ///< of the device
   std::uint64_t last_ticket = 0;
   /// Counts uses of pages. Begins where the stamps of a path, one lower a page, stay positive.

@@ -151,11 +151,13 @@ std::int32_t PrefixCacheState::evict_expired(PageTier tier) noexcept {
 }
 
 // Marks what is held and what that keeps in the index; the rest can be evicted.
-std::int32_t PrefixCacheState::count_evictable(std::span<const std::int32_t> dropped) noexcept {
+std::int32_t PrefixCacheState::count_evictable(std::span<const std::int32_t> dropped,
+                                               bool landed) noexcept {
   ++last_mark;
   std::int32_t marked = 0;
   for (PageId page = 0; page < pool->spec.num_pages; ++page) {
-    const std::int32_t gone = dropped.empty() ? 0 : dropped[static_cast<std::size_t>(page)];
+    const std::int32_t gone = (dropped.empty() ? 0 : dropped[static_cast<std::size_t>(page)]) +
+                              (landed ? pool->page(page).flights : 0);
     const NodeId held_node = node_of(page);
     if (held_node == kNoNode ||
         (node(held_node).leases == 0 && pool->page(page).refs - gone <= 1)) {

@@ -40,11 +40,13 @@ PageId PrefixCacheState::take_host_page(const Node& leaf) noexcept {
   return host.pool->take();
 }
 
-void PrefixCacheState::fly(PageId page, PageId host_page, TransferPlan& plan) noexcept {
+void PrefixCacheState::fly(PageId page, PageId host_page, TransferPlan& plan,
+                           bool fetches) noexcept {
   if (plan.ticket == 0) plan.ticket = ++last_ticket;
   at(PageTier::kHost).pool->take_off(host_page);
-  flights[static_cast<std::size_t>(page)] = {plan.ticket, host_page, first_in_flight};
+  flights[static_cast<std::size_t>(page)] = {plan.ticket, host_page, first_in_flight, fetches};
   first_in_flight = page;
+  num_fetching += fetches ? 1 : 0;
   ++stats.in_flight;
 }
 
@@ -98,7 +100,7 @@ void PrefixCacheState::drop_displaced(TransferPlan& plan, std::size_t first,
     const NodeId id = at(PageTier::kHost).node_of(op.dst);
     if (id != kNoNode && node(id).mark != last_mark) {
       node(id).mark = last_mark;
-      if (fencing == Fencing::kTicket) fly(op.src, op.dst, plan);
+      if (fencing == Fencing::kTicket) fly(op.src, op.dst, plan, false);
       plan.offloads[--kept] = op;
     } else if (fencing == Fencing::kTicket) {
       pool->land(op.src);
@@ -123,7 +125,7 @@ void PrefixCacheState::fetch(const HostPart& part, TransferPlan& plan, Fencing f
     plan.fetches[i] = {before.page, page, node(id).num_tokens};
     if (fencing == Fencing::kTicket) {
       pool->take_off(page);
-      fly(page, before.page, plan);
+      fly(page, before.page, plan, true);
     }
     move(id, PageTier::kDevice, page);
     pool->drop_ref(page);  // the index' own is left
@@ -152,6 +154,7 @@ std::int32_t PrefixCacheState::retire(std::uint64_t ticket) noexcept {
       continue;
     }
     *link = flight.next;
+    num_fetching -= flight.fetches ? 1 : 0;
     at(PageTier::kHost).pool->land(flight.host);
     flight = {};
     pool->land(page);
