@@ -77,6 +77,7 @@ void CheckedCache::step() {
   require(!is_wrong_, wrong_event_);
   require(arrived_.page == kNoPage);
   gone_from_host_.clear();
+  host_has_lost_ = false;
   if (!copies_.empty() && choose_(4) == 0) {  // a copy may run at any time
     execute(copies_[index_of(choose_(static_cast<std::int32_t>(copies_.size())))]);
   }

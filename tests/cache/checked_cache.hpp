@@ -150,6 +150,7 @@ class CheckedCache : private PrefixListener {
   std::vector<Copy> copies_;
   std::vector<PrefixEvent> events_;
   std::vector<Stored> gone_from_host_;  // since a page of the device has moved or gone
+  bool host_has_lost_ = false;          // in this call
   bool in_order_ = true;                // they have gone in the order of the host
   Place arrived_;                       // the page that it comes from has still to go
   std::int64_t clock_ = 0;

@@ -87,6 +87,7 @@ void CheckedCache::note_removed(const PrefixEvent& event) {
                          may_go(it.first) && goes_before(it.first, place);
                 });
     gone_from_host_.push_back(gone);
+    host_has_lost_ = true;
     stored_.erase(found);
     return;
   }
@@ -103,12 +104,13 @@ void CheckedCache::note_removed(const PrefixEvent& event) {
 }
 
 // Nothing in its tier that may go would have gone before. Its parent may have become a leaf just now, and
-// what has children on the host may have to wait for them.
+// what has children on the host may have to wait for them, also if it loses them in this call.
 void CheckedCache::note_victim(Place place) {
   forbid(!may_go(place));
   for (const auto& [other, stored] : stored_) {
     if (other.tier != place.tier || other == stored_.at(place).parent || !may_go(other)) continue;
     if (calling_ == Call::kOffload && !is_leaf(other, PageTier::kHost)) continue;
+    if (calling_ == Call::kOffload && host_has_lost_ && is_dead(other)) continue;
     forbid(goes_before(other, place));
   }
 }
