@@ -260,6 +260,8 @@ class QUIRE_API PrefixCache {
   [[nodiscard]] PrefixCacheStats stats() const noexcept;
   /// @return Free pages of the pool: those that `restore` may take. O(1).
   [[nodiscard]] std::int32_t num_free_pages() const noexcept;
+  /// @return Likewise of the host's pool; 0 without one. O(1).
+  [[nodiscard]] std::int32_t num_free_host_pages() const noexcept;
 
   /// Finds the longest beginning of `tokens` that is in the index on the device, counts as a use of its pages, of
   /// those on the host behind them too, and pins them. An engine that needs the logits of the last token asks without it.

@@ -256,6 +256,10 @@ std::int32_t PrefixCache::evict_host(std::int32_t num_pages) noexcept {
   return evicted;
 }
 
+std::int32_t PrefixCache::num_free_host_pages() const noexcept {
+  return state_->has_host() ? state_->at(PageTier::kHost).pool->num_free : 0;
+}
+
 std::int32_t PrefixCache::parked_pages() const noexcept { return state_->count_parked(); }
 
 }  // namespace v0
