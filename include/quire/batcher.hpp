@@ -75,6 +75,10 @@ struct StepPlan {
   std::vector<std::uint64_t> preempted;  ///< Ids of those that lose their pages, newest first.
   std::int32_t num_tokens = 0;           ///< New tokens of all items.
   std::vector<BatchEntry> batch;  ///< Written by `commit`: the items as `BatchBuilder` takes them.
+  /// Written by `commit`, of a prefix cache with a host tier: what goes to the host to make room, and what
+  /// the admitted find there. Executed after the steps before and before the copies of `commit`; the
+  /// batcher knows that it has run then, and needs no `retire`.
+  TransferPlan transfers;
 };
 
 /// Counters since construction, and the present state.
@@ -94,6 +98,9 @@ struct BatcherStats {
   std::int32_t used_pages = 0;       ///< Pages of the pool in use, by whomever.
   std::int32_t idle_pages = 0;       ///< Those of them that only a prefix cache holds.
   std::int32_t peak_used_pages = 0;  ///< The most that a step had in use.
+  /// Preemptions that left behind what it is quicker to get back from the host than to compute.
+  std::int64_t swaps = 0;
+  std::int64_t fetched_tokens = 0;  ///< Those of `hit_tokens` that came from the host.
 };
 
 /// How much a batcher holds.
@@ -129,6 +136,15 @@ struct BatcherState;
 /// its own back. A request at the head of the queue waits while another computes, in the step being
 /// planned, whole pages of a prefix that both share: at most as many steps as these have tokens.
 /// Pages that only the cache holds count as free; `commit` evicts as many of them as it needs.
+///
+/// If the cache has a host tier, `commit` sends these to the host instead, as far as `TierCosts` finds it
+/// worth it and the host has room, and gets back what the host has of the tokens of the admitted, if that
+/// is quicker than computing them. So a request that is preempted is swapped out: its pages are left to
+/// the cache, go to the host as the others need room, and are back when it is admitted again; what the
+/// host has no room for is computed again. `StepPlan::transfers` is the plan of these copies. Whoever
+/// offloads or fetches besides, between the steps, keeps pages until the ticket has retired: nobody is
+/// preempted for want of pages that are about to come free, nor admitted to pages that are not written
+/// yet, and a plan without items may say that a ticket has to retire first.
 ///
 /// With two steps in flight (`BatcherSpec::max_steps_in_flight`) the loop is one step ahead of the
 /// device:

@@ -16,7 +16,7 @@ from . import _library as c
 from . import _serving_library as s
 from ._calls import int32, int32_array, uint64
 from ._errors import invalid
-from ._pages import CopyPlan, PageTable, SeqId
+from ._pages import Copies, CopyPlan, PageTable, SeqId, copies_at
 from ._prefix_cache import PrefixCache
 
 
@@ -163,6 +163,20 @@ class StepPlan(c.Owner):
             for entry in self._structs("quire_step_plan_batch", s.BatchEntry)
         ]
 
+    @property
+    def transfers(self) -> tuple[Copies, Copies]:
+        """Of a prefix cache with a host tier: what goes to the host to make room, and what the
+        admitted find there, once the plan is committed. Executed after the steps before, in this
+        order, and before the copies of `Batcher.commit()`; it needs no `PrefixCache.retire()`."""
+        lists = [(c_void_p(), c_size_t()) for _ in range(2)]
+        c.check(
+            s.locked.quire_step_plan_transfers(
+                self._handle, *(byref(each) for pair in lists for each in pair)
+            )
+        )
+        offloads, fetches = (copies_at(address.value, count.value) for address, count in lists)
+        return offloads, fetches
+
     def _list(self, function: str) -> tuple[Optional[int], int]:
         address, count = c_void_p(), c_size_t()
         c.check(getattr(s.locked, function)(self._handle, byref(address), byref(count)))
@@ -190,6 +204,9 @@ class BatcherStats(NamedTuple):
     used_pages: int  #: Pages of the pool in use, by whomever.
     idle_pages: int  #: Those of them that only a prefix cache holds.
     peak_used_pages: int  #: The most that a step had in use.
+    #: Preemptions that left behind what it is quicker to get back from the host than to compute.
+    swaps: int
+    fetched_tokens: int  #: Those of `hit_tokens` that came from the host.
 
 
 class Batcher(c.Owner):
@@ -202,7 +219,8 @@ class Batcher(c.Owner):
 
     Prefills are cut into chunks that fit the step and mixed with decodes; if pages run out, the
     newest request is preempted and computes its tokens again later; with a prefix cache, requests
-    begin with the pages that it has and leave theirs in it. Every request that `submit()` accepts
+    begin with the pages that it has and leave theirs in it; if that has a host tier, pages go there
+    and come back, those of the preempted too (`StepPlan.transfers`). Every request that `submit()` accepts
     ends after a bounded number of steps, if no one else keeps pages of the pool.
     docs/concepts/batching.md explains, docs/concepts/contract.md says who may change what.
 

@@ -109,34 +109,24 @@ class CopyOp(NamedTuple):
     dst_begin: int = 0
 
 
-class CopyPlan(c.Owner):
-    """Copies that page tables ask for, in the order in which they are executed: after the writes of
-    earlier steps, before those of the step that they were made for. A sequence of `CopyOp`s.
-    """
+class Copies:
+    """Copies in the order in which they are executed: a sequence of `CopyOp`s."""
 
-    __slots__ = ()
+    __slots__ = ("_list",)
 
-    def __init__(self) -> None:
-        handle = c.created(c.locked.quire_copy_plan_create)
-        super().__init__(handle, c.locked.quire_copy_plan_destroy)
+    def __init__(self, ops: Pages) -> None:
+        self._list = ops
 
     def __len__(self) -> int:
-        return int(c.locked.quire_copy_plan_size(self._handle))
+        return len(self._list)
 
     def __iter__(self) -> Iterator[CopyOp]:
         return iter([CopyOp(*each) for each in self.to_numpy().tolist()])
 
     def to_numpy(self) -> Pages:
-        """The copies, int32 [len(plan), 5] of src, dst, tokens, src_begin, dst_begin: a copy of the
+        """The copies, int32 [len, 5] of src, dst, tokens, src_begin, dst_begin: a copy of the
         list."""
-        ops = np.empty((len(self), 5), np.int32)
-        if len(self):
-            ctypes.memmove(ops.ctypes.data, self._ops(), ops.nbytes)
-        return ops
-
-    def clear(self) -> None:
-        """Empties it; its memory is kept for the next step."""
-        c.check(c.locked.quire_copy_plan_clear(self._handle))
+        return self._list.copy()
 
     def execute(
         self,
@@ -147,7 +137,7 @@ class CopyPlan(c.Owner):
     ) -> None:
         """Executes the copies in caches, K and V of one layer or of many, as if one op came after
         another. On a GPU the copies run on the stream and the call does not wait for them: see
-        `Fence`. O(len(plan) · caches · tokens · heads · head_dim).
+        `Fence`. O(len · caches · tokens · heads · head_dim).
 
         Args:
           caches: Written: pages of any dtype in `kv_layout`, all on one device; on a GPU also in
@@ -185,10 +175,54 @@ class CopyPlan(c.Owner):
             )
         )
 
-    def _ops(self) -> int:
-        address = c.locked.quire_copy_plan_ops(self._handle)
-        assert address is not None  # it has elements
-        return int(address)
+
+def copies_at(address: Optional[int], count: int) -> Copies:
+    """A copy of `count` ops that the library has at `address`."""
+    ops = np.empty((count, 5), np.int32)
+    if count and address is not None:
+        ctypes.memmove(ops.ctypes.data, address, ops.nbytes)
+    return Copies(ops)
+
+
+class CopyPlan(c.Owner):
+    """Copies that page tables ask for, in the order in which they are executed: after the writes of
+    earlier steps, before those of the step that they were made for. A sequence of `CopyOp`s.
+    """
+
+    __slots__ = ()
+
+    def __init__(self) -> None:
+        handle = c.created(c.locked.quire_copy_plan_create)
+        super().__init__(handle, c.locked.quire_copy_plan_destroy)
+
+    def __len__(self) -> int:
+        return int(c.locked.quire_copy_plan_size(self._handle))
+
+    def __iter__(self) -> Iterator[CopyOp]:
+        return iter(self._copies())
+
+    def to_numpy(self) -> Pages:
+        """The copies, int32 [len(plan), 5] of src, dst, tokens, src_begin, dst_begin: a copy of the
+        list."""
+        return self._copies().to_numpy()
+
+    def clear(self) -> None:
+        """Empties it; its memory is kept for the next step."""
+        c.check(c.locked.quire_copy_plan_clear(self._handle))
+
+    def execute(
+        self,
+        *caches: Any,
+        sources: Sequence[Any] = (),
+        kv_layout: KvLayout = "NHD",
+        stream: Any = None,
+    ) -> None:
+        """`Copies.execute()` of the plan."""
+        self._copies().execute(*caches, sources=sources, kv_layout=kv_layout, stream=stream)
+
+    def _copies(self) -> Copies:
+        count = len(self)
+        return copies_at(c.locked.quire_copy_plan_ops(self._handle) if count else None, count)
 
 
 class SeqId(NamedTuple):

@@ -84,6 +84,7 @@ void BatcherState::preempt_newest() noexcept {
   const std::int32_t index = running.back();
   running.pop_back();
   Place& place = at(index);
+  if (is_worth_swapping(place)) ++counters.swaps;
   publish_all(place);
   static_cast<void>(table.destroy(place.seq));
   counters.recomputed_tokens += place.cached;

@@ -175,17 +175,39 @@ struct BatcherState {
   /// What the cache has of a request, and what beginning with it takes.
   struct Hit {
     std::int32_t tokens = 0;
-    std::int32_t whole_pages = 0;  ///< of these; the rest of them is on one more page
+    std::int32_t whole_pages = 0;  ///< of these on the device; the rest of them is on one more page
     std::int32_t idle_pages = 0;   ///< of all these pages, which no longer count as free
+    std::int32_t host_pages = 0;   ///< whole pages that come from the host
+    std::int32_t copied_pages =
+        0;                 ///< one more that does: the request ends inside it, and copies it
+    bool pending = false;  ///< a transfer of others still writes to some of them
   };
   [[nodiscard]] Hit find_hit(const Place& place) const noexcept;
   [[nodiscard]] Hit without_partial_page(const Hit& hit) const noexcept;
+  /// Pins the pages of the first tokens of a request that are on the device, and those behind them on the
+  /// host. There is room in `pins` for both.
+  /// @return Pages on the host; 0, and nothing is pinned, if all of the tokens are on the device, or not
+  ///   all are in the cache, or written.
+  std::int32_t pin_host_part(const Place& place, std::span<const std::int32_t> tokens) noexcept;
   /// @return Tokens on whole pages of `a` that `b` may begin with.
   [[nodiscard]] std::int32_t shared_tokens(const Place& a, const Place& b) const noexcept;
   /// @return Pages that can be had without preempting anybody.
   [[nodiscard]] std::int64_t available_pages() const noexcept;
-  /// Takes pages out of the cache until `pages` are free, or as many as can be.
-  void evict_for(std::int64_t pages) noexcept;
+  /// @return Pages that can be had once the transfers of others have retired.
+  [[nodiscard]] std::int64_t landed_pages() const noexcept;
+  /// @return True if others hold pages of the index, so that those before them are idle and cannot go.
+  [[nodiscard]] bool holds_are_mixed() const noexcept {
+    return others_hold || (prefixes && prefixes->num_fetching > 0);
+  }
+  /// Takes pages out of the cache, or sends them to the host, until `pages` are free or as many as can be.
+  void evict_for(std::int64_t pages, TransferPlan& transfers) noexcept;
+  /// Takes back what `evict_for` sent: it is evicted instead.
+  void evict_sent(TransferPlan& transfers) noexcept;
+  /// Gets what the host has of the first tokens of a request, and begins its sequence with them.
+  [[nodiscard]] SeqId adopt(const Place& place, std::int32_t tokens, const PrefixLease& lease,
+                            TransferPlan& transfers) noexcept;
+  /// @return True if a request that is preempted now is sooner back from the host than computed again.
+  [[nodiscard]] bool is_worth_swapping(const Place& place) const noexcept;
   [[nodiscard]] bool keeps_private(PageId id) const noexcept;
   /// The pages that became whole. @param written  Tokens of finished steps.
   void publish_filled(Place& place, std::int32_t written) noexcept;
@@ -206,7 +228,7 @@ struct BatcherState {
     [[nodiscard]] std::int64_t idle() const noexcept { return idle_; }
     /// @return Pages that can be had then.
     [[nodiscard]] std::int64_t total() const noexcept {
-      return freed_ + (batcher_.others_hold ? 0 : idle_);
+      return freed_ + (batcher_.holds_are_mixed() ? 0 : idle_);
     }
 
    private:
@@ -262,6 +284,7 @@ struct BatcherState {
   /// By page, all zero between calls: references of requests that are about to go.
   mutable std::vector<std::int32_t> dropped;
   std::vector<PrefixLease> leases;  ///< scratch of `commit`
+  std::vector<NodeId> pins;         ///< likewise: of the host
   std::vector<std::int32_t> born;   ///< scratch of `finish`
   BatcherStats counters;            ///< without the present state
 

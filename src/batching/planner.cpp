@@ -16,6 +16,7 @@ Status Planner::run() {
   plan_.items.clear();
   plan_.preempted.clear();
   plan_.batch.clear();
+  plan_.transfers.clear();
 
   serve_running();
   const auto kept = static_cast<std::size_t>(num_kept_);
@@ -24,7 +25,8 @@ Status Planner::run() {
   }
   if (plan_.preempted.empty()) admit_waiting();
   const bool idle = state_.running.empty() && state_.num_waiting == 0;
-  const bool may_wait = idle || state_.steps_in_flight() > 0;
+  const bool may_wait = idle || state_.steps_in_flight() > 0 ||
+                        (state_.prefixes && state_.prefixes->stats.in_flight > 0);
   return plan_.items.empty() && !may_wait ? explain_standstill() : Status();
 }
 
@@ -62,8 +64,9 @@ void Planner::admit_waiting() {
         free_pages_ - (num_running > 0 ? state_.spec.watermark_pages : 0);
     BatcherState::Hit hit = state_.find_hit(place);
     const auto pages_beyond = [&](std::int32_t tokens) {
-      return state_.pages_for(tokens) - hit.whole_pages + hit.idle_pages;
+      return state_.pages_for(tokens) - hit.whole_pages + hit.idle_pages + hit.copied_pages;
     };
+    if (hit.pending) return;  // a transfer has to retire
     if (pages_beyond(place.known()) > free_pages) hit = state_.without_partial_page(hit);
     if (pages_beyond(place.known()) > free_pages) return;
     if (waits_for_prefix(place, hit.tokens)) return;
@@ -100,6 +103,7 @@ std::int32_t Planner::make_room(std::int32_t rank) noexcept {
   const BatcherState::Place& place = state_.at(state_.running[static_cast<std::size_t>(rank)]);
   std::int32_t room = state_.table.room(place.seq, free_pages_);
   if (room > 0 || state_.steps_in_flight() > 0) return room;
+  if (pages_come_free(place)) return 0;
   BatcherState::Reclaim reclaim(state_);
   for (std::size_t kept = state_.running.size(); std::cmp_greater(kept, num_kept_); --kept) {
     reclaim.add_next();
@@ -116,6 +120,13 @@ std::int32_t Planner::make_room(std::int32_t rank) noexcept {
     free_pages_ += reclaim.total() - before;
   }
   return room;
+}
+
+// Pages of transfers in flight are not had by preempting anybody, and need nobody to be preempted.
+bool Planner::pages_come_free(const BatcherState::Place& place) const noexcept {
+  if (!state_.prefixes || state_.prefixes->stats.in_flight == 0) return false;
+  const std::int64_t taken = state_.available_pages() - free_pages_;
+  return state_.room(place, state_.landed_pages() - taken) > 0;
 }
 
 // Decodes among those that may take part.

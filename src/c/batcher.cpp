@@ -139,7 +139,9 @@ Status get_stats(const quire_batcher* batcher, quire_batcher_stats* stats) {
                                      .used_pages = now.used_pages,
                                      .idle_pages = now.idle_pages,
                                      .peak_used_pages = now.peak_used_pages,
-                                     .reserved = 0};
+                                     .reserved = 0,
+                                     .swaps = now.swaps,
+                                     .fetched_tokens = now.fetched_tokens};
   return write_struct(kFunction, "stats", value, stats);
 }
 

@@ -48,6 +48,11 @@ struct quire_prefix_lease {
   quire::PrefixLease lease;
 };
 
+struct quire_transfer_plan {
+  quire::c::Kind<"a quire_transfer_plan"> kind = {};
+  quire::TransferPlan plan;
+};
+
 struct quire_batch_builder {
   quire::c::Kind<"a quire_batch_builder"> kind = {};
   quire::BatchBuilder builder;
@@ -78,6 +83,14 @@ Status check_array(std::string_view function, std::string_view name, std::string
 /// Refuses NULL where a result is to be stored. @param what  In words.
 Status check_place(std::string_view function, std::string_view name, std::string_view what,
                    const void* place);
+
+/// Makes a cache, with a host tier if `host` is given.
+Status create_cache(std::string_view function, quire_page_pool* pool, quire_page_pool* host,
+                    const quire_prefix_cache_spec* spec, quire_prefix_cache** out);
+/// Gives out a list of copies. @param names  Of the two results.
+Status give_copies(std::string_view function, std::string_view ops_name,
+                   std::string_view count_name, const std::vector<CopyOp>& copies,
+                   const quire_copy_op** ops, std::size_t* count);
 
 Status read_retention(std::string_view function, const quire_retention* given, Retention& out);
 Status read_request(std::string_view function, const quire_request* given, Request& out);

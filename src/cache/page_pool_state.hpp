@@ -20,11 +20,14 @@ struct PagePoolState {
   struct Page {
     std::int32_t refs = 0;         ///< all references; 0 is free
     std::int32_t caller_refs = 0;  ///< those of them that callers hold
-    bool indexed = false;          ///< a prefix cache holds one of them; the rest are table entries
+    bool indexed = false;          ///< a prefix cache holds one of them
+    std::uint8_t flights = 0;      ///< copies in flight hold so many; the rest are table entries
 
     [[nodiscard]] std::int32_t table_refs() const noexcept {
-      return refs - caller_refs - (indexed ? 1 : 0);
+      return refs - caller_refs - (indexed ? 1 : 0) - flights;
     }
+    /// @return True if it becomes free with the copies in flight, unless it is used again.
+    [[nodiscard]] bool parked() const noexcept { return flights > 0 && refs == flights; }
 
     friend bool operator==(const Page&, const Page&) = default;
   };
@@ -73,6 +76,15 @@ struct PagePoolState {
   void unindex(PageId id) noexcept {
     if (page(id).refs == 1) --num_idle;
     page(id).indexed = false;
+    drop_ref(id);
+  }
+  /// A copy that reads or writes a page in use is in flight, or has retired.
+  void take_off(PageId id) noexcept {
+    add_ref(id);
+    ++page(id).flights;
+  }
+  void land(PageId id) noexcept {
+    --page(id).flights;
     drop_ref(id);
   }
   /// Undoes the last `drop_ref` that has not been undone.

@@ -51,7 +51,7 @@ class PrefixTrees : public testing::Test {
   PagePool pool_{{.num_pages = 16, .page_size = 2}};
   PageTable table_{pool_, {.max_seqs = 2, .max_tokens_per_seq = 16}};
   PrefixCache cache_{pool_};
-  PrefixTree tree_{16};
+  PrefixTree tree_{16, 0};
 };
 
 TEST_F(PrefixTrees, HasARunForEachStretchBetweenBranches) {
@@ -59,8 +59,8 @@ TEST_F(PrefixTrees, HasARunForEachStretchBetweenBranches) {
   ASSERT_EQ(runs.size(), 4U);
   EXPECT_THAT(told(runs[0]), ElementsAre(-1, 0, 4, 2, 6, 0, 0));
   EXPECT_THAT(told(runs[1]), ElementsAre(0, 4, 6, 3, 3, 0, 0));
-  EXPECT_THAT(told(runs[2]), ElementsAre(-1, 0, 1, 1, 1, 0, 0)) << "of equals the lower page first";
-  EXPECT_THAT(told(runs[3]), ElementsAre(0, 4, 2, 1, 1, 0, 0));
+  EXPECT_THAT(told(runs[2]), ElementsAre(0, 4, 2, 1, 1, 0, 0)) << "of equals the older first";
+  EXPECT_THAT(told(runs[3]), ElementsAre(-1, 0, 1, 1, 1, 0, 0));
   EXPECT_EQ(tree_.num_pages(), 7);
 }
 
@@ -85,6 +85,41 @@ TEST_F(PrefixTrees, ForgetsWhatIsEvicted) {
   EXPECT_EQ(cache_.evict(16), 7);
   EXPECT_EQ(tree_.num_pages(), 0);
   EXPECT_THAT(tree_.runs(10), IsEmpty());
+}
+
+TEST(PrefixTree, APageThatMovesToTheHostAndBackKeepsItsPlaceAndItsFinds) {
+  PagePool pool({.num_pages = 8, .page_size = 2});
+  PagePool host({.num_pages = 8, .page_size = 2});
+  PageTable table(pool, {.max_seqs = 2, .max_tokens_per_seq = 16});
+  PrefixCache cache(pool, host, {.costs = {.prefill_tokens_per_second = 1}});
+  PrefixTree tree(8, 8);
+  cache.set_listener(&tree);
+  const std::vector<std::int32_t> tokens = {1, 1, 2, 2, 3, 3};
+  const SeqId seq = *table.create();
+  std::vector<CopyOp> copies;
+  table.append(seq, 6, copies).throw_if_error();
+  cache.publish(0, table, seq, tokens).status().throw_if_error();
+  table.destroy(seq).throw_if_error();
+  TransferPlan plan;
+  const auto shapes = [&] {
+    std::vector<std::vector<std::int32_t>> all;
+    for (const PrefixTree::Run& run : tree.runs(9))
+      all.push_back({run.parent, run.pages, run.on_host});
+    return all;
+  };
+  ASSERT_EQ(*cache.offload(1, plan), 1);
+  EXPECT_THAT(shapes(), ElementsAre(ElementsAre(-1, 2, 0), ElementsAre(0, 1, 1)));
+  ASSERT_EQ(*cache.offload(1, plan), 1);
+  EXPECT_THAT(shapes(), ElementsAre(ElementsAre(-1, 1, 0), ElementsAre(0, 2, 1)))
+      << "what hung on the page hangs on it still";
+  EXPECT_EQ(tree.num_host_pages(), 2);
+  ASSERT_EQ(cache.retire(plan.ticket), 2);
+  plan.clear();
+  ASSERT_EQ(*cache.fetch(0, tokens, plan), 2);
+  EXPECT_THAT(shapes(), ElementsAre(ElementsAre(-1, 3, 0)));
+  EXPECT_EQ(tree.num_pages(), 3);
+  cache.retire(plan.ticket);
+  cache.set_listener(nullptr);
 }
 
 TEST(PrefixTree, OfAReplayIsWhatTheCacheHasAtTheEnd) {

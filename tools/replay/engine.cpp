@@ -110,6 +110,16 @@ struct Model {
   SpotChecker checker;
 };
 
+std::optional<PrefixCache> make_cache(const ReplayOptions& options, PagePool& pool,
+                                      PagePool& host) {
+  if (options.host_pages > 0) {
+    return PrefixCache(pool, host,
+                       {.costs = tier_costs(options.cost, options.shape, options.layers)});
+  }
+  if (options.prefix_cache) return PrefixCache(pool);
+  return std::nullopt;
+}
+
 class Engine {
  public:
   Engine(const ReplayOptions& options, std::span<const TraceRequest> requests)
@@ -118,14 +128,15 @@ class Engine {
         work_(work_of(requests, tokens_of_pool(options))),
         pool_({options.pages, options.shape.page_size}),
         table_(pool_, {options.max_seqs, work_.longest}),
-        cache_(options.prefix_cache ? std::optional<PrefixCache>(pool_) : std::nullopt),
+        host_({std::max(options.host_pages, 1), options.shape.page_size}),
+        cache_(make_cache(options, pool_, host_)),
         batcher_(cache_ ? Batcher(table_, *cache_, batcher_spec(options, requests.size()))
                         : Batcher(table_, batcher_spec(options, requests.size()))),
         builder_(table_),
         recorder_(recorder_spec(options, requests.size())) {
     if (options.keep_pages) report_.pages.emplace(options.pages);
     if (options.keep_pages && cache_) {
-      report_.tree = std::make_unique<PrefixTree>(options.pages);
+      report_.tree = std::make_unique<PrefixTree>(options.pages, options.host_pages);
       cache_->set_listener(report_.tree.get());
     }
     if (!options.attention) return;
@@ -179,6 +190,7 @@ class Engine {
     if (cache_) {
       write_prompt(trace, next_, tokens_);
       request.prompt = tokens_;
+      if (!options_.prefix_cache) request.name_space = next_;  // shares with itself alone
     }
     const Status status = batcher_.submit(request);
     if (status.ok()) {
@@ -213,6 +225,9 @@ class Engine {
     add(times);
     recorder_.finished(ended_, report_.virtual_s);
     if (report_.pages) report_.pages->finished(ended_);
+    if (cache_ && !options_.prefix_cache) {
+      for (const std::uint64_t ended : ended_) cache_->erase(ended);
+    }
     return true;
   }
 
@@ -245,6 +260,7 @@ class Engine {
   }
 
   void compute(Model& model, const StagedBatch& batch, StepTimes& times) {
+    model.layers.transfer(plan_.transfers);
     model.layers.copy_pages(copies_);
     model.layers.run(plan_, batch, times);
     const auto every = static_cast<std::uint64_t>(options_.check_every);
@@ -292,7 +308,9 @@ class Engine {
     report_.mean.padded /= steps;
     report_.left_out = static_cast<std::int64_t>(requests_.size() - next_);
     report_.batcher = batcher_.stats();
-    report_.lost_pages = pool_.num_used() - report_.batcher.idle_pages;
+    if (cache_) report_.cache = cache_->stats();
+    report_.lost_pages =
+        pool_.num_used() - report_.batcher.idle_pages + host_.num_used() - report_.cache.host_pages;
     report_.broken_invariant = batcher_.check().message();  // table and pool included
     if (model_ != nullptr) {
       report_.kernel = model_->layers.kernel();
@@ -315,6 +333,7 @@ class Engine {
   Work work_;
   PagePool pool_;
   PageTable table_;
+  PagePool host_;
   std::optional<PrefixCache> cache_;
   Batcher batcher_;
   BatchBuilder builder_;

@@ -49,6 +49,7 @@ struct ReplayReport {
   std::int64_t left_out = 0;  ///< Not taken in before the duration was over.
   std::string first_refusal;
   BatcherStats batcher;
+  PrefixCacheStats cache;             ///< Without a cache all zero.
   std::vector<double> step_seconds;   ///< On the clock that arrivals are held against.
   std::vector<StepPages> step_pages;  ///< Likewise by step, if steps were to be kept.
   StepTimes times;                    ///< Sums over all steps.

@@ -286,6 +286,7 @@ void add_tree(json& data, const PrefixTree& tree, std::size_t max_runs) {
   };
   data["tree"] = {{"n", runs.size()},
                   {"pages", tree.num_pages()},
+                  {"hostPages", tree.num_host_pages()},
                   {"found", tree.num_found()},
                   {"parent", column(&PrefixTree::Run::parent)},
                   {"position", column(&PrefixTree::Run::position)},
@@ -293,6 +294,7 @@ void add_tree(json& data, const PrefixTree& tree, std::size_t max_runs) {
                   {"runPages", column(&PrefixTree::Run::pages)},
                   {"subtree", column(&PrefixTree::Run::subtree)},
                   {"finds", column(&PrefixTree::Run::finds)},
+                  {"onHost", column(&PrefixTree::Run::on_host)},
                   {"hidden", column(&PrefixTree::Run::hidden)}};
 }
 

@@ -5,7 +5,8 @@ const tree = data.tree && (() => {
   const all = {
     n: packed.n, pages: packed.pages,
     parent: numbers('parent'), position: numbers('position'), tokens: numbers('tokens'),
-    runPages: numbers('runPages'), subtree: numbers('subtree'), finds: numbers('finds'), hidden: numbers('hidden'),
+    runPages: numbers('runPages'), subtree: numbers('subtree'), finds: numbers('finds'),
+    onHost: numbers('onHost'), hidden: numbers('hidden'),
   };
   // Children stand side by side from the left end of their parent; what is left over is its own pages.
   all.left = new Float64Array(all.n);
@@ -48,6 +49,17 @@ function findsColour(finds, most) {
   return cssOf(mix(rgbOf(colour('hit-soft')), rgbOf(colour('hit')), 0.15 + 0.85 * part));
 }
 
+// Stripes over what is on the host.
+function hostPattern(context) {
+  const tile = make('canvas', {width: 6, height: 6}), into = tile.getContext('2d');
+  into.strokeStyle = colour('panel');
+  into.lineWidth = 1.6;
+  into.beginPath();
+  for (const shift of [-6, 0, 6]) { into.moveTo(shift, 6); into.lineTo(shift + 6, 0); }
+  into.stroke();
+  return context.createPattern(tile, 'repeat');
+}
+
 function drawIcicleAxes(context, scales) {
   context.fillStyle = colour('dim');
   context.textAlign = 'right';
@@ -76,7 +88,7 @@ function drawIcicle() {
   if (!tree || tree.n === 0) return;
   const canvas = element('icicle'), context = prepare(canvas, kIcicleHeight), scales = icicleScales(canvas.clientWidth);
   drawIcicleAxes(context, scales);
-  const most = largest(tree.finds, 1), colours = new Map();
+  const most = largest(tree.finds, 1), colours = new Map(), stripes = hostPattern(context);
   context.save();
   context.beginPath();
   context.rect(kGutter, 0, scales.width, scales.height);
@@ -88,7 +100,12 @@ function drawIcicle() {
     if (!colours.has(finds)) colours.set(finds, findsColour(finds, most));
     context.fillStyle = colours.get(finds);
     const gap = right - left > 3 ? 0.6 : 0;
-    context.fillRect(left, top, right - left - gap, Math.max(0.5, bottom - top - (bottom - top > 3 ? 0.6 : 0)));
+    const box = [left, top, right - left - gap, Math.max(0.5, bottom - top - (bottom - top > 3 ? 0.6 : 0))];
+    context.fillRect(...box);
+    if (tree.onHost[r] > 0) {
+      context.fillStyle = stripes;
+      context.fillRect(...box);
+    }
     const text = finds > 0 ? `found ${count(finds)}×` : '';
     if (right - left < 84 || bottom - top < 15 || !text) continue;
     const strong = Math.log2(1 + finds) / Math.log2(2 + most) > 0.45;
@@ -103,12 +120,14 @@ function drawIcicle() {
     const chip = make('i', {});
     chip.style.background = findsColour(finds, most);
     return make('span', {}, chip, text);
-  }), make('span', {textContent: 'empty below a branch: its own pages'}));
+  }), ...(data.tree.hostPages > 0 ? [make('span', {textContent: 'striped: on the host'})] : []),
+  make('span', {textContent: 'empty below a branch: its own pages'}));
 }
 
 function describeIcicle() {
   const run = focus.run, scope = run < 0
-    ? `${count(tree.pages)} pages at the end; ${count(data.tree.found)} of them (${percent(data.tree.found, tree.pages)}) were found by a later request`
+    ? `${count(tree.pages)} pages at the end` + (data.tree.hostPages > 0 ? `, ${count(data.tree.hostPages)} of them on the host` : '') +
+      `; ${count(data.tree.found)} of them (${percent(data.tree.found, tree.pages)}) were found by a later request`
     : `A branch of ${count(tree.subtree[run])} pages from token ${count(tree.position[run])} on`;
   const hidden = run < 0 ? tree.pages - (tree.n > 0 ? shownPages() : 0) : 0;
   element('icicle-text').textContent = scope + (hidden > 0 ? `; ${count(hidden)} pages in small branches are not drawn` : '');
@@ -142,7 +161,7 @@ function listenToIcicle() {
     if (r < 0) return hideTip();
     const end = tree.position[r] + tree.tokens[r];
     showTip(event, [`tokens ${count(tree.position[r])} to ${count(end)}`,
-      `${count(tree.runPages[r])} page${tree.runPages[r] === 1 ? '' : 's'} without a branch, ${count(tree.subtree[r])} with all behind`,
+      `${count(tree.runPages[r])} page${tree.runPages[r] === 1 ? '' : 's'}${tree.onHost[r] ? ' on the host' : ''} without a branch, ${count(tree.subtree[r])} with all behind`,
       tree.finds[r] > 0 ? `${count(tree.finds[r])} later requests began with it` : 'not found by anybody yet']);
   });
   element('icicle').addEventListener('pointerleave', hideTip);
