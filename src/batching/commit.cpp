@@ -27,7 +27,7 @@ Status stale(const StepPlan& plan, const char* why) noexcept {
 struct Demand {
   std::int64_t pages = 0;
   std::int32_t admitted = 0;
-  std::int64_t fetched = 0;  ///< of these pages
+  std::int64_t found = 0;  ///< pages that the admitted begin with: some may come from the host
 };
 
 // The preempted must be the newest of the running, newest first.
@@ -66,6 +66,7 @@ Status check_items(const BatcherState& state, const StepPlan& plan, Demand& dema
     if (admitted) {
       waiting = place.next;
       ++demand.admitted;
+      demand.found += state.pages_for(found);
       demand.pages +=
           state.pages_for(found + item.num_new_tokens) - found / state.table.pool_spec().page_size;
       continue;
@@ -129,7 +130,6 @@ Status take_leases(BatcherState& state, const StepPlan& plan, Demand& demand) no
           state.askable(place).first(static_cast<std::size_t>(item.position));
       const std::int32_t fetched = state.pin_host_part(place, found);
       demand.pages += fetched;
-      demand.fetched += fetched;
       if (fetched == 0) lease = state.cache->match(state.text_of(place).name_space, found);
       if (fetched == 0 && (lease.num_tokens() != item.position || lease.pending() != 0)) {
         return stale(plan, "the prefix cache has changed");
@@ -138,19 +138,6 @@ Status take_leases(BatcherState& state, const StepPlan& plan, Demand& demand) no
     state.leases.push_back(std::move(lease));
   }
   return {};
-}
-
-// Each page that is taken may send another to the host, or come from there.
-Status reserve_transfers(const BatcherState& state, const Demand& demand,
-                         TransferPlan& transfers) noexcept {
-  if (!state.prefixes || !state.prefixes->has_host()) return {};
-  try {
-    reserve_more(transfers.offloads, static_cast<std::size_t>(demand.pages));
-    reserve_more(transfers.fetches, static_cast<std::size_t>(demand.fetched));
-    return {};
-  } catch (const std::exception&) {
-    return out_of_memory("commit");
-  }
 }
 
 // Sees to it that the pages are there once the preempted have given theirs back. Evicts what is idle
@@ -218,11 +205,16 @@ Status Batcher::commit(StepPlan& plan, std::vector<CopyOp>& copies) noexcept {
       reserve_more(state.running, plan.items.size());
       reserve_more(plan.batch, plan.items.size());
       reserve_more(copies, plan.items.size());
+      if (state.prefixes && state.prefixes->has_host()) {
+        // Each page that is taken may send another to the host, each that was found may come from there.
+        reserve_more(plan.transfers.offloads,
+                     static_cast<std::size_t>(demand.pages + demand.found));
+        reserve_more(plan.transfers.fetches, static_cast<std::size_t>(demand.found));
+      }
     } catch (const std::exception&) {
       return out_of_memory("commit");
     }
     Status status = take_leases(state, plan, demand);
-    if (status.ok()) status = reserve_transfers(state, demand, plan.transfers);
     if (status.ok()) status = secure_pages(state, reclaim, demand.pages, plan.transfers);
     if (!status.ok()) {
       let_go(state);
