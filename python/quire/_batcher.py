@@ -220,8 +220,8 @@ class Batcher(c.Owner):
     Prefills are cut into chunks that fit the step and mixed with decodes; if pages run out, the
     newest request is preempted and computes its tokens again later; with a prefix cache, requests
     begin with the pages that it has and leave theirs in it; if that has a host tier, pages go there
-    and come back, those of the preempted too (`StepPlan.transfers`). Every request that `submit()` accepts
-    ends after a bounded number of steps, if no one else keeps pages of the pool.
+    and come back, those of the preempted too (`StepPlan.transfers`). Every request that `submit()`
+    accepts ends after a bounded number of steps, if no one else keeps pages of the pool.
     docs/concepts/batching.md explains, docs/concepts/contract.md says who may change what.
 
     Args:
