@@ -401,14 +401,15 @@ class PageTable(c.Owner):
 
         Raises:
           BadHandle: The sequence is not live.
-          InvalidArgument: There is no such token.
+          InvalidArgument: There is no such token, or its page was given back.
         """
         result = c.locked.quire_page_table_slot(
             self._handle, seq_of(seq), int32(position, "slot", "position")
         )
         if result < 0:
-            length = self.length(seq)
-            raise invalid("slot", "position", f"expected 0 to {length - 1}, got {position}")
+            first = self.num_holes(seq) * self.page_size if self.length(seq) else 0
+            last = self.length(seq) - 1
+            raise invalid("slot", "position", f"expected {first} to {last}, got {position}")
         return int(result)
 
     def slots(self, seq: SeqId, begin: int = 0, end: Optional[int] = None) -> npt.NDArray[np.int64]:
@@ -420,8 +421,10 @@ class PageTable(c.Owner):
         """
         length = self.length(seq)
         end = length if end is None else end
-        if not 0 <= begin <= end <= length:
-            raise invalid("slots", "[begin, end)", f"expected within {length}, got {begin}, {end}")
+        first = self.num_holes(seq) * self.page_size
+        if not 0 <= begin <= end <= length or (begin < end and begin < first):
+            within = f"{length}" if first == 0 else f"[{first}, {length}]"
+            raise invalid("slots", "[begin, end)", f"expected within {within}, got {begin}, {end}")
         positions = np.arange(begin, end, dtype=np.int64)
         pages = self.pages(seq)[positions // self.page_size].astype(np.int64)
         return pages * self.page_size + positions % self.page_size

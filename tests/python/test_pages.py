@@ -315,7 +315,11 @@ def test_a_window_gives_pages_back() -> None:
     assert (pages[:18] == quire.NO_PAGE).all()
     assert (pages[18:] >= 0).all()
     assert pool.num_used == 2
-    assert table.slot(seq, 35) == -1
+    with pytest.raises(quire.InvalidArgument, match="expected 36 to 39, got 35"):
+        table.slot(seq, 35)
+    with pytest.raises(quire.InvalidArgument, match=r"within \[36, 40\]"):
+        table.slots(seq)
+    assert (table.slots(seq, 36) >= 0).all()
     with pytest.raises(quire.InvalidArgument, match="whose window is still there"):
         table.truncate(seq, 10)
     table.truncate(seq, 39)
