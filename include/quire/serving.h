@@ -622,6 +622,18 @@ QUIRE_API quire_status quire_batcher_create(quire_page_table* table, quire_prefi
                                             const quire_batcher_spec* spec,
                                             quire_batcher** batcher) QUIRE_NOEXCEPT;
 
+/** Likewise for a model with layers of several kinds, without a prefix cache: in each of the window
+ *  tables, which have pools of their own and which nobody else uses, a running request has a sequence
+ *  too, whose pages go back as its window moves on. A request has num_pages / max_seqs pages of each of
+ *  these pools, so that none is ever missing; prefill chunks are as long as the smallest share allows.
+ *  @param windows  [num_windows], each with a window, and at least the sequences and tokens of `table`.
+ *  @return Likewise; `QUIRE_INVALID_ARGUMENT` (a table that does not fit, or a share that is too small). */
+QUIRE_API quire_status quire_batcher_create_windowed(quire_page_table* table,
+                                                     quire_page_table* const* windows,
+                                                     size_t num_windows,
+                                                     const quire_batcher_spec* spec,
+                                                     quire_batcher** batcher) QUIRE_NOEXCEPT;
+
 /** Releases a batcher and destroys the sequences of its requests. */
 QUIRE_API void quire_batcher_destroy(quire_batcher* batcher) QUIRE_NOEXCEPT;
 
@@ -715,6 +727,16 @@ QUIRE_API quire_status quire_step_plan_preempted(const quire_step_plan* plan,
 QUIRE_API quire_status quire_step_plan_batch(const quire_step_plan* plan,
                                              const quire_batch_entry** entries,
                                              size_t* count) QUIRE_NOEXCEPT;
+
+/** What a committed step is in a window table: the items as `quire_batch_builder_build` takes them, and
+ *  the copies to execute before the step in the layers of that table.
+ *  @param window   Its place among the tables that the batcher was made with.
+ *  @param entries  Receives [num_entries]. @param ops  Receives [num_ops]. All likewise.
+ *  @return `QUIRE_INVALID_ARGUMENT` (a plan that is not committed, or without such a table). */
+QUIRE_API quire_status quire_step_plan_window(const quire_step_plan* plan, size_t window,
+                                              const quire_batch_entry** entries,
+                                              size_t* num_entries, const quire_copy_op** ops,
+                                              size_t* num_ops) QUIRE_NOEXCEPT;
 
 /** Of a prefix cache with a host tier: what goes to the host to make room, and what the admitted find
  *  there, once the plan is committed. Executed after the steps before, the offloads first, and before

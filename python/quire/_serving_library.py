@@ -399,6 +399,10 @@ LOCKED: dict[str, tuple[Any, tuple[Any, ...]]] = {
         (_HANDLE, c_void_p, c_size_t, _STRUCT, c_void_p, c_size_t, _STRUCT),
     ),
     "quire_batcher_create": (_STATUS, (_HANDLE, _HANDLE, _STRUCT, POINTER(c_void_p))),
+    "quire_batcher_create_windowed": (
+        _STATUS,
+        (_HANDLE, c_void_p, c_size_t, _STRUCT, POINTER(c_void_p)),
+    ),
     "quire_batcher_destroy": (None, (_HANDLE,)),
     "quire_batcher_submit": (_STATUS, (_HANDLE, _STRUCT)),
     "quire_batcher_cancel": (_STATUS, (_HANDLE, c_uint64)),
@@ -418,6 +422,7 @@ LOCKED: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "quire_step_plan_items": (_STATUS, (_HANDLE, *_LIST)),
     "quire_step_plan_preempted": (_STATUS, (_HANDLE, *_LIST)),
     "quire_step_plan_batch": (_STATUS, (_HANDLE, *_LIST)),
+    "quire_step_plan_window": (_STATUS, (_HANDLE, c_size_t, *_LIST, *_LIST)),
     "quire_step_plan_transfers": (_STATUS, (_HANDLE, *_LIST, *_LIST)),
     "quire_recorder_create": (_STATUS, (_STRUCT, POINTER(c_void_p))),
     "quire_recorder_destroy": (None, (_HANDLE,)),

@@ -7,6 +7,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <span>
@@ -91,6 +92,13 @@ struct BatcherState {
     std::vector<std::int32_t> tokens;  ///< the first ones of the known
   };
 
+  /// A table of layers with a window, in which each running request has a sequence too.
+  struct Window {
+    PageTable table;
+    const PageTableState& sequences;  ///< its
+    std::vector<SeqId> seqs;          ///< by place
+  };
+
   /// @param table_state  Of the table, which keeps it alive.
   BatcherState(PageTable shared_table, const PageTableState& table_state,
                std::shared_ptr<PrefixCacheState> cache_state, const BatcherSpec& batcher_spec);
@@ -146,6 +154,13 @@ struct BatcherState {
     const std::int64_t added = (page_size - 1 - place.tail_room) / page_size;
     place.num_pages += static_cast<std::int32_t>(added);
     place.tail_room += static_cast<std::int32_t>(added * page_size);
+  }
+
+  /// @return The pages that a running request holds; none if its sequence is gone.
+  [[nodiscard]] std::span<const PageId> pages_of(std::int32_t index) const noexcept {
+    const std::int32_t slot = sequences.find(at(index).seq);
+    if (slot == PageTableState::kNoSlot) return {};
+    return sequences.held_pages(slot);
   }
 
   [[nodiscard]] std::int32_t steps_in_flight() const noexcept {
@@ -238,6 +253,25 @@ struct BatcherState {
     std::size_t first_ = batcher_.running.size();  ///< rank of the last one added
   };
 
+  /// Window tables: windows.cpp.
+  /// @param table_state  Of the table, which keeps it alive.
+  /// @throws Error `kInvalidArgument` if the table does not fit the batcher's.
+  void add_window(PageTable window_table, const PageTableState& table_state);
+  /// @return An error if others have taken pages or sequences of a window table.
+  [[nodiscard]] Status check_windows(const StepPlan& plan) const noexcept;
+  /// Room in the plan for what `append_windows` writes. @throws std::bad_alloc
+  void reserve_windows(StepPlan& plan) const;
+  /// Begins the sequences of an item that is admitted, and appends its tokens.
+  void append_windows(const StepItem& item, StepPlan& plan) noexcept;
+  [[nodiscard]] bool slides() const noexcept {
+    return !windows.empty() || sequences.spec.window_left >= 0;
+  }
+  /// Gives back what no query behind the written tokens sees.
+  void slide(const Place& place, std::int32_t written) noexcept;
+  void fork_windows(const Place& place, std::int32_t sample, std::int32_t length) noexcept;
+  /// Ends a request's sequences in all tables.
+  void destroy_sequences(const Place& place) noexcept;
+
   /// Changes of state that cannot fail; callers have checked that they are allowed.
   void enqueue_new(std::int32_t index) noexcept;        ///< looks for its place from the tail
   void enqueue_preempted(std::int32_t index) noexcept;  ///< looks for its place from the head
@@ -268,6 +302,9 @@ struct BatcherState {
   std::shared_ptr<PrefixCacheState> prefixes;  ///< null without a prefix cache
   std::optional<PrefixCache> cache;            ///< it
   const PageTableState& sequences;  ///< the table's, for what is asked of every item of every step
+  std::vector<Window> windows;
+  /// New tokens that a request may compute in a step: what the smallest share of a window table holds.
+  std::int32_t max_chunk = std::numeric_limits<std::int32_t>::max();
   std::vector<Place> places;
   std::vector<Text> texts;                                   ///< by place; none without a cache
   std::unordered_map<std::uint64_t, std::int32_t> index_of;  ///< by `Request::id`

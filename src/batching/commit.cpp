@@ -60,6 +60,7 @@ Status check_items(const BatcherState& state, const StepPlan& plan, Demand& dema
     if (!place.goes_on() || found < 0 ||
         (found > 0 && std::cmp_greater(found, state.askable(place).size())) ||
         item.num_new_tokens < 1 || item.num_new_tokens > place.missing() - found ||
+        item.num_new_tokens > state.max_chunk ||
         item != state.item(index, item.num_new_tokens, found)) {
       return stale(plan, "an item is not as it was planned");
     }
@@ -99,6 +100,8 @@ Status check_plan(const BatcherState& state, const StepPlan& plan, BatcherState:
   }
   Status status = check_preempted(state, plan, reclaim);
   if (status.ok()) status = check_items(state, plan, demand);
+  if (!status.ok()) return status;
+  status = state.check_windows(plan);
   if (!status.ok()) return status;
   if (demand.admitted > 0 && !plan.preempted.empty()) {
     return stale(plan, "nobody is admitted while others are preempted");
@@ -211,6 +214,7 @@ Status Batcher::commit(StepPlan& plan, std::vector<CopyOp>& copies) noexcept {
                      static_cast<std::size_t>(demand.pages + demand.found));
         reserve_more(plan.transfers.fetches, static_cast<std::size_t>(demand.found));
       }
+      state.reserve_windows(plan);
     } catch (const std::exception&) {
       return out_of_memory("commit");
     }
@@ -227,6 +231,7 @@ Status Batcher::commit(StepPlan& plan, std::vector<CopyOp>& copies) noexcept {
   for (StepItem& item : plan.items) {
     carry_out(state, item, lease, copies, plan.transfers);
     if (item.admitted) ++lease;
+    state.append_windows(item, plan);
     plan.batch.push_back({item.seq, item.num_new_tokens});
   }
   let_go(state);

@@ -17,6 +17,10 @@ Status Planner::run() {
   plan_.preempted.clear();
   plan_.batch.clear();
   plan_.transfers.clear();
+  for (StepPlan::Window& window : plan_.windows) {
+    window.batch.clear();
+    window.copies.clear();
+  }
 
   serve_running();
   const auto kept = static_cast<std::size_t>(num_kept_);
@@ -41,7 +45,8 @@ void Planner::serve_running() {
     const bool decodes = place.missing() == 1;
     if (decodes) --decodes_to_come_;
     const std::int32_t kept_back = decodes ? 0 : decodes_to_come_;
-    const std::int32_t most = std::max(tokens_left_ - kept_back, std::exchange(least, 0));
+    const std::int32_t most =
+        std::min(std::max(tokens_left_ - kept_back, std::exchange(least, 0)), state_.max_chunk);
     if (decodes && most > 0 && add_decode(index, place)) continue;
     std::int32_t n = std::min(place.missing(), most);
     if (n > 0) n = std::min(n, make_room(rank));
@@ -70,7 +75,7 @@ void Planner::admit_waiting() {
     if (pages_beyond(place.known()) > free_pages) hit = state_.without_partial_page(hit);
     if (pages_beyond(place.known()) > free_pages) return;
     if (waits_for_prefix(place, hit.tokens)) return;
-    const std::int32_t n = std::min(place.known() - hit.tokens, tokens_left_);
+    const std::int32_t n = std::min({place.known() - hit.tokens, tokens_left_, state_.max_chunk});
     add(index, n, pages_beyond(hit.tokens + n), hit.tokens);
     ++num_running;
     ++num_seqs;

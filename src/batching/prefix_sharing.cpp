@@ -184,7 +184,7 @@ void BatcherState::publish_all(const Place& place) noexcept {
 
 BatcherState::Reclaim::~Reclaim() {
   for (std::size_t rank = first_; rank < batcher_.running.size(); ++rank) {
-    for (const PageId page : batcher_.table.pages(batcher_.at(batcher_.running[rank]).seq)) {
+    for (const PageId page : batcher_.pages_of(batcher_.running[rank])) {
       batcher_.dropped[static_cast<std::size_t>(page)] = 0;
     }
   }
@@ -192,7 +192,7 @@ BatcherState::Reclaim::~Reclaim() {
 
 void BatcherState::Reclaim::add_next() noexcept {
   const PagePoolState& pool = *batcher_.sequences.pool;
-  for (const PageId id : batcher_.table.pages(batcher_.at(batcher_.running[--first_]).seq)) {
+  for (const PageId id : batcher_.pages_of(batcher_.running[--first_])) {
     const PagePoolState::Page& page = pool.page(id);
     if (++batcher_.dropped[static_cast<std::size_t>(id)] == page.refs - (page.indexed ? 1 : 0)) {
       ++(page.indexed ? idle_ : freed_);

@@ -43,6 +43,8 @@ void BatcherState::bear(Place& place) noexcept {
     const Result<SeqId> forked = table.fork(place.seq, prompt);
     if (!forked.ok()) continue;
     sample.seq = *forked;
+    fork_windows(place, born.back(), prompt);
+    slide(sample, prompt);
     sample.cached = prompt;
     sample.num_pages = pages_for(prompt);
     sample.tail_room =

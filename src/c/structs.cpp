@@ -35,7 +35,7 @@ static_assert(ends_with<quire_merge_tensors, quire_tensor>(offsetof(quire_merge_
 static_assert(ends_with<quire_page_pool_spec, std::int32_t>(offsetof(quire_page_pool_spec,
                                                                      page_size)));
 static_assert(ends_with<quire_page_table_spec, std::int32_t>(offsetof(quire_page_table_spec,
-                                                                      max_tokens_per_seq)));
+                                                                      reserved)));
 static_assert(ends_with<quire_kernel_info, std::int32_t>(offsetof(quire_kernel_info, reserved)));
 static_assert(ends_with<quire_device_info, const char*>(offsetof(quire_device_info, facts)));
 static_assert(ends_with<quire_prefix_cache_spec, double>(offsetof(quire_prefix_cache_spec,

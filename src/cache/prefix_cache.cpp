@@ -415,6 +415,13 @@ Result<std::int32_t> PrefixCache::publish(std::uint64_t name_space, const PageTa
                    "[prefix_cache] publish: expected at most the sequence's {} tokens, got {}",
                    rows.at(slot).length, tokens.size());
   }
+  if (rows.at(slot).holes > 0) {
+    return failure(
+        ErrorCode::kInvalidArgument,
+        "[prefix_cache] publish: expected a sequence with all of its pages, got one that "
+        "has given its first {} back",
+        rows.at(slot).holes);
+  }
   return publish(name_space, tokens,
                  rows.pages(slot).first(pages_for(tokens.size(), state_->page_size())), retention);
 }

@@ -41,10 +41,14 @@ struct Tally {
 /// A pool with all that can be on it, a host tier included.
 class FailingEngine {
  public:
-  explicit FailingEngine(unsigned seed) : random_(seed) {}
+  /// @param windows  Its batcher has window tables, and no prefix cache then.
+  FailingEngine(unsigned seed, bool windows)
+      : random_(seed),
+        batcher_(windows ? Batcher(table_, std::array{&windows_[0], &windows_[1]}, kBatcher)
+                         : Batcher(table_, cache_, kBatcher)) {}
 
   void turn() {
-    const std::array<std::function<void()>, 24> calls = {
+    const std::array<std::function<void()>, 26> calls = {
         [this] { allocate(); },        [this] { retain(); },   [this] { release(); },
         [this] { create(); },          [this] { fork(); },     [this] { append(); },
         [this] { append(); },          [this] { truncate(); }, [this] { accept_tree(); },
@@ -52,8 +56,9 @@ class FailingEngine {
         [this] { evict(); },           [this] { save(); },     [this] { build(); },
         [this] { submit(); },          [this] { submit(); },   [this] { cancel(); },
         [this] { plan_and_commit(); }, [this] { finish(); },   [this] { offload(); },
-        [this] { fetch(); },           [this] { retire(); },   [this] { evict_host(); }};
-    calls[static_cast<std::size_t>(upto(23))]();
+        [this] { fetch(); },           [this] { retire(); },   [this] { evict_host(); },
+        [this] { slide(); },           [this] { slide(); }};
+    calls[static_cast<std::size_t>(upto(25))]();
   }
   /// Every call made so far.
   [[nodiscard]] const std::map<std::string, Tally>& tallies() const { return tallies_; }
@@ -102,6 +107,7 @@ class FailingEngine {
     EXPECT_TRUE(pool_.check().ok()) << name << ": " << pool_.check().message();
     EXPECT_TRUE(host_.check().ok()) << name << ": " << host_.check().message();
     EXPECT_TRUE(table_.check().ok()) << name << ": " << table_.check().message();
+    EXPECT_TRUE(sliding_.check().ok()) << name << ": " << sliding_.check().message();
     EXPECT_TRUE(cache_.check().ok()) << name << ": " << cache_.check().message();
     EXPECT_TRUE(batcher_.check().ok()) << name << ": " << batcher_.check().message();
   }
@@ -109,20 +115,24 @@ class FailingEngine {
   /// Whatever a call may change.
   Numbers everything() {
     Numbers all;
-    for (PagePool* const tier : {&pool_, &host_}) {
-      const auto& pool = internal::TestAccess::state(*tier);
+    for (PagePool* const each :
+         {&pool_, &host_, &window_pools_[0], &window_pools_[1], &sliding_pool_}) {
+      const auto& pool = internal::TestAccess::state(*each);
       for (const auto& page : pool.pages) {
         all.insert(all.end(), {page.refs, page.caller_refs, page.indexed ? 1 : 0, page.flights});
       }
       all.insert(all.end(), pool.free_pages.begin(), pool.free_pages.begin() + pool.num_free);
       all.push_back(pool.num_idle);
     }
-    const auto& table = internal::TestAccess::state(table_);
-    for (std::int32_t slot = 0; slot < table.spec.max_seqs; ++slot) {
-      const auto& sequence = table.at(slot);
-      all.insert(all.end(), {sequence.generation, sequence.length, sequence.next_free});
-      const std::span<const PageId> row = table.pages(slot);
-      all.insert(all.end(), row.begin(), row.end());
+    for (PageTable* const each : {&table_, &windows_[0], &windows_[1], &sliding_}) {
+      const auto& table = internal::TestAccess::state(*each);
+      for (std::int32_t slot = 0; slot < table.spec.max_seqs; ++slot) {
+        const auto& sequence = table.at(slot);
+        all.insert(all.end(),
+                   {sequence.generation, sequence.length, sequence.next_free, sequence.holes});
+        const std::span<const PageId> row = table.pages(slot);
+        all.insert(all.end(), row.begin(), row.end());
+      }
     }
     const PrefixCacheStats cache = cache_.stats();
     all.insert(all.end(), {cache.pages, cache.leases, cache.stored, cache.evicted, cache.lookups,
@@ -219,6 +229,18 @@ class FailingEngine {
     const SeqId seq = any(seqs_);
     EXPECT_TRUE(call("PageTable::destroy", [&] { return table_.destroy(seq); }));
     std::erase(seqs_, seq);
+  }
+  /// Of a table with a window: a sequence grows, and its window moves on.
+  void slide() {
+    if (sliding_.num_seqs() == 0) slider_ = *sliding_.create();
+    const std::int32_t tokens = upto(5);
+    copies_ = std::vector<CopyOp>();
+    if (!call("PageTable::append", [&] { return sliding_.append(slider_, tokens, copies_); })) {
+      EXPECT_TRUE(sliding_.destroy(slider_).ok());
+      return;
+    }
+    const std::int32_t position = upto(sliding_.length(slider_));
+    call("PageTable::slide", [&] { return sliding_.slide(slider_, position); });
   }
   void publish() {
     if (seqs_.empty()) return;
@@ -383,15 +405,27 @@ class FailingEngine {
     return tokens;
   }
 
+  static constexpr BatcherSpec kBatcher{.max_requests = 12, .max_steps_in_flight = 2};
+  static PageTableSpec seqs_of(std::int32_t window) {
+    return {.max_seqs = 10, .max_tokens_per_seq = kMaxTokens, .window_left = window};
+  }
+
   std::mt19937 random_;
   std::map<std::string, Tally> tallies_;
   PagePool pool_{{.num_pages = kPages, .page_size = kPageSize}};
-  PageTable table_{pool_, {.max_seqs = 10, .max_tokens_per_seq = kMaxTokens}};
+  PageTable table_{pool_, seqs_of(-1)};
   PagePool host_{{.num_pages = kHostPages, .page_size = kPageSize}};
   // A model so slow that all pages are worth a way to the host and back.
   PrefixCache cache_{pool_, host_, {.costs = {.prefill_tokens_per_second = 1}}};
   BatchBuilder builder_{table_};
-  Batcher batcher_{table_, cache_, {.max_requests = 12, .max_steps_in_flight = 2}};
+  std::array<PagePool, 2> window_pools_{PagePool({.num_pages = 40, .page_size = kPageSize}),
+                                        PagePool({.num_pages = 50, .page_size = kPageSize})};
+  std::array<PageTable, 2> windows_{PageTable(window_pools_[0], seqs_of(5)),
+                                    PageTable(window_pools_[1], seqs_of(9))};
+  PagePool sliding_pool_{{.num_pages = 6, .page_size = kPageSize}};
+  PageTable sliding_{sliding_pool_, seqs_of(6)};
+  SeqId slider_;
+  Batcher batcher_;
   Recorder recorder_{{.max_events = 64, .max_steps = 16, .max_ended = 16, .max_requests = 12}};
   std::vector<PageId> held_;
   std::vector<SeqId> seqs_;

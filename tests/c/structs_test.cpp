@@ -92,6 +92,7 @@ TEST(CStructs, DefaultsAreThoseOfCpp) {
   const quire_page_table_spec c_table = QUIRE_PAGE_TABLE_SPEC_INIT;
   EXPECT_EQ(c_table.max_seqs, table.max_seqs);
   EXPECT_EQ(c_table.max_tokens_per_seq, table.max_tokens_per_seq);
+  EXPECT_EQ(c_table.window_left, table.window_left);
 }
 
 TEST(CStructs, DefaultsOfServingAreThoseOfCpp) {

@@ -453,7 +453,8 @@ TEST_P(AllPrefixStates, AgreeWithTheOracle) {
 INSTANTIATE_TEST_SUITE_P(Worlds, AllPrefixStates,
                          testing::Values(World{3, 1, true, 0, 1830}, World{3, 2, false, 0, 2169},
                                          World{4, 1, true, 0, 5229}, World{2, 1, false, 1, 643},
-                                         World{2, 1, true, 2, 15745}, World{3, 1, false, 2, 15587}));
+                                         World{2, 1, true, 2, 15745},
+                                         World{3, 1, false, 2, 15587}));
 
 }  // namespace
 }  // namespace quire::test

@@ -194,6 +194,37 @@ def test_a_batcher_swaps() -> None:
     assert stats.prefill_tokens + stats.decode_tokens == 13 + 11 + 12 + 8  # nothing twice
 
 
+def test_a_batcher_keeps_window_tables() -> None:
+    _, table = make(16, max_seqs=2, max_tokens_per_seq=64)
+    window_pool = quire.PagePool(8, PAGE_SIZE)
+    window = quire.PageTable(window_pool, max_seqs=2, max_tokens_per_seq=64, window_left=5)
+    batcher = quire.Batcher(table, windows=[window])
+    batcher.submit(quire.Request(1, 20, 6))
+    builder, copies = quire.BatchBuilder(window), quire.CopyPlan()
+    chunks = []
+    while not batcher.idle:
+        plan = batcher.plan()
+        batcher.commit(plan, copies)
+        entries, window_copies = plan.window(0)
+        assert [entry.new_tokens for entry in entries] == [
+            item.num_new_tokens for item in plan.items
+        ]
+        assert len(window_copies) == 0
+        staged = builder.build(entries)
+        assert staged.kv_len[0] == table.length(plan.items[0].seq)
+        chunks.append(plan.num_tokens)
+        batcher.finish(plan)
+        batcher.check()
+    assert chunks == [8, 8, 4, 1, 1, 1, 1, 1]
+    assert window_pool.num_used == 0
+    with pytest.raises(quire.InvalidArgument, match="expected one of 1 in a committed plan, got 1"):
+        plan.window(1)
+    with pytest.raises(quire.InvalidArgument, match="expected tables with a window"):
+        quire.Batcher(table, windows=[quire.PageTable(window_pool, max_seqs=2)])
+    with pytest.raises(quire.InvalidArgument, match="beside a cache"):
+        quire.Batcher(table, quire.PrefixCache(window_pool), windows=[window])
+
+
 def test_caches_refuse_what_does_not_fit() -> None:
     pool, table = make()
     cache = quire.PrefixCache(pool)

@@ -82,6 +82,20 @@ TEST(Replay, WhoIsPreemptedComesBackFromTheHostAsItWas) {
   EXPECT_NE(report_text(options, report, "").find("host tier"), std::string::npos);
 }
 
+TEST(Replay, AWindowGivesPagesBack) {
+  ReplayOptions options = small_options();
+  options.pages = 60;
+  options.shape.window = 40;
+  options.keep_pages = true;
+  const std::vector<TraceRequest> requests(12, TraceRequest{0, 30, 100});
+  const ReplayReport report = run(options, requests);
+  EXPECT_EQ(report.batcher.finished, 12);
+  EXPECT_EQ(report.batcher.preemptions, 0) << "eight times 130 tokens would not fit";
+  EXPECT_LE(report.batcher.peak_used_pages, 8 * (40 / 16 + 2));
+  EXPECT_LE(report.peak.paged, 16.0 * report.batcher.peak_used_pages);
+  EXPECT_TRUE(report.passed()) << report.checks.first_failure << report.broken_invariant;
+}
+
 TEST(Replay, AHostWithoutRoomStopsNobody) {
   ReplayOptions options = small_options();
   options.pages = 12;

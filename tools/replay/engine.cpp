@@ -110,6 +110,14 @@ struct Model {
   SpotChecker checker;
 };
 
+/// With a window pages go back as it moves on, unless a cache keeps them.
+PageTableSpec table_spec(const ReplayOptions& options, std::int32_t longest) {
+  const bool keeps = options.prefix_cache || options.host_pages > 0;
+  return {.max_seqs = options.max_seqs,
+          .max_tokens_per_seq = longest,
+          .window_left = keeps ? -1 : options.shape.window};
+}
+
 std::optional<PrefixCache> make_cache(const ReplayOptions& options, PagePool& pool,
                                       PagePool& host) {
   if (options.host_pages > 0) {
@@ -127,7 +135,7 @@ class Engine {
         requests_(requests),
         work_(work_of(requests, tokens_of_pool(options))),
         pool_({options.pages, options.shape.page_size}),
-        table_(pool_, {options.max_seqs, work_.longest}),
+        table_(pool_, table_spec(options, work_.longest)),
         host_({std::max(options.host_pages, 1), options.shape.page_size}),
         cache_(make_cache(options, pool_, host_)),
         batcher_(cache_ ? Batcher(table_, *cache_, batcher_spec(options, requests.size()))
@@ -273,7 +281,9 @@ class Engine {
   void count_positions(const StagedBatch& batch) {
     const std::int32_t page_size = options_.shape.page_size;
     Positions now;
-    for (const std::int32_t length : batch.kv_len) {
+    for (std::size_t row = 0; row < plan_.batch.size(); ++row) {
+      const std::int32_t given_back = table_.num_holes(plan_.batch[row].seq) * page_size;
+      const std::int32_t length = batch.kv_len[row] - given_back;
       now.used += length;
       const std::int32_t pages = (length + page_size - 1) / page_size;
       now.paged += static_cast<double>(pages) * page_size;
