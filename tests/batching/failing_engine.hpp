@@ -357,8 +357,17 @@ class FailingEngine {
     StepPlan plan;
     const StepBudget budget{1 + upto(12), 1 + upto(5)};
     if (!call("Batcher::plan", [&] { return batcher_.plan(budget, plan); })) return;
+    std::vector<PageId> taken(upto(4) == 0 ? static_cast<std::size_t>(pool_.num_free()) : 0);
+    EXPECT_TRUE(pool_.allocate(taken).ok());
     copies_ = std::vector<CopyOp>();
-    if (!call("Batcher::commit", [&] { return batcher_.commit(plan, copies_); })) return;
+    const bool committed = call(
+        "Batcher::commit", [&] { return batcher_.commit(plan, copies_); },
+        [this](bool) {
+          const auto& state = internal::TestAccess::state(batcher_);
+          EXPECT_TRUE(state.leases.empty() && state.pins.empty());
+        });
+    EXPECT_TRUE(pool_.release(taken).ok());
+    if (!committed) return;
     record("Recorder::committed", [&] { recorder_.committed(plan, batcher_.stats(), now_); });
     in_flight_.push_back(plan);
   }
