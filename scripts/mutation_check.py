@@ -28,6 +28,7 @@ CACHE_TESTS = [
     "page_pool_test",
     "page_table_test",
     "prefix_cache_test",
+    "prefix_tiers_test",
     "page_table_states_test",
     "prefix_cache_states_test",
     "page_table_model_test",
@@ -36,9 +37,14 @@ CACHE_TESTS = [
 BATCHING_TESTS = [
     "batch_builder_test",
     "batcher_test",
+    "swap_test",
+    "windows_test",
+    "window_batcher_test",
     "batcher_simulation_test",
     "ahead_test",
     "samples_test",
+    "every_allocation_test",
+    "recorder_test",
     "shared_prefixes_simulation_test",
 ]
 
@@ -62,6 +68,7 @@ PREFIX = "src/cache/prefix_cache.cpp"
 PREFIX_STATE = "src/cache/prefix_cache_state.hpp"
 INDEX = "src/cache/prefix_index.cpp"
 EVICTION = "src/cache/prefix_eviction.cpp"
+TIERS = "src/cache/prefix_tiers.cpp"
 BUILDER = "src/batching/batch_builder.cpp"
 BATCHER = "src/batching/batcher.cpp"
 PLANNER = "src/batching/planner.cpp"
@@ -75,7 +82,7 @@ MUTANTS = [
         "",
     ),
     Mutant(
-        "leak", "a lease that ends stays counted", PREFIX, "    --state_->node(page_).leases;\n", ""
+        "leak", "a lease that ends stays counted", PREFIX, "    --state_->node(node_).leases;\n", ""
     ),
     Mutant(
         "leak", "the slot of a destroyed sequence is lost", TABLE, "  first_free_slot = slot;\n", ""
@@ -84,8 +91,8 @@ MUTANTS = [
         "leak",
         "a cache that is destroyed keeps its pages",
         PREFIX,
-        "    pool->unindex(page);\n",
-        "    pool->page(page).indexed = false;\n",
+        "pool->unindex(static_cast<PageId>(page));\n",
+        "pool->page(static_cast<PageId>(page)).indexed = false;\n",
     ),
     Mutant(
         "counter",
@@ -98,14 +105,14 @@ MUTANTS = [
         "counter",
         "pages that sequences share count as evictable",
         EVICTION,
-        "    if (!has(id) || (node(id).leases == 0 && pool->page(id).refs - gone <= 1)) continue;\n",
-        "    if (!has(id) || node(id).leases == 0) continue;\n",
+        "(node(held_node).leases == 0 && pool->page(page).refs - gone <= 1)",
+        "node(held_node).leases == 0",
     ),
     Mutant(
         "counter",
         "a removed page stays on the list of those that expire",
         EVICTION,
-        "  by_expiry.remove(page);\n",
+        "  at(node(id).tier).by_expiry.remove(node(id).page);\n",
         "",
     ),
     Mutant(
@@ -133,8 +140,8 @@ MUTANTS = [
         "double free",
         "a page that a lease pins is evicted",
         PREFIX_STATE,
-        "    return node(page).leases > 0 || pool->page(page).refs > 1;\n",
-        "    return pool->page(page).refs > 1;\n",
+        "    return node(id).leases > 0 || page_of(node(id)).refs > 1;\n",
+        "    return page_of(node(id)).refs > 1;\n",
     ),
     Mutant(
         "bad count",
@@ -161,28 +168,28 @@ MUTANTS = [
         "tree order",
         "a parent stays evictable",
         INDEX,
-        "node(parent).num_children++ == 0) delist(parent)",
-        "node(parent).num_children++ < 0) delist(parent)",
+        "node(parent).num_children[index_of(tier)]++ == 0 &&",
+        "node(parent).num_children[index_of(tier)]++ < 0 &&",
     ),
     Mutant(
         "tree order",
         "the head of a prompt is evicted before its tail",
         PREFIX,
-        "    cache.use(page, first_use - index);\n    parent = page;\n",
-        "    cache.use(page, first_use - pages.size() + index);\n    parent = page;\n",
+        "    cache.use(id, first_use - index);\n    parent = id;\n",
+        "    cache.use(id, first_use - pages.size() + index);\n    parent = id;\n",
     ),
     Mutant(
         "tree order",
         "a listener may evict in the middle of a publish",
         PREFIX,
-        "  return state_->announcing ? 0 : state_->evict(num_pages, false);\n",
-        "  return state_->evict(num_pages, false);\n",
+        "  return state_->announcing ? 0 : state_->evict(num_pages);\n",
+        "  return state_->evict(num_pages);\n",
     ),
     Mutant(
         "isolation",
         "a hash is trusted, tokens are not compared",
         INDEX,
-        "        std::memcmp(tokens_at(page), run.tokens.data(), run.tokens.size_bytes()) == 0) {\n",
+        "        std::memcmp(tokens_at(id), run.tokens.data(), run.tokens.size_bytes()) == 0) {\n",
         "        true) {\n",
     ),
     Mutant(
@@ -221,10 +228,165 @@ MUTANTS = [
         "  {\n    num_kept_ = kept;\n",
     ),
     Mutant(
+        "fence",
+        "a page that goes to the host is free before its copy has retired",
+        TIERS,
+        "  if (fencing == Fencing::kTicket) pool->take_off(before.page);\n",
+        "  if (fencing == Fencing::kTicket) {\n"
+        "    pool->take_off(before.page);\n    pool->drop_ref(before.page);\n  }\n",
+    ),
+    Mutant(
+        "fence",
+        "a page of the host is fetched before it has been written",
+        INDEX,
+        "    if (page_of(node(id)).flights > 0) part =",
+        "    if (page_of(node(id)).flights > 9) part =",
+    ),
+    Mutant(
+        "fence",
+        "a lease does not say that its pages are still being written",
+        PREFIX_STATE,
+        "           flights[static_cast<std::size_t>(of.page)].ticket == 0;\n",
+        "           flights[static_cast<std::size_t>(of.page)].ticket != 1;\n",
+    ),
+    Mutant(
+        "fence",
+        "the page of the host may be reused while it is read",
+        TIERS,
+        "  at(PageTier::kHost).pool->take_off(host_page);\n",
+        "  if (!fetches) at(PageTier::kHost).pool->take_off(host_page);\n",
+    ),
+    Mutant(
+        "fence",
+        "a ticket lands the copies of all",
+        TIERS,
+        "    if (flight.ticket != ticket) {\n",
+        "    if (flight.ticket > ticket) {\n",
+    ),
+    Mutant(
+        "fence",
+        "somebody is preempted for pages that a fence holds",
+        PLANNER,
+        "  if (pages_come_free(place)) return 0;\n",
+        "",
+    ),
+    Mutant(
+        "fence",
+        "somebody is admitted to pages that are not written yet",
+        "src/batching/prefix_sharing.cpp",
+        "    if (!prefixes->is_written(prefixes->node(id))) hit.pending = true;\n",
+        "",
+    ),
+    Mutant(
+        "tree order",
+        "what hangs on an evicted page stays on the host",
+        EVICTION,
+        "    remove_with_host_children(id);\n    ++evicted;\n",
+        "    remove_and_announce(id);\n    ++evicted;\n",
+    ),
+    Mutant(
+        "tree order",
+        "a page of the host with pages behind it is evicted",
+        PREFIX_STATE,
+        "return num_children[index_of(tier)] == 0; }",
+        "return tier == PageTier::kHost || num_children[index_of(tier)] == 0; }",
+    ),
+    Mutant(
+        "leak",
+        "a copy that is displaced keeps its page",
+        TIERS,
+        "      pool->land(op.src);\n",
+        "",
+    ),
+    Mutant(
+        "leak",
+        "a page that has come back stays on the host as well",
+        INDEX,
+        "  at(tier).pool->unindex(page);\n  --(tier",
+        "  if (tier == PageTier::kDevice) at(tier).pool->unindex(page);\n  --(tier",
+    ),
+    Mutant(
+        "isolation",
+        "a commit that fails leaves pages on the host that nobody writes",
+        "src/batching/commit.cpp",
+        "  state.evict_sent(transfers);\n",
+        "",
+    ),
+    Mutant(
+        "fence",
+        "a request that is cancelled gives its pages back while a step writes to them",
+        BATCHER,
+        "  if (place.in_flight() > 0) return {};  // the device may be writing to its pages\n",
+        "",
+    ),
+    Mutant(
+        "fence",
+        "tokens that a step in flight has yet to write are found by others",
+        BATCHER,
+        "      state.publish_filled(place, place.cached - place.submitted[1 - parity]);\n",
+        "      state.publish_filled(place, place.cached);\n",
+    ),
+    Mutant(
+        "fence",
+        "a request is preempted while a step in flight writes to its pages",
+        PLANNER,
+        "  if (room > 0 || state_.steps_in_flight() > 0) return room;\n",
+        "  if (room > 0) return room;\n",
+    ),
+    Mutant(
+        "leak",
+        "a commit that fails keeps the leases that it took",
+        "src/batching/commit.cpp",
+        "    if (!status.ok()) {\n      let_go(state);\n",
+        "    if (!status.ok()) {\n",
+    ),
+    Mutant(
+        "exception",
+        "a finish tells who ended before it has room for all of them",
+        BATCHER,
+        "    reserve_more(ended, state.running.size() + unborn);\n",
+        "",
+    ),
+    Mutant(
+        "window",
+        "a page goes back that the next query sees",
+        TABLE_STATE,
+        "    return std::max(position - spec.window_left, 0) / pool->spec.page_size;\n",
+        "    return (std::max(position - spec.window_left, 0) + 1) / pool->spec.page_size;\n",
+    ),
+    Mutant(
+        "window",
+        "a sequence goes back to where its window is gone",
+        TABLE,
+        '  if (Status status = check_window("truncate", *state_, slot, length); !status.ok()) return status;\n',
+        "",
+    ),
+    Mutant(
+        "window",
+        "the holes of a fork give their pages back a second time",
+        TABLE,
+        "  table.at(slot).holes = table.at(parent).holes;\n",
+        "",
+    ),
+    Mutant(
+        "window",
+        "a window slides to what a step in flight still computes",
+        BATCHER,
+        "state.slide(place, place.cached - place.submitted[1 - parity])",
+        "state.slide(place, place.cached)",
+    ),
+    Mutant(
+        "window",
+        "a chunk is longer than a share holds",
+        "src/batching/windows.cpp",
+        "(share - 1) * page_size + 1 - of.window_left) / steps;\n",
+        "(share - 1) * page_size + 2 - of.window_left) / steps;\n",
+    ),
+    Mutant(
         "exception",
         "the page changes hands before the plan of copies has grown",
         TABLE,
-        "      copies.push_back({tail, table.pool->first_free, sequence.length % page_size});\n",
+        "      copies.push_back({tail, table.pool->next_free(), sequence.length % page_size});\n",
         "      const PageId own = table.pool->take();\n"
         "      copies.push_back({tail, own, sequence.length % page_size});\n"
         "      table.pool->drop_ref(own);\n",
@@ -240,9 +402,9 @@ MUTANTS = [
     Mutant(
         "lengths",
         "what a stopped request samples in a later step counts",
-        BATCHER,
-        "  if (place.samples[parity] && !place.stopped) ++place.generated;\n",
-        "  if (place.samples[parity]) ++place.generated;\n",
+        "src/batching/recorder.cpp",
+        "  if (!share.samples || life.stopped) return;\n",
+        "  if (!share.samples) return;\n",
     ),
     Mutant(
         "lengths",
@@ -276,8 +438,8 @@ MUTANTS = [
         "reset",
         "a new pool loses its last page",
         POOL_STATE,
-        "id + 1 < spec.num_pages; ++id) page(id).next_free",
-        "id + 2 < spec.num_pages; ++id) page(id).next_free",
+        "std::iota(free_pages.rbegin(), free_pages.rend(), PageId{0});",
+        "std::iota(free_pages.rbegin(), free_pages.rend() - 1, PageId{0});",
     ),
     Mutant(
         "reset",

@@ -3,7 +3,8 @@
 //
 //   build/bench/page_benchmark
 //
-// Arguments of a case: page size, pages of the pool, and what the case says.
+// Arguments of a case: page size, pages of the pool, and what the case says. `worn` is 1 for a pool
+// whose free pages are in random order, as those of one that has been in use, 0 for a new one.
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
@@ -22,10 +23,13 @@ namespace {
 constexpr std::int32_t kTokens = 8192;         ///< Of a sequence.
 constexpr std::int32_t kPromptTokens = 12000;  ///< Of a prompt that is looked up.
 
-/// A pool whose free pages are in random order, as those of a pool that has been in use.
+PagePool new_pool(const benchmark::State& state) {
+  return PagePool({.num_pages = static_cast<std::int32_t>(state.range(1)),
+                   .page_size = static_cast<std::int32_t>(state.range(0))});
+}
+
 PagePool worn_pool(const benchmark::State& state) {
-  PagePool pool({.num_pages = static_cast<std::int32_t>(state.range(1)),
-                 .page_size = static_cast<std::int32_t>(state.range(0))});
+  PagePool pool = new_pool(state);
   std::vector<PageId> pages(static_cast<std::size_t>(state.range(1)));
   pool.allocate(pages).throw_if_error();
   std::shuffle(pages.begin(), pages.end(), std::mt19937(1));
@@ -43,25 +47,31 @@ void allocate_and_free(benchmark::State& state) {
 }
 BENCHMARK(allocate_and_free)->Args({16, 10'000})->Args({16, 100'000})->Args({16, 1'000'000});
 
+/// Names a case's arguments, and takes it through the sizes of pools, new and worn.
+void over_pools(benchmark::internal::Benchmark* benchmark) {
+  benchmark->ArgNames({"", "", "worn"});
+  for (const std::int64_t worn : {0, 1}) {
+    for (const std::int64_t pages : {10'000, 100'000, 1'000'000}) {
+      benchmark->Args({16, pages, worn});
+    }
+  }
+}
+
 /// Of 8,192 tokens, and the end of the fork.
 void fork_and_destroy(benchmark::State& state) {
-  PagePool pool = worn_pool(state);
+  PagePool pool = state.range(2) == 1 ? worn_pool(state) : new_pool(state);
   PageTable table(pool, {.max_seqs = 2, .max_tokens_per_seq = kTokens});
   std::vector<CopyOp> copies;
   const SeqId parent = *table.create();
   table.append(parent, kTokens, copies).throw_if_error();
   for (auto _ : state) table.destroy(*table.fork(parent, kTokens)).throw_if_error();
 }
-BENCHMARK(fork_and_destroy)
-    ->Args({16, 10'000})
-    ->Args({16, 100'000})
-    ->Args({16, 1'000'000})
-    ->Args({64, 10'000});
+BENCHMARK(fork_and_destroy)->Apply(over_pools)->Args({64, 10'000, 1});
 
 /// One token to each of 16 sequences; the time is that of one append, every `page_size`th of which takes a page.
 void append(benchmark::State& state) {
   constexpr std::int64_t kSeqs = 16;
-  PagePool pool = worn_pool(state);
+  PagePool pool = state.range(2) == 1 ? worn_pool(state) : new_pool(state);
   PageTable table(pool, {.max_seqs = kSeqs, .max_tokens_per_seq = kTokens});
   std::vector<CopyOp> copies;
   std::vector<SeqId> seqs;
@@ -73,7 +83,7 @@ void append(benchmark::State& state) {
     for (const SeqId seq : seqs) table.append(seq, 1, copies).throw_if_error();
   }
 }
-BENCHMARK(append)->Args({16, 10'000})->Args({16, 100'000})->Args({16, 1'000'000});
+BENCHMARK(append)->Apply(over_pools);
 
 /// A prompt of 12,000 tokens that is in the index whole. Third argument: how many such prompts take
 /// turns; 1 finds everything in the processor's caches.

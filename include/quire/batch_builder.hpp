@@ -61,7 +61,8 @@ struct StagedBatch {
       kv_last_page_len;                        ///< [shape.num_seqs], 0 for a request without pages
   std::span<const std::int32_t> positions;     ///< [shape.total_q] in the sequence; padding 0
   std::span<const std::int64_t> slot_mapping;  ///< [shape.total_q]; padding −1
-  std::span<const PageId> kv_page_indices;     ///< [shape.total_pages]; beyond the pages kNoPage
+  std::span<const PageId>
+      kv_page_indices;  ///< [shape.total_pages]; holes, and beyond the pages, kNoPage
   std::span<const PageId>
       page_table;  ///< [shape.num_seqs, shape.pages_per_seq], padded with kNoPage
 
@@ -101,8 +102,8 @@ class QUIRE_API BatchBuilder {
   /// Writes the entries' arrays into `staging`, with the tight shape. Every byte of
   /// `StagedBatch::bytes` is written. O(entries + tokens + entries of the tables).
   /// @param staging  At least `staging_size(shape)` bytes, aligned to `kStagingAlignment`.
-  /// @return `kBadHandle`; `kInvalidArgument` (a sequence twice, new tokens outside 0…length or in
-  ///   a page that the sequence shares), `kTooLong` (does not fit the shape, or int32),
+  /// @return `kBadHandle`; `kInvalidArgument` (a sequence twice, new tokens outside 0…length, in a page
+  ///   that the sequence shares, or that see what `slide` gave back), `kTooLong` (does not fit the shape, or int32),
   ///   `kWorkspaceTooSmall` (size or alignment). `staging` is untouched then.
   [[nodiscard]] Result<StagedBatch> build(std::span<const BatchEntry> entries,
                                           std::span<std::byte> staging) noexcept;

@@ -75,6 +75,16 @@ struct StepPlan {
   std::vector<std::uint64_t> preempted;  ///< Ids of those that lose their pages, newest first.
   std::int32_t num_tokens = 0;           ///< New tokens of all items.
   std::vector<BatchEntry> batch;  ///< Written by `commit`: the items as `BatchBuilder` takes them.
+  /// Written by `commit`, of a prefix cache with a host tier: what goes to the host to make room, and what
+  /// the admitted find there. Executed after the steps before and before the copies of `commit`; the
+  /// batcher knows that it has run then, and needs no `retire`.
+  TransferPlan transfers;
+  /// What a step is in one of the window tables of a batcher.
+  struct Window {
+    std::vector<BatchEntry> batch;  ///< As the plan's, of that table.
+    std::vector<CopyOp> copies;     ///< To execute before the step, in the layers of that table.
+  };
+  std::vector<Window> windows;  ///< Written by `commit`, in the order of the tables.
 };
 
 /// Counters since construction, and the present state.
@@ -94,6 +104,9 @@ struct BatcherStats {
   std::int32_t used_pages = 0;       ///< Pages of the pool in use, by whomever.
   std::int32_t idle_pages = 0;       ///< Those of them that only a prefix cache holds.
   std::int32_t peak_used_pages = 0;  ///< The most that a step had in use.
+  /// Preemptions that left behind what it is quicker to get back from the host than to compute.
+  std::int64_t swaps = 0;
+  std::int64_t fetched_tokens = 0;  ///< Those of `hit_tokens` that came from the host.
 };
 
 /// How much a batcher holds.
@@ -130,6 +143,22 @@ struct BatcherState;
 /// planned, whole pages of a prefix that both share: at most as many steps as these have tokens.
 /// Pages that only the cache holds count as free; `commit` evicts as many of them as it needs.
 ///
+/// If the cache has a host tier, `commit` sends these to the host instead, as far as `TierCosts` finds it
+/// worth it and the host has room, and gets back what the host has of the tokens of the admitted, if that
+/// is quicker than computing them. So a request that is preempted is swapped out: its pages are left to
+/// the cache, go to the host as the others need room, and are back when it is admitted again; what the
+/// host has no room for is computed again. `StepPlan::transfers` is the plan of these copies. Whoever
+/// offloads or fetches besides, between the steps, keeps pages until the ticket has retired: nobody is
+/// preempted for want of pages that are about to come free, nor admitted to pages that are not written
+/// yet, and a plan without items may say that a ticket has to retire first.
+///
+/// A model with layers of several kinds has a table for each: one for the layers that see everything, and
+/// *window tables* for the others, each on a pool of its own. In each of these a running request has a
+/// sequence too, of the same tokens, whose pages go back as its window moves on. Their pools are divided
+/// evenly: a request has num_pages / max_seqs pages in each, which hold its window and the new tokens of a
+/// step, so prefill chunks are as long as the smallest share allows, and nobody ever waits for such a page. What
+/// is said of pages here is of those of the first table. A table with a window may also be the only one.
+///
 /// With two steps in flight (`BatcherSpec::max_steps_in_flight`) the loop is one step ahead of the
 /// device:
 ///
@@ -158,8 +187,15 @@ class QUIRE_API Batcher {
   explicit Batcher(PageTable& table, const BatcherSpec& spec = {});
   /// Likewise, with a prefix cache on the table's pool, whose state it keeps alive too. The cache may
   /// be used by others, as long as calls do not overlap in time; pages that they hold are not free.
-  /// @throws Error also `kBadHandle` (the cache is on another pool).
+  /// @throws Error also `kBadHandle` (the cache is on another pool), `kInvalidArgument` (the table has a
+  ///   window).
   Batcher(PageTable& table, PrefixCache& cache, const BatcherSpec& spec = {});
+  /// Without a prefix cache (what a window has left cannot be shared), with window tables, whose state it
+  /// keeps alive and which nobody else uses.
+  /// @param windows  Each has a window, at least the sequences and tokens of `table`, and pages enough for
+  ///                 each of its sequences to hold its window and a new token of each step in flight.
+  /// @throws Error also for those (`kInvalidArgument`).
+  Batcher(PageTable& table, std::span<PageTable* const> windows, const BatcherSpec& spec = {});
   Batcher(Batcher&&) noexcept;  ///< A moved-from one may only be destroyed or assigned to.
   Batcher& operator=(Batcher&&) noexcept;  ///< Likewise; ends what it held as the destructor does.
   ~Batcher();                              ///< Destroys the sequences of its requests.

@@ -76,8 +76,8 @@ class QUIRE_API PagePool {
   Status release(PageId page) noexcept { return release(std::span<const PageId>(&page, 1)); }
 
   /// Recomputes what must always hold: each page is either free, and on the free list once, or has
-  /// references; the counters add up. O(num_pages). Does not allocate.
-  /// @return `kInternal` with the first violation.
+  /// references; the counters add up. O(num_pages). Allocates a bit for each page.
+  /// @return `kInternal` with the first violation, `kOutOfMemory`.
   [[nodiscard]] Status check() const noexcept;
 
  private:

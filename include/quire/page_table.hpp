@@ -31,6 +31,9 @@ struct SeqId {
 struct PageTableSpec {
   std::int32_t max_seqs = 256;               ///< ≥ 1.
   std::int32_t max_tokens_per_seq = 131072;  ///< ≥ 1.
+  /// Of the layers whose pages these are, as in `AttentionSpec`: a query sees so many keys before its own;
+  /// −1: all of them. With a window `slide` gives pages back.
+  std::int32_t window_left = -1;
 
   /// Equal in every field.
   friend bool operator==(const PageTableSpec&, const PageTableSpec&) = default;
@@ -43,6 +46,11 @@ struct PageTableState;
 /// Sequences over the pages of a pool. A sequence of `length` tokens has exactly
 /// ⌈length / page_size⌉ pages; token t is in slot pages[t / page_size] · page_size + t % page_size.
 /// Forks share pages, the partial one included; whoever first writes to a shared page gets a copy.
+///
+/// With a window, `slide` gives back the pages that no query sees any more: a sequence then begins with
+/// holes, entries that are `kNoPage`, and has a page for each token behind them. Attention with that window
+/// reads no entry of a hole. A model with layers of several kinds has a table for each kind, on a pool of
+/// its own.
 ///
 /// Every mutating call is all-or-nothing: on failure, also for lack of memory, nothing has changed.
 /// All memory is taken at construction (max_seqs rows of page ids, which the system backs with
@@ -92,7 +100,16 @@ class QUIRE_API PageTable {
   /// given back). Costs no page and no copy, even inside a shared page.
   /// @param length  0…length(seq).
   /// @return `kBadHandle`, `kInvalidArgument` (length).
+  /// With a window: `length` must be one whose window `slide` has left, or `kInvalidArgument`; so it is of
+  /// `fork` and `accept_tree`.
   Status truncate(SeqId seq, std::int32_t length) noexcept;
+
+  /// Says that no query before `position` will come any more, and gives back the pages whose tokens none
+  /// behind it sees: those before position − window_left. Does nothing without a window. O(pages given
+  /// back).
+  /// @param position  0…length(seq): the first token that is still to be computed, or may be again.
+  /// @return `kBadHandle`, `kInvalidArgument` (position).
+  Status slide(SeqId seq, std::int32_t position) noexcept;
 
   /// Keeps, of the tokens from `length` on, those on an accepted path of a token tree; they move up in
   /// order, and the rest is forgotten as by `truncate`. The last step of tree speculation: the drafts
@@ -114,12 +131,13 @@ class QUIRE_API PageTable {
   [[nodiscard]] bool contains(SeqId seq) const noexcept;
   /// @return Tokens of a live sequence, else −1. O(1).
   [[nodiscard]] std::int32_t length(SeqId seq) const noexcept;
-  /// @return The pages in the order of the tokens; empty if the sequence is not live. Valid until
+  /// @return The pages in the order of the tokens, holes first; empty if the sequence is not live. Valid until
   ///   the sequence is destroyed, its contents until it next changes. O(1).
   [[nodiscard]] std::span<const PageId> pages(SeqId seq) const noexcept;
-  /// @return page · page_size + offset of the token at `position`, or −1 if the sequence is not
-  /// live
-  ///   or has no such token. O(1).
+  /// @return Entries at the beginning that are holes, −1 if the sequence is not live. O(1).
+  [[nodiscard]] std::int32_t num_holes(SeqId seq) const noexcept;
+  /// @return page · page_size + offset of the token at `position`, or −1 if the sequence is not live, has
+  ///   no such token, or has given its page back. O(1).
   [[nodiscard]] std::int64_t slot(SeqId seq, std::int32_t position) const noexcept;
 
   /// @return Free pages that `append(seq, n)` would take, its copy-on-write included; −1 if the
@@ -134,7 +152,7 @@ class QUIRE_API PageTable {
   [[nodiscard]] std::int32_t ref_count(PageId page) const noexcept;
 
   /// Recomputes what must always hold, the pool's invariants included: references equal table
-  /// entries plus those of callers and prefix caches; page counts fit the lengths; no page twice in a sequence; free
+  /// entries plus those of callers and prefix caches; page counts fit the lengths; holes are where no query sees them; no page twice in a sequence; free
   /// slots are listed once. O(num_pages + entries). Allocates.
   /// @return `kInternal` with the first violation, `kOutOfMemory`.
   [[nodiscard]] Status check() const noexcept;

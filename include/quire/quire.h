@@ -794,10 +794,14 @@ typedef struct quire_page_table_spec {
   size_t struct_size;         /**< sizeof this struct as the caller knows it. */
   int32_t max_seqs;           /**< At least 1; default 256. */
   int32_t max_tokens_per_seq; /**< At least 1; default 131072. */
+  /** Of the layers whose pages these are: a query sees so many keys before its own; -1, the default: all.
+   *  With a window `quire_page_table_slide` gives pages back. */
+  int32_t window_left;
+  int32_t reserved; /**< 0. */
 } quire_page_table_spec;
 
 /** Static initialiser: all defaults. */
-#define QUIRE_PAGE_TABLE_SPEC_INIT {sizeof(quire_page_table_spec), 256, 131072}
+#define QUIRE_PAGE_TABLE_SPEC_INIT {sizeof(quire_page_table_spec), 256, 131072, -1, 0}
 
 /** Writes `QUIRE_PAGE_TABLE_SPEC_INIT`. */
 QUIRE_API quire_status quire_page_table_spec_init(quire_page_table_spec* spec,
@@ -835,10 +839,24 @@ QUIRE_API quire_status quire_page_table_append(quire_page_table* table, quire_se
 
 /** Forgets the tokens from `length` on and gives back the pages that held nothing else. O(pages
  *  given back). Costs no page and no copy, even inside a shared page.
- *  @param length  0 to the length of `seq`.
+ *  @param length  0 to the length of `seq`; with a window, one whose window `quire_page_table_slide` has
+ *    left (so it is of a fork and of an accepted tree).
  *  @return `QUIRE_BAD_HANDLE`, `QUIRE_INVALID_ARGUMENT` (length). */
 QUIRE_API quire_status quire_page_table_truncate(quire_page_table* table, quire_seq_id seq,
                                                  int32_t length) QUIRE_NOEXCEPT;
+
+/** Says that no query before `position` will come any more, and gives back the pages whose tokens none
+ *  behind it sees: those before position - window_left. Their entries become `QUIRE_NO_PAGE`, which
+ *  attention with that window does not read. Does nothing without a window. O(pages given back).
+ *  @param position  0 to the length of `seq`.
+ *  @return `QUIRE_BAD_HANDLE`, `QUIRE_INVALID_ARGUMENT` (position). */
+QUIRE_API quire_status quire_page_table_slide(quire_page_table* table, quire_seq_id seq,
+                                              int32_t position) QUIRE_NOEXCEPT;
+
+/** @return Pages at the beginning that a sequence has given back, -1 if it is not live, and (with an
+ *  error) if `table` is not a table. O(1). */
+QUIRE_API int32_t quire_page_table_num_holes(const quire_page_table* table,
+                                             quire_seq_id seq) QUIRE_NOEXCEPT;
 
 /** Keeps, of the tokens from `length` on, those on an accepted path of a token tree; they move up in
  *  order, and the rest is forgotten as by truncate. The last step of tree speculation: the drafts were

@@ -35,10 +35,16 @@ typedef struct quire_prefix_cache_spec {
    * page_size - 1: only whole pages are matched. */
   int32_t min_partial_tokens;
   int32_t reserved; /**< 0. */
+  /** Of a cache with a host tier, as all below: K and V of all layers, > 0; default 131072. */
+  double bytes_per_token;
+  double link_bytes_per_second;     /**< Between device and host, > 0; default 25e9. */
+  double transfer_seconds;          /**< Of a transfer, whatever its size, >= 0; default 50e-6. */
+  double prefill_tokens_per_second; /**< > 0; default 20000. */
 } quire_prefix_cache_spec;
 
 /** Static initialiser: all defaults. */
-#define QUIRE_PREFIX_CACHE_SPEC_INIT {sizeof(quire_prefix_cache_spec), 0, 1, 0}
+#define QUIRE_PREFIX_CACHE_SPEC_INIT \
+  {sizeof(quire_prefix_cache_spec), 0, 1, 0, 131072.0, 25e9, 50e-6, 20000.0}
 
 /** Writes `QUIRE_PREFIX_CACHE_SPEC_INIT`. */
 QUIRE_API quire_status quire_prefix_cache_spec_init(quire_prefix_cache_spec* spec,
@@ -64,19 +70,27 @@ QUIRE_API quire_status quire_retention_init(quire_retention* retention,
 
 /** Counters since a cache was made, and its present state. */
 typedef struct quire_prefix_cache_stats {
-  size_t struct_size;   /**< sizeof this struct as the caller knows it. */
-  int64_t lookups;      /**< Calls of `quire_prefix_cache_match`. */
-  int64_t asked_tokens; /**< Tokens of all lookups. */
-  int64_t hit_tokens;   /**< Those of them that were found. */
-  int64_t stored;       /**< Pages that came into the index. */
-  int64_t evicted;      /**< Pages that were evicted. */
-  int64_t erased;       /**< Pages that `quire_prefix_cache_erase` took out of the index. */
-  int32_t pages;        /**< Pages in the index. */
-  int32_t leases;       /**< Live leases that hold a page. */
+  size_t struct_size;     /**< sizeof this struct as the caller knows it. */
+  int64_t lookups;        /**< Calls of `quire_prefix_cache_match`. */
+  int64_t asked_tokens;   /**< Tokens of all lookups. */
+  int64_t hit_tokens;     /**< Those of them that were found. */
+  int64_t stored;         /**< Pages of the device that were published into the index. */
+  int64_t evicted;        /**< Pages of the device that left the index for want of room or time. */
+  int64_t erased;         /**< Pages that `quire_prefix_cache_erase` took out of the index. */
+  int32_t pages;          /**< Pages of the device in the index. */
+  int32_t leases;         /**< Live leases that hold a page. */
+  int64_t offloaded;      /**< Pages that moved to the host. */
+  int64_t fetched;        /**< Pages that moved back. */
+  int64_t fetched_tokens; /**< Tokens found on these. */
+  int64_t declined;       /**< Pages that were left on the host, computing them being quicker. */
+  int64_t host_evicted;   /**< Pages of the host that left the index for want of room or time. */
+  int32_t host_pages;     /**< Pages of the host in the index. */
+  int32_t in_flight;      /**< Copies that have not retired. */
 } quire_prefix_cache_stats;
 
 /** Static initialiser: all zero. */
-#define QUIRE_PREFIX_CACHE_STATS_INIT {sizeof(quire_prefix_cache_stats), 0, 0, 0, 0, 0, 0, 0, 0}
+#define QUIRE_PREFIX_CACHE_STATS_INIT \
+  {sizeof(quire_prefix_cache_stats), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
 
 /** Writes `QUIRE_PREFIX_CACHE_STATS_INIT`. */
 QUIRE_API quire_status quire_prefix_cache_stats_init(quire_prefix_cache_stats* stats,
@@ -88,7 +102,14 @@ enum quire_prefix_event_kind {
   QUIRE_PREFIX_REMOVED = 1 /**< A page left it. */
 };
 
-/** A page came into the index or left it. */
+/** Where a page of an index is. The values never change. */
+enum quire_page_tier {
+  QUIRE_ON_DEVICE = 0, /**< In the pool of the device. */
+  QUIRE_ON_HOST = 1    /**< In that of the host. */
+};
+
+/** A page came into the index or left it. One that moves between device and host comes into the one,
+ *  then leaves the other; the pages behind it stay behind it. */
 typedef struct quire_prefix_event {
   size_t struct_size;    /**< sizeof this struct as the library knows it. */
   uint64_t name_space;   /**< Whose page it is. */
@@ -97,6 +118,8 @@ typedef struct quire_prefix_event {
   int32_t kind;          /**< A `quire_prefix_event_kind`. */
   int32_t page;          /**< The page. */
   int32_t parent;        /**< The page before it; `QUIRE_NO_PAGE` of a first page. */
+  int32_t tier;          /**< A `quire_page_tier`, of `page`. */
+  int32_t parent_tier;   /**< Likewise, of `parent`. */
   int32_t reserved;      /**< 0. */
 } quire_prefix_event;
 
@@ -110,6 +133,7 @@ typedef struct quire_restored_page {
   int32_t saved;  /**< Its id in the snapshot. */
   int32_t page;   /**< Its id now. */
   int32_t tokens; /**< Tokens on it. */
+  int32_t tier;   /**< A `quire_page_tier`, of both. */
 } quire_restored_page;
 
 /** Makes an empty index over the pages of a pool. A page is in one index at most. O(num_pages).
@@ -118,6 +142,13 @@ typedef struct quire_restored_page {
 QUIRE_API quire_status quire_prefix_cache_create(quire_page_pool* pool,
                                                  const quire_prefix_cache_spec* spec,
                                                  quire_prefix_cache** cache) QUIRE_NOEXCEPT;
+
+/** Likewise, with a host tier on the pages of another pool of the same page size, in memory of the host:
+ *  pages can be sent there and fetched back. */
+QUIRE_API quire_status quire_prefix_cache_create_tiered(quire_page_pool* pool,
+                                                        quire_page_pool* host,
+                                                        const quire_prefix_cache_spec* spec,
+                                                        quire_prefix_cache** cache) QUIRE_NOEXCEPT;
 
 /** Releases a cache. Its pages go back to the pool once no lease and no batcher uses it any more.
  *  Its listener hears of no further event. */
@@ -128,8 +159,8 @@ QUIRE_API void quire_prefix_cache_destroy(quire_prefix_cache* cache) QUIRE_NOEXC
 QUIRE_API quire_status quire_prefix_cache_get_stats(const quire_prefix_cache* cache,
                                                     quire_prefix_cache_stats* stats) QUIRE_NOEXCEPT;
 
-/** Finds the longest beginning of `tokens` that is in the index, counts as a use of its pages and
- *  pins them. An engine that needs the logits of the last token asks without it.
+/** Finds the longest beginning of `tokens` that is in the index on the device, counts as a use of its
+ *  pages, of those on the host behind them too, and pins them. An engine that needs the logits of the last token asks without it.
  *  O(num_tokens + log(pages in the index)).
  *  @param name_space  Whose pages may be found: no other's are.
  *  @param tokens      [num_tokens].
@@ -159,6 +190,10 @@ QUIRE_API int32_t quire_prefix_lease_num_pages(const quire_prefix_lease* lease) 
  *  @return `QUIRE_INVALID_ARGUMENT` if it has fewer. */
 QUIRE_API quire_status quire_prefix_lease_copy_pages(const quire_prefix_lease* lease,
                                                      int32_t* pages, size_t count) QUIRE_NOEXCEPT;
+
+/** @return 0 if all of its pages have been written, else the ticket of a transfer that still writes to
+ *  some: they must not be read before it. 0 (and an error) if `lease` is not a lease. O(pages). */
+QUIRE_API uint64_t quire_prefix_lease_pending(const quire_prefix_lease* lease) QUIRE_NOEXCEPT;
 
 /** Makes a sequence that begins with the tokens of a lease and shares their pages. If the last page
  *  is partial or holds other tokens too, the first append copies it. The lease is not needed
@@ -197,13 +232,14 @@ QUIRE_API quire_status quire_prefix_cache_publish_seq(
     const int32_t* tokens, size_t num_tokens, const quire_retention* retention,
     int32_t* num_stored) QUIRE_NOEXCEPT;
 
-/** Gives up to `num_pages` pages back to the pool. O(log(pages in the index)) a page, and as much
- *  for each leaf that is passed over because somebody holds it.
+/** Gives up to `num_pages` pages back to the pool. What hangs on them on the host leaves the index with
+ *  them. O(log(pages in the index)) a page, and as much for each leaf that is passed over because
+ *  somebody holds it.
  *  @return How many were given back, 0 if a listener asks, -1 (and an error) if `cache` is none. */
 QUIRE_API int32_t quire_prefix_cache_evict(quire_prefix_cache* cache,
                                            int32_t num_pages) QUIRE_NOEXCEPT;
 
-/** Gives the expired pages back that no living page hangs on. @return As `…_evict`. */
+/** Gives the expired pages of both tiers back that no living page hangs on. @return As `…_evict`. */
 QUIRE_API int32_t quire_prefix_cache_evict_expired(quire_prefix_cache* cache) QUIRE_NOEXCEPT;
 
 /** Takes the pages of a namespace out of the index, those in use by sequences too (they keep them).
@@ -242,9 +278,10 @@ QUIRE_API quire_status quire_prefix_cache_set_listener(quire_prefix_cache* cache
 QUIRE_API quire_status quire_prefix_cache_save(const quire_prefix_cache* cache, void* bytes,
                                                size_t capacity, size_t* num_bytes) QUIRE_NOEXCEPT;
 
-/** Fills an empty index from what `…_save` wrote, on new pages of the pool. Allocates.
+/** Fills an empty index from what `…_save` wrote, on new pages of the pools, each in its tier: of those
+ *  on the host, as many of the most recently used as it has room for. Allocates.
  *  @param bytes     [num_bytes], not trusted: anything may be in them.
- *  @param pages     Receives what to load where: [capacity], at least the pool's free pages.
+ *  @param pages     Receives what to load where: [capacity], at least the pools' free pages.
  *  @param num_pages Receives how many of them there are.
  *  @return `QUIRE_INVALID_ARGUMENT` (the index is not empty, a call by a listener, the bytes are
  *    damaged or those of another page size), `QUIRE_OUT_OF_PAGES`, `QUIRE_WORKSPACE_TOO_SMALL`
@@ -257,6 +294,83 @@ QUIRE_API quire_status quire_prefix_cache_restore(quire_prefix_cache* cache, con
 /** Recomputes what must always hold, the pool's invariants included. O(num_pages * log). Allocates.
  *  @return `QUIRE_INTERNAL` with the first violation. */
 QUIRE_API quire_status quire_prefix_cache_check(const quire_prefix_cache* cache) QUIRE_NOEXCEPT;
+
+/* ---------------------------------------- Host tier ------------------------------------------ */
+
+/** Copies between the device and the host: a ticket and two lists, of which the offloads are executed
+ *  before the fetches. Otherwise ops do not depend on one another, nor do plans that have not retired. */
+typedef struct quire_transfer_plan quire_transfer_plan;
+
+/** Makes an empty plan. */
+QUIRE_API quire_status quire_transfer_plan_create(quire_transfer_plan** plan) QUIRE_NOEXCEPT;
+
+/** Releases a plan. */
+QUIRE_API void quire_transfer_plan_destroy(quire_transfer_plan* plan) QUIRE_NOEXCEPT;
+
+/** Forgets ops and ticket; the memory is kept. */
+QUIRE_API quire_status quire_transfer_plan_clear(quire_transfer_plan* plan) QUIRE_NOEXCEPT;
+
+/** @return What `quire_prefix_cache_retire` is told; 0 if there is nothing to retire, and (with an
+ *  error) if `plan` is not a plan. */
+QUIRE_API uint64_t quire_transfer_plan_ticket(const quire_transfer_plan* plan) QUIRE_NOEXCEPT;
+
+/** From pages of the device to pages of the host. @param ops  Receives [count] of them, valid until the
+ *  plan changes. */
+QUIRE_API quire_status quire_transfer_plan_offloads(const quire_transfer_plan* plan,
+                                                    const quire_copy_op** ops,
+                                                    size_t* count) QUIRE_NOEXCEPT;
+
+/** From pages of the host to pages of the device. @param ops  Likewise. */
+QUIRE_API quire_status quire_transfer_plan_fetches(const quire_transfer_plan* plan,
+                                                   const quire_copy_op** ops,
+                                                   size_t* count) QUIRE_NOEXCEPT;
+
+/** What the host has of a prefix, behind what the device has of it. */
+typedef struct quire_host_match {
+  int32_t tokens;         /**< Of the prefix. */
+  int32_t pages;          /**< That hold them: a fetch takes as many of the device. */
+  int32_t worth_fetching; /**< 1: sooner there than computed, by the costs of the spec. */
+} quire_host_match;
+
+/** Sends up to `num_pages` pages that `quire_prefix_cache_evict` would give back to the host. Where the
+ *  host is full, the least wanted leaf there makes room for what is wanted more; what is not worth it is
+ *  evicted. A page that moves is in use until its copy has retired.
+ *  @param plan      Receives the copies, and a ticket if it has none.
+ *  @param num_gone  Receives how many left the device; may be NULL.
+ *  @return `QUIRE_OUT_OF_MEMORY`. Nothing has changed then. */
+QUIRE_API quire_status quire_prefix_cache_offload(quire_prefix_cache* cache, int32_t num_pages,
+                                                  quire_transfer_plan* plan,
+                                                  int32_t* num_gone) QUIRE_NOEXCEPT;
+
+/** What the host has of a prefix, as far as it has been written there. O(num_tokens + log). */
+QUIRE_API quire_status quire_prefix_cache_match_host(const quire_prefix_cache* cache,
+                                                     uint64_t name_space, const int32_t* tokens,
+                                                     size_t num_tokens,
+                                                     quire_host_match* found) QUIRE_NOEXCEPT;
+
+/** Moves that to free pages of the device, or does nothing if it is not worth it. A match finds it then.
+ *  @param plan         Receives the copies, and a ticket if it has none: they must have run before the
+ *                      pages are read, see `quire_prefix_lease_pending`.
+ *  @param num_fetched  Receives how many pages moved; may be NULL.
+ *  @return `QUIRE_OUT_OF_PAGES`, `QUIRE_OUT_OF_MEMORY`. Nothing has changed then. */
+QUIRE_API quire_status quire_prefix_cache_fetch(quire_prefix_cache* cache, uint64_t name_space,
+                                                const int32_t* tokens, size_t num_tokens,
+                                                quire_transfer_plan* plan,
+                                                int32_t* num_fetched) QUIRE_NOEXCEPT;
+
+/** The copies of a plan have been made: what they read may be written, what they wrote may be read.
+ *  O(copies in flight).
+ *  @return How many were in flight, 0 for a ticket that has retired, -1 (and an error) if `cache` is
+ *    none. */
+QUIRE_API int32_t quire_prefix_cache_retire(quire_prefix_cache* cache,
+                                            uint64_t ticket) QUIRE_NOEXCEPT;
+
+/** Gives up to `num_pages` pages of the host back to its pool. @return As `…_evict`. */
+QUIRE_API int32_t quire_prefix_cache_evict_host(quire_prefix_cache* cache,
+                                                int32_t num_pages) QUIRE_NOEXCEPT;
+
+/** @return Pages of the device that only copies in flight hold, -1 (and an error) if `cache` is none. */
+QUIRE_API int32_t quire_prefix_cache_parked_pages(const quire_prefix_cache* cache) QUIRE_NOEXCEPT;
 
 /* ---------------------------------------- Batches -------------------------------------------- */
 
@@ -383,7 +497,7 @@ QUIRE_API quire_status quire_batch_builder_build(quire_batch_builder* builder,
  *  hands when a plan is committed. A step is plan, commit, execute the copies, build, run, finish.
  *
  *  First come, first served, with priorities that bound the wait; chunked prefill mixed with
- *  decodes; preemption by recompute; with a prefix cache, requests begin with the pages that it has
+ *  decodes; preemption by recompute, or by swap where the prefix cache has a host tier; with a cache, requests begin with the pages that it has
  *  and leave theirs in it. docs/concepts/batching.md explains, docs/concepts/contract.md says who
  *  may change what. */
 typedef struct quire_batcher quire_batcher;
@@ -485,11 +599,14 @@ typedef struct quire_batcher_stats {
   int32_t idle_pages;        /**< Those of them that only a prefix cache holds. */
   int32_t peak_used_pages;   /**< The most that a step had in use. */
   int32_t reserved;          /**< 0. */
+  int64_t
+      swaps; /**< Preemptions that left behind what it is quicker to get back than to compute. */
+  int64_t fetched_tokens; /**< Those of `hit_tokens` that came from the host. */
 } quire_batcher_stats;
 
 /** Static initialiser: all zero. */
 #define QUIRE_BATCHER_STATS_INIT \
-  {sizeof(quire_batcher_stats), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
+  {sizeof(quire_batcher_stats), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
 
 /** Writes `QUIRE_BATCHER_STATS_INIT`. */
 QUIRE_API quire_status quire_batcher_stats_init(quire_batcher_stats* stats,
@@ -504,6 +621,18 @@ QUIRE_API quire_status quire_batcher_stats_init(quire_batcher_stats* stats,
 QUIRE_API quire_status quire_batcher_create(quire_page_table* table, quire_prefix_cache* cache,
                                             const quire_batcher_spec* spec,
                                             quire_batcher** batcher) QUIRE_NOEXCEPT;
+
+/** Likewise for a model with layers of several kinds, without a prefix cache: in each of the window
+ *  tables, which have pools of their own and which nobody else uses, a running request has a sequence
+ *  too, whose pages go back as its window moves on. A request has num_pages / max_seqs pages of each of
+ *  these pools, so that none is ever missing; prefill chunks are as long as the smallest share allows.
+ *  @param windows  [num_windows], each with a window, and at least the sequences and tokens of `table`.
+ *  @return Likewise; `QUIRE_INVALID_ARGUMENT` (a table that does not fit, or a share that is too small). */
+QUIRE_API quire_status quire_batcher_create_windowed(quire_page_table* table,
+                                                     quire_page_table* const* windows,
+                                                     size_t num_windows,
+                                                     const quire_batcher_spec* spec,
+                                                     quire_batcher** batcher) QUIRE_NOEXCEPT;
 
 /** Releases a batcher and destroys the sequences of its requests. */
 QUIRE_API void quire_batcher_destroy(quire_batcher* batcher) QUIRE_NOEXCEPT;
@@ -598,6 +727,26 @@ QUIRE_API quire_status quire_step_plan_preempted(const quire_step_plan* plan,
 QUIRE_API quire_status quire_step_plan_batch(const quire_step_plan* plan,
                                              const quire_batch_entry** entries,
                                              size_t* count) QUIRE_NOEXCEPT;
+
+/** What a committed step is in a window table: the items as `quire_batch_builder_build` takes them, and
+ *  the copies to execute before the step in the layers of that table.
+ *  @param window   Its place among the tables that the batcher was made with.
+ *  @param entries  Receives [num_entries]. @param ops  Receives [num_ops]. All likewise.
+ *  @return `QUIRE_INVALID_ARGUMENT` (a plan that is not committed, or without such a table). */
+QUIRE_API quire_status quire_step_plan_window(const quire_step_plan* plan, size_t window,
+                                              const quire_batch_entry** entries,
+                                              size_t* num_entries, const quire_copy_op** ops,
+                                              size_t* num_ops) QUIRE_NOEXCEPT;
+
+/** Of a prefix cache with a host tier: what goes to the host to make room, and what the admitted find
+ *  there, once the plan is committed. Executed after the steps before, the offloads first, and before
+ *  the copies of commit; it needs no retire.
+ *  @param offloads  Receives [num_offloads] ops, likewise. @param fetches  Receives [num_fetches]. */
+QUIRE_API quire_status quire_step_plan_transfers(const quire_step_plan* plan,
+                                                 const quire_copy_op** offloads,
+                                                 size_t* num_offloads,
+                                                 const quire_copy_op** fetches,
+                                                 size_t* num_fetches) QUIRE_NOEXCEPT;
 
 /* ---------------------------------------- Records -------------------------------------------- */
 

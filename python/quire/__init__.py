@@ -40,8 +40,16 @@ from ._info import (
     workspace_sizes,
 )
 from ._operations import append, attention, merge_states
-from ._pages import NO_PAGE, CopyOp, CopyPlan, PagePool, PageTable, SeqId
-from ._prefix_cache import PrefixCache, PrefixCacheStats, PrefixEvent, PrefixLease
+from ._pages import NO_PAGE, Copies, CopyOp, CopyPlan, PagePool, PageTable, SeqId
+from ._prefix_cache import (
+    HostMatch,
+    PrefixCache,
+    PrefixCacheStats,
+    PrefixEvent,
+    PrefixLease,
+    TierCosts,
+    TransferPlan,
+)
 from ._recorder import EventKind, RecordCounts, Recorder
 from ._spec import CONTIGUOUS_KV, AttentionSpec, BatchLimits
 from ._tensors import Device, TensorView
@@ -63,6 +71,7 @@ __all__ = [
     "Batcher",
     "BatcherStats",
     "CheckRecord",
+    "Copies",
     "CopyOp",
     "CopyPlan",
     "Device",
@@ -71,6 +80,7 @@ __all__ = [
     "ErrorCode",
     "EventKind",
     "Fence",
+    "HostMatch",
     "InvalidArgument",
     "KernelInfo",
     "OutOfPages",
@@ -92,7 +102,9 @@ __all__ = [
     "Support",
     "TensorView",
     "ThreadPool",
+    "TierCosts",
     "TooLong",
+    "TransferPlan",
     "Unsupported",
     "WorkspaceSizes",
     "Workspaces",

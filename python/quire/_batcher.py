@@ -16,7 +16,7 @@ from . import _library as c
 from . import _serving_library as s
 from ._calls import int32, int32_array, uint64
 from ._errors import invalid
-from ._pages import CopyPlan, PageTable, SeqId
+from ._pages import Copies, CopyPlan, PageTable, SeqId, copies_at
 from ._prefix_cache import PrefixCache
 
 
@@ -163,6 +163,42 @@ class StepPlan(c.Owner):
             for entry in self._structs("quire_step_plan_batch", s.BatchEntry)
         ]
 
+    def window(self, index: int) -> tuple[list[BatchEntry], Copies]:
+        """What a committed step is in a window table of the batcher: the items as
+        `BatchBuilder.build()` takes them, and the copies to execute before the step in its layers.
+
+        Raises:
+          InvalidArgument: A plan that is not committed, or without such a table.
+        """
+        lists = [(c_void_p(), c_size_t()) for _ in range(2)]
+        c.check(
+            s.locked.quire_step_plan_window(
+                self._handle, index, *(byref(each) for pair in lists for each in pair)
+            )
+        )
+        (entries, num_entries), (ops, num_ops) = ((a.value, n.value) for a, n in lists)
+        batch: Any = ()
+        if num_entries and entries is not None:
+            batch = (s.BatchEntry * num_entries).from_address(entries)
+        return (
+            [BatchEntry(SeqId(e.seq.slot, e.seq.generation), e.new_tokens) for e in batch],
+            copies_at(ops, num_ops),
+        )
+
+    @property
+    def transfers(self) -> tuple[Copies, Copies]:
+        """Of a prefix cache with a host tier: what goes to the host to make room, and what the
+        admitted find there, once the plan is committed. Executed after the steps before, in this
+        order, and before the copies of `Batcher.commit()`; it needs no `PrefixCache.retire()`."""
+        lists = [(c_void_p(), c_size_t()) for _ in range(2)]
+        c.check(
+            s.locked.quire_step_plan_transfers(
+                self._handle, *(byref(each) for pair in lists for each in pair)
+            )
+        )
+        offloads, fetches = (copies_at(address.value, count.value) for address, count in lists)
+        return offloads, fetches
+
     def _list(self, function: str) -> tuple[Optional[int], int]:
         address, count = c_void_p(), c_size_t()
         c.check(getattr(s.locked, function)(self._handle, byref(address), byref(count)))
@@ -190,6 +226,9 @@ class BatcherStats(NamedTuple):
     used_pages: int  #: Pages of the pool in use, by whomever.
     idle_pages: int  #: Those of them that only a prefix cache holds.
     peak_used_pages: int  #: The most that a step had in use.
+    #: Preemptions that left behind what it is quicker to get back from the host than to compute.
+    swaps: int
+    fetched_tokens: int  #: Those of `hit_tokens` that came from the host.
 
 
 class Batcher(c.Owner):
@@ -202,13 +241,17 @@ class Batcher(c.Owner):
 
     Prefills are cut into chunks that fit the step and mixed with decodes; if pages run out, the
     newest request is preempted and computes its tokens again later; with a prefix cache, requests
-    begin with the pages that it has and leave theirs in it. Every request that `submit()` accepts
-    ends after a bounded number of steps, if no one else keeps pages of the pool.
+    begin with the pages that it has and leave theirs in it; if that has a host tier, pages go there
+    and come back, those of the preempted too (`StepPlan.transfers`). Every request that `submit()`
+    accepts ends after a bounded number of steps, if no one else keeps pages of the pool.
     docs/concepts/batching.md explains, docs/concepts/contract.md says who may change what.
 
     Args:
       table: Where the sequences of the requests live: they may be read and forked, not changed.
       cache: On the table's pool; None: nothing is shared.
+      windows: Tables of the layers with a window, on pools of their own, that nobody else uses: in
+        each a running request has a sequence too (`StepPlan.window()`) and num_pages / max_seqs
+        pages, so that none is ever missing. Without a cache.
       max_requests: Waiting and running.
       watermark_pages: Pages that must stay free when a request is admitted while others run.
       max_steps_in_flight: 1, or 2: the next step may be planned and committed while one runs. Then
@@ -227,6 +270,7 @@ class Batcher(c.Owner):
         table: PageTable,
         cache: Optional[PrefixCache] = None,
         *,
+        windows: Sequence[PageTable] = (),
         max_requests: int = 65536,
         watermark_pages: int = 0,
         max_steps_in_flight: int = 1,
@@ -239,8 +283,20 @@ class Batcher(c.Owner):
         )
         if cache is not None and cache._handle is None:
             raise invalid(where, "cache", "expected an open quire.PrefixCache, got a closed one")
-        prefixes = None if cache is None else cache._handle
-        handle = c.created(s.locked.quire_batcher_create, table._handle, prefixes, byref(spec))
+        if windows and cache is not None:
+            raise invalid(where, "windows", "expected none beside a cache")
+        if windows:
+            tables = (c_void_p * len(windows))(*(window._handle for window in windows))
+            handle = c.created(
+                s.locked.quire_batcher_create_windowed,
+                table._handle,
+                tables,
+                len(windows),
+                byref(spec),
+            )
+        else:
+            prefixes = None if cache is None else cache._handle
+            handle = c.created(s.locked.quire_batcher_create, table._handle, prefixes, byref(spec))
         super().__init__(handle, s.locked.quire_batcher_destroy)
 
     def submit(self, request: Request) -> None:

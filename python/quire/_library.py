@@ -107,6 +107,8 @@ class PageTableSpec(Sized):
         ("struct_size", c_size_t),
         ("max_seqs", c_int32),
         ("max_tokens_per_seq", c_int32),
+        ("window_left", c_int32),
+        ("reserved", c_int32),
     )
 
 
@@ -297,6 +299,8 @@ LOCKED: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "quire_page_table_fork_seq": (_STATUS, (_HANDLE, SeqId, c_int32, POINTER(SeqId))),
     "quire_page_table_append": (_STATUS, (_HANDLE, SeqId, c_int32, _HANDLE)),
     "quire_page_table_truncate": (_STATUS, (_HANDLE, SeqId, c_int32)),
+    "quire_page_table_slide": (_STATUS, (_HANDLE, SeqId, c_int32)),
+    "quire_page_table_num_holes": (c_int32, (_HANDLE, SeqId)),
     "quire_page_table_accept_tree": (
         _STATUS,
         (_HANDLE, SeqId, c_int32, c_void_p, c_size_t, _HANDLE),

@@ -109,34 +109,24 @@ class CopyOp(NamedTuple):
     dst_begin: int = 0
 
 
-class CopyPlan(c.Owner):
-    """Copies that page tables ask for, in the order in which they are executed: after the writes of
-    earlier steps, before those of the step that they were made for. A sequence of `CopyOp`s.
-    """
+class Copies:
+    """Copies in the order in which they are executed: a sequence of `CopyOp`s."""
 
-    __slots__ = ()
+    __slots__ = ("_list",)
 
-    def __init__(self) -> None:
-        handle = c.created(c.locked.quire_copy_plan_create)
-        super().__init__(handle, c.locked.quire_copy_plan_destroy)
+    def __init__(self, ops: Pages) -> None:
+        self._list = ops
 
     def __len__(self) -> int:
-        return int(c.locked.quire_copy_plan_size(self._handle))
+        return len(self._list)
 
     def __iter__(self) -> Iterator[CopyOp]:
         return iter([CopyOp(*each) for each in self.to_numpy().tolist()])
 
     def to_numpy(self) -> Pages:
-        """The copies, int32 [len(plan), 5] of src, dst, tokens, src_begin, dst_begin: a copy of the
+        """The copies, int32 [len, 5] of src, dst, tokens, src_begin, dst_begin: a copy of the
         list."""
-        ops = np.empty((len(self), 5), np.int32)
-        if len(self):
-            ctypes.memmove(ops.ctypes.data, self._ops(), ops.nbytes)
-        return ops
-
-    def clear(self) -> None:
-        """Empties it; its memory is kept for the next step."""
-        c.check(c.locked.quire_copy_plan_clear(self._handle))
+        return self._list.copy()
 
     def execute(
         self,
@@ -147,7 +137,7 @@ class CopyPlan(c.Owner):
     ) -> None:
         """Executes the copies in caches, K and V of one layer or of many, as if one op came after
         another. On a GPU the copies run on the stream and the call does not wait for them: see
-        `Fence`. O(len(plan) · caches · tokens · heads · head_dim).
+        `Fence`. O(len · caches · tokens · heads · head_dim).
 
         Args:
           caches: Written: pages of any dtype in `kv_layout`, all on one device; on a GPU also in
@@ -185,10 +175,54 @@ class CopyPlan(c.Owner):
             )
         )
 
-    def _ops(self) -> int:
-        address = c.locked.quire_copy_plan_ops(self._handle)
-        assert address is not None  # it has elements
-        return int(address)
+
+def copies_at(address: Optional[int], count: int) -> Copies:
+    """A copy of `count` ops that the library has at `address`."""
+    ops = np.empty((count, 5), np.int32)
+    if count and address is not None:
+        ctypes.memmove(ops.ctypes.data, address, ops.nbytes)
+    return Copies(ops)
+
+
+class CopyPlan(c.Owner):
+    """Copies that page tables ask for, in the order in which they are executed: after the writes of
+    earlier steps, before those of the step that they were made for. A sequence of `CopyOp`s.
+    """
+
+    __slots__ = ()
+
+    def __init__(self) -> None:
+        handle = c.created(c.locked.quire_copy_plan_create)
+        super().__init__(handle, c.locked.quire_copy_plan_destroy)
+
+    def __len__(self) -> int:
+        return int(c.locked.quire_copy_plan_size(self._handle))
+
+    def __iter__(self) -> Iterator[CopyOp]:
+        return iter(self._copies())
+
+    def to_numpy(self) -> Pages:
+        """The copies, int32 [len(plan), 5] of src, dst, tokens, src_begin, dst_begin: a copy of the
+        list."""
+        return self._copies().to_numpy()
+
+    def clear(self) -> None:
+        """Empties it; its memory is kept for the next step."""
+        c.check(c.locked.quire_copy_plan_clear(self._handle))
+
+    def execute(
+        self,
+        *caches: Any,
+        sources: Sequence[Any] = (),
+        kv_layout: KvLayout = "NHD",
+        stream: Any = None,
+    ) -> None:
+        """`Copies.execute()` of the plan."""
+        self._copies().execute(*caches, sources=sources, kv_layout=kv_layout, stream=stream)
+
+    def _copies(self) -> Copies:
+        count = len(self)
+        return copies_at(c.locked.quire_copy_plan_ops(self._handle) if count else None, count)
 
 
 class SeqId(NamedTuple):
@@ -211,21 +245,34 @@ class PageTable(c.Owner):
       pool: Several tables may share one; it may be closed before them.
       max_seqs: Live sequences.
       max_tokens_per_seq: Tokens of one.
+      window_left: Of the layers whose pages these are: a query sees so many keys before its own;
+        −1: all. With a window `slide()` gives pages back, whose entries become `NO_PAGE`. A model
+        with layers of several kinds has a table for each kind, on a pool of its own.
 
     Raises:
       InvalidArgument: A number is out of range.
     """
 
-    __slots__ = ("max_seqs", "max_tokens_per_seq", "page_size")
+    __slots__ = ("max_seqs", "max_tokens_per_seq", "page_size", "window_left")
 
     def __init__(
-        self, pool: PagePool, *, max_seqs: int = 256, max_tokens_per_seq: int = 131072
+        self,
+        pool: PagePool,
+        *,
+        max_seqs: int = 256,
+        max_tokens_per_seq: int = 131072,
+        window_left: int = -1,
     ) -> None:
         where = "PageTable"
         self.page_size = pool.page_size
         self.max_seqs = int32(max_seqs, where, "max_seqs")
         self.max_tokens_per_seq = int32(max_tokens_per_seq, where, "max_tokens_per_seq")
-        spec = c.PageTableSpec(max_seqs=self.max_seqs, max_tokens_per_seq=self.max_tokens_per_seq)
+        self.window_left = int32(window_left, where, "window_left")
+        spec = c.PageTableSpec(
+            max_seqs=self.max_seqs,
+            max_tokens_per_seq=self.max_tokens_per_seq,
+            window_left=self.window_left,
+        )
         handle = c.created(c.locked.quire_page_table_create, pool._handle, byref(spec))
         super().__init__(handle, c.locked.quire_page_table_destroy)
 
@@ -275,6 +322,20 @@ class PageTable(c.Owner):
         """
         length = int32(length, "truncate", "length")
         c.check(c.locked.quire_page_table_truncate(self._handle, seq_of(seq), length))
+
+    def slide(self, seq: SeqId, position: int) -> None:
+        """Says that no query before `position` will come any more, and gives back the pages whose
+        tokens none behind it sees. Does nothing without a window. O(pages given back).
+
+        Raises:
+          InvalidArgument: Not a position in 0…length.
+        """
+        position = int32(position, "slide", "position")
+        c.check(c.locked.quire_page_table_slide(self._handle, seq_of(seq), position))
+
+    def num_holes(self, seq: SeqId) -> int:
+        """Pages at the beginning that a sequence has given back; −1 if it is not live. O(1)."""
+        return int(c.locked.quire_page_table_num_holes(self._handle, seq_of(seq)))
 
     def accept_tree(self, seq: SeqId, length: int, path: npt.ArrayLike, copies: CopyPlan) -> None:
         """Keeps, of the tokens from `length` on, those on an accepted path of a token tree; they
@@ -340,14 +401,15 @@ class PageTable(c.Owner):
 
         Raises:
           BadHandle: The sequence is not live.
-          InvalidArgument: There is no such token.
+          InvalidArgument: There is no such token, or its page was given back.
         """
         result = c.locked.quire_page_table_slot(
             self._handle, seq_of(seq), int32(position, "slot", "position")
         )
         if result < 0:
-            length = self.length(seq)
-            raise invalid("slot", "position", f"expected 0 to {length - 1}, got {position}")
+            first = self.num_holes(seq) * self.page_size if self.length(seq) else 0
+            last = self.length(seq) - 1
+            raise invalid("slot", "position", f"expected {first} to {last}, got {position}")
         return int(result)
 
     def slots(self, seq: SeqId, begin: int = 0, end: Optional[int] = None) -> npt.NDArray[np.int64]:
@@ -359,8 +421,10 @@ class PageTable(c.Owner):
         """
         length = self.length(seq)
         end = length if end is None else end
-        if not 0 <= begin <= end <= length:
-            raise invalid("slots", "[begin, end)", f"expected within {length}, got {begin}, {end}")
+        first = self.num_holes(seq) * self.page_size
+        if not 0 <= begin <= end <= length or (begin < end and begin < first):
+            within = f"{length}" if first == 0 else f"[{first}, {length}]"
+            raise invalid("slots", "[begin, end)", f"expected within {within}, got {begin}, {end}")
         positions = np.arange(begin, end, dtype=np.int64)
         pages = self.pages(seq)[positions // self.page_size].astype(np.int64)
         return pages * self.page_size + positions % self.page_size

@@ -14,21 +14,78 @@ from . import _library as c
 from . import _serving_library as s
 from ._calls import int32, int32_array, uint64
 from ._errors import invalid
-from ._pages import PagePool, Pages, PageTable, SeqId, seq_of
+from ._pages import Copies, PagePool, Pages, PageTable, SeqId, copies_at, seq_of
 
 #: Tokens of a prompt: integers that int32 holds, in whatever NumPy reads as one.
 Tokens = npt.ArrayLike
 
 
+class TierCosts(NamedTuple):
+    """What it takes to get the keys and values of tokens back from the host, and to compute them
+    again. The defaults are those of a model of 8e9 weights with 32 layers of 8 heads of 128 dims in
+    16 bits, on a GPU with half of what PCIe 5 promises: measure your own."""
+
+    bytes_per_token: float = 131072.0  #: K and V of all layers.
+    link_bytes_per_second: float = 25e9  #: Between device and host.
+    transfer_seconds: float = 50e-6  #: Of a transfer, whatever its size.
+    prefill_tokens_per_second: float = 20000.0  #: Of the model.
+
+
+class HostMatch(NamedTuple):
+    """What the host has of a prefix, behind what the device has of it."""
+
+    tokens: int  #: Of the prefix.
+    pages: int  #: That hold them: a fetch takes as many of the device.
+    worth_fetching: bool  #: Sooner there than computed, by the `TierCosts`.
+
+
+class TransferPlan(c.Owner):
+    """Copies between the device and the host, of which the offloads are executed before the
+    fetches. Otherwise ops do not depend on one another, nor do plans that have not retired."""
+
+    __slots__ = ()
+
+    def __init__(self) -> None:
+        handle = c.created(s.locked.quire_transfer_plan_create)
+        super().__init__(handle, s.locked.quire_transfer_plan_destroy)
+
+    @property
+    def ticket(self) -> int:
+        """What `PrefixCache.retire()` is told; 0 if there is nothing to retire."""
+        return int(s.locked.quire_transfer_plan_ticket(self._handle))
+
+    @property
+    def offloads(self) -> Copies:
+        """From pages of the device to pages of the host."""
+        return self._copies("quire_transfer_plan_offloads")
+
+    @property
+    def fetches(self) -> Copies:
+        """From pages of the host to pages of the device."""
+        return self._copies("quire_transfer_plan_fetches")
+
+    def clear(self) -> None:
+        """Forgets copies and ticket; its memory is kept."""
+        c.check(s.locked.quire_transfer_plan_clear(self._handle))
+
+    def _copies(self, function: str) -> Copies:
+        address, count = c_void_p(), c_size_t()
+        c.check(getattr(s.locked, function)(self._handle, byref(address), byref(count)))
+        return copies_at(address.value, count.value)
+
+
 class PrefixEvent(NamedTuple):
     """A page came into the index or left it: parents before their children when pages are stored,
-    after them when they are removed."""
+    after them when they are removed. One that moves between device and host comes into the one,
+    then leaves the other."""
 
     stored: bool  #: It came; else it left.
     name_space: int  #: Whose page it is.
     page: int  #: The page.
     parent: int  #: The page before it; `NO_PAGE` of a first page.
     tokens: tuple[int, ...]  #: Of this page.
+    on_host: bool = False  #: `page` is one of the host.
+    parent_on_host: bool = False  #: `parent` is one of the host.
 
 
 class PrefixCacheStats(NamedTuple):
@@ -37,11 +94,18 @@ class PrefixCacheStats(NamedTuple):
     lookups: int  #: Calls of `match()`.
     asked_tokens: int  #: Tokens of all lookups.
     hit_tokens: int  #: Those of them that were found.
-    stored: int  #: Pages that came into the index.
-    evicted: int  #: Pages that were evicted.
+    stored: int  #: Pages of the device that were published into the index.
+    evicted: int  #: Pages of the device that left the index for want of room or time.
     erased: int  #: Pages that `erase()` took out of the index.
-    pages: int  #: Pages in the index.
+    pages: int  #: Pages of the device in the index.
     leases: int  #: Live leases that hold a page.
+    offloaded: int  #: Pages that moved to the host.
+    fetched: int  #: Pages that moved back.
+    fetched_tokens: int  #: Tokens found on these.
+    declined: int  #: Pages that were left on the host, computing them being quicker.
+    host_evicted: int  #: Pages of the host that left the index for want of room or time.
+    host_pages: int  #: Pages of the host in the index.
+    in_flight: int  #: Copies that have not retired.
 
 
 class PrefixLease(c.Owner):
@@ -63,6 +127,12 @@ class PrefixLease(c.Owner):
         """Pages that hold them. O(1)."""
         return c.count(s.locked.quire_prefix_lease_num_pages(self._handle))
 
+    @property
+    def pending(self) -> int:
+        """0 if all of its pages have been written, else the ticket of a transfer that still writes
+        to some: they must not be read before it."""
+        return int(s.locked.quire_prefix_lease_pending(self._handle))
+
     def pages(self) -> Pages:
         """The pages in the order of the tokens, int32 [num_pages]; the last may be partial, or hold
         other tokens after these. O(num_pages)."""
@@ -80,8 +150,14 @@ class PrefixCache(c.Owner):
     `evict_expired()` (a `Batcher` calls the former). A page that a lease, a sequence or the caller
     holds is never evicted.
 
+    With a second pool, of pages in memory of the host, `offload()` sends pages there instead, and
+    `fetch()` gets them back; their copies leave as a `TransferPlan`, and what these read or write
+    is held until `retire()` is told that they have been made.
+
     Args:
       pool: Several caches may use one; a page is in one of them at most.
+      host: Another pool of the same page size; None: there is no host tier.
+      costs: Whether to fetch or to compute is decided by them.
       min_partial_tokens: The least tokens of a page that are worth a copy of it; more than
         page_size − 1: only whole pages are matched.
       hash_seed: Of the index; results do not depend on it.
@@ -91,12 +167,14 @@ class PrefixCache(c.Owner):
       InvalidArgument: A number is out of range.
     """
 
-    __slots__ = ("_events", "_listener", "_pool")
+    __slots__ = ("_events", "_host", "_listener", "_pool")
 
     def __init__(
         self,
         pool: PagePool,
         *,
+        host: Optional[PagePool] = None,
+        costs: Optional[TierCosts] = None,
         min_partial_tokens: int = 1,
         hash_seed: int = 0,
         record_events: bool = False,
@@ -105,10 +183,17 @@ class PrefixCache(c.Owner):
         spec = s.PrefixCacheSpec(
             hash_seed=uint64(hash_seed, where, "hash_seed"),
             min_partial_tokens=int32(min_partial_tokens, where, "min_partial_tokens"),
+            **(TierCosts() if costs is None else costs)._asdict(),
         )
-        handle = c.created(s.locked.quire_prefix_cache_create, pool._handle, byref(spec))
+        if host is None:
+            handle = c.created(s.locked.quire_prefix_cache_create, pool._handle, byref(spec))
+        else:
+            handle = c.created(
+                s.locked.quire_prefix_cache_create_tiered, pool._handle, host._handle, byref(spec)
+            )
         super().__init__(handle, s.locked.quire_prefix_cache_destroy)
         self._pool = pool
+        self._host = host
         self._events: list[PrefixEvent] = []
         self._listener: Any = None
         if record_events:
@@ -255,6 +340,67 @@ class PrefixCache(c.Owner):
         """Gives the expired pages back that no living page hangs on; returns how many."""
         return c.count(s.locked.quire_prefix_cache_evict_expired(self._handle))
 
+    def offload(self, num_pages: int, plan: TransferPlan) -> int:
+        """Sends up to `num_pages` pages that `evict()` would give back to the host; where that is
+        full, its least wanted leaf makes room for what is wanted more, and what is not worth it is
+        evicted. A page that moves is in use until its copy has retired. Returns how many left.
+
+        Args:
+          plan: Receives the copies, and a ticket if it has none.
+        """
+        count, gone = int32(num_pages, "offload", "num_pages"), c_int32()
+        c.check(s.locked.quire_prefix_cache_offload(self._handle, count, plan._handle, byref(gone)))
+        return gone.value
+
+    def match_host(self, tokens: Tokens, *, name_space: int = 0) -> HostMatch:
+        """What the host has of a prefix, as far as it has been written there. O(tokens + log)."""
+        ids = int32_array(tokens, "match_host", "tokens")
+        space = uint64(name_space, "match_host", "name_space")
+        found = s.HostMatch()
+        c.check(
+            s.locked.quire_prefix_cache_match_host(
+                self._handle, space, ids.ctypes.data, ids.size, byref(found)
+            )
+        )
+        return HostMatch(found.tokens, found.pages, bool(found.worth_fetching))
+
+    def fetch(self, tokens: Tokens, plan: TransferPlan, *, name_space: int = 0) -> int:
+        """Moves what `match_host()` tells of to free pages of the device, or nothing if that is not
+        worth it; `match()` finds it then. Returns how many pages moved.
+
+        Args:
+          plan: Receives the copies, and a ticket if it has none. They must have run before the
+            pages are read: see `PrefixLease.pending`.
+
+        Raises:
+          OutOfPages: Fewer are free; nothing has changed.
+        """
+        ids = int32_array(tokens, "fetch", "tokens")
+        space, fetched = uint64(name_space, "fetch", "name_space"), c_int32()
+        c.check(
+            s.locked.quire_prefix_cache_fetch(
+                self._handle, space, ids.ctypes.data, ids.size, plan._handle, byref(fetched)
+            )
+        )
+        return fetched.value
+
+    def retire(self, ticket: int) -> int:
+        """The copies of a plan have been made: what they read may be written, what they wrote may
+        be read. Returns how many were in flight; 0 for a ticket that has retired."""
+        return c.count(
+            s.locked.quire_prefix_cache_retire(self._handle, uint64(ticket, "retire", "ticket"))
+        )
+
+    def evict_host(self, num_pages: int) -> int:
+        """Gives up to `num_pages` pages of the host back to its pool; returns how many."""
+        count = int32(num_pages, "evict_host", "num_pages")
+        return c.count(s.locked.quire_prefix_cache_evict_host(self._handle, count))
+
+    @property
+    def parked_pages(self) -> int:
+        """Pages of the device that only copies in flight hold. O(copies in flight)."""
+        return c.count(s.locked.quire_prefix_cache_parked_pages(self._handle))
+
     def erase(self, name_space: int = 0) -> int:
         """Takes the pages of a namespace out of the index, those in use by sequences too, which
         keep them; what a lease holds stays. Returns how many left. O(num_pages of the pool)."""
@@ -309,21 +455,23 @@ class PrefixCache(c.Owner):
         return saved.raw
 
     def restore(self, saved: bytes) -> Pages:
-        """Fills an empty index from what `save()` returned, on new pages of the pool.
+        """Fills an empty index from what `save()` returned, on new pages of the pools, each in its
+        tier; of those on the host, as many of the most recently used as it has room for.
 
         Args:
           saved: Not trusted: anything may be in it.
 
         Returns:
-          What to load where, int32 [pages, 3]: id in the snapshot, id now, tokens on the page.
+          What to load where, int32 [pages, 4]: id in the snapshot, id now, tokens on the page, and
+          1 if it is a page of the host.
 
         Raises:
           InvalidArgument: The index is not empty, or the bytes are damaged or those of another page
             size.
           OutOfPages: There are too few; nothing has changed.
         """
-        room = self._pool.num_free
-        pages = np.empty((room, 3), np.int32)
+        room = self._pool.num_free + (0 if self._host is None else self._host.num_free)
+        pages = np.empty((room, 4), np.int32)
         count = c_size_t()
         c.check(
             s.locked.quire_prefix_cache_restore(
@@ -356,6 +504,8 @@ def _keep_in(events: list[PrefixEvent]) -> Any:
                 event.page,
                 event.parent,
                 tuple(tokens),
+                event.tier == s.ON_HOST,
+                event.parent_tier == s.ON_HOST,
             )
         )
 

@@ -33,6 +33,10 @@ class PrefixCacheSpec(c.Sized):
         ("hash_seed", c_uint64),
         ("min_partial_tokens", c_int32),
         ("reserved", c_int32),
+        ("bytes_per_token", c_double),
+        ("link_bytes_per_second", c_double),
+        ("transfer_seconds", c_double),
+        ("prefill_tokens_per_second", c_double),
     )
 
 
@@ -60,6 +64,13 @@ class PrefixCacheStats(c.Sized):
         ("erased", c_int64),
         ("pages", c_int32),
         ("leases", c_int32),
+        ("offloaded", c_int64),
+        ("fetched", c_int64),
+        ("fetched_tokens", c_int64),
+        ("declined", c_int64),
+        ("host_evicted", c_int64),
+        ("host_pages", c_int32),
+        ("in_flight", c_int32),
     )
 
 
@@ -74,6 +85,8 @@ class PrefixEvent(ctypes.Structure):
         ("kind", c_int32),
         ("page", c_int32),
         ("parent", c_int32),
+        ("tier", c_int32),
+        ("parent_tier", c_int32),
         ("reserved", c_int32),
     )
 
@@ -81,7 +94,13 @@ class PrefixEvent(ctypes.Structure):
 class RestoredPage(ctypes.Structure):
     """`quire_restored_page`."""
 
-    _fields_ = (("saved", c_int32), ("page", c_int32), ("tokens", c_int32))
+    _fields_ = (("saved", c_int32), ("page", c_int32), ("tokens", c_int32), ("tier", c_int32))
+
+
+class HostMatch(ctypes.Structure):
+    """`quire_host_match`."""
+
+    _fields_ = (("tokens", c_int32), ("pages", c_int32), ("worth_fetching", c_int32))
 
 
 class BatchEntry(ctypes.Structure):
@@ -198,6 +217,8 @@ class BatcherStats(c.Sized):
         ("idle_pages", c_int32),
         ("peak_used_pages", c_int32),
         ("reserved", c_int32),
+        ("swaps", c_int64),
+        ("fetched_tokens", c_int64),
     )
 
 
@@ -280,6 +301,7 @@ PrefixListener = CFUNCTYPE(None, c_void_p, POINTER(PrefixEvent))
 # ------------------------------------------ Constants ---------------------------------------------
 
 PREFIX_STORED, PREFIX_REMOVED = 0, 1
+ON_DEVICE, ON_HOST = 0, 1
 OMITTED = -1
 STAGING_ALIGNMENT = 16
 
@@ -294,6 +316,10 @@ _LIST = POINTER(c_void_p), POINTER(c_size_t)  # where a list of the library is, 
 #: one pool has one owner at a time, and with the lock all threads of Python are one.
 LOCKED: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "quire_prefix_cache_create": (_STATUS, (_HANDLE, _STRUCT, POINTER(c_void_p))),
+    "quire_prefix_cache_create_tiered": (
+        _STATUS,
+        (_HANDLE, _HANDLE, _STRUCT, POINTER(c_void_p)),
+    ),
     "quire_prefix_cache_destroy": (None, (_HANDLE,)),
     "quire_prefix_cache_get_stats": (_STATUS, (_HANDLE, _STRUCT)),
     "quire_prefix_cache_match": (
@@ -305,6 +331,7 @@ LOCKED: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "quire_prefix_lease_num_tokens": (c_int32, (_HANDLE,)),
     "quire_prefix_lease_num_pages": (c_int32, (_HANDLE,)),
     "quire_prefix_lease_copy_pages": (_STATUS, (_HANDLE, c_void_p, c_size_t)),
+    "quire_prefix_lease_pending": (c_uint64, (_HANDLE,)),
     "quire_prefix_cache_adopt": (_STATUS, (_HANDLE, _HANDLE, _HANDLE, POINTER(c.SeqId))),
     "quire_prefix_cache_publish": (
         _STATUS,
@@ -345,6 +372,24 @@ LOCKED: dict[str, tuple[Any, tuple[Any, ...]]] = {
         (_HANDLE, c_void_p, c_size_t, c_void_p, c_size_t, POINTER(c_size_t)),
     ),
     "quire_prefix_cache_check": (_STATUS, (_HANDLE,)),
+    "quire_transfer_plan_create": (_STATUS, (POINTER(c_void_p),)),
+    "quire_transfer_plan_destroy": (None, (_HANDLE,)),
+    "quire_transfer_plan_clear": (_STATUS, (_HANDLE,)),
+    "quire_transfer_plan_ticket": (c_uint64, (_HANDLE,)),
+    "quire_transfer_plan_offloads": (_STATUS, (_HANDLE, *_LIST)),
+    "quire_transfer_plan_fetches": (_STATUS, (_HANDLE, *_LIST)),
+    "quire_prefix_cache_offload": (_STATUS, (_HANDLE, c_int32, _HANDLE, POINTER(c_int32))),
+    "quire_prefix_cache_match_host": (
+        _STATUS,
+        (_HANDLE, c_uint64, c_void_p, c_size_t, _STRUCT),
+    ),
+    "quire_prefix_cache_fetch": (
+        _STATUS,
+        (_HANDLE, c_uint64, c_void_p, c_size_t, _HANDLE, POINTER(c_int32)),
+    ),
+    "quire_prefix_cache_retire": (c_int32, (_HANDLE, c_uint64)),
+    "quire_prefix_cache_evict_host": (c_int32, (_HANDLE, c_int32)),
+    "quire_prefix_cache_parked_pages": (c_int32, (_HANDLE,)),
     "quire_batch_builder_create": (_STATUS, (_HANDLE, POINTER(c_void_p))),
     "quire_batch_builder_destroy": (None, (_HANDLE,)),
     "quire_staging_size": (c_size_t, (BatchShape,)),
@@ -354,6 +399,10 @@ LOCKED: dict[str, tuple[Any, tuple[Any, ...]]] = {
         (_HANDLE, c_void_p, c_size_t, _STRUCT, c_void_p, c_size_t, _STRUCT),
     ),
     "quire_batcher_create": (_STATUS, (_HANDLE, _HANDLE, _STRUCT, POINTER(c_void_p))),
+    "quire_batcher_create_windowed": (
+        _STATUS,
+        (_HANDLE, c_void_p, c_size_t, _STRUCT, POINTER(c_void_p)),
+    ),
     "quire_batcher_destroy": (None, (_HANDLE,)),
     "quire_batcher_submit": (_STATUS, (_HANDLE, _STRUCT)),
     "quire_batcher_cancel": (_STATUS, (_HANDLE, c_uint64)),
@@ -373,6 +422,8 @@ LOCKED: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "quire_step_plan_items": (_STATUS, (_HANDLE, *_LIST)),
     "quire_step_plan_preempted": (_STATUS, (_HANDLE, *_LIST)),
     "quire_step_plan_batch": (_STATUS, (_HANDLE, *_LIST)),
+    "quire_step_plan_window": (_STATUS, (_HANDLE, c_size_t, *_LIST, *_LIST)),
+    "quire_step_plan_transfers": (_STATUS, (_HANDLE, *_LIST, *_LIST)),
     "quire_recorder_create": (_STATUS, (_STRUCT, POINTER(c_void_p))),
     "quire_recorder_destroy": (None, (_HANDLE,)),
     "quire_recorder_submitted": (_STATUS, (_HANDLE, _STRUCT, c_double)),

@@ -260,6 +260,13 @@ Status BatchBuilder::check_entry(const BatchEntry& entry, std::size_t index) noe
                    "[batch_builder] entries[{}]: expected new_tokens in [0, {}], got {}", index,
                    length, entry.new_tokens);
   }
+  if (!table.has_window(slot_of(entry), length - entry.new_tokens)) {
+    return failure(
+        ErrorCode::kInvalidArgument,
+        "[batch_builder] entries[{}]: expected new tokens whose window is still there, got "
+        "{} of {}, {} pages given back",
+        index, entry.new_tokens, length, table.at(slot_of(entry)).holes);
+  }
   const std::span<const PageId> pages = table.pages(slot_of(entry));
   std::size_t written_from = pages.size();
   if (entry.new_tokens == 1) {

@@ -245,8 +245,24 @@ Batcher::Batcher(PageTable& table, PrefixCache& cache, const BatcherSpec& spec) 
     throw Error(ErrorCode::kBadHandle,
                 "[batcher] cache: expected a prefix cache on the table's pool, got one on another");
   }
+  if (table.spec().window_left >= 0) {
+    throw Error(
+        ErrorCode::kInvalidArgument,
+        "[batcher] table: expected one without a window beside a prefix cache, got one with");
+  }
   state_ = make_state(PageTable(table.state_), *table.state_, cache.state_, spec);
   state_->cache.emplace(PrefixCache(cache.state_));
+}
+Batcher::Batcher(PageTable& table, std::span<PageTable* const> windows, const BatcherSpec& spec)
+    : Batcher(table, spec) {
+  try {
+    for (PageTable* const window : windows) {
+      state_->add_window(PageTable(window->state_), *window->state_);
+    }
+  } catch (const std::bad_alloc&) {
+    throw Error(ErrorCode::kOutOfMemory,
+                "[batcher] windows: expected memory for a sequence of each request, got none");
+  }
 }
 Batcher::Batcher(Batcher&&) noexcept = default;
 Batcher& Batcher::operator=(Batcher&&) noexcept = default;
@@ -372,6 +388,7 @@ Status Batcher::finish(const StepPlan& plan, std::span<const std::int32_t> sampl
       state.publish_filled(place, place.cached - place.submitted[1 - parity]);
     }
     if (place.bears(parity)) state.bear(place);
+    if (state.slides()) state.slide(place, place.cached - place.submitted[1 - parity]);
     if (advance(place, parity)) {
       ended.push_back(place.request.id);
       state.end_unborn(place, &ended);

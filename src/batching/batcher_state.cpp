@@ -21,7 +21,7 @@ BatcherState::BatcherState(PageTable shared_table, const PageTableState& table_s
 }
 
 BatcherState::~BatcherState() {
-  for (const std::int32_t index : running) static_cast<void>(table.destroy(at(index).seq));
+  for (const std::int32_t index : running) destroy_sequences(at(index));
 }
 
 StepItem BatcherState::item(std::int32_t index, std::int32_t n, std::int32_t found) const noexcept {
@@ -84,8 +84,9 @@ void BatcherState::preempt_newest() noexcept {
   const std::int32_t index = running.back();
   running.pop_back();
   Place& place = at(index);
+  if (is_worth_swapping(place)) ++counters.swaps;
   publish_all(place);
-  static_cast<void>(table.destroy(place.seq));
+  destroy_sequences(place);
   counters.recomputed_tokens += place.cached;
   ++counters.preemptions;
   place.seq = {};
@@ -97,7 +98,7 @@ void BatcherState::end(std::int32_t index) noexcept {
   Place& place = at(index);
   if (place.phase == Phase::kRunning) {
     publish_all(place);
-    static_cast<void>(table.destroy(place.seq));
+    destroy_sequences(place);
   }
   ++(place.cancelled ? counters.cancelled : counters.finished);
   index_of.erase(place.request.id);

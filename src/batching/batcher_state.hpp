@@ -7,6 +7,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <span>
@@ -91,6 +92,13 @@ struct BatcherState {
     std::vector<std::int32_t> tokens;  ///< the first ones of the known
   };
 
+  /// A table of layers with a window, in which each running request has a sequence too.
+  struct Window {
+    PageTable table;
+    const PageTableState& sequences;  ///< its
+    std::vector<SeqId> seqs;          ///< by place
+  };
+
   /// @param table_state  Of the table, which keeps it alive.
   BatcherState(PageTable shared_table, const PageTableState& table_state,
                std::shared_ptr<PrefixCacheState> cache_state, const BatcherSpec& batcher_spec);
@@ -148,6 +156,13 @@ struct BatcherState {
     place.tail_room += static_cast<std::int32_t>(added * page_size);
   }
 
+  /// @return The pages that a running request holds; none if its sequence is gone.
+  [[nodiscard]] std::span<const PageId> pages_of(std::int32_t index) const noexcept {
+    const std::int32_t slot = sequences.find(at(index).seq);
+    if (slot == PageTableState::kNoSlot) return {};
+    return sequences.held_pages(slot);
+  }
+
   [[nodiscard]] std::int32_t steps_in_flight() const noexcept {
     return static_cast<std::int32_t>(step - oldest);
   }
@@ -175,17 +190,39 @@ struct BatcherState {
   /// What the cache has of a request, and what beginning with it takes.
   struct Hit {
     std::int32_t tokens = 0;
-    std::int32_t whole_pages = 0;  ///< of these; the rest of them is on one more page
+    std::int32_t whole_pages = 0;  ///< of these on the device; the rest of them is on one more page
     std::int32_t idle_pages = 0;   ///< of all these pages, which no longer count as free
+    std::int32_t host_pages = 0;   ///< whole pages that come from the host
+    std::int32_t copied_pages =
+        0;                 ///< one more that does: the request ends inside it, and copies it
+    bool pending = false;  ///< a transfer of others still writes to some of them
   };
   [[nodiscard]] Hit find_hit(const Place& place) const noexcept;
   [[nodiscard]] Hit without_partial_page(const Hit& hit) const noexcept;
+  /// Pins the pages of the first tokens of a request that are on the device, and those behind them on the
+  /// host. There is room in `pins` for both.
+  /// @return Pages on the host; 0, and nothing is pinned, if all of the tokens are on the device, or not
+  ///   all are in the cache, or written.
+  std::int32_t pin_host_part(const Place& place, std::span<const std::int32_t> tokens) noexcept;
   /// @return Tokens on whole pages of `a` that `b` may begin with.
   [[nodiscard]] std::int32_t shared_tokens(const Place& a, const Place& b) const noexcept;
   /// @return Pages that can be had without preempting anybody.
   [[nodiscard]] std::int64_t available_pages() const noexcept;
-  /// Takes pages out of the cache until `pages` are free, or as many as can be.
-  void evict_for(std::int64_t pages) noexcept;
+  /// @return Pages that can be had once the transfers of others have retired.
+  [[nodiscard]] std::int64_t landed_pages() const noexcept;
+  /// @return True if others hold pages of the index, so that those before them are idle and cannot go.
+  [[nodiscard]] bool holds_are_mixed() const noexcept {
+    return others_hold || (prefixes && prefixes->num_fetching > 0);
+  }
+  /// Takes pages out of the cache, or sends them to the host, until `pages` are free or as many as can be.
+  void evict_for(std::int64_t pages, TransferPlan& transfers) noexcept;
+  /// Takes back what `evict_for` sent: it is evicted instead.
+  void evict_sent(TransferPlan& transfers) noexcept;
+  /// Gets what the host has of the first tokens of a request, and begins its sequence with them.
+  [[nodiscard]] SeqId adopt(const Place& place, std::int32_t tokens, const PrefixLease& lease,
+                            TransferPlan& transfers) noexcept;
+  /// @return True if a request that is preempted now is sooner back from the host than computed again.
+  [[nodiscard]] bool is_worth_swapping(const Place& place) const noexcept;
   [[nodiscard]] bool keeps_private(PageId id) const noexcept;
   /// The pages that became whole. @param written  Tokens of finished steps.
   void publish_filled(Place& place, std::int32_t written) noexcept;
@@ -206,7 +243,7 @@ struct BatcherState {
     [[nodiscard]] std::int64_t idle() const noexcept { return idle_; }
     /// @return Pages that can be had then.
     [[nodiscard]] std::int64_t total() const noexcept {
-      return freed_ + (batcher_.others_hold ? 0 : idle_);
+      return freed_ + (batcher_.holds_are_mixed() ? 0 : idle_);
     }
 
    private:
@@ -215,6 +252,25 @@ struct BatcherState {
     std::int64_t idle_ = 0;
     std::size_t first_ = batcher_.running.size();  ///< rank of the last one added
   };
+
+  /// Window tables: windows.cpp.
+  /// @param table_state  Of the table, which keeps it alive.
+  /// @throws Error `kInvalidArgument` if the table does not fit the batcher's.
+  void add_window(PageTable window_table, const PageTableState& table_state);
+  /// @return An error if others have taken pages or sequences of a window table.
+  [[nodiscard]] Status check_windows(const StepPlan& plan) const noexcept;
+  /// Room in the plan for what `append_windows` writes. @throws std::bad_alloc
+  void reserve_windows(StepPlan& plan) const;
+  /// Begins the sequences of an item that is admitted, and appends its tokens.
+  void append_windows(const StepItem& item, StepPlan& plan) noexcept;
+  [[nodiscard]] bool slides() const noexcept {
+    return !windows.empty() || sequences.spec.window_left >= 0;
+  }
+  /// Gives back what no query behind the written tokens sees.
+  void slide(const Place& place, std::int32_t written) noexcept;
+  void fork_windows(const Place& place, std::int32_t sample, std::int32_t length) noexcept;
+  /// Ends a request's sequences in all tables.
+  void destroy_sequences(const Place& place) noexcept;
 
   /// Changes of state that cannot fail; callers have checked that they are allowed.
   void enqueue_new(std::int32_t index) noexcept;        ///< looks for its place from the tail
@@ -246,6 +302,9 @@ struct BatcherState {
   std::shared_ptr<PrefixCacheState> prefixes;  ///< null without a prefix cache
   std::optional<PrefixCache> cache;            ///< it
   const PageTableState& sequences;  ///< the table's, for what is asked of every item of every step
+  std::vector<Window> windows;
+  /// New tokens that a request may compute in a step: what the smallest share of a window table holds.
+  std::int32_t max_chunk = std::numeric_limits<std::int32_t>::max();
   std::vector<Place> places;
   std::vector<Text> texts;                                   ///< by place; none without a cache
   std::unordered_map<std::uint64_t, std::int32_t> index_of;  ///< by `Request::id`
@@ -262,6 +321,7 @@ struct BatcherState {
   /// By page, all zero between calls: references of requests that are about to go.
   mutable std::vector<std::int32_t> dropped;
   std::vector<PrefixLease> leases;  ///< scratch of `commit`
+  std::vector<NodeId> pins;         ///< likewise: of the host
   std::vector<std::int32_t> born;   ///< scratch of `finish`
   BatcherStats counters;            ///< without the present state
 

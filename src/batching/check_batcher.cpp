@@ -61,6 +61,16 @@ Status check_running(const BatcherState& state) noexcept {
           place.request.id, place.num_pages, place.tail_room, place.cached);
     }
     if (Status status = check_flight(state, place); !status.ok()) return status;
+    for (const BatcherState::Window& window : state.windows) {
+      const SeqId seq = window.seqs[static_cast<std::size_t>(index)];
+      const std::int64_t share = window.table.pool_spec().num_pages / state.table.spec().max_seqs;
+      const std::int64_t held = std::ssize(window.table.pages(seq)) - window.table.num_holes(seq);
+      if (window.table.length(seq) == place.cached && held <= share) continue;
+      return failure(ErrorCode::kInternal,
+                     "[batcher] check: request {} has {} tokens on {} pages of a window table, {} "
+                     "cached and a share of {} pages",
+                     place.request.id, window.table.length(seq), held, place.cached, share);
+    }
   }
   return {};
 }
@@ -141,6 +151,14 @@ Status Batcher::check() const noexcept {
   if (status.ok()) status = check_waiting(*state_);
   if (status.ok()) status = check_places(*state_);
   if (status.ok() && state_->cache) status = state_->cache->check();
+  for (const BatcherState::Window& window : state_->windows) {
+    if (status.ok()) status = window.table.check();
+    if (status.ok() && window.table.num_seqs() != std::ssize(state_->running)) {
+      status = failure(ErrorCode::kInternal,
+                       "[batcher] check: {} sequences in a window table, {} requests run",
+                       window.table.num_seqs(), state_->running.size());
+    }
+  }
   return status.ok() ? state_->table.check() : status;
 }
 

@@ -27,6 +27,7 @@ Status stale(const StepPlan& plan, const char* why) noexcept {
 struct Demand {
   std::int64_t pages = 0;
   std::int32_t admitted = 0;
+  std::int64_t found = 0;  ///< pages that the admitted begin with: some may come from the host
 };
 
 // The preempted must be the newest of the running, newest first.
@@ -59,12 +60,14 @@ Status check_items(const BatcherState& state, const StepPlan& plan, Demand& dema
     if (!place.goes_on() || found < 0 ||
         (found > 0 && std::cmp_greater(found, state.askable(place).size())) ||
         item.num_new_tokens < 1 || item.num_new_tokens > place.missing() - found ||
+        item.num_new_tokens > state.max_chunk ||
         item != state.item(index, item.num_new_tokens, found)) {
       return stale(plan, "an item is not as it was planned");
     }
     if (admitted) {
       waiting = place.next;
       ++demand.admitted;
+      demand.found += state.pages_for(found);
       demand.pages +=
           state.pages_for(found + item.num_new_tokens) - found / state.table.pool_spec().page_size;
       continue;
@@ -98,6 +101,8 @@ Status check_plan(const BatcherState& state, const StepPlan& plan, BatcherState:
   Status status = check_preempted(state, plan, reclaim);
   if (status.ok()) status = check_items(state, plan, demand);
   if (!status.ok()) return status;
+  status = state.check_windows(plan);
+  if (!status.ok()) return status;
   if (demand.admitted > 0 && !plan.preempted.empty()) {
     return stale(plan, "nobody is admitted while others are preempted");
   }
@@ -111,18 +116,28 @@ Status check_plan(const BatcherState& state, const StepPlan& plan, BatcherState:
   return {};
 }
 
+void let_go(BatcherState& state) noexcept {
+  state.leases.clear();
+  for (const internal::NodeId id : state.pins) state.prefixes->unpin(id);
+  state.pins.clear();
+}
+
 // Pins what the cache has of the admitted, in their order: it must be what was planned.
-Status take_leases(BatcherState& state, const StepPlan& plan) noexcept {
+Status take_leases(BatcherState& state, const StepPlan& plan, Demand& demand) noexcept {
   for (const StepItem& item : plan.items) {
     if (!item.admitted) continue;
     PrefixLease lease;
     if (item.position > 0) {
       const BatcherState::Place& place = state.at(item.index);
-      lease =
-          state.cache->match(state.text_of(place).name_space,
-                             state.askable(place).first(static_cast<std::size_t>(item.position)));
+      const std::span<const std::int32_t> found =
+          state.askable(place).first(static_cast<std::size_t>(item.position));
+      const std::int32_t fetched = state.pin_host_part(place, found);
+      demand.pages += fetched;
+      if (fetched == 0) lease = state.cache->match(state.text_of(place).name_space, found);
+      if (fetched == 0 && (lease.num_tokens() != item.position || lease.pending() != 0)) {
+        return stale(plan, "the prefix cache has changed");
+      }
     }
-    if (lease.num_tokens() != item.position) return stale(plan, "the prefix cache has changed");
     state.leases.push_back(std::move(lease));
   }
   return {};
@@ -130,14 +145,15 @@ Status take_leases(BatcherState& state, const StepPlan& plan) noexcept {
 
 // Sees to it that the pages are there once the preempted have given theirs back. Evicts what is idle
 // now; what only becomes idle then is counted, exactly, and evicted by `commit`.
-Status secure_pages(BatcherState& state, const BatcherState::Reclaim& reclaim,
-                    std::int64_t pages) noexcept {
-  state.evict_for(pages - reclaim.freed());
+Status secure_pages(BatcherState& state, const BatcherState::Reclaim& reclaim, std::int64_t pages,
+                    TransferPlan& transfers) noexcept {
+  state.evict_for(pages - reclaim.freed(), transfers);
   std::int64_t got = state.table.num_free_pages() + reclaim.freed();
   if (pages <= got) return {};
   if (reclaim.idle() > 0) got += state.prefixes->count_evictable(state.dropped);
   if (pages <= got) return {};
   state.others_hold = true;
+  state.evict_sent(transfers);
   return failure(ErrorCode::kOutOfPages,
                  "[batcher] commit: expected {} free pages, got {}: others took pages since the "
                  "plan",
@@ -156,12 +172,11 @@ void count_hit(BatcherState& state, const BatcherState::Place& place, std::int32
 
 // Admits the request of an item if need be, and appends its tokens.
 void carry_out(BatcherState& state, StepItem& item, const PrefixLease* lease,
-               std::vector<CopyOp>& copies) noexcept {
+               std::vector<CopyOp>& copies, TransferPlan& transfers) noexcept {
   BatcherState::Place& place = state.at(item.index);
   if (item.admitted) {
     state.unlink(item.index);
-    place.seq =
-        item.position > 0 ? *state.cache->adopt(*lease, state.table) : *state.table.create();
+    place.seq = state.adopt(place, item.position, *lease, transfers);
     place.published = item.position / state.table.pool_spec().page_size;
     state.grow(place, item.position);
     state.run(item.index);
@@ -187,30 +202,39 @@ Status Batcher::commit(StepPlan& plan, std::vector<CopyOp>& copies) noexcept {
     if (Status status = check_plan(state, plan, reclaim, demand); !status.ok()) return status;
     try {
       plan.batch.clear();
-      state.leases.clear();
+      plan.transfers.clear();
       reserve_more(state.leases, static_cast<std::size_t>(demand.admitted));
+      reserve_more(state.pins, 2 * static_cast<std::size_t>(demand.admitted));
       reserve_more(state.running, plan.items.size());
       reserve_more(plan.batch, plan.items.size());
       reserve_more(copies, plan.items.size());
+      if (state.prefixes && state.prefixes->has_host()) {
+        // Each page that is taken may send another to the host, each that was found may come from there.
+        reserve_more(plan.transfers.offloads,
+                     static_cast<std::size_t>(demand.pages + demand.found));
+        reserve_more(plan.transfers.fetches, static_cast<std::size_t>(demand.found));
+      }
+      state.reserve_windows(plan);
     } catch (const std::exception&) {
       return out_of_memory("commit");
     }
-    Status status = take_leases(state, plan);
-    if (status.ok()) status = secure_pages(state, reclaim, demand.pages);
+    Status status = take_leases(state, plan, demand);
+    if (status.ok()) status = secure_pages(state, reclaim, demand.pages, plan.transfers);
     if (!status.ok()) {
-      state.leases.clear();
+      let_go(state);
       return status;
     }
   }
   for (std::size_t i = 0; i < plan.preempted.size(); ++i) state.preempt_newest();
-  state.evict_for(demand.pages);
+  state.evict_for(demand.pages, plan.transfers);
   const PrefixLease* lease = state.leases.data();
   for (StepItem& item : plan.items) {
-    carry_out(state, item, lease, copies);
+    carry_out(state, item, lease, copies, plan.transfers);
     if (item.admitted) ++lease;
+    state.append_windows(item, plan);
     plan.batch.push_back({item.seq, item.num_new_tokens});
   }
-  state.leases.clear();
+  let_go(state);
   state.others_hold = false;
   ++state.step;
   ++state.counters.steps;

@@ -16,6 +16,11 @@ Status Planner::run() {
   plan_.items.clear();
   plan_.preempted.clear();
   plan_.batch.clear();
+  plan_.transfers.clear();
+  for (StepPlan::Window& window : plan_.windows) {
+    window.batch.clear();
+    window.copies.clear();
+  }
 
   serve_running();
   const auto kept = static_cast<std::size_t>(num_kept_);
@@ -24,7 +29,8 @@ Status Planner::run() {
   }
   if (plan_.preempted.empty()) admit_waiting();
   const bool idle = state_.running.empty() && state_.num_waiting == 0;
-  const bool may_wait = idle || state_.steps_in_flight() > 0;
+  const bool may_wait = idle || state_.steps_in_flight() > 0 ||
+                        (state_.prefixes && state_.prefixes->stats.in_flight > 0);
   return plan_.items.empty() && !may_wait ? explain_standstill() : Status();
 }
 
@@ -39,7 +45,8 @@ void Planner::serve_running() {
     const bool decodes = place.missing() == 1;
     if (decodes) --decodes_to_come_;
     const std::int32_t kept_back = decodes ? 0 : decodes_to_come_;
-    const std::int32_t most = std::max(tokens_left_ - kept_back, std::exchange(least, 0));
+    const std::int32_t most =
+        std::min(std::max(tokens_left_ - kept_back, std::exchange(least, 0)), state_.max_chunk);
     if (decodes && most > 0 && add_decode(index, place)) continue;
     std::int32_t n = std::min(place.missing(), most);
     if (n > 0) n = std::min(n, make_room(rank));
@@ -62,12 +69,13 @@ void Planner::admit_waiting() {
         free_pages_ - (num_running > 0 ? state_.spec.watermark_pages : 0);
     BatcherState::Hit hit = state_.find_hit(place);
     const auto pages_beyond = [&](std::int32_t tokens) {
-      return state_.pages_for(tokens) - hit.whole_pages + hit.idle_pages;
+      return state_.pages_for(tokens) - hit.whole_pages + hit.idle_pages + hit.copied_pages;
     };
+    if (hit.pending) return;  // a transfer has to retire
     if (pages_beyond(place.known()) > free_pages) hit = state_.without_partial_page(hit);
     if (pages_beyond(place.known()) > free_pages) return;
     if (waits_for_prefix(place, hit.tokens)) return;
-    const std::int32_t n = std::min(place.known() - hit.tokens, tokens_left_);
+    const std::int32_t n = std::min({place.known() - hit.tokens, tokens_left_, state_.max_chunk});
     add(index, n, pages_beyond(hit.tokens + n), hit.tokens);
     ++num_running;
     ++num_seqs;
@@ -100,6 +108,7 @@ std::int32_t Planner::make_room(std::int32_t rank) noexcept {
   const BatcherState::Place& place = state_.at(state_.running[static_cast<std::size_t>(rank)]);
   std::int32_t room = state_.table.room(place.seq, free_pages_);
   if (room > 0 || state_.steps_in_flight() > 0) return room;
+  if (pages_come_free(place)) return 0;
   BatcherState::Reclaim reclaim(state_);
   for (std::size_t kept = state_.running.size(); std::cmp_greater(kept, num_kept_); --kept) {
     reclaim.add_next();
@@ -116,6 +125,13 @@ std::int32_t Planner::make_room(std::int32_t rank) noexcept {
     free_pages_ += reclaim.total() - before;
   }
   return room;
+}
+
+// Pages of transfers in flight are not had by preempting anybody, and need nobody to be preempted.
+bool Planner::pages_come_free(const BatcherState::Place& place) const noexcept {
+  if (!state_.prefixes || state_.prefixes->stats.in_flight == 0) return false;
+  const std::int64_t taken = state_.available_pages() - free_pages_;
+  return state_.room(place, state_.landed_pages() - taken) > 0;
 }
 
 // Decodes among those that may take part.

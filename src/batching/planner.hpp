@@ -58,6 +58,7 @@ class Planner {
   [[nodiscard]] bool waits_for_prefix(const internal::BatcherState::Place& place,
                                       std::int32_t found) const noexcept;
   std::int32_t make_room(std::int32_t rank) noexcept;
+  [[nodiscard]] bool pages_come_free(const internal::BatcherState::Place& place) const noexcept;
   [[nodiscard]] std::int32_t count_decodes() const noexcept;
   void add(std::int32_t index, std::int32_t n);
   void add(std::int32_t index, std::int32_t n, std::int32_t pages, std::int32_t found = 0);

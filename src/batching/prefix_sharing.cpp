@@ -21,20 +21,53 @@ BatcherState::Hit BatcherState::find_hit(const Place& place) const noexcept {
   const PrefixRun prefix{text_of(place).name_space, askable(place)};
   const PrefixCacheState::Path path = prefixes->find_path(prefix);
   const PrefixCacheState::Closest partial = prefixes->partial_match(path, prefix);
-  const auto is_idle = [this](PageId page) { return prefixes->pool->page(page).refs == 1; };
-  Hit hit{path.pages * prefixes->page_size() + partial.common, path.pages};
-  if (partial.page != kNoPage && is_idle(partial.page)) ++hit.idle_pages;
-  for (PageId page = path.last; page != kNoPage; page = prefixes->node(page).parent) {
-    if (is_idle(page)) ++hit.idle_pages;
+  const PrefixCacheState::HostPart host = prefixes->host_part(path, prefix);
+  Hit hit{path.pages * prefixes->page_size(), path.pages};
+  const auto count = [&](NodeId id) {
+    if (prefixes->page_of(prefixes->node(id)).refs == 1) ++hit.idle_pages;
+    if (!prefixes->is_written(prefixes->node(id))) hit.pending = true;
+  };
+  if (host.tokens > partial.common && prefixes->worth_fetching(host)) {
+    hit.tokens += host.tokens;
+    hit.copied_pages = host.partial ? 1 : 0;
+    hit.host_pages = host.pages - hit.copied_pages;
+  } else if (partial.node != kNoNode) {
+    hit.tokens += partial.common;
+    count(partial.node);
   }
+  for (NodeId id = path.last; id != kNoNode; id = prefixes->node(id).parent) count(id);
   return hit;
 }
 
 // One page less may be idle; that it still counts makes the caller ask for one too many, never too
 // few.
 BatcherState::Hit BatcherState::without_partial_page(const Hit& hit) const noexcept {
-  return {hit.whole_pages * table.pool_spec().page_size, hit.whole_pages,
-          std::min(hit.idle_pages, hit.whole_pages)};
+  Hit whole = hit;
+  whole.tokens = (hit.whole_pages + hit.host_pages) * table.pool_spec().page_size;
+  whole.idle_pages = std::min(hit.idle_pages, hit.whole_pages);
+  whole.copied_pages = 0;
+  return whole;
+}
+
+std::int32_t BatcherState::pin_host_part(const Place& place,
+                                         std::span<const std::int32_t> tokens) noexcept {
+  if (!prefixes->has_host()) return 0;
+  const PrefixRun prefix{text_of(place).name_space, tokens};
+  const PrefixCacheState::Path path = prefixes->find_path(prefix);
+  const PrefixCacheState::HostPart part = prefixes->host_part(path, prefix);
+  const std::int32_t behind =
+      static_cast<std::int32_t>(tokens.size()) - path.pages * prefixes->page_size();
+  if (part.tokens != behind || part.pages == 0) return 0;
+  if (prefixes->partial_match(path, prefix).common == behind) return 0;
+  for (NodeId id = path.last; id != kNoNode; id = prefixes->node(id).parent) {
+    if (!prefixes->is_written(prefixes->node(id))) return 0;
+  }
+  for (const NodeId id : {path.last, part.last}) {
+    if (id == kNoNode) continue;
+    prefixes->pin(id);
+    pins.push_back(id);
+  }
+  return part.pages;
 }
 
 std::int32_t BatcherState::shared_tokens(const Place& a, const Place& b) const noexcept {
@@ -48,12 +81,51 @@ std::int32_t BatcherState::shared_tokens(const Place& a, const Place& b) const n
 std::int64_t BatcherState::available_pages() const noexcept {
   const std::int64_t free_pages = table.num_free_pages();
   if (!prefixes) return free_pages;
-  return free_pages + (others_hold ? prefixes->count_evictable({}) : prefixes->pool->num_idle);
+  return free_pages +
+         (holds_are_mixed() ? prefixes->count_evictable({}) : prefixes->pool->num_idle);
 }
 
-void BatcherState::evict_for(std::int64_t pages) noexcept {
+std::int64_t BatcherState::landed_pages() const noexcept {
+  return std::int64_t{table.num_free_pages()} + prefixes->count_parked() +
+         prefixes->count_evictable({}, true);
+}
+
+void BatcherState::evict_for(std::int64_t pages, TransferPlan& transfers) noexcept {
   const std::int64_t missing = pages - table.num_free_pages();
-  if (cache && missing > 0) cache->evict(static_cast<std::int32_t>(missing));
+  if (!cache || missing <= 0) return;
+  if (prefixes->announcing) return;
+  prefixes->offload(static_cast<std::int32_t>(missing), transfers,
+                    PrefixCacheState::Fencing::kOrdered);
+}
+
+void BatcherState::evict_sent(TransferPlan& transfers) noexcept {
+  for (const CopyOp& op : transfers.offloads) {
+    const NodeId id = prefixes->at(PageTier::kHost).node_of(op.dst);
+    if (id == kNoNode) continue;
+    prefixes->remove_with_host_children(id);
+    ++prefixes->stats.host_evicted;
+  }
+  transfers.clear();
+}
+
+// What the lease does not hold is pinned on the host, or has come from there for somebody else just now.
+SeqId BatcherState::adopt(const Place& place, std::int32_t tokens, const PrefixLease& lease,
+                          TransferPlan& transfers) noexcept {
+  if (tokens == 0) return *table.create();
+  if (lease.num_tokens() == tokens) return *cache->adopt(lease, table);
+  const PrefixRun prefix{text_of(place).name_space,
+                         askable(place).first(static_cast<std::size_t>(tokens))};
+  const PrefixCacheState::HostPart part = prefixes->host_part(prefixes->find_path(prefix), prefix);
+  if (part.pages > 0) prefixes->fetch(part, transfers, PrefixCacheState::Fencing::kOrdered);
+  counters.fetched_tokens += part.tokens;
+  return *cache->adopt(cache->match(prefix.name_space, prefix.tokens), table);
+}
+
+bool BatcherState::is_worth_swapping(const Place& place) const noexcept {
+  if (!place.shares || !prefixes->has_host()) return false;
+  const auto told = static_cast<std::int32_t>(
+      std::min(text_of(place).tokens.size(), static_cast<std::size_t>(place.cached)));
+  return prefixes->worth_fetching({.pages = pages_for(told), .tokens = told});
 }
 
 // A page that further samples of the prompt share and that is not in the index stays out of it for as
@@ -74,7 +146,7 @@ void BatcherState::publish_filled(Place& place, std::int32_t written) noexcept {
   PageId* const row = sequences.row(static_cast<std::int32_t>(place.seq.slot));
   while (told - place.published * page_size >= page_size) {
     const PageId parent = place.published == 0 ? kNoPage : row[place.published - 1];
-    if (parent != kNoPage && !prefixes->has(parent)) {  // erased meanwhile
+    if (parent != kNoPage && prefixes->node_of(parent) == kNoNode) {  // erased meanwhile
       place.published = 0;
       continue;
     }
@@ -112,7 +184,7 @@ void BatcherState::publish_all(const Place& place) noexcept {
 
 BatcherState::Reclaim::~Reclaim() {
   for (std::size_t rank = first_; rank < batcher_.running.size(); ++rank) {
-    for (const PageId page : batcher_.table.pages(batcher_.at(batcher_.running[rank]).seq)) {
+    for (const PageId page : batcher_.pages_of(batcher_.running[rank])) {
       batcher_.dropped[static_cast<std::size_t>(page)] = 0;
     }
   }
@@ -120,7 +192,7 @@ BatcherState::Reclaim::~Reclaim() {
 
 void BatcherState::Reclaim::add_next() noexcept {
   const PagePoolState& pool = *batcher_.sequences.pool;
-  for (const PageId id : batcher_.table.pages(batcher_.at(batcher_.running[--first_]).seq)) {
+  for (const PageId id : batcher_.pages_of(batcher_.running[--first_])) {
     const PagePoolState::Page& page = pool.page(id);
     if (++batcher_.dropped[static_cast<std::size_t>(id)] == page.refs - (page.indexed ? 1 : 0)) {
       ++(page.indexed ? idle_ : freed_);

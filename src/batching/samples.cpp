@@ -38,9 +38,13 @@ void BatcherState::bear(Place& place) noexcept {
     sample.prev = kNobody;
     --num_unborn;
     if (!sample.goes_on() || sample.stops) continue;
+    // Asked first: a refusal would cost memory for its sentence.
+    if (sequences.first_free_slot == PageTableState::kNoSlot) continue;
     const Result<SeqId> forked = table.fork(place.seq, prompt);
     if (!forked.ok()) continue;
     sample.seq = *forked;
+    fork_windows(place, born.back(), prompt);
+    slide(sample, prompt);
     sample.cached = prompt;
     sample.num_pages = pages_for(prompt);
     sample.tail_room =

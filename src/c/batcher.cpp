@@ -2,6 +2,8 @@
 // Continuous batching: requests, plans, steps.
 #include "quire/batcher.hpp"
 
+#include <fmt/format.h>
+
 #include <cstddef>
 #include <utility>
 
@@ -48,6 +50,12 @@ static_assert(offsetof(quire_step_item, samples) == offsetof(StepItem, samples))
 static_assert(offsetof(quire_step_item, admitted) == offsetof(StepItem, admitted));
 static_assert(offsetof(quire_step_item, awaits_token) == offsetof(StepItem, awaits_token));
 
+BatcherSpec to_cpp_spec(const quire_batcher_spec& given) {
+  return {.max_requests = given.max_requests,
+          .watermark_pages = given.watermark_pages,
+          .max_steps_in_flight = given.max_steps_in_flight};
+}
+
 Status create(quire_page_table* table, quire_prefix_cache* cache, const quire_batcher_spec* spec,
               quire_batcher** out) {
   constexpr std::string_view kFunction = "quire_batcher_create";
@@ -57,12 +65,54 @@ Status create(quire_page_table* table, quire_prefix_cache* cache, const quire_ba
   if (status.ok() && cache != nullptr) status = check_handle(kFunction, "cache", cache);
   if (status.ok()) status = read_optional(kFunction, "spec", spec, given);
   if (!status.ok()) return status;
-  const BatcherSpec cpp_spec{.max_requests = given.max_requests,
-                             .watermark_pages = given.watermark_pages,
-                             .max_steps_in_flight = given.max_steps_in_flight};
+  const BatcherSpec cpp_spec = to_cpp_spec(given);
   Batcher made = cache != nullptr ? Batcher(table->table, cache->cache, cpp_spec)
                                   : Batcher(table->table, cpp_spec);
   *out = new quire_batcher{.batcher = std::move(made), .ended = {}};
+  return {};
+}
+
+Status create_windowed(quire_page_table* table, quire_page_table* const* windows,
+                       std::size_t num_windows, const quire_batcher_spec* spec,
+                       quire_batcher** out) {
+  constexpr std::string_view kFunction = "quire_batcher_create_windowed";
+  Status status = check_result_handle(kFunction, "batcher", out);
+  if (status.ok()) status = check_handle(kFunction, "table", table);
+  if (status.ok()) {
+    status = check_array(kFunction, "windows", "quire_page_table*", windows, num_windows);
+  }
+  std::vector<PageTable*> tables;
+  for (std::size_t i = 0; status.ok() && i < num_windows; ++i) {
+    status = check_handle(kFunction, fmt::format("windows[{}]", i), windows[i]);
+    if (status.ok()) tables.push_back(&windows[i]->table);
+  }
+  quire_batcher_spec given;
+  if (status.ok()) status = read_optional(kFunction, "spec", spec, given);
+  if (!status.ok()) return status;
+  *out =
+      new quire_batcher{.batcher = Batcher(table->table, tables, to_cpp_spec(given)), .ended = {}};
+  return {};
+}
+
+Status window_of(const quire_step_plan* plan, std::size_t window, const quire_batch_entry** entries,
+                 std::size_t* num_entries, const quire_copy_op** ops, std::size_t* num_ops) {
+  constexpr std::string_view kFunction = "quire_step_plan_window";
+  Status status = check_handle(kFunction, "plan", plan);
+  if (status.ok()) status = check_place(kFunction, "entries", "a place for the list", entries);
+  if (status.ok()) {
+    status = check_place(kFunction, "num_entries", "a place for its length", num_entries);
+  }
+  if (!status.ok()) return status;
+  if (window >= plan->plan.windows.size()) {
+    return {ErrorCode::kInvalidArgument,
+            fmt::format("[{}] window: expected one of {} in a committed plan, got {}", kFunction,
+                        plan->plan.windows.size(), window)};
+  }
+  const StepPlan::Window& of = plan->plan.windows[window];
+  status = give_copies(kFunction, "ops", "num_ops", of.copies, ops, num_ops);
+  if (!status.ok()) return status;
+  *entries = reinterpret_cast<const quire_batch_entry*>(of.batch.data());
+  *num_entries = of.batch.size();
   return {};
 }
 
@@ -139,7 +189,9 @@ Status get_stats(const quire_batcher* batcher, quire_batcher_stats* stats) {
                                      .used_pages = now.used_pages,
                                      .idle_pages = now.idle_pages,
                                      .peak_used_pages = now.peak_used_pages,
-                                     .reserved = 0};
+                                     .reserved = 0,
+                                     .swaps = now.swaps,
+                                     .fetched_tokens = now.fetched_tokens};
   return write_struct(kFunction, "stats", value, stats);
 }
 
@@ -165,6 +217,14 @@ quire_status quire_batcher_create(quire_page_table* table, quire_prefix_cache* c
                                   const quire_batcher_spec* spec,
                                   quire_batcher** batcher) noexcept {
   return quire::c::guarded([&] { return quire::c::create(table, cache, spec, batcher); });
+}
+
+quire_status quire_batcher_create_windowed(quire_page_table* table,
+                                           quire_page_table* const* windows, size_t num_windows,
+                                           const quire_batcher_spec* spec,
+                                           quire_batcher** batcher) noexcept {
+  return quire::c::guarded(
+      [&] { return quire::c::create_windowed(table, windows, num_windows, spec, batcher); });
 }
 
 void quire_batcher_destroy(quire_batcher* batcher) noexcept { quire::c::release(batcher); }
@@ -259,6 +319,13 @@ quire_status quire_step_plan_batch(const quire_step_plan* plan, const quire_batc
     return quire::c::give_list("quire_step_plan_batch", "entries", plan, &quire::StepPlan::batch,
                                entries, count);
   });
+}
+
+quire_status quire_step_plan_window(const quire_step_plan* plan, size_t window,
+                                    const quire_batch_entry** entries, size_t* num_entries,
+                                    const quire_copy_op** ops, size_t* num_ops) noexcept {
+  return quire::c::guarded(
+      [&] { return quire::c::window_of(plan, window, entries, num_entries, ops, num_ops); });
 }
 
 }  // extern "C"

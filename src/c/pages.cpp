@@ -46,7 +46,8 @@ Status create_table(quire_page_pool* pool, const quire_page_table_spec* spec,
   if (status.ok()) status = read_struct(kFunction, "spec", spec, given);
   if (!status.ok()) return status;
   const PageTableSpec cpp_spec{.max_seqs = given.max_seqs,
-                               .max_tokens_per_seq = given.max_tokens_per_seq};
+                               .max_tokens_per_seq = given.max_tokens_per_seq,
+                               .window_left = given.window_left};
   *out = new quire_page_table{.table = PageTable(pool->pool, cpp_spec)};
   return {};
 }
@@ -225,6 +226,19 @@ quire_status quire_page_table_truncate(quire_page_table* table, quire_seq_id seq
     quire::Status status = quire::c::check_handle("quire_page_table_truncate", "table", table);
     return status.ok() ? table->table.truncate(quire::c::to_cpp(seq), length) : status;
   });
+}
+
+quire_status quire_page_table_slide(quire_page_table* table, quire_seq_id seq,
+                                    int32_t position) noexcept {
+  return quire::c::guarded([&] {
+    quire::Status status = quire::c::check_handle("quire_page_table_slide", "table", table);
+    return status.ok() ? table->table.slide(quire::c::to_cpp(seq), position) : status;
+  });
+}
+
+int32_t quire_page_table_num_holes(const quire_page_table* table, quire_seq_id seq) noexcept {
+  return quire::c::number_of("quire_page_table_num_holes", "table", table, quire::c::kNone,
+                             [&] { return table->table.num_holes(quire::c::to_cpp(seq)); });
 }
 
 quire_status quire_page_table_accept_tree(quire_page_table* table, quire_seq_id seq, int32_t length,

@@ -39,27 +39,37 @@ void CallbackListener::on_event(const PrefixEvent& event) noexcept {
                                    .kind = static_cast<std::int32_t>(event.kind),
                                    .page = event.page,
                                    .parent = event.parent,
+                                   .tier = static_cast<std::int32_t>(event.tier),
+                                   .parent_tier = static_cast<std::int32_t>(event.parent_tier),
                                    .reserved = 0};
   listener_(user_, &told);
+}
+
+Status create_cache(std::string_view function, quire_page_pool* pool, quire_page_pool* host,
+                    const quire_prefix_cache_spec* spec, quire_prefix_cache** out) {
+  quire_prefix_cache_spec given;
+  Status status = check_result_handle(function, "cache", out);
+  if (status.ok()) status = check_handle(function, "pool", pool);
+  if (status.ok()) status = read_optional(function, "spec", spec, given);
+  if (!status.ok()) return status;
+  const PrefixCacheSpec cpp_spec{
+      .min_partial_tokens = given.min_partial_tokens,
+      .hash_seed = given.hash_seed,
+      .costs = {.bytes_per_token = given.bytes_per_token,
+                .link_bytes_per_second = given.link_bytes_per_second,
+                .transfer_seconds = given.transfer_seconds,
+                .prefill_tokens_per_second = given.prefill_tokens_per_second}};
+  *out = new quire_prefix_cache(host != nullptr ? PrefixCache(pool->pool, host->pool, cpp_spec)
+                                                : PrefixCache(pool->pool, cpp_spec));
+  return {};
 }
 
 namespace {
 
 static_assert(static_cast<int>(PrefixEvent::Kind::kStored) == QUIRE_PREFIX_STORED);
 static_assert(static_cast<int>(PrefixEvent::Kind::kRemoved) == QUIRE_PREFIX_REMOVED);
-
-Status create(quire_page_pool* pool, const quire_prefix_cache_spec* spec,
-              quire_prefix_cache** out) {
-  constexpr std::string_view kFunction = "quire_prefix_cache_create";
-  quire_prefix_cache_spec given;
-  Status status = check_result_handle(kFunction, "cache", out);
-  if (status.ok()) status = check_handle(kFunction, "pool", pool);
-  if (status.ok()) status = read_optional(kFunction, "spec", spec, given);
-  if (!status.ok()) return status;
-  *out = new quire_prefix_cache(PrefixCache(
-      pool->pool, {.min_partial_tokens = given.min_partial_tokens, .hash_seed = given.hash_seed}));
-  return {};
-}
+static_assert(static_cast<int>(PageTier::kDevice) == QUIRE_ON_DEVICE);
+static_assert(static_cast<int>(PageTier::kHost) == QUIRE_ON_HOST);
 
 Status get_stats(const quire_prefix_cache* cache, quire_prefix_cache_stats* stats) {
   constexpr std::string_view kFunction = "quire_prefix_cache_get_stats";
@@ -74,7 +84,14 @@ Status get_stats(const quire_prefix_cache* cache, quire_prefix_cache_stats* stat
                                           .evicted = now.evicted,
                                           .erased = now.erased,
                                           .pages = now.pages,
-                                          .leases = now.leases};
+                                          .leases = now.leases,
+                                          .offloaded = now.offloaded,
+                                          .fetched = now.fetched,
+                                          .fetched_tokens = now.fetched_tokens,
+                                          .declined = now.declined,
+                                          .host_evicted = now.host_evicted,
+                                          .host_pages = now.host_pages,
+                                          .in_flight = now.in_flight};
   return write_struct(kFunction, "stats", value, stats);
 }
 
@@ -207,7 +224,8 @@ Status restore(quire_prefix_cache* cache, const void* bytes, std::size_t num_byt
     status = check_place(kFunction, "num_pages", "a place for their number", num_pages);
   }
   if (!status.ok()) return status;
-  if (const std::int32_t free_pages = cache->cache.num_free_pages();
+  if (const std::int64_t free_pages =
+          std::int64_t{cache->cache.num_free_pages()} + cache->cache.num_free_host_pages();
       std::cmp_less(capacity, free_pages)) {
     return {ErrorCode::kWorkspaceTooSmall,
             fmt::format("[{}] capacity: expected at least the pool's {} free pages, got {}",
@@ -217,7 +235,8 @@ Status restore(quire_prefix_cache* cache, const void* bytes, std::size_t num_byt
   status = cache->cache.restore({static_cast<const std::byte*>(bytes), num_bytes}, restored);
   if (!status.ok()) return status;
   for (std::size_t i = 0; i < restored.size(); ++i) {
-    pages[i] = {restored[i].saved, restored[i].page, restored[i].tokens};
+    pages[i] = {restored[i].saved, restored[i].page, restored[i].tokens,
+                static_cast<std::int32_t>(restored[i].tier)};
   }
   *num_pages = restored.size();
   return {};
@@ -230,7 +249,9 @@ extern "C" {
 
 quire_status quire_prefix_cache_create(quire_page_pool* pool, const quire_prefix_cache_spec* spec,
                                        quire_prefix_cache** cache) noexcept {
-  return quire::c::guarded([&] { return quire::c::create(pool, spec, cache); });
+  return quire::c::guarded([&] {
+    return quire::c::create_cache("quire_prefix_cache_create", pool, nullptr, spec, cache);
+  });
 }
 
 void quire_prefix_cache_destroy(quire_prefix_cache* cache) noexcept { quire::c::release(cache); }

@@ -33,51 +33,44 @@ class CallbackListener final : public PrefixListener {
 }  // namespace quire::c
 
 struct quire_prefix_cache {
-  static constexpr std::string_view kDescription = "a quire_prefix_cache";
-  static constexpr std::uint64_t kKind = quire::c::kind_of("prefix_cache");
+  quire::c::Kind<"a quire_prefix_cache"> kind = {};
   explicit quire_prefix_cache(quire::PrefixCache made) : cache(std::move(made)) {}
   quire_prefix_cache(const quire_prefix_cache&) = delete;
   quire_prefix_cache& operator=(const quire_prefix_cache&) = delete;
   ~quire_prefix_cache() { cache.set_listener(nullptr); }  // leases and batchers may outlive it
 
-  std::uint64_t kind = kKind;
   std::unique_ptr<quire::c::CallbackListener> listener;
   quire::PrefixCache cache;
 };
 
 struct quire_prefix_lease {
-  static constexpr std::string_view kDescription = "a quire_prefix_lease";
-  static constexpr std::uint64_t kKind = quire::c::kind_of("prefix_lease");
-  std::uint64_t kind = kKind;
+  quire::c::Kind<"a quire_prefix_lease"> kind = {};
   quire::PrefixLease lease;
 };
 
+struct quire_transfer_plan {
+  quire::c::Kind<"a quire_transfer_plan"> kind = {};
+  quire::TransferPlan plan;
+};
+
 struct quire_batch_builder {
-  static constexpr std::string_view kDescription = "a quire_batch_builder";
-  static constexpr std::uint64_t kKind = quire::c::kind_of("batch_builder");
-  std::uint64_t kind = kKind;
+  quire::c::Kind<"a quire_batch_builder"> kind = {};
   quire::BatchBuilder builder;
 };
 
 struct quire_batcher {
-  static constexpr std::string_view kDescription = "a quire_batcher";
-  static constexpr std::uint64_t kKind = quire::c::kind_of("batcher");
-  std::uint64_t kind = kKind;
+  quire::c::Kind<"a quire_batcher"> kind = {};
   quire::Batcher batcher;
   std::vector<std::uint64_t> ended;  ///< what the last finish wrote
 };
 
 struct quire_step_plan {
-  static constexpr std::string_view kDescription = "a quire_step_plan";
-  static constexpr std::uint64_t kKind = quire::c::kind_of("step_plan");
-  std::uint64_t kind = kKind;
+  quire::c::Kind<"a quire_step_plan"> kind = {};
   quire::StepPlan plan;
 };
 
 struct quire_recorder {
-  static constexpr std::string_view kDescription = "a quire_recorder";
-  static constexpr std::uint64_t kKind = quire::c::kind_of("recorder");
-  std::uint64_t kind = kKind;
+  quire::c::Kind<"a quire_recorder"> kind = {};
   quire::Recorder recorder;
 };
 
@@ -90,6 +83,14 @@ Status check_array(std::string_view function, std::string_view name, std::string
 /// Refuses NULL where a result is to be stored. @param what  In words.
 Status check_place(std::string_view function, std::string_view name, std::string_view what,
                    const void* place);
+
+/// Makes a cache, with a host tier if `host` is given.
+Status create_cache(std::string_view function, quire_page_pool* pool, quire_page_pool* host,
+                    const quire_prefix_cache_spec* spec, quire_prefix_cache** out);
+/// Gives out a list of copies. @param names  Of the two results.
+Status give_copies(std::string_view function, std::string_view ops_name,
+                   std::string_view count_name, const std::vector<CopyOp>& copies,
+                   const quire_copy_op** ops, std::size_t* count);
 
 Status read_retention(std::string_view function, const quire_retention* given, Retention& out);
 Status read_request(std::string_view function, const quire_request* given, Request& out);

@@ -35,22 +35,22 @@ static_assert(ends_with<quire_merge_tensors, quire_tensor>(offsetof(quire_merge_
 static_assert(ends_with<quire_page_pool_spec, std::int32_t>(offsetof(quire_page_pool_spec,
                                                                      page_size)));
 static_assert(ends_with<quire_page_table_spec, std::int32_t>(offsetof(quire_page_table_spec,
-                                                                      max_tokens_per_seq)));
+                                                                      reserved)));
 static_assert(ends_with<quire_kernel_info, std::int32_t>(offsetof(quire_kernel_info, reserved)));
 static_assert(ends_with<quire_device_info, const char*>(offsetof(quire_device_info, facts)));
-static_assert(ends_with<quire_prefix_cache_spec, std::int32_t>(offsetof(quire_prefix_cache_spec,
-                                                                        reserved)));
+static_assert(ends_with<quire_prefix_cache_spec, double>(offsetof(quire_prefix_cache_spec,
+                                                                  prefill_tokens_per_second)));
 static_assert(ends_with<quire_retention, std::int32_t>(offsetof(quire_retention, reserved)));
 static_assert(ends_with<quire_prefix_cache_stats, std::int32_t>(offsetof(quire_prefix_cache_stats,
-                                                                         leases)));
+                                                                         in_flight)));
 static_assert(ends_with<quire_staged_batch, const std::int32_t*>(offsetof(quire_staged_batch,
                                                                           page_table)));
 static_assert(ends_with<quire_batcher_spec, std::int32_t>(offsetof(quire_batcher_spec, reserved)));
 static_assert(ends_with<quire_request, const std::uint64_t*>(offsetof(quire_request,
                                                                       further_samples)));
 static_assert(ends_with<quire_step_budget, std::int32_t>(offsetof(quire_step_budget, max_seqs)));
-static_assert(ends_with<quire_batcher_stats, std::int32_t>(offsetof(quire_batcher_stats,
-                                                                    reserved)));
+static_assert(ends_with<quire_batcher_stats, std::int64_t>(offsetof(quire_batcher_stats,
+                                                                    fetched_tokens)));
 static_assert(ends_with<quire_recorder_spec, std::int32_t>(offsetof(quire_recorder_spec,
                                                                     max_requests)));
 

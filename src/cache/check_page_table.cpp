@@ -34,7 +34,21 @@ Status count_entries(const PageTableState& table, std::int32_t slot,
     return failure(ErrorCode::kInternal,
                    "[page_table] check: the sequence in slot {} has length {}", slot, length);
   }
-  for (const PageId page : table.pages(slot)) {
+  const std::int32_t holes = table.at(slot).holes;
+  if (holes < 0 || holes > table.unseen_pages(length)) {
+    return failure(
+        ErrorCode::kInternal,
+        "[page_table] check: the sequence in slot {} of {} tokens has {} holes, of which "
+        "{} are before its window",
+        slot, length, holes, table.unseen_pages(length));
+  }
+  for (std::int32_t index = 0; index < holes; ++index) {
+    if (table.row(slot)[index] == kNoPage) continue;
+    return failure(ErrorCode::kInternal,
+                   "[page_table] check: the sequence in slot {} has page {} in a hole", slot,
+                   table.row(slot)[index]);
+  }
+  for (const PageId page : table.held_pages(slot)) {
     if (!table.pool->has(page)) {
       return failure(ErrorCode::kInternal,
                      "[page_table] check: the sequence in slot {} has page {} of a pool of {}",

@@ -3,9 +3,11 @@
 
 #include <fmt/format.h>
 
+#include <exception>
 #include <new>
 #include <stdexcept>
 #include <utility>
+#include <vector>
 
 #include "cache/failure.hpp"
 #include "cache/page_pool_state.hpp"
@@ -53,25 +55,30 @@ Status release_one(PagePoolState& pool, PageId page) noexcept {
   return {};
 }
 
-// The free list is a list of free pages, as long as the counter says.
-Status check_free_list(const PagePoolState& pool) noexcept {
-  std::int32_t listed = 0;
-  for (PageId page = pool.first_free; page != kNoPage; page = pool.page(page).next_free) {
+// The free list has different free pages.
+Status check_free_list(const PagePoolState& pool) {
+  if (pool.num_free < 0 || pool.num_free > pool.spec.num_pages) {
+    return failure(ErrorCode::kInternal, "[page_pool] check: the counter of free pages says {}",
+                   pool.num_free);
+  }
+  std::vector<bool> listed(pool.pages.size());
+  for (const PageId page :
+       std::span(pool.free_pages).first(static_cast<std::size_t>(pool.num_free))) {
     if (!pool.has(page)) {
-      return failure(ErrorCode::kInternal, "[page_pool] check: the free list leads to page {}",
-                     page);
+      return failure(ErrorCode::kInternal, "[page_pool] check: the free list has page {}", page);
     }
     if (pool.page(page).refs != 0) {
       return failure(ErrorCode::kInternal,
                      "[page_pool] check: page {} is on the free list with {} references", page,
                      pool.page(page).refs);
     }
-    if (++listed > pool.num_free) break;  // a cycle, perhaps
+    if (listed[static_cast<std::size_t>(page)]) {
+      return failure(ErrorCode::kInternal, "[page_pool] check: page {} is on the free list twice",
+                     page);
+    }
+    listed[static_cast<std::size_t>(page)] = true;
   }
-  if (listed == pool.num_free) return {};
-  return failure(ErrorCode::kInternal,
-                 "[page_pool] check: the free list has {} pages, the counter says {}", listed,
-                 pool.num_free);
+  return {};
 }
 
 // The pages without references are as many as the free list has; callers hold no more than all.
@@ -103,8 +110,13 @@ Status check_counts(const PagePoolState& pool) noexcept {
 }  // namespace
 
 Status internal::PagePoolState::check() const noexcept {
-  Status status = check_free_list(*this);
-  return status.ok() ? check_counts(*this) : status;
+  try {
+    Status status = check_free_list(*this);
+    return status.ok() ? check_counts(*this) : status;
+  } catch (const std::exception&) {
+    return failure(ErrorCode::kOutOfMemory,
+                   "[page_pool] check: expected memory for a mark of each page, got none");
+  }
 }
 
 PagePool::PagePool(const PagePoolSpec& spec) : state_(make_state(spec)) {}

@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <numeric>
 #include <vector>
 
 #include "quire/page_pool.hpp"
@@ -15,27 +16,29 @@ inline namespace v0 {
 namespace internal {
 
 struct PagePoolState {
-  /// 16 bytes a page. The free pages are a linked list, which `check` can walk without memory: a
-  /// list that ends after `num_free` pages cannot hold one twice.
+  /// Small: a fork touches as many of them as it shares, wherever in the pool they are.
   struct Page {
     std::int32_t refs = 0;         ///< all references; 0 is free
     std::int32_t caller_refs = 0;  ///< those of them that callers hold
-    PageId next_free = kNoPage;    ///< meaningful for a free page only
-    bool indexed = false;          ///< a prefix cache holds one of them; the rest are table entries
+    bool indexed = false;          ///< a prefix cache holds one of them
+    std::uint8_t flights = 0;      ///< copies in flight hold so many; the rest are table entries
 
     [[nodiscard]] std::int32_t table_refs() const noexcept {
-      return refs - caller_refs - (indexed ? 1 : 0);
+      return refs - caller_refs - (indexed ? 1 : 0) - flights;
     }
+    /// @return True if it becomes free with the copies in flight, unless it is used again.
+    [[nodiscard]] bool parked() const noexcept { return flights > 0 && refs == flights; }
 
     friend bool operator==(const Page&, const Page&) = default;
   };
+  static_assert(sizeof(Page) == 12);
 
   explicit PagePoolState(const PagePoolSpec& pool_spec)
       : spec(pool_spec),
         pages(static_cast<std::size_t>(pool_spec.num_pages)),
-        first_free(0),
+        free_pages(static_cast<std::size_t>(pool_spec.num_pages)),
         num_free(pool_spec.num_pages) {
-    for (PageId id = 0; id + 1 < spec.num_pages; ++id) page(id).next_free = id + 1;
+    std::iota(free_pages.rbegin(), free_pages.rend(), PageId{0});
   }
 
   [[nodiscard]] Page& page(PageId id) noexcept { return pages[static_cast<std::size_t>(id)]; }
@@ -44,10 +47,13 @@ struct PagePoolState {
   }
   [[nodiscard]] bool has(PageId id) const noexcept { return id >= 0 && id < spec.num_pages; }
 
+  /// @return The page that `take` takes next. There must be one.
+  [[nodiscard]] PageId next_free() const noexcept {
+    return free_pages[static_cast<std::size_t>(num_free - 1)];
+  }
   /// Takes the free page that was freed last, with one reference. There must be one.
   PageId take() noexcept {
-    const PageId id = first_free;
-    first_free = page(id).next_free;
+    const PageId id = next_free();
     page(id).refs = 1;
     --num_free;
     return id;
@@ -60,9 +66,7 @@ struct PagePoolState {
       if (page(id).refs == 1 && page(id).indexed) ++num_idle;
       return;
     }
-    page(id).next_free = first_free;
-    first_free = id;
-    ++num_free;
+    free_pages[static_cast<std::size_t>(num_free++)] = id;
   }
   /// A prefix cache takes a reference to a page in use, or gives its reference back.
   void index(PageId id) noexcept {
@@ -72,6 +76,15 @@ struct PagePoolState {
   void unindex(PageId id) noexcept {
     if (page(id).refs == 1) --num_idle;
     page(id).indexed = false;
+    drop_ref(id);
+  }
+  /// A copy that reads or writes a page in use is in flight, or has retired.
+  void take_off(PageId id) noexcept {
+    add_ref(id);
+    ++page(id).flights;
+  }
+  void land(PageId id) noexcept {
+    --page(id).flights;
     drop_ref(id);
   }
   /// Undoes the last `drop_ref` that has not been undone.
@@ -88,7 +101,9 @@ struct PagePoolState {
 
   PagePoolSpec spec;
   std::vector<Page> pages;
-  PageId first_free;
+  /// The first `num_free` are free, the last of them goes first. An array, not a list through the
+  /// pages: who takes a page need not wait for a random line of memory to learn of the next one.
+  std::vector<PageId> free_pages;
   std::int32_t num_free;
   std::int32_t num_idle = 0;    ///< pages that nobody but a prefix cache refers to
   std::int32_t num_tables = 0;  ///< page tables on the pool

@@ -19,7 +19,9 @@ PageTableState::PageTableState(std::shared_ptr<PagePoolState> pages_of,
                                const PageTableSpec& table_spec)
     : pool(std::move(pages_of)),
       spec(table_spec),
-      row_size(std::min(pages_for(spec.max_tokens_per_seq), pool->spec.num_pages)),
+      row_size(spec.window_left < 0
+                   ? std::min(pages_for(spec.max_tokens_per_seq), pool->spec.num_pages)
+                   : pages_for(spec.max_tokens_per_seq)),
       sequences(static_cast<std::size_t>(spec.max_seqs)),
       entries(std::make_unique_for_overwrite<PageId[]>(static_cast<std::size_t>(spec.max_seqs) *
                                                        static_cast<std::size_t>(row_size))) {
@@ -40,6 +42,7 @@ SeqId PageTableState::take_slot(std::int32_t length) noexcept {
   first_free_slot = sequence.next_free;
   sequence.next_free = kNoSlot;
   sequence.length = length;
+  sequence.holes = 0;
   sequence.live = true;
   ++num_live;
   return {static_cast<std::uint32_t>(slot), sequence.generation};
@@ -47,7 +50,8 @@ SeqId PageTableState::take_slot(std::int32_t length) noexcept {
 
 // Gives back the pages from `keep` on, the last first: the head of a sequence is reused last.
 void PageTableState::drop_pages(std::int32_t slot, std::int32_t keep) noexcept {
-  for (std::int32_t index = pages_for(at(slot).length); index-- > keep;) {
+  const std::int32_t end = std::max(keep, at(slot).holes);
+  for (std::int32_t index = pages_for(at(slot).length); index-- > end;) {
     pool->drop_ref(row(slot)[index]);
   }
 }
@@ -79,6 +83,11 @@ std::shared_ptr<PageTableState> make_state(std::shared_ptr<internal::PagePoolSta
                                            const PageTableSpec& spec) {
   require_positive("max_seqs", spec.max_seqs);
   require_positive("max_tokens_per_seq", spec.max_tokens_per_seq);
+  if (spec.window_left < -1) {
+    throw Error(ErrorCode::kInvalidArgument,
+                fmt::format("[page_table] window_left: expected -1 (all) or more, got {}",
+                            spec.window_left));
+  }
   try {
     return std::make_shared<PageTableState>(std::move(pool), spec);
   } catch (const std::bad_alloc&) {  // bad_array_new_length included
@@ -98,6 +107,17 @@ Status bad_handle(const char* call, SeqId seq) noexcept {
 Status bad_length(const char* call, std::int32_t length, std::int32_t max) noexcept {
   return failure(ErrorCode::kInvalidArgument,
                  "[page_table] {}: expected a length in [0, {}], got {}", call, max, length);
+}
+
+// What a query at `length` sees must be there.
+Status check_window(const char* call, const PageTableState& table, std::int32_t slot,
+                    std::int32_t length) noexcept {
+  if (table.has_window(slot, length)) return {};
+  return failure(
+      ErrorCode::kInvalidArgument,
+      "[page_table] {}: expected a length of at least {}, whose window is still there, got "
+      "{}",
+      call, table.at(slot).holes * table.pool->spec.page_size + table.spec.window_left, length);
 }
 
 Status no_slot(const char* call, const PageTableState& table) noexcept {
@@ -201,13 +221,16 @@ Result<SeqId> PageTable::fork(SeqId seq, std::int32_t length) noexcept {
   if (length < 0 || length > table.at(parent).length) {
     return bad_length("fork", length, table.at(parent).length);
   }
+  if (Status status = check_window("fork", table, parent, length); !status.ok()) return status;
   if (table.first_free_slot == PageTableState::kNoSlot) return no_slot("fork", table);
 
   const SeqId child = table.take_slot(length);
+  const auto slot = static_cast<std::int32_t>(child.slot);
   const std::span<const PageId> shared =
       table.pages(parent).first(static_cast<std::size_t>(table.pages_for(length)));
-  std::ranges::copy(shared, table.row(static_cast<std::int32_t>(child.slot)));
-  for (const PageId page : shared) table.pool->add_ref(page);
+  std::ranges::copy(shared, table.row(slot));
+  table.at(slot).holes = table.at(parent).holes;
+  for (const PageId page : table.held_pages(slot)) table.pool->add_ref(page);
   return child;
 }
 
@@ -236,7 +259,7 @@ Status PageTable::append(SeqId seq, std::int32_t n, std::vector<CopyOp>& copies)
   const std::int32_t page_size = table.pool->spec.page_size;
   if (tail != kNoPage) {
     try {  // the only step that can fail comes before the first change
-      copies.push_back({tail, table.pool->first_free, sequence.length % page_size});
+      copies.push_back({tail, table.pool->next_free(), sequence.length % page_size});
     } catch (const std::exception&) {
       return failure(ErrorCode::kOutOfMemory,
                      "[page_table] append: expected memory for a copy plan of {} ops, got none",
@@ -260,6 +283,7 @@ Status PageTable::truncate(SeqId seq, std::int32_t length) noexcept {
   if (length < 0 || length > sequence.length) {
     return bad_length("truncate", length, sequence.length);
   }
+  if (Status status = check_window("truncate", *state_, slot, length); !status.ok()) return status;
   state_->drop_pages(slot, state_->pages_for(length));
   sequence.length = length;
   return {};
@@ -274,7 +298,8 @@ Status PageTable::accept_tree(SeqId seq, std::int32_t length, std::span<const st
   if (length < 0 || length > sequence.length) {
     return bad_length("accept_tree", length, sequence.length);
   }
-  Status status = check_path(path, sequence.length - length);
+  Status status = check_window("accept_tree", table, slot, length);
+  if (status.ok()) status = check_path(path, sequence.length - length);
   if (status.ok()) status = check_targets(table, slot, length, path);
   if (!status.ok()) return status;
   try {  // the only step that can fail comes before the first change
@@ -290,6 +315,28 @@ Status PageTable::accept_tree(SeqId seq, std::int32_t length, std::span<const st
   table.drop_pages(slot, table.pages_for(kept));
   sequence.length = kept;
   return {};
+}
+
+Status PageTable::slide(SeqId seq, std::int32_t position) noexcept {
+  PageTableState& table = *state_;
+  const std::int32_t slot = table.find(seq);
+  if (slot == PageTableState::kNoSlot) return bad_handle("slide", seq);
+  PageTableState::Sequence& sequence = table.at(slot);
+  if (position < 0 || position > sequence.length) {
+    return failure(ErrorCode::kInvalidArgument,
+                   "[page_table] slide: expected a position in [0, {}], got {}", sequence.length,
+                   position);
+  }
+  const std::int32_t unseen = table.unseen_pages(position);
+  for (; sequence.holes < unseen; ++sequence.holes) {
+    table.pool->drop_ref(std::exchange(table.row(slot)[sequence.holes], kNoPage));
+  }
+  return {};
+}
+
+std::int32_t PageTable::num_holes(SeqId seq) const noexcept {
+  const std::int32_t slot = state_->find(seq);
+  return slot == PageTableState::kNoSlot ? -1 : state_->at(slot).holes;
 }
 
 Status PageTable::destroy(SeqId seq) noexcept {
@@ -321,6 +368,7 @@ std::int64_t PageTable::slot(SeqId seq, std::int32_t position) const noexcept {
   if (position < 0 || position >= state_->at(slot).length) return -1;
   const std::int32_t page_size = state_->pool->spec.page_size;
   const std::int64_t page = state_->row(slot)[position / page_size];
+  if (page == kNoPage) return -1;
   return page * page_size + position % page_size;
 }
 
@@ -346,7 +394,9 @@ std::int32_t PageTable::room(SeqId seq, std::int64_t free_pages) const noexcept 
 }
 
 std::int32_t PageTable::reclaimable_pages(SeqId seq) const noexcept {
-  const std::span<const PageId> held = pages(seq);
+  const std::int32_t slot = state_->find(seq);
+  if (slot == PageTableState::kNoSlot) return 0;
+  const std::span<const PageId> held = state_->held_pages(slot);
   return static_cast<std::int32_t>(
       std::ranges::count_if(held, [&](PageId page) { return state_->pool->page(page).refs == 1; }));
 }

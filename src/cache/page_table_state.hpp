@@ -3,6 +3,7 @@
 /// What a `PageTable` holds: a row of page ids for each sequence slot.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -24,6 +25,7 @@ struct PageTableState {
   struct Sequence {
     std::uint32_t generation = 1;  ///< of the sequence, or of the next one in this slot
     std::int32_t length = 0;       ///< tokens
+    std::int32_t holes = 0;        ///< pages at the beginning that were given back
     std::int32_t next_free = kNoSlot;
     bool live = false;
 
@@ -57,7 +59,20 @@ struct PageTableState {
   [[nodiscard]] PageId* row(std::int32_t slot) const noexcept {
     return entries.get() + static_cast<std::size_t>(slot) * static_cast<std::size_t>(row_size);
   }
-  /// @return The pages of the sequence in a slot.
+  /// @return Pages before the first one that a query at `position` sees.
+  [[nodiscard]] std::int32_t unseen_pages(std::int32_t position) const noexcept {
+    if (spec.window_left < 0) return 0;
+    return std::max(position - spec.window_left, 0) / pool->spec.page_size;
+  }
+  /// @return True if all that a query at `position` sees is there.
+  [[nodiscard]] bool has_window(std::int32_t slot, std::int32_t position) const noexcept {
+    return unseen_pages(position) >= at(slot).holes;
+  }
+  /// @return The pages of the sequence in a slot that are there.
+  [[nodiscard]] std::span<const PageId> held_pages(std::int32_t slot) const noexcept {
+    return pages(slot).subspan(static_cast<std::size_t>(at(slot).holes));
+  }
+  /// @return The pages of the sequence in a slot, holes included.
   [[nodiscard]] std::span<const PageId> pages(std::int32_t slot) const noexcept {
     return {row(slot), static_cast<std::size_t>(pages_for(at(slot).length))};
   }
@@ -77,7 +92,7 @@ struct PageTableState {
 
   std::shared_ptr<PagePoolState> pool;
   PageTableSpec spec;
-  std::int32_t row_size;  ///< pages of the longest sequence: a sequence has no page twice
+  std::int32_t row_size;  ///< entries of the longest sequence; without holes no page is in it twice
   std::vector<Sequence> sequences;
   std::unique_ptr<PageId[]> entries;  ///< [max_seqs, row_size], uninitialised beyond the lengths
   std::int32_t first_free_slot = 0;

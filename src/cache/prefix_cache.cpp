@@ -16,25 +16,42 @@ namespace quire {
 inline namespace v0 {
 namespace internal {
 
-PrefixCacheState::PrefixCacheState(std::shared_ptr<PagePoolState> pages_of,
-                                   const PrefixCacheSpec& cache_spec)
+PrefixCacheState::TierState::TierState(std::shared_ptr<PagePoolState> pages_of)
     : pool(std::move(pages_of)),
+      nodes(pool ? pool->pages.size() : 0, kNoNode),
+      by_worth(pool ? pool->spec.num_pages : 0),
+      by_expiry(pool ? pool->spec.num_pages : 0) {
+  if (pool) ++pool->num_caches;
+}
+
+PrefixCacheState::TierState::~TierState() {
+  for (std::size_t page = 0; page < nodes.size(); ++page) {
+    if (nodes[page] != kNoNode) pool->unindex(static_cast<PageId>(page));
+  }
+  if (pool) --pool->num_caches;
+}
+
+PrefixCacheState::PrefixCacheState(std::shared_ptr<PagePoolState> pages_of,
+                                   std::shared_ptr<PagePoolState> host_pages,
+                                   const PrefixCacheSpec& cache_spec)
+    : tiers{TierState(std::move(pages_of)), TierState(std::move(host_pages))},
+      pool(at(PageTier::kDevice).pool),
       spec(cache_spec),
-      nodes(pool->pages.size()),
+      nodes(at(PageTier::kDevice).nodes.size() + at(PageTier::kHost).nodes.size()),
       tokens(std::make_unique_for_overwrite<std::int32_t[]>(
-          pool->pages.size() * static_cast<std::size_t>(pool->spec.page_size))),
-      buckets(std::bit_ceil(pool->pages.size()), kNoPage),
-      by_worth(pool->spec.num_pages),
-      by_expiry(pool->spec.num_pages) {
-  ++pool->num_caches;
+          nodes.size() * static_cast<std::size_t>(pool->spec.page_size))),
+      buckets(std::bit_ceil(nodes.size()), kNoNode),
+      seen(pool->pages.size()),
+      flights(has_host() ? pool->pages.size() : 0) {
+  for (std::size_t id = 0; id + 1 < nodes.size(); ++id) {
+    nodes[id].next_in_bucket = static_cast<NodeId>(id + 1);
+  }
 }
 
 PrefixCacheState::~PrefixCacheState() {
-  for (PageId page = 0; page < pool->spec.num_pages; ++page) {
-    if (!has(page)) continue;
-    pool->unindex(page);
+  while (first_in_flight != kNoPage) {
+    retire(flights[static_cast<std::size_t>(first_in_flight)].ticket);
   }
-  --pool->num_caches;
 }
 
 }  // namespace internal
@@ -42,31 +59,60 @@ PrefixCacheState::~PrefixCacheState() {
 namespace {
 
 using cache::failure;
+using internal::kNoNode;
+using internal::NodeId;
 using internal::PageTableState;
 using internal::PrefixCacheState;
 using internal::PrefixRun;
 
+// Costs may be infinite, but for what is divided by it.
+void check_costs(const TierCosts& costs) {
+  const auto require = [](const char* field, double value, bool holds) {
+    if (holds) return;
+    throw Error(ErrorCode::kInvalidArgument,
+                fmt::format("[prefix_cache] costs.{}: expected a number {} 0, got {}", field,
+                            field == std::string_view("transfer_seconds") ? "of at least" : "above",
+                            value));
+  };
+  require("bytes_per_token", costs.bytes_per_token, costs.bytes_per_token > 0);
+  require("link_bytes_per_second", costs.link_bytes_per_second, costs.link_bytes_per_second > 0);
+  require("transfer_seconds", costs.transfer_seconds, costs.transfer_seconds >= 0);
+  require("prefill_tokens_per_second", costs.prefill_tokens_per_second,
+          costs.prefill_tokens_per_second > 0);
+}
+
 std::shared_ptr<PrefixCacheState> make_state(std::shared_ptr<internal::PagePoolState> pool,
+                                             std::shared_ptr<internal::PagePoolState> host,
                                              const PrefixCacheSpec& spec) {
+  check_costs(spec.costs);
+  if (host == pool) {
+    throw Error(ErrorCode::kInvalidArgument,
+                "[prefix_cache] host: expected another pool than the device's, got that one");
+  }
+  if (host && host->spec.page_size != pool->spec.page_size) {
+    throw Error(ErrorCode::kInvalidArgument,
+                fmt::format("[prefix_cache] host: expected pages of {} tokens, got pages of {}",
+                            pool->spec.page_size, host->spec.page_size));
+  }
+  const std::int64_t most = std::int64_t{pool->spec.num_pages} + (host ? host->spec.num_pages : 0);
+  if (most > std::numeric_limits<std::int32_t>::max()) {
+    throw Error(
+        ErrorCode::kInvalidArgument,
+        fmt::format("[prefix_cache] host: expected at most 2^31 - 1 pages in both pools, got {}",
+                    most));
+  }
   if (spec.min_partial_tokens < 1) {
     throw Error(ErrorCode::kInvalidArgument,
                 fmt::format("[prefix_cache] min_partial_tokens: expected at least 1, got {}",
                             spec.min_partial_tokens));
   }
-  const std::int32_t num_pages = pool->spec.num_pages;
   try {
-    return std::make_shared<PrefixCacheState>(std::move(pool), spec);
+    return std::make_shared<PrefixCacheState>(std::move(pool), std::move(host), spec);
   } catch (const std::bad_alloc&) {  // bad_array_new_length included
-    throw Error(ErrorCode::kOutOfMemory,
-                fmt::format("[prefix_cache] expected memory for an index of {} pages, got none",
-                            num_pages));
+    throw Error(
+        ErrorCode::kOutOfMemory,
+        fmt::format("[prefix_cache] expected memory for an index of {} pages, got none", most));
   }
-}
-
-// The first tokens that can be counted.
-std::span<const std::int32_t> countable(std::span<const std::int32_t> tokens) noexcept {
-  constexpr std::size_t kMost = std::numeric_limits<std::int32_t>::max();
-  return tokens.first(std::min(tokens.size(), kMost));
 }
 
 std::size_t pages_for(std::size_t tokens, std::int32_t page_size) noexcept {
@@ -119,7 +165,7 @@ Status check_pages(const PrefixCacheState& cache, std::span<const PageId> pages,
 }
 
 // The pages from `known` on must not be in an index yet, no page twice in the call. `clock` is this
-// call's alone: as the last use of a page that is not in the index it means "seen".
+// call's alone.
 Status check_new_pages(PrefixCacheState& cache, std::span<const PageId> pages,
                        std::size_t known) noexcept {
   for (std::size_t index = 0; index < pages.size(); ++index) {
@@ -131,24 +177,25 @@ Status check_new_pages(PrefixCacheState& cache, std::span<const PageId> pages,
           "for other tokens",
           page);
     }
-    if (cache.has(page)) continue;
-    if (cache.node(page).last_use == cache.clock) {
+    if (cache.node_of(page) != internal::kNoNode) continue;
+    if (cache.seen[static_cast<std::size_t>(page)] == cache.clock) {
       return failure(ErrorCode::kInvalidArgument,
                      "[prefix_cache] publish: expected different pages, got page {} twice", page);
     }
-    cache.node(page).last_use = cache.clock;
+    cache.seen[static_cast<std::size_t>(page)] = cache.clock;
   }
   return {};
 }
 
-// The part of a prefix that the index knows: whole pages, and perhaps one that begins with the rest.
+// The part of a prefix that the index knows on the device: whole pages, and perhaps one that begins with
+// the rest.
 struct Known {
   PrefixCacheState::Path path;
-  PageId rest = kNoPage;
+  NodeId rest = kNoNode;
 
-  [[nodiscard]] PageId last() const noexcept { return rest != kNoPage ? rest : path.last; }
+  [[nodiscard]] NodeId last() const noexcept { return rest != kNoNode ? rest : path.last; }
   [[nodiscard]] std::size_t pages() const noexcept {
-    return static_cast<std::size_t>(path.pages) + (rest != kNoPage ? 1 : 0);
+    return static_cast<std::size_t>(path.pages) + (rest != kNoNode ? 1 : 0);
   }
 };
 
@@ -157,38 +204,50 @@ Known find_known(const PrefixCacheState& cache, const PrefixRun& prefix) noexcep
   const auto whole = static_cast<std::size_t>(known.path.pages);
   if (whole + 1 != pages_for(prefix.tokens.size(), cache.page_size())) return known;
   const PrefixRun run = run_at(prefix, whole, cache.page_size());
-  const PrefixCacheState::Closest closest = cache.closest_child(known.path.last, run);
-  if (std::cmp_equal(closest.common, run.tokens.size())) known.rest = closest.page;
+  const PrefixCacheState::Closest closest =
+      cache.closest_child(known.path.last, PageTier::kDevice, run);
+  if (std::cmp_equal(closest.common, run.tokens.size())) known.rest = closest.node;
   return known;
 }
 
 // Counts as a use of what is known; the first page of all gets the clock `first_use`.
 void use_known(PrefixCacheState& cache, const Known& known, std::uint64_t first_use,
                const Retention& retention) noexcept {
-  PageId page = known.last();
-  for (std::size_t index = known.pages(); index-- > 0; page = cache.node(page).parent) {
-    cache.retain(page, retention);
-    cache.use(page, first_use - index);
+  NodeId id = known.last();
+  for (std::size_t index = known.pages(); index-- > 0; id = cache.node(id).parent) {
+    cache.retain(id, retention);
+    cache.use(id, first_use - index);
   }
 }
 
-// Puts the pages behind what is known into the index.
+// Puts the pages behind what is known into the index. First those that are on the host: the page that was
+// computed again takes the place of that one.
 void store(PrefixCacheState& cache, const Known& known, const PrefixRun& prefix,
            std::span<const PageId> pages, std::uint64_t first_use,
            const Retention& retention) noexcept {
-  PageId parent = known.path.last;
+  NodeId parent = known.path.last;
   std::uint64_t hash = known.path.hash;
+  std::size_t first_new = known.pages();
   for (std::size_t index = known.pages(); index < pages.size(); ++index) {
-    const PageId page = pages[index];
     const PrefixRun run = run_at(prefix, index, cache.page_size());
     hash = cache::hash_run(hash, run.tokens);
-    cache.insert(page, parent, hash, run);
-    cache.node(page).priority = retention.priority;
-    cache.node(page).time_to_live = retention.time_to_live;
-    cache.use(page, first_use - index);
-    parent = page;
+    NodeId id = first_new == index ? cache.find(parent, hash, run) : kNoNode;
+    if (id != kNoNode) {
+      cache.replace(id, pages[index]);
+      cache.retain(id, retention);
+      ++first_new;
+    } else {
+      id = cache.insert(pages[index], parent, hash, run);
+      cache.node(id).priority = retention.priority;
+      cache.node(id).time_to_live = retention.time_to_live;
+    }
+    cache.use(id, first_use - index);
+    parent = id;
   }
-  if (known.pages() < pages.size()) cache.enlist(parent);
+  if (first_new < pages.size()) cache.enlist(parent);
+  for (const PageId page : pages.subspan(first_new)) {
+    cache.announce(PrefixEvent::Kind::kStored, cache.node_of(page));
+  }
 }
 
 }  // namespace
@@ -198,44 +257,55 @@ PrefixListener::~PrefixListener() = default;
 PrefixLease::PrefixLease() noexcept = default;
 PrefixLease::PrefixLease(PrefixLease&& other) noexcept
     : state_(std::move(other.state_)),
-      page_(std::exchange(other.page_, kNoPage)),
+      node_(std::exchange(other.node_, kNoNode)),
       num_tokens_(std::exchange(other.num_tokens_, 0)) {}
 PrefixLease& PrefixLease::operator=(PrefixLease&& other) noexcept {
   if (this == &other) return *this;
   release();
   state_ = std::move(other.state_);
-  page_ = std::exchange(other.page_, kNoPage);
+  node_ = std::exchange(other.node_, kNoNode);
   num_tokens_ = std::exchange(other.num_tokens_, 0);
   return *this;
 }
 PrefixLease::~PrefixLease() { release(); }
 
 void PrefixLease::release() noexcept {
-  if (page_ != kNoPage) {
-    --state_->node(page_).leases;
+  if (node_ != kNoNode) {
+    --state_->node(node_).leases;
     --state_->stats.leases;
   }
-  page_ = kNoPage;
+  node_ = kNoNode;
   num_tokens_ = 0;
   state_.reset();
 }
 
 std::int32_t PrefixLease::num_pages() const noexcept {
-  if (page_ == kNoPage) return 0;
+  if (node_ == kNoNode) return 0;
   return static_cast<std::int32_t>(
       pages_for(static_cast<std::size_t>(num_tokens_), state_->page_size()));
 }
 
 void PrefixLease::copy_pages(std::span<PageId> pages) const noexcept {
-  PageId page = page_;
+  NodeId id = node_;
   for (auto index = static_cast<std::size_t>(num_pages()); index-- > 0;) {
-    if (index < pages.size()) pages[index] = page;
-    page = state_->node(page).parent;
+    if (index < pages.size()) pages[index] = state_->node(id).page;
+    id = state_->node(id).parent;
   }
 }
 
+std::uint64_t PrefixLease::pending() const noexcept {
+  for (NodeId id = node_; id != kNoNode; id = state_->node(id).parent) {
+    if (!state_->is_written(state_->node(id))) {
+      return state_->flights[static_cast<std::size_t>(state_->node(id).page)].ticket;
+    }
+  }
+  return 0;
+}
+
 PrefixCache::PrefixCache(PagePool& pool, const PrefixCacheSpec& spec)
-    : state_(make_state(pool.state_, spec)) {}
+    : state_(make_state(pool.state_, nullptr, spec)) {}
+PrefixCache::PrefixCache(PagePool& pool, PagePool& host, const PrefixCacheSpec& spec)
+    : state_(make_state(pool.state_, host.state_, spec)) {}
 PrefixCache::PrefixCache(std::shared_ptr<PrefixCacheState> state) noexcept
     : state_(std::move(state)) {}
 PrefixCache::PrefixCache(PrefixCache&&) noexcept = default;
@@ -251,29 +321,32 @@ PrefixLease PrefixCache::match(std::uint64_t name_space,
   PrefixCacheState& cache = *state_;
   PrefixLease lease;
   if (cache.announcing) return lease;
-  const PrefixRun prefix{name_space, countable(tokens)};
-  // A use for each page that could be found, and one for a partial page.
-  cache.clock += pages_for(prefix.tokens.size(), cache.page_size()) + 1;
+  const PrefixRun prefix{name_space, cache::countable(tokens)};
+  // A use for each page that could be found, and one for a partial page of each tier.
+  cache.clock += pages_for(prefix.tokens.size(), cache.page_size()) + 2;
   const PrefixCacheState::Path path = cache.use_path(prefix, cache.clock);
   const PrefixCacheState::Closest partial = cache.partial_match(path, prefix);
-  if (partial.page != kNoPage) {
-    cache.use(partial.page, cache.clock - static_cast<std::uint64_t>(path.pages));
+  if (partial.node != kNoNode) {
+    cache.use(partial.node, cache.clock - static_cast<std::uint64_t>(path.pages));
   }
-  lease.page_ = partial.page != kNoPage ? partial.page : path.last;
+  if (const PrefixCacheState::HostPart host = cache.host_part(path, prefix); host.partial) {
+    cache.use(host.last, cache.clock - static_cast<std::uint64_t>(path.pages + host.pages));
+  }
+  lease.node_ = partial.node != kNoNode ? partial.node : path.last;
   lease.num_tokens_ = path.pages * cache.page_size() + partial.common;
   ++cache.stats.lookups;
   cache.stats.asked_tokens += static_cast<std::int64_t>(prefix.tokens.size());
   cache.stats.hit_tokens += lease.num_tokens_;
-  if (lease.page_ == kNoPage) return lease;
+  if (lease.node_ == kNoNode) return lease;
   lease.state_ = state_;
-  ++cache.node(lease.page_).leases;
+  ++cache.node(lease.node_).leases;
   ++cache.stats.leases;
   return lease;
 }
 
 std::int32_t PrefixCache::match_length(std::uint64_t name_space,
                                        std::span<const std::int32_t> tokens) const noexcept {
-  const PrefixRun prefix{name_space, countable(tokens)};
+  const PrefixRun prefix{name_space, cache::countable(tokens)};
   const PrefixCacheState::Path path = state_->find_path(prefix);
   return path.pages * state_->page_size() + state_->partial_match(path, prefix).common;
 }
@@ -321,11 +394,8 @@ Result<std::int32_t> PrefixCache::publish(std::uint64_t name_space,
 
   cache.clock = first_use;
   use_known(cache, known, first_use, retention);
-  store(cache, known, prefix, pages, first_use, retention);
   cache.stats.stored += std::ssize(added);
-  for (const PageId page : added) {
-    cache.announce(PrefixEvent::Kind::kStored, page, cache.node(page).parent, cache.run_of(page));
-  }
+  store(cache, known, prefix, pages, first_use, retention);
   return static_cast<std::int32_t>(added.size());
 }
 
@@ -345,31 +415,40 @@ Result<std::int32_t> PrefixCache::publish(std::uint64_t name_space, const PageTa
                    "[prefix_cache] publish: expected at most the sequence's {} tokens, got {}",
                    rows.at(slot).length, tokens.size());
   }
+  if (rows.at(slot).holes > 0) {
+    return failure(
+        ErrorCode::kInvalidArgument,
+        "[prefix_cache] publish: expected a sequence with all of its pages, got one that "
+        "has given its first {} back",
+        rows.at(slot).holes);
+  }
   return publish(name_space, tokens,
                  rows.pages(slot).first(pages_for(tokens.size(), state_->page_size())), retention);
 }
 
 std::int32_t PrefixCache::evict(std::int32_t num_pages) noexcept {
-  return state_->announcing ? 0 : state_->evict(num_pages, false);
+  return state_->announcing ? 0 : state_->evict(num_pages);
 }
 
 std::int32_t PrefixCache::evict_expired() noexcept {
-  constexpr std::int32_t kAll = std::numeric_limits<std::int32_t>::max();
-  return state_->announcing ? 0 : state_->evict(kAll, true);
+  if (state_->announcing) return 0;
+  const std::int32_t on_host = state_->evict_expired(PageTier::kHost);
+  return on_host + state_->evict_expired(PageTier::kDevice);
 }
 
 std::int32_t PrefixCache::erase(std::uint64_t name_space) noexcept {
   PrefixCacheState& cache = *state_;
   if (cache.announcing) return 0;
   std::int32_t erased = 0;
-  for (PageId id = 0; id < cache.pool->spec.num_pages; ++id) {
-    PageId page = id;  // a leaf, then what has become one
-    while (cache.has(page) && cache.node(page).name_space == name_space &&
-           cache.node(page).num_children == 0 && cache.node(page).leases == 0) {
-      const PageId parent = cache.node(page).parent;
-      cache.remove_and_announce(page);
+  for (std::size_t start = 0; start < cache.nodes.size(); ++start) {
+    auto id = static_cast<NodeId>(start);  // a leaf, then what has become one
+    while (id != kNoNode && cache.node(id).num_tokens > 0 &&
+           cache.node(id).name_space == name_space && !cache.node(id).has_children() &&
+           cache.node(id).leases == 0) {
+      const NodeId parent = cache.node(id).parent;
+      cache.remove_and_announce(id);
       ++erased;
-      page = parent;
+      id = parent;
     }
   }
   cache.stats.erased += erased;
@@ -380,11 +459,12 @@ std::int32_t PrefixCache::evictable_pages() const noexcept { return state_->coun
 
 void PrefixCache::set_time(std::int64_t now) noexcept { state_->now = std::max(state_->now, now); }
 
-bool PrefixCache::contains(PageId page) const noexcept { return state_->has(page); }
+bool PrefixCache::contains(PageId page) const noexcept { return state_->node_of(page) != kNoNode; }
 
 std::span<const std::int32_t> PrefixCache::tokens(PageId page) const noexcept {
-  if (!state_->has(page)) return {};
-  return state_->tokens_of(page);
+  const NodeId id = state_->node_of(page);
+  if (id == kNoNode) return {};
+  return state_->tokens_of(id);
 }
 
 void PrefixCache::set_listener(PrefixListener* listener) noexcept { state_->listener = listener; }

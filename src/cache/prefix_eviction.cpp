@@ -13,21 +13,22 @@ std::int64_t PrefixCacheState::expiry(const Node& of) const noexcept {
   return of.last_time > kEnd - of.time_to_live ? kEnd : of.last_time + of.time_to_live;
 }
 
-void PrefixCacheState::enlist(PageId leaf) noexcept {
-  by_worth.push(leaf, worth(node(leaf)));
-  if (node(leaf).time_to_live != Retention::kForever) by_expiry.push(leaf, expiry_key(node(leaf)));
+void PrefixCacheState::enlist(NodeId leaf) noexcept {
+  const Node& of = node(leaf);
+  at(of.tier).by_worth.push(of.page, worth(of));
+  if (of.time_to_live != Retention::kForever) at(of.tier).by_expiry.push(of.page, expiry_key(of));
 }
 
-void PrefixCacheState::delist(PageId page) noexcept {
-  by_worth.remove(page);
-  by_expiry.remove(page);
+void PrefixCacheState::delist(NodeId id) noexcept {
+  at(node(id).tier).by_worth.remove(node(id).page);
+  at(node(id).tier).by_expiry.remove(node(id).page);
 }
 
 // The higher priority and the longer time count; those of an expired page no longer do.
-void PrefixCacheState::retain(PageId page, const Retention& retention) noexcept {
-  Node& kept = node(page);
-  const bool listed = by_worth.contains(page);
-  if (listed) delist(page);
+void PrefixCacheState::retain(NodeId id, const Retention& retention) noexcept {
+  Node& kept = node(id);
+  const bool listed = at(kept.tier).by_worth.contains(kept.page);
+  if (listed) delist(id);
   if (expired(kept)) {
     kept.priority = retention.priority;
     kept.time_to_live = retention.time_to_live;
@@ -38,81 +39,132 @@ void PrefixCacheState::retain(PageId page, const Retention& retention) noexcept 
     kept.time_to_live =
         forever ? Retention::kForever : std::max(kept.time_to_live, retention.time_to_live);
   }
-  if (listed) enlist(page);
+  if (listed) enlist(id);
 }
 
 // Leaves that may not go are set aside until the end of the eviction.
-PageId PrefixCacheState::next_expired() noexcept {
-  while (!by_expiry.empty()) {
-    const PageId page = by_expiry.top().page;
-    if (by_expiry.top().key != expiry_key(node(page))) {
-      by_expiry.raise_top(expiry_key(node(page)));
-    } else if (!expired(node(page))) {
+NodeId PrefixCacheState::next_expired(PageTier tier) noexcept {
+  PageHeap& heap = at(tier).by_expiry;
+  while (!heap.empty()) {
+    const NodeId id = at(tier).node_of(heap.top().page);
+    if (heap.top().key != expiry_key(node(id))) {
+      heap.raise_top(expiry_key(node(id)));
+    } else if (!expired(node(id))) {
       break;
-    } else if (held(page)) {
-      by_expiry.park_top();
+    } else if (held(id) || node(id).has_children()) {
+      heap.park_top();
     } else {
-      return page;
+      return id;
     }
   }
-  return kNoPage;
+  return kNoNode;
 }
 
-PageId PrefixCacheState::least_wanted() noexcept {
-  while (!by_worth.empty()) {
-    const PageId page = by_worth.top().page;
-    if (by_worth.top().key != worth(node(page))) {
-      by_worth.raise_top(worth(node(page)));
-    } else if (held(page)) {
-      by_worth.park_top();
+NodeId PrefixCacheState::least_wanted(PageTier tier) noexcept {
+  PageHeap& heap = at(tier).by_worth;
+  while (!heap.empty()) {
+    const NodeId id = at(tier).node_of(heap.top().page);
+    if (heap.top().key != worth(node(id))) {
+      heap.raise_top(worth(node(id)));
+    } else if (held(id)) {
+      heap.park_top();
     } else {
-      return page;
+      return id;
     }
   }
-  return kNoPage;
+  return kNoNode;
 }
 
-void PrefixCacheState::announce(PrefixEvent::Kind kind, PageId page, PageId parent,
-                                const PrefixRun& run) noexcept {
+void PrefixCacheState::unpark() noexcept {
+  for (TierState& tier : tiers) {
+    tier.by_worth.unpark();
+    tier.by_expiry.unpark();
+  }
+}
+
+PrefixEvent PrefixCacheState::event_of(PrefixEvent::Kind kind, NodeId id) const noexcept {
+  const Node& of = node(id);
+  PrefixEvent event{kind, of.name_space, of.page, kNoPage, tokens_of(id), of.tier};
+  if (of.parent != kNoNode) {
+    event.parent = node(of.parent).page;
+    event.parent_tier = node(of.parent).tier;
+  }
+  return event;
+}
+
+void PrefixCacheState::announce(const PrefixEvent& event) noexcept {
   if (listener == nullptr) return;
   announcing = true;
-  listener->on_event({kind, run.name_space, page, parent, run.tokens});
+  listener->on_event(event);
   announcing = false;
 }
 
-void PrefixCacheState::remove_and_announce(PageId page) noexcept {
-  const PrefixRun run =
-      run_of(page);  // the tokens stay where they are until the page is used again
-  const PageId parent = node(page).parent;
-  remove(page);
-  announce(PrefixEvent::Kind::kRemoved, page, parent, run);
+void PrefixCacheState::announce(PrefixEvent::Kind kind, NodeId id) noexcept {
+  if (listener != nullptr) announce(event_of(kind, id));
 }
 
-std::int32_t PrefixCacheState::evict(std::int32_t count, bool only_expired) noexcept {
+void PrefixCacheState::remove_and_announce(NodeId id) noexcept {
+  // The tokens stay where they are until the node is used again.
+  const PrefixEvent event = event_of(PrefixEvent::Kind::kRemoved, id);
+  remove(id);
+  announce(event);
+}
+
+void PrefixCacheState::remove_with_host_children(NodeId top) noexcept {
+  NodeId id = top;
+  while (id != kNoNode) {
+    const NodeId child = node(id).children[index_of(PageTier::kHost)];
+    if (child != kNoNode) {
+      id = child;
+      continue;
+    }
+    const NodeId parent = id == top ? kNoNode : node(id).parent;
+    if (id != top) ++stats.host_evicted;
+    remove_and_announce(id);
+    id = parent;
+  }
+}
+
+std::int32_t PrefixCacheState::evict(std::int32_t count) noexcept {
   std::int32_t evicted = 0;
   while (evicted < count) {
-    PageId page = next_expired();
-    if (page == kNoPage && !only_expired) page = least_wanted();
-    if (page == kNoPage) break;
-    remove_and_announce(page);
+    NodeId id = next_expired(PageTier::kDevice);
+    if (id == kNoNode) id = least_wanted(PageTier::kDevice);
+    if (id == kNoNode) break;
+    remove_with_host_children(id);
     ++evicted;
   }
-  by_worth.unpark();
-  by_expiry.unpark();
+  unpark();
   stats.evicted += evicted;
   return evicted;
 }
 
+std::int32_t PrefixCacheState::evict_expired(PageTier tier) noexcept {
+  std::int32_t evicted = 0;
+  for (NodeId id = next_expired(tier); id != kNoNode; id = next_expired(tier)) {
+    remove_and_announce(id);
+    ++evicted;
+  }
+  unpark();
+  (tier == PageTier::kDevice ? stats.evicted : stats.host_evicted) += evicted;
+  return evicted;
+}
+
 // Marks what is held and what that keeps in the index; the rest can be evicted.
-std::int32_t PrefixCacheState::count_evictable(std::span<const std::int32_t> dropped) noexcept {
+std::int32_t PrefixCacheState::count_evictable(std::span<const std::int32_t> dropped,
+                                               bool landed) noexcept {
   ++last_mark;
   std::int32_t marked = 0;
-  for (PageId id = 0; id < pool->spec.num_pages; ++id) {
-    const std::int32_t gone = dropped.empty() ? 0 : dropped[static_cast<std::size_t>(id)];
-    if (!has(id) || (node(id).leases == 0 && pool->page(id).refs - gone <= 1)) continue;
-    for (PageId page = id; page != kNoPage && node(page).mark != last_mark;
-         page = node(page).parent) {
-      node(page).mark = last_mark;
+  for (PageId page = 0; page < pool->spec.num_pages; ++page) {
+    const std::int32_t gone = (dropped.empty() ? 0 : dropped[static_cast<std::size_t>(page)]) +
+                              (landed ? pool->page(page).flights : 0);
+    const NodeId held_node = node_of(page);
+    if (held_node == kNoNode ||
+        (node(held_node).leases == 0 && pool->page(page).refs - gone <= 1)) {
+      continue;
+    }
+    for (NodeId id = held_node; id != kNoNode && node(id).mark != last_mark; id = node(id).parent) {
+      node(id).mark = last_mark;
       ++marked;
     }
   }

@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <span>
 
 namespace quire::cache {
@@ -25,6 +26,12 @@ inline constexpr std::uint64_t kRoot2 = 0x6a09e667f3bcc909U;
 inline constexpr std::uint64_t kRoot3 = 0xbb67ae8584caa73bU;
 inline constexpr std::uint64_t kRoot5 = 0x3c6ef372fe94f82bU;
 inline constexpr std::uint64_t kRoot7 = 0xa54ff53a5f1d36f1U;
+
+/// @return The first tokens that can be counted.
+inline std::span<const std::int32_t> countable(std::span<const std::int32_t> tokens) noexcept {
+  constexpr std::size_t kMost = std::numeric_limits<std::int32_t>::max();
+  return tokens.first(tokens.size() < kMost ? tokens.size() : kMost);
+}
 
 /// @return What the hash of a namespace's first page starts from.
 inline std::uint64_t hash_root(std::uint64_t seed, std::uint64_t name_space) noexcept {

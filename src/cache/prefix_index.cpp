@@ -48,11 +48,11 @@ class Lookahead {
   static constexpr std::size_t kAhead = 15;     // likewise for a bucket
 
   void prefetch_node(std::size_t index) const noexcept {
-    const PageId page = cache_.bucket(hashes_[index % hashes_.size()]);
-    if (page == kNoPage) return;
-    __builtin_prefetch(&cache_.node(page), 1);
-    __builtin_prefetch(&cache_.node(page).children, 1);
-    __builtin_prefetch(cache_.tokens_at(page));
+    const NodeId id = cache_.bucket(hashes_[index % hashes_.size()]);
+    if (id == kNoNode) return;
+    __builtin_prefetch(&cache_.node(id), 1);
+    __builtin_prefetch(&cache_.node(id).page, 1);
+    __builtin_prefetch(cache_.tokens_at(id));
   }
 
   const PrefixCacheState& cache_;
@@ -77,178 +77,254 @@ int compare(const PrefixRun& a, const PrefixRun& b) noexcept {
   return a.tokens[common] < b.tokens[common] ? -1 : 1;
 }
 
+// What stands behind `pages` whole pages of a prefix, as far as it fits a page.
+PrefixRun run_behind(const PrefixRun& prefix, std::int32_t pages, std::int32_t page_size) noexcept {
+  const auto size = static_cast<std::size_t>(page_size);
+  const std::span<const std::int32_t> rest =
+      prefix.tokens.subspan(static_cast<std::size_t>(pages) * size);
+  return {prefix.name_space, rest.first(std::min(rest.size(), size))};
+}
+
 }  // namespace
 
-PageId PrefixCacheState::find(PageId parent, std::uint64_t hash,
+NodeId PrefixCacheState::find(NodeId parent, std::uint64_t hash,
                               const PrefixRun& run) const noexcept {
-  for (PageId page = bucket(hash); page != kNoPage; page = node(page).next_in_bucket) {
-    const Node& candidate = node(page);
+  for (NodeId id = bucket(hash); id != kNoNode; id = node(id).next_in_bucket) {
+    const Node& candidate = node(id);
     if (candidate.hash == hash && candidate.parent == parent &&
         candidate.name_space == run.name_space &&
         static_cast<std::size_t>(candidate.num_tokens) == run.tokens.size() &&
-        std::memcmp(tokens_at(page), run.tokens.data(), run.tokens.size_bytes()) == 0) {
-      return page;
+        std::memcmp(tokens_at(id), run.tokens.data(), run.tokens.size_bytes()) == 0) {
+      return id;
     }
   }
-  return kNoPage;
+  return kNoNode;
 }
 
 template <typename Visit>
 PrefixCacheState::Path PrefixCacheState::walk(const PrefixRun& prefix, Visit visit) const noexcept {
   Lookahead ahead(*this, prefix);
-  Path path{kNoPage, 0, hash_root(spec.hash_seed, prefix.name_space)};
+  Path path;
+  path.hash = hash_root(spec.hash_seed, prefix.name_space);
   for (std::size_t index = 0; index < ahead.num_pages(); ++index) {
     const std::uint64_t hash = ahead.hash(index);
-    const PageId page = find(path.last, hash, {prefix.name_space, ahead.run(index)});
-    if (page == kNoPage) break;
-    visit(page, path.pages);
-    path = {page, path.pages + 1, hash};
+    const NodeId id = find(path.deepest, hash, {prefix.name_space, ahead.run(index)});
+    if (id == kNoNode) break;
+    visit(id, index);
+    path.deepest = id;
+    if (node(id).tier == PageTier::kDevice) {
+      path.last = id;
+      path.hash = hash;
+      ++path.pages;
+    } else {
+      ++path.host_pages;
+    }
   }
   return path;
 }
 
 PrefixCacheState::Path PrefixCacheState::find_path(const PrefixRun& prefix) const noexcept {
-  return walk(prefix, [](PageId, std::int32_t) {});
+  return walk(prefix, [](NodeId, std::size_t) {});
 }
 
 PrefixCacheState::Path PrefixCacheState::use_path(const PrefixRun& prefix,
                                                   std::uint64_t first_use) noexcept {
-  return walk(prefix, [this, first_use](PageId page, std::int32_t index) {
-    use(page, first_use - static_cast<std::uint64_t>(index));
+  return walk(prefix, [this, first_use](NodeId id, std::size_t index) {
+    use(id, first_use - index - (node(id).tier == PageTier::kHost ? 1 : 0));
   });
 }
 
 // The longest common beginning lies on the way to where the run belongs; of the children that share
 // it, the least one is what the search for that beginning ends at.
-PrefixCacheState::Closest PrefixCacheState::closest_child(PageId parent,
+PrefixCacheState::Closest PrefixCacheState::closest_child(NodeId parent, PageTier tier,
                                                           const PrefixRun& run) const noexcept {
   std::size_t longest = 0;
-  PageId page = first_child(parent);
-  while (page != kNoPage) {
-    const Node& child = node(page);
+  NodeId id = first_child(parent, tier);
+  while (id != kNoNode) {
+    const Node& child = node(id);
     if (child.name_space == run.name_space) {
-      longest = std::max(longest, common_tokens(run.tokens, tokens_of(page)));
+      longest = std::max(longest, common_tokens(run.tokens, tokens_of(id)));
       if (longest == run.tokens.size()) break;
     }
-    page = compare(run_of(page), run) < 0 ? child.greater : child.less;
+    id = compare(run_of(id), run) < 0 ? child.greater : child.less;
   }
   if (longest == 0) return {};
   const PrefixRun beginning{run.name_space, run.tokens.first(longest)};
-  return {least_from(parent, beginning), static_cast<std::int32_t>(longest)};
+  return {least_from(parent, tier, beginning), static_cast<std::int32_t>(longest)};
 }
 
-PageId PrefixCacheState::least_from(PageId parent, const PrefixRun& run) const noexcept {
-  PageId least = kNoPage;
-  PageId page = first_child(parent);
-  while (page != kNoPage) {
-    const bool before = compare(run_of(page), run) < 0;
-    if (!before) least = page;
-    page = before ? node(page).greater : node(page).less;
+NodeId PrefixCacheState::least_from(NodeId parent, PageTier tier,
+                                    const PrefixRun& run) const noexcept {
+  NodeId least = kNoNode;
+  NodeId id = first_child(parent, tier);
+  while (id != kNoNode) {
+    const bool before = compare(run_of(id), run) < 0;
+    if (!before) least = id;
+    id = before ? node(id).greater : node(id).less;
   }
   return least;
 }
 
 PrefixCacheState::Closest PrefixCacheState::partial_match(const Path& path,
                                                           const PrefixRun& prefix) const noexcept {
-  const auto size = static_cast<std::size_t>(page_size());
-  const std::span<const std::int32_t> rest =
-      prefix.tokens.subspan(static_cast<std::size_t>(path.pages) * size);
-  const Closest best =
-      closest_child(path.last, {prefix.name_space, rest.first(std::min(rest.size(), size))});
+  const PrefixRun run = run_behind(prefix, path.pages, page_size());
+  const Closest best = closest_child(path.last, PageTier::kDevice, run);
   return best.common >= spec.min_partial_tokens ? best : Closest{};
 }
 
-void PrefixCacheState::insert(PageId page, PageId parent, std::uint64_t hash,
-                              const PrefixRun& run) noexcept {
-  std::ranges::copy(run.tokens, tokens_at(page));
-  Node& added = node(page);
+// Ends before a page that a copy is still writing.
+PrefixCacheState::HostPart PrefixCacheState::host_part(const Path& path,
+                                                       const PrefixRun& prefix) const noexcept {
+  if (!has_host()) return {};
+  HostPart part{path.deepest, path.host_pages, 0, false};
+  std::int32_t behind = 0;
+  for (NodeId id = path.deepest; id != path.last; id = node(id).parent) {
+    ++behind;
+    if (page_of(node(id)).flights > 0) part = {node(id).parent, path.host_pages - behind, 0, false};
+  }
+  part.tokens = part.pages * page_size();
+  if (part.pages == path.host_pages) {
+    const PrefixRun run = run_behind(prefix, path.pages + path.host_pages, page_size());
+    const Closest best = closest_child(path.deepest, PageTier::kHost, run);
+    if (best.common >= spec.min_partial_tokens && page_of(node(best.node)).flights == 0) {
+      part = {best.node, part.pages + 1, part.tokens + best.common, true};
+    }
+  }
+  return part.pages > 0 ? part : HostPart{};
+}
+
+NodeId PrefixCacheState::insert(PageId page, NodeId parent, std::uint64_t hash,
+                                const PrefixRun& run, PageTier tier) noexcept {
+  const NodeId id = first_free;
+  first_free = node(id).next_in_bucket;
+  std::ranges::copy(run.tokens, tokens_at(id));
+  Node& added = node(id);
   added = Node{};
   added.hash = hash;
   added.parent = parent;
   added.num_tokens = static_cast<std::int32_t>(run.tokens.size());
   added.name_space = run.name_space;
   added.next_in_bucket = bucket(hash);
-  bucket(hash) = page;
-  insert_sibling(page);
-  if (parent != kNoPage && node(parent).num_children++ == 0) delist(parent);
-  pool->index(page);
-  ++stats.pages;
+  bucket(hash) = id;
+  settle(id, tier, page);
+  return id;
 }
 
-PageId PrefixCacheState::extend(PageId parent, const PrefixRun& run, PageId page,
+// Into the treap, the counts and the pool of a tier.
+void PrefixCacheState::settle(NodeId id, PageTier tier, PageId page) noexcept {
+  node(id).tier = tier;
+  node(id).page = page;
+  at(tier).nodes[static_cast<std::size_t>(page)] = id;
+  insert_sibling(id);
+  const NodeId parent = node(id).parent;
+  if (parent != kNoNode && node(parent).num_children[index_of(tier)]++ == 0 &&
+      node(parent).tier == tier) {
+    delist(parent);
+  }
+  at(tier).pool->index(page);
+  ++(tier == PageTier::kDevice ? stats.pages : stats.host_pages);
+}
+
+// Out of them. The parent may have become a leaf.
+void PrefixCacheState::unsettle(NodeId id) noexcept {
+  const PageTier tier = node(id).tier;
+  const PageId page = node(id).page;
+  delist(id);
+  remove_sibling(id);
+  const NodeId parent = node(id).parent;
+  if (parent != kNoNode && --node(parent).num_children[index_of(tier)] == 0 &&
+      node(parent).tier == tier) {
+    enlist(parent);
+  }
+  at(tier).nodes[static_cast<std::size_t>(page)] = kNoNode;
+  at(tier).pool->unindex(page);
+  --(tier == PageTier::kDevice ? stats.pages : stats.host_pages);
+}
+
+void PrefixCacheState::move(NodeId id, PageTier tier, PageId page) noexcept {
+  unsettle(id);
+  settle(id, tier, page);
+  if (node(id).is_leaf()) enlist(id);
+}
+
+PageId PrefixCacheState::extend(PageId parent_page, const PrefixRun& run, PageId page,
                                 const Retention& retention) noexcept {
+  const NodeId parent = parent_page == kNoPage ? kNoNode : node_of(parent_page);
   const std::uint64_t before =
-      parent == kNoPage ? hash_root(spec.hash_seed, run.name_space) : node(parent).hash;
+      parent == kNoNode ? hash_root(spec.hash_seed, run.name_space) : node(parent).hash;
   const std::uint64_t hash = hash_run(before, run.tokens);
-  const PageId known = find(parent, hash, run);
-  if (known != kNoPage) return known;
+  const NodeId known = find(parent, hash, run);
+  if (known != kNoNode && node(known).tier == PageTier::kDevice) {
+    return is_written(node(known)) ? node(known).page : kNoPage;
+  }
   if (pool->page(page).indexed || announcing) return kNoPage;
-  insert(page, parent, hash, run);
-  Node& added = node(page);
+  if (known != kNoNode) {
+    replace(known, page);
+    retain(known, retention);
+    ++stats.stored;
+    return page;
+  }
+  const NodeId id = insert(page, parent, hash, run);
+  Node& added = node(id);
   added.priority = retention.priority;
   added.time_to_live = retention.time_to_live;
-  added.last_use = parent == kNoPage ? ++clock : node(parent).last_use - 1;
-  added.last_time = parent == kNoPage ? now : node(parent).last_time;
-  enlist(page);
+  added.last_use = parent == kNoNode ? ++clock : node(parent).last_use - 1;
+  added.last_time = parent == kNoNode ? now : node(parent).last_time;
+  enlist(id);
   ++stats.stored;
-  announce(PrefixEvent::Kind::kStored, page, parent, run_of(page));
+  announce(PrefixEvent::Kind::kStored, id);
   return page;
 }
 
-void PrefixCacheState::remove(PageId page) noexcept {
-  const Node removed = node(page);
-  PageId* link = &bucket(removed.hash);
-  while (*link != page) link = &node(*link).next_in_bucket;
-  *link = removed.next_in_bucket;
-  remove_sibling(page);
-  delist(page);
-  node(page) = Node{};
-  if (removed.parent != kNoPage && --node(removed.parent).num_children == 0) {
-    enlist(removed.parent);
-  }
-  pool->unindex(page);
-  --stats.pages;
+void PrefixCacheState::remove(NodeId id) noexcept {
+  NodeId* link = &bucket(node(id).hash);
+  while (*link != id) link = &node(*link).next_in_bucket;
+  *link = node(id).next_in_bucket;
+  unsettle(id);
+  node(id) = Node{};
+  node(id).next_in_bucket = first_free;
+  first_free = id;
 }
 
-// Down to where the page's hash is the greatest; what was there is cut in two below it.
-void PrefixCacheState::insert_sibling(PageId page) noexcept {
-  const PrefixRun run = run_of(page);
-  PageId* link = &children_of(node(page).parent);
-  while (*link != kNoPage && node(*link).hash >= node(page).hash) {
+// Down to where the node's hash is the greatest; what was there is cut in two below it.
+void PrefixCacheState::insert_sibling(NodeId id) noexcept {
+  const PrefixRun run = run_of(id);
+  NodeId* link = &children_of(node(id).parent, node(id).tier);
+  while (*link != kNoNode && node(*link).hash >= node(id).hash) {
     Node& sibling = node(*link);
     link = compare(run_of(*link), run) < 0 ? &sibling.greater : &sibling.less;
   }
-  PageId rest = *link;
-  *link = page;
-  PageId* less = &node(page).less;
-  PageId* greater = &node(page).greater;
-  while (rest != kNoPage) {
-    PageId*& side = compare(run_of(rest), run) < 0 ? less : greater;
+  NodeId rest = *link;
+  *link = id;
+  NodeId* less = &node(id).less;
+  NodeId* greater = &node(id).greater;
+  while (rest != kNoNode) {
+    NodeId*& side = compare(run_of(rest), run) < 0 ? less : greater;
     *side = rest;
     side = side == less ? &node(rest).greater : &node(rest).less;
     rest = *side;
   }
-  *less = *greater = kNoPage;
+  *less = *greater = kNoNode;
 }
 
-// The two halves below the page are joined in its place.
-void PrefixCacheState::remove_sibling(PageId page) noexcept {
-  const PrefixRun run = run_of(page);
-  PageId* link = &children_of(node(page).parent);
-  while (*link != page) {
+// The two halves below the node are joined in its place.
+void PrefixCacheState::remove_sibling(NodeId id) noexcept {
+  const PrefixRun run = run_of(id);
+  NodeId* link = &children_of(node(id).parent, node(id).tier);
+  while (*link != id) {
     Node& sibling = node(*link);
     link = compare(run_of(*link), run) < 0 ? &sibling.greater : &sibling.less;
   }
-  PageId less = node(page).less;
-  PageId greater = node(page).greater;
-  while (less != kNoPage && greater != kNoPage) {
+  NodeId less = node(id).less;
+  NodeId greater = node(id).greater;
+  while (less != kNoNode && greater != kNoNode) {
     const bool less_on_top = node(less).hash >= node(greater).hash;
-    PageId& top = less_on_top ? less : greater;
+    NodeId& top = less_on_top ? less : greater;
     *link = top;
     link = less_on_top ? &node(top).greater : &node(top).less;
     top = *link;
   }
-  *link = less != kNoPage ? less : greater;
+  *link = less != kNoNode ? less : greater;
 }
 
 }  // namespace internal

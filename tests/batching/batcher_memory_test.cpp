@@ -89,7 +89,7 @@ bool sharing_step_fails_cleanly(int allowed) {
   request = {2, 8, 2};
   request.prompt = text;
   plan = {};
-  ended = {};
+  ended = std::vector<std::uint64_t>();  // = {} would keep the memory
   int done = 0;
   const auto next_call = [&] {
     return done == 0   ? batcher.submit(request)

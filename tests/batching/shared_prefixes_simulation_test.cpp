@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Random requests that begin alike, on pages whose contents are watched: whatever a request reads
-// must be what it would have computed itself, also where steps are planned ahead of the device.
+// must be what it would have computed itself, also where steps are planned ahead of the device, and where
+// pages go to the host and come back: with the steps, or beside them and as late as they may.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -58,6 +59,7 @@ struct World {
   StepBudget budget;
   BatcherSpec batcher;
   PrefixCacheSpec cache;
+  std::int32_t host_pages = 0;
 };
 
 class Simulation {
@@ -67,12 +69,16 @@ class Simulation {
         world_(world),
         pool_(world.pool),
         table_(pool_, world.table),
-        cache_(pool_, world.cache),
+        host_pool_({std::max(world.host_pages, 1), world.pool.page_size}),
+        cache_(world.host_pages > 0 ? PrefixCache(pool_, host_pool_, world.cache)
+                                    : PrefixCache(pool_, world.cache)),
         batcher_(table_, cache_, world.batcher),
         builder_(table_),
         staging_(1U << 20U),
         device_(static_cast<std::size_t>(world.pool.num_pages) *
-                static_cast<std::size_t>(world.pool.page_size)) {}
+                static_cast<std::size_t>(world.pool.page_size)),
+        host_(static_cast<std::size_t>(world.host_pages) *
+              static_cast<std::size_t>(world.pool.page_size)) {}
 
   void run(int num_requests) {
     for (int step = 0; num_requests > 0 || !batcher_.idle(); ++step) {
@@ -81,13 +87,19 @@ class Simulation {
       if (up_to(15) == 0) cancel();
       if (up_to(40) == 0) cache_.evict(up_to(3));
       if (up_to(60) == 0) cache_.erase(static_cast<std::uint64_t>(up_to(1)));
+      if (up_to(60) == 0) cache_.evict_host(up_to(3));
+      if (up_to(10) == 0) transfer();
+      if (up_to(3) == 0) retire();
       one_step();
       if (testing::Test::HasFailure()) return;
     }
     EXPECT_TRUE(flights_.empty());
     EXPECT_TRUE(lives_.empty());
     EXPECT_EQ(table_.num_seqs(), 0);
+    while (!transfers_.empty()) retire();
     cache_.evict(world_.pool.num_pages);
+    cache_.evict_host(world_.host_pages);
+    EXPECT_EQ(host_pool_.num_free(), host_pool_.spec().num_pages) << "pages of the host are lost";
     EXPECT_EQ(pool_.num_free(), world_.pool.num_pages) << "pages are lost";
     const BatcherStats stats = batcher_.stats();
     EXPECT_EQ(stats.finished + stats.cancelled, num_accepted_);
@@ -95,6 +107,9 @@ class Simulation {
   }
 
   [[nodiscard]] BatcherStats stats() const { return batcher_.stats(); }
+  [[nodiscard]] PrefixCacheStats cache_stats() const { return cache_.stats(); }
+  /// @return Plans that had nothing to do before a transfer had retired.
+  [[nodiscard]] std::int64_t num_waits() const { return num_waits_; }
   [[nodiscard]] std::int64_t num_copies() const { return num_copies_; }
   /// @return Items that went on with a token that only the device knew.
   [[nodiscard]] std::int64_t num_ahead() const { return num_ahead_; }
@@ -184,8 +199,9 @@ class Simulation {
       if (!flights_.empty() && up_to(4) == 0) break;
       const Status planned = batcher_.plan(world_.budget, plan_);
       ASSERT_TRUE(planned.ok()) << planned.message();
-      if (plan_.items.empty()) {
-        ASSERT_TRUE(batcher_.idle() || !flights_.empty());
+      if (plan_.items.empty() && plan_.preempted.empty()) {
+        ASSERT_TRUE(batcher_.idle() || !flights_.empty() || !transfers_.empty());
+        if (flights_.empty() && !transfers_.empty()) ++num_waits_;
         break;
       }
       ASSERT_TRUE(plan_.preempted.empty() || flights_.empty());
@@ -198,14 +214,50 @@ class Simulation {
       if (up_to(20) == 0) cancel();
       if (testing::Test::HasFailure()) return;
     }
-    if (flights_.empty()) return;
+    if (flights_.empty()) return retire();
     ASSERT_EQ(batcher_.plan(world_.budget, plan_).ok(),
               std::cmp_less(flights_.size(), world_.batcher.max_steps_in_flight));
     finish();
     sound();
   }
 
+  // Somebody sends pages to the host or gets them back, beside the steps.
+  void transfer() {
+    TransferPlan plan;
+    if (up_to(1) == 0) {
+      ASSERT_TRUE(cache_.offload(up_to(4), plan).ok());
+    } else if (!old_.empty()) {
+      const Tokens& text = old_[static_cast<std::size_t>(up_to(static_cast<int>(old_.size()) - 1))];
+      static_cast<void>(cache_.fetch(static_cast<std::uint64_t>(up_to(1)), text, plan));
+    }
+    if (!plan.empty()) transfers_.push_back(std::move(plan));
+  }
+
+  // One of these has run, whichever.
+  void retire() {
+    if (transfers_.empty()) return;
+    const auto plan = transfers_.begin() + up_to(static_cast<int>(transfers_.size()) - 1);
+    execute(*plan);
+    ASSERT_EQ(cache_.retire(plan->ticket), std::ssize(plan->offloads) + std::ssize(plan->fetches));
+    transfers_.erase(plan);
+  }
+
+  void execute(const TransferPlan& plan) {
+    const auto copy = [this](const CopyOp& op, const std::vector<std::uint64_t>& from,
+                             std::vector<std::uint64_t>& to) {
+      const auto size = static_cast<std::size_t>(world_.pool.page_size);
+      std::copy_n(
+          from.begin() + static_cast<std::ptrdiff_t>(static_cast<std::size_t>(op.src) * size),
+          op.tokens,
+          to.begin() + static_cast<std::ptrdiff_t>(static_cast<std::size_t>(op.dst) * size));
+    };
+    for (const CopyOp& op : plan.offloads) copy(op, device_, host_);
+    for (const CopyOp& op : plan.fetches) copy(op, host_, device_);
+  }
+
   void compute() {
+    ASSERT_EQ(plan_.transfers.ticket, 0U);
+    execute(plan_.transfers);
     for (const CopyOp& copy : copies_) {
       ++num_copies_;
       for (std::int32_t i = 0; i < copy.tokens; ++i) at(copy.dst, i) = at(copy.src, i);
@@ -290,6 +342,9 @@ class Simulation {
     const Status status = batcher_.check();
     ASSERT_TRUE(status.ok()) << status.message();
     ASSERT_EQ(cache_.stats().leases, 0);
+    const bool fetching = std::ranges::any_of(
+        transfers_, [](const TransferPlan& plan) { return !plan.fetches.empty(); });
+    if (fetching) return;  // what is before a page that is written stays too
     ASSERT_EQ(cache_.evictable_pages(), batcher_.stats().idle_pages)
         << "pages that count as free and cannot be evicted";
   }
@@ -298,11 +353,13 @@ class Simulation {
   World world_;
   PagePool pool_;
   PageTable table_;
+  PagePool host_pool_;
   PrefixCache cache_;
   Batcher batcher_;
   BatchBuilder builder_;
   std::vector<std::byte> staging_;
   std::vector<std::uint64_t> device_;
+  std::vector<std::uint64_t> host_;
   StepPlan plan_;
   std::vector<CopyOp> copies_;
   std::map<std::uint64_t, Life> lives_;
@@ -314,7 +371,9 @@ class Simulation {
   std::int64_t num_ahead_ = 0;
   std::int64_t num_void_ = 0;
   std::int64_t num_further_ = 0;
-  std::deque<Flight> flights_;  // the oldest first
+  std::int64_t num_waits_ = 0;
+  std::deque<Flight> flights_;           // the oldest first
+  std::vector<TransferPlan> transfers_;  // of others, that have not retired
 };
 
 World random_world(unsigned seed) {
@@ -329,6 +388,13 @@ World random_world(unsigned seed) {
   world.batcher = {.max_requests = 200, .watermark_pages = up_to(3)};
   world.batcher.max_steps_in_flight = 1 + up_to(1);
   world.cache.min_partial_tokens = 1 + up_to(3);
+  if (up_to(2) > 0) {
+    world.host_pages = 1 + up_to(up_to(1) == 0 ? 8 : 60);
+    world.cache.costs = {.bytes_per_token = 1.0,
+                         .link_bytes_per_second = 1.0 + up_to(9),
+                         .transfer_seconds = 0.1 * up_to(9),
+                         .prefill_tokens_per_second = 1.0};
+  }
   return world;
 }
 
@@ -341,6 +407,10 @@ TEST_P(SharedWorlds, EveryRequestReadsWhatItWouldHaveComputedEndsAndLeavesNothin
   std::int64_t ahead = 0;
   std::int64_t in_vain = 0;
   std::int64_t further = 0;
+  std::int64_t swaps = 0;
+  std::int64_t fetched = 0;
+  std::int64_t host_evicted = 0;
+  std::int64_t waits = 0;
   for (unsigned round = 0; round < 40; ++round) {
     const unsigned seed = GetParam() * 1000 + round;
     Simulation simulation(random_world(seed), seed);
@@ -352,12 +422,20 @@ TEST_P(SharedWorlds, EveryRequestReadsWhatItWouldHaveComputedEndsAndLeavesNothin
     ahead += simulation.num_ahead();
     in_vain += simulation.num_void();
     further += simulation.num_further();
+    swaps += simulation.stats().swaps;
+    fetched += simulation.stats().fetched_tokens;
+    host_evicted += simulation.cache_stats().host_evicted;
+    waits += simulation.num_waits();
   }
   EXPECT_GT(hits, 0);
   EXPECT_GT(copies, 0) << "nobody goes on in a shared page";
   EXPECT_GT(preempted, 0) << "worlds so roomy that preemption is not tried";
   EXPECT_GT(ahead, 0) << "nobody goes on before its token is known";
   EXPECT_GT(further, 0);
+  EXPECT_GT(swaps, 0) << "nobody is swapped out";
+  EXPECT_GT(fetched, 0) << "nothing comes back from the host";
+  EXPECT_GT(host_evicted, 0) << "the host is never full";
+  EXPECT_GT(waits, 0) << "nobody waits for a transfer";
   EXPECT_GT(in_vain, 0) << "nobody is stopped while it goes on";
 }
 

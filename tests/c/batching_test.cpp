@@ -302,5 +302,47 @@ TEST_F(CBatching, NullAndNonsenseGetTheirSentences) {
   EXPECT_EQ(quire_batcher_plan(batcher_, &budget, plan_), QUIRE_INVALID_ARGUMENT);
 }
 
+TEST_F(CBatching, AWindowTableGoesAlong) {
+  quire_page_pool_spec pool_spec = QUIRE_PAGE_POOL_SPEC_INIT;
+  pool_spec.num_pages = 512;
+  pool_spec.page_size = kPageSize;
+  quire_page_pool* window_pool = nullptr;
+  ASSERT_EQ(quire_page_pool_create(&pool_spec, &window_pool), QUIRE_OK);
+  quire_page_table_spec spec = QUIRE_PAGE_TABLE_SPEC_INIT;
+  quire_page_table* window = nullptr;
+  quire_batcher* windowed = nullptr;
+  ASSERT_EQ(quire_page_table_create(window_pool, &spec, &window), QUIRE_OK);
+  EXPECT_EQ(quire_batcher_create_windowed(table_, &window, 1, nullptr, &windowed),
+            QUIRE_INVALID_ARGUMENT);
+  EXPECT_STREQ(quire_last_error(),
+               "[batcher] windows: expected tables with a window, got one without");
+  quire_page_table_destroy(window);
+  spec.window_left = 3;
+  ASSERT_EQ(quire_page_table_create(window_pool, &spec, &window), QUIRE_OK);
+  ASSERT_EQ(quire_batcher_create_windowed(table_, &window, 1, nullptr, &windowed), QUIRE_OK)
+      << quire_last_error();
+  const quire_request made = request(1, 6, 2);
+  ASSERT_EQ(quire_batcher_submit(windowed, &made), QUIRE_OK);
+  const quire_batch_entry* entries = nullptr;
+  const quire_copy_op* ops = nullptr;
+  std::size_t num_entries = 0;
+  std::size_t num_ops = 9;
+  EXPECT_EQ(quire_step_plan_window(plan_, 0, &entries, &num_entries, &ops, &num_ops),
+            QUIRE_INVALID_ARGUMENT);
+  ASSERT_EQ(quire_batcher_plan(windowed, nullptr, plan_), QUIRE_OK) << quire_last_error();
+  ASSERT_EQ(quire_batcher_commit(windowed, plan_, copies_), QUIRE_OK) << quire_last_error();
+  ASSERT_EQ(quire_step_plan_window(plan_, 0, &entries, &num_entries, &ops, &num_ops), QUIRE_OK)
+      << quire_last_error();
+  ASSERT_EQ(num_entries, 1U);
+  EXPECT_EQ(num_ops, 0U);
+  EXPECT_EQ(quire_page_table_length(window, entries[0].seq), entries[0].new_tokens);
+  EXPECT_EQ(quire_page_table_slide(window, entries[0].seq, entries[0].new_tokens), QUIRE_OK);
+  EXPECT_EQ(quire_page_table_num_holes(window, entries[0].seq), 0);
+  quire_batcher_destroy(windowed);
+  quire_page_table_destroy(window);
+  EXPECT_EQ(quire_page_pool_num_free(window_pool), 512);
+  quire_page_pool_destroy(window_pool);
+}
+
 }  // namespace
 }  // namespace quire::c_test

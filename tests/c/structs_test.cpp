@@ -92,6 +92,7 @@ TEST(CStructs, DefaultsAreThoseOfCpp) {
   const quire_page_table_spec c_table = QUIRE_PAGE_TABLE_SPEC_INIT;
   EXPECT_EQ(c_table.max_seqs, table.max_seqs);
   EXPECT_EQ(c_table.max_tokens_per_seq, table.max_tokens_per_seq);
+  EXPECT_EQ(c_table.window_left, table.window_left);
 }
 
 TEST(CStructs, DefaultsOfServingAreThoseOfCpp) {
@@ -99,6 +100,10 @@ TEST(CStructs, DefaultsOfServingAreThoseOfCpp) {
   const quire_prefix_cache_spec c_cache = QUIRE_PREFIX_CACHE_SPEC_INIT;
   EXPECT_EQ(c_cache.hash_seed, cache.hash_seed);
   EXPECT_EQ(c_cache.min_partial_tokens, cache.min_partial_tokens);
+  EXPECT_EQ(c_cache.bytes_per_token, cache.costs.bytes_per_token);
+  EXPECT_EQ(c_cache.link_bytes_per_second, cache.costs.link_bytes_per_second);
+  EXPECT_EQ(c_cache.transfer_seconds, cache.costs.transfer_seconds);
+  EXPECT_EQ(c_cache.prefill_tokens_per_second, cache.costs.prefill_tokens_per_second);
   const Retention retention;
   const quire_retention c_retention = QUIRE_RETENTION_INIT;
   EXPECT_EQ(c_retention.priority, retention.priority);

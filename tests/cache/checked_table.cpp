@@ -24,8 +24,8 @@ std::int32_t ceil_div(std::int32_t value, std::int32_t divisor) {
 }  // namespace
 
 std::string describe(const Op& op) {
-  constexpr std::array kNames = {"create",      "fork",    "append", "truncate",
-                                 "accept_tree", "destroy", "retain", "release"};
+  constexpr std::array kNames = {"create", "fork",    "append", "truncate", "accept_tree",
+                                 "slide",  "destroy", "retain", "release"};
   return fmt::format("{} seq {}.{} n {} path {:#x}", kNames[static_cast<std::size_t>(op.kind)],
                      op.seq.slot, op.seq.generation, op.n, op.path);
 }
@@ -39,9 +39,9 @@ std::vector<std::int32_t> Op::kept() const {
 }
 
 bool CheckedTable::Snapshot::same_table(const Snapshot& other) const {
-  return pages == other.pages && first_free == other.first_free && num_free == other.num_free &&
-         sequences == other.sequences && rows == other.rows &&
-         first_free_slot == other.first_free_slot && num_live == other.num_live;
+  return pages == other.pages && free_pages == other.free_pages && sequences == other.sequences &&
+         rows == other.rows && first_free_slot == other.first_free_slot &&
+         num_live == other.num_live;
 }
 
 CheckedTable::CheckedTable(const PagePoolSpec& pool_spec, const PageTableSpec& table_spec)
@@ -61,13 +61,20 @@ CheckedTable::Live* CheckedTable::find(SeqId seq) {
 std::vector<std::int32_t> CheckedTable::naive_refs() const {
   std::vector<std::int32_t> refs = pins_;
   for (const Live& live : live_) {
-    for (const PageId page : table_.pages(live.seq)) ++refs[index_of(page)];
+    for (const PageId page : table_.pages(live.seq)) {
+      if (page != kNoPage) ++refs[index_of(page)];
+    }
   }
   return refs;
 }
 
 std::int32_t CheckedTable::naive_free() const {
   return static_cast<std::int32_t>(std::ranges::count(naive_refs(), 0));
+}
+
+std::int32_t CheckedTable::naive_unseen(std::int32_t position) const {
+  if (table_.spec().window_left < 0) return 0;
+  return std::max(0, position - table_.spec().window_left) / pool_.spec().page_size;
 }
 
 std::int32_t CheckedTable::naive_need(const Live& live, std::int32_t n) const {
@@ -106,9 +113,14 @@ ErrorCode CheckedTable::expected(const Op& op) {
   const auto length = static_cast<std::int32_t>(live->stamps.size());
   if (op.kind == Kind::kDestroy) return ErrorCode::kOk;
   if (op.n < 0) return ErrorCode::kInvalidArgument;
+  if (op.kind == Kind::kSlide) {
+    return op.n <= length ? ErrorCode::kOk : ErrorCode::kInvalidArgument;
+  }
+  if (op.kind != Kind::kAppend && (op.n > length || naive_unseen(op.n) < live->holes)) {
+    return ErrorCode::kInvalidArgument;
+  }
   if (op.kind == Kind::kAcceptTree) return expected_of_path(*live, op);
   if (op.kind != Kind::kAppend) {
-    if (op.n > length) return ErrorCode::kInvalidArgument;
     return op.kind == Kind::kFork && full ? ErrorCode::kQueueFull : ErrorCode::kOk;
   }
   if (op.n > table_.spec().max_tokens_per_seq - length) return ErrorCode::kTooLong;
@@ -131,6 +143,8 @@ Status CheckedTable::call(const Op& op, std::vector<CopyOp>& copies, SeqId& made
       return table_.truncate(op.seq, op.n);
     case Kind::kAcceptTree:
       return table_.accept_tree(op.seq, op.n, op.kept(), copies);
+    case Kind::kSlide:
+      return table_.slide(op.seq, op.n);
     case Kind::kDestroy:
       return table_.destroy(op.seq);
     case Kind::kRetain:
@@ -149,7 +163,7 @@ void CheckedTable::follow(const Op& op, SeqId made) {
       live_.push_back({made, {}});
       break;
     case Kind::kFork:
-      live_.push_back({made, {live->stamps.begin(), live->stamps.begin() + op.n}});
+      live_.push_back({made, {live->stamps.begin(), live->stamps.begin() + op.n}, live->holes});
       break;
     case Kind::kAppend:
       write(*live, op.n);
@@ -163,6 +177,9 @@ void CheckedTable::follow(const Op& op, SeqId made) {
       for (const std::int32_t token : op.kept()) live->stamps.push_back(drafts[index_of(token)]);
       break;
     }
+    case Kind::kSlide:
+      live->holes = std::max(live->holes, naive_unseen(op.n));
+      break;
     case Kind::kDestroy:
       dead_.push_back(op.seq);
       live_.erase(live_.begin() + (live - live_.data()));
@@ -245,8 +262,13 @@ void CheckedTable::compare() {
     const auto length = static_cast<std::int32_t>(live.stamps.size());
     ASSERT_EQ(table_.length(live.seq), length);
     ASSERT_EQ(std::ssize(table_.pages(live.seq)), ceil_div(length, pool_.spec().page_size));
+    ASSERT_EQ(table_.num_holes(live.seq), live.holes);
     for (std::int32_t position = 0; position < length; ++position) {
       const std::int64_t slot = table_.slot(live.seq, position);
+      const std::int32_t index = position / pool_.spec().page_size;
+      ASSERT_EQ(slot == -1, index < live.holes);
+      ASSERT_EQ(table_.pages(live.seq)[index_of(index)] == kNoPage, index < live.holes);
+      if (slot == -1) continue;
       ASSERT_EQ(cache_[static_cast<std::size_t>(slot)], live.stamps[index_of(position)])
           << "token " << position << " of the sequence in slot " << live.seq.slot;
     }
@@ -270,16 +292,18 @@ void CheckedTable::compare_questions(const Live& live, const std::vector<std::in
   EXPECT_EQ(table_.pages_needed(live.seq, max_n + 1), -1);
   EXPECT_EQ(table_.slot(live.seq, static_cast<std::int32_t>(live.stamps.size())), -1);
   EXPECT_EQ(table_.reclaimable_pages(live.seq),
-            std::ranges::count_if(table_.pages(live.seq),
-                                  [&](PageId page) { return refs[index_of(page)] == 1; }));
+            std::ranges::count_if(table_.pages(live.seq), [&](PageId page) {
+              return page != kNoPage && refs[index_of(page)] == 1;
+            }));
 }
 
 CheckedTable::Snapshot CheckedTable::snapshot() {
   const internal::PagePoolState& pool = internal::TestAccess::state(pool_);
   const internal::PageTableState& table = internal::TestAccess::state(table_);
-  Snapshot result{
-      pool.pages,     pool.first_free, pool.num_free, table.sequences, {},   table.first_free_slot,
-      table.num_live, cache_,          live_,         pins_,           dead_};
+  Snapshot result{pool.pages,     {},     table.sequences, {},    table.first_free_slot,
+                  table.num_live, cache_, live_,           pins_, dead_};
+  const std::span free_pages = std::span(pool.free_pages).first(index_of(pool.num_free));
+  result.free_pages.assign(free_pages.begin(), free_pages.end());
   for (std::int32_t slot = 0; slot < table.spec.max_seqs; ++slot) {
     const std::span<const PageId> row = table.pages(slot);
     result.rows.emplace_back(row.begin(), row.end());
@@ -291,8 +315,8 @@ void CheckedTable::restore(const Snapshot& snapshot) {
   internal::PagePoolState& pool = internal::TestAccess::state(pool_);
   internal::PageTableState& table = internal::TestAccess::state(table_);
   pool.pages = snapshot.pages;
-  pool.first_free = snapshot.first_free;
-  pool.num_free = snapshot.num_free;
+  std::ranges::copy(snapshot.free_pages, pool.free_pages.begin());
+  pool.num_free = static_cast<std::int32_t>(snapshot.free_pages.size());
   table.sequences = snapshot.sequences;
   table.first_free_slot = snapshot.first_free_slot;
   table.num_live = snapshot.num_live;

@@ -18,11 +18,21 @@ namespace quire::test {
 
 /// One call of a table's or a pool's mutating functions.
 struct Op {
-  enum class Kind { kCreate, kFork, kAppend, kTruncate, kAcceptTree, kDestroy, kRetain, kRelease };
+  enum class Kind {
+    kCreate,
+    kFork,
+    kAppend,
+    kTruncate,
+    kAcceptTree,
+    kSlide,
+    kDestroy,
+    kRetain,
+    kRelease
+  };
 
   Kind kind = Kind::kCreate;
   SeqId seq;
-  std::int32_t n = 0;      ///< length, tokens or page
+  std::int32_t n = 0;      ///< length, tokens, position or page
   std::uint32_t path = 0;  ///< of kAcceptTree: bit i keeps the token at n + i
 
   /// @return The tokens that a path keeps, in order.
@@ -37,13 +47,13 @@ class CheckedTable {
   struct Live {
     SeqId seq;
     std::vector<std::int64_t> stamps;
+    std::int32_t holes = 0;
   };
 
   /// Everything a call may change: to compare before and after, and to go back.
   struct Snapshot {
     std::vector<internal::PagePoolState::Page> pages;
-    PageId first_free = kNoPage;
-    std::int32_t num_free = 0;
+    std::vector<PageId> free_pages;  // in the order of the list
     std::vector<internal::PageTableState::Sequence> sequences;
     std::vector<std::vector<PageId>> rows;
     std::int32_t first_free_slot = 0;
@@ -78,6 +88,8 @@ class CheckedTable {
   [[nodiscard]] std::vector<std::int32_t> naive_refs() const;
   [[nodiscard]] std::int32_t naive_need(const Live& live, std::int32_t n) const;
   [[nodiscard]] std::int32_t naive_free() const;
+  /// @return Whole pages before the first token that a query at a position sees.
+  [[nodiscard]] std::int32_t naive_unseen(std::int32_t position) const;
   [[nodiscard]] ErrorCode expected(const Op& op);
   [[nodiscard]] ErrorCode expected_of_path(const Live& live, const Op& op) const;
   [[nodiscard]] Status call(const Op& op, std::vector<CopyOp>& copies, SeqId& made);

@@ -36,9 +36,9 @@ class RandomCalls : public testing::TestWithParam<unsigned> {
 
   Op some_op(const CheckedTable& table) {
     constexpr std::array kKinds = {
-        Kind::kCreate,  Kind::kFork,       Kind::kFork,      Kind::kAppend,  Kind::kAppend,
-        Kind::kAppend,  Kind::kAppend,     Kind::kTruncate,  Kind::kDestroy, Kind::kRetain,
-        Kind::kRelease, Kind::kAcceptTree, Kind::kAcceptTree};
+        Kind::kCreate,  Kind::kFork,       Kind::kFork,       Kind::kAppend,  Kind::kAppend,
+        Kind::kAppend,  Kind::kAppend,     Kind::kTruncate,   Kind::kDestroy, Kind::kRetain,
+        Kind::kRelease, Kind::kAcceptTree, Kind::kAcceptTree, Kind::kSlide,   Kind::kSlide};
     constexpr std::array<std::int32_t, 4> kHuge = {-1, kMax, kMax - 1,
                                                    std::numeric_limits<std::int32_t>::min()};
     const Kind kind = kKinds[random_() % kKinds.size()];
@@ -71,7 +71,9 @@ TEST_P(RandomCalls, AgreeWithTheOracle) {
   constexpr std::array<std::int32_t, 4> kPageSizes = {1, 2, 4, 16};
   for (int round = 0; round < 20; ++round) {
     CheckedTable table({.num_pages = 3 + up_to(14), .page_size = kPageSizes[random_() % 4]},
-                       {.max_seqs = 1 + up_to(5), .max_tokens_per_seq = 1 + up_to(50)});
+                       {.max_seqs = 1 + up_to(5),
+                        .max_tokens_per_seq = 1 + up_to(50),
+                        .window_left = up_to(1) == 0 ? -1 : up_to(9)});
     for (int call = 0; call < 250 && !HasFailure(); ++call) {
       if (up_to(9) == 0) {
         table.append_together(some_appends(table), random_);

@@ -21,6 +21,7 @@ using Kind = Op::Kind;
 using Canonical = std::vector<std::int32_t>;
 
 constexpr std::int32_t kSeparator = -1;
+constexpr std::int32_t kHole = -2;
 
 struct World {
   PagePoolSpec pool;
@@ -32,6 +33,7 @@ struct World {
   friend std::ostream& operator<<(std::ostream& out, const World& world) {
     return out << world.pool.num_pages << " pages of " << world.pool.page_size << ", "
                << world.table.max_seqs << " sequences of at most " << world.table.max_tokens_per_seq
+               << (world.table.window_left >= 0 ? ", a window" : "")
                << (world.with_pins ? ", pins" : "") << (world.by_name ? ", by name" : "");
   }
 };
@@ -42,13 +44,10 @@ Canonical written_by_name(CheckedTable& table) {
   Canonical text = state.pins;
   for (std::size_t slot = 0; slot < state.rows.size(); ++slot) {
     text.push_back(state.sequences[slot].live ? state.sequences[slot].length : kSeparator);
-    text.insert(text.end(), state.rows[slot].begin(), state.rows[slot].end());
+    for (const PageId page : state.rows[slot]) text.push_back(page == kNoPage ? kHole : page);
     text.push_back(kSeparator);
   }
-  for (PageId page = state.first_free; page != kNoPage;
-       page = state.pages[static_cast<std::size_t>(page)].next_free) {
-    text.push_back(page);
-  }
+  text.insert(text.end(), state.free_pages.begin(), state.free_pages.end());
   text.push_back(kSeparator);
   for (std::int32_t slot = state.first_free_slot; slot != internal::PageTableState::kNoSlot;
        slot = state.sequences[static_cast<std::size_t>(slot)].next_free) {
@@ -62,6 +61,7 @@ Canonical written_in_order(const CheckedTable& table, const std::vector<std::siz
   Canonical text;
   std::vector<PageId> names;
   const auto name = [&names](PageId page) {
+    if (page == kNoPage) return kHole;
     const auto found = std::ranges::find(names, page);
     if (found == names.end()) names.push_back(page);
     return static_cast<std::int32_t>(std::ranges::find(names, page) - names.begin());
@@ -101,6 +101,7 @@ std::vector<Op> all_ops(const CheckedTable& table, const World& world) {
     for (std::int32_t n = -1; n <= length + 1; ++n) {
       ops.push_back({Kind::kFork, live.seq, n});
       ops.push_back({Kind::kTruncate, live.seq, n});
+      ops.push_back({Kind::kSlide, live.seq, n});
     }
     for (std::int32_t n = 0; n <= length; ++n) {
       for (std::uint32_t path = 1; path < 2U << (length - n); ++path) {  // one bit too many
@@ -155,7 +156,10 @@ INSTANTIATE_TEST_SUITE_P(Worlds, AllStates,
                                          World{{3, 2}, {3, 6}, false, true, 4860},
                                          World{{4, 2}, {3, 8}, false, false, 414},
                                          World{{4, 2}, {3, 5}, true, false, 3032},
-                                         World{{4, 2}, {2, 8}, false, true, 3384}));
+                                         World{{4, 2}, {2, 8}, false, true, 3384},
+                                         World{{3, 1}, {2, 5, 1}, true, false, 772},
+                                         World{{3, 2}, {2, 8, 1}, true, false, 1752},
+                                         World{{3, 2}, {3, 7, 2}, false, false, 596}));
 
 }  // namespace
 }  // namespace quire::test

@@ -502,8 +502,88 @@ TEST_F(BrokenPageTable, ALostSlotIsNoticed) {
 
 TEST_F(BrokenPageTable, ABrokenPoolIsNoticed) {
   state().pool->num_free = 5;
-  expect_noticed("[page_pool] check: the free list has 6 pages, the counter says 5");
+  expect_noticed("[page_pool] check: 6 pages have no references, 5 are on the free list");
   state().pool->num_free = 6;
+}
+
+/// Pages of two tokens, and a window of three keys before a query's own.
+class Windows : public testing::Test {
+ protected:
+  SeqId grown(std::int32_t length) {
+    const SeqId seq = table_.create().value();
+    EXPECT_TRUE(table_.append(seq, length, copies_).ok());
+    return seq;
+  }
+
+  PagePool pool_{{.num_pages = 8, .page_size = 2}};
+  PageTable table_{pool_, {.max_seqs = 3, .max_tokens_per_seq = 100, .window_left = 3}};
+  std::vector<CopyOp> copies_;
+};
+
+TEST_F(Windows, SlideGivesBackWhatNoQuerySees) {
+  const SeqId seq = grown(8);
+  ASSERT_TRUE(table_.slide(seq, 6).ok());  // sees 3 to 6: of the pages of 0 and 1 nothing
+  EXPECT_EQ(table_.num_holes(seq), 1);
+  EXPECT_EQ(table_.pages(seq)[0], kNoPage);
+  EXPECT_EQ(table_.slot(seq, 1), -1);
+  EXPECT_GE(table_.slot(seq, 2), 0);
+  EXPECT_EQ(pool_.num_free(), 5);
+  EXPECT_EQ(table_.reclaimable_pages(seq), 3);
+  ASSERT_TRUE(table_.slide(seq, 3).ok());  // does not go back
+  EXPECT_EQ(table_.num_holes(seq), 1);
+  EXPECT_EQ(table_.check().message(), "");
+}
+
+TEST_F(Windows, ASequenceMayBecomeLongerThanThePool) {
+  const SeqId seq = grown(1);
+  for (std::int32_t length = 1; length < 100; ++length) {
+    ASSERT_TRUE(table_.slide(seq, length).ok());
+    ASSERT_TRUE(table_.append(seq, 1, copies_).ok());
+    EXPECT_LE(pool_.num_used(), 4);
+    EXPECT_EQ(table_.check().message(), "");
+  }
+  EXPECT_EQ(table_.pages(seq).size(), 50U);
+  ASSERT_TRUE(table_.destroy(seq).ok());
+  EXPECT_EQ(pool_.num_free(), 8);
+}
+
+TEST_F(Windows, WhatTheNextQuerySeesMustStillBeThere) {
+  const SeqId seq = grown(10);
+  ASSERT_TRUE(table_.slide(seq, 9).ok());
+  EXPECT_EQ(table_.num_holes(seq), 3);
+  const char* const text =
+      "[page_table] truncate: expected a length of at least 9, whose window is still there, got 8";
+  expect_failure(table_.truncate(seq, 8), ErrorCode::kInvalidArgument, text);
+  EXPECT_EQ(table_.fork(seq, 8).status().code(), ErrorCode::kInvalidArgument);
+  EXPECT_EQ(table_.accept_tree(seq, 8, {}, copies_).code(), ErrorCode::kInvalidArgument);
+  const SeqId forked = table_.fork(seq, 9).value();
+  EXPECT_EQ(table_.num_holes(forked), 3);
+  ASSERT_TRUE(table_.truncate(seq, 9).ok());
+  ASSERT_TRUE(table_.append(seq, 1, copies_).ok());
+  EXPECT_EQ(copies_.size(), 1U);  // of the page that they share in part
+  expect_failure(table_.slide(seq, 11), ErrorCode::kInvalidArgument,
+                 "[page_table] slide: expected a position in [0, 10], got 11");
+  EXPECT_EQ(table_.slide({9, 9}, 0).code(), ErrorCode::kBadHandle);
+  EXPECT_EQ(table_.check().message(), "");
+}
+
+TEST_F(Windows, WithoutAWindowSlideDoesNothing) {
+  PageTable table(pool_, {.max_seqs = 1, .max_tokens_per_seq = 16});
+  const SeqId seq = table.create().value();
+  ASSERT_TRUE(table.append(seq, 16, copies_).ok());
+  ASSERT_TRUE(table.slide(seq, 16).ok());
+  EXPECT_EQ(table.num_holes(seq), 0);
+  EXPECT_EQ(pool_.num_free(), 0);
+  EXPECT_THROW(PageTable(pool_, {.window_left = -2}), Error);
+}
+
+TEST_F(Windows, AHoleInsideTheWindowIsNoticed) {
+  const SeqId seq = grown(8);
+  auto& state = internal::TestAccess::state(table_);
+  state.at(static_cast<std::int32_t>(seq.slot)).holes = 3;
+  EXPECT_THAT(std::string(table_.check().message()),
+              testing::HasSubstr("of 8 tokens has 3 holes, of which 2 are before its window"));
+  state.at(static_cast<std::int32_t>(seq.slot)).holes = 0;
 }
 
 }  // namespace

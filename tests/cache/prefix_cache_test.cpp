@@ -107,7 +107,7 @@ TEST_F(PrefixCaches, TokensAreComparedWhateverTheHashSays) {
   serve(counted(0, 4));
   const PageId page = 0;
   ASSERT_TRUE(cache_.contains(page));
-  state().tokens_at(page)[3] = 77;  // as if another run had the same hash
+  state().tokens_at(state().node_of(page))[3] = 77;  // as if another run had the same hash
   EXPECT_EQ(found(counted(0, 4)), 3);
   expect_failure(cache_.check(), ErrorCode::kInternal,
                  "[prefix_cache] check: page 0 has another hash than its tokens");
@@ -302,7 +302,7 @@ class BrokenPrefixCache : public PrefixCaches {
   void expect_noticed(std::string_view text) {
     expect_failure(cache_.check(), ErrorCode::kInternal, text);
   }
-  PrefixCacheState::Node& node(PageId page) { return state().node(page); }
+  PrefixCacheState::Node& node(PageId page) { return state().node(state().node_of(page)); }
 
   // Page 0 is the head, the last pages of the two prompts are its children.
 };
@@ -318,18 +318,18 @@ TEST_F(BrokenPrefixCache, ANodeOfAnotherTenantBelowIsNoticed) {
 }
 
 TEST_F(BrokenPrefixCache, AMiscountedChildIsNoticed) {
-  ++node(0).num_children;
+  ++node(0).num_children[0];
   expect_noticed(
       "[prefix_cache] check: page 0 has another number of children than the counter says");
 }
 
 TEST_F(BrokenPrefixCache, AnInteriorPageThatCouldBeEvictedIsNoticed) {
-  state().by_worth.push(0, 0);
+  state().tiers[0].by_worth.push(0, 0);
   expect_noticed("[prefix_cache] check: page 0 can be evicted though it is no leaf");
 }
 
 TEST_F(BrokenPrefixCache, ALeafThatCannotBeEvictedIsNoticed) {
-  state().by_worth.remove(1);
+  state().tiers[0].by_worth.remove(1);
   expect_noticed("[prefix_cache] check: page 1 cannot be evicted");
 }
 
@@ -340,7 +340,7 @@ TEST_F(BrokenPrefixCache, AForgottenLeaseIsNoticed) {
 }
 
 TEST_F(BrokenPrefixCache, APageOutsideOfItsBucketIsNoticed) {
-  state().bucket(node(1).hash) = kNoPage;
+  state().bucket(node(1).hash) = internal::kNoNode;
   const Status status = cache_.check();
   EXPECT_THAT(std::string(status.message()), testing::HasSubstr("pages of 3 are in buckets"));
 }

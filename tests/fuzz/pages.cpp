@@ -23,6 +23,7 @@ struct Expected {
   quire_seq_id id = {0, 0};
   bool alive = false;
   std::vector<std::int64_t> written;
+  std::int32_t holes = 0;
 };
 
 class Tables {
@@ -31,12 +32,14 @@ class Tables {
     num_pages_ = bytes_.between(1, 24);
     page_size_ = bytes_.between(1, 5);
     max_tokens_ = bytes_.between(1, 40);
+    window_ = bytes_.between(-1, 8);
     quire_page_pool_spec pool_spec = QUIRE_PAGE_POOL_SPEC_INIT;
     pool_spec.num_pages = num_pages_;
     pool_spec.page_size = page_size_;
     quire_page_table_spec table_spec = QUIRE_PAGE_TABLE_SPEC_INIT;
     table_spec.max_seqs = kMaxSeqs;
     table_spec.max_tokens_per_seq = max_tokens_;
+    table_spec.window_left = window_;
     require(quire_page_pool_create(&pool_spec, &pool_) == QUIRE_OK);
     require(quire_page_table_create(pool_, &table_spec, &table_) == QUIRE_OK);
     require(quire_copy_plan_create(&copies_) == QUIRE_OK);
@@ -63,7 +66,7 @@ class Tables {
 
  private:
   void step() {
-    switch (bytes_.between(0, 9)) {
+    switch (bytes_.between(0, 10)) {
       case 0:
         create();
         break;
@@ -89,6 +92,9 @@ class Tables {
       case 8:
         accept_tree();
         break;
+      case 9:
+        slide();
+        break;
       default:
         made_up();
     }
@@ -100,9 +106,24 @@ class Tables {
     return &seqs_[bytes_.take<std::uint8_t>() % seqs_.size()];
   }
 
-  void add(quire_seq_id id, std::vector<std::int64_t> written) {
+  /// Whole pages before the first token that a query at a position sees.
+  [[nodiscard]] std::int32_t unseen(std::int32_t position) const {
+    return window_ < 0 ? 0 : std::max(0, position - window_) / page_size_;
+  }
+
+  void slide() {
+    Expected* seq = any();
+    if (seq == nullptr) return;
+    const std::int32_t position = bytes_.once_in(16) ? bytes_.edge() : bytes_.between(0, 40);
+    const bool fits =
+        seq->alive && position >= 0 && position <= static_cast<std::int32_t>(seq->written.size());
+    require((quire_page_table_slide(table_, seq->id, position) == QUIRE_OK) == fits);
+    if (fits) seq->holes = std::max(seq->holes, unseen(position));
+  }
+
+  void add(quire_seq_id id, std::vector<std::int64_t> written, std::int32_t holes = 0) {
     if (seqs_.size() > 64) seqs_.erase(std::find_if(seqs_.begin(), seqs_.end(), is_dead));
-    seqs_.push_back({id, true, std::move(written)});
+    seqs_.push_back({id, true, std::move(written), holes});
   }
   static bool is_dead(const Expected& seq) { return !seq.alive; }
 
@@ -153,19 +174,21 @@ class Tables {
     const std::int32_t length = bytes_.once_in(16) ? bytes_.edge() : bytes_.between(0, 12);
     quire_seq_id id = {0, 0};
     const quire_status status = quire_page_table_fork_seq(table_, seq->id, length, &id);
-    const bool fits =
-        seq->alive && length >= 0 && length <= static_cast<std::int32_t>(seq->written.size());
+    const bool fits = seq->alive && length >= 0 &&
+                      length <= static_cast<std::int32_t>(seq->written.size()) &&
+                      unseen(length) >= seq->holes;
     require((status == QUIRE_OK) == (fits && alive() < kMaxSeqs));
     if (status != QUIRE_OK) return;
-    add(id, {seq->written.begin(), seq->written.begin() + length});
+    add(id, {seq->written.begin(), seq->written.begin() + length}, seq->holes);
   }
 
   void truncate() {
     Expected* seq = any();
     if (seq == nullptr) return;
     const std::int32_t length = bytes_.once_in(16) ? bytes_.edge() : bytes_.between(0, 12);
-    const bool fits =
-        seq->alive && length >= 0 && length <= static_cast<std::int32_t>(seq->written.size());
+    const bool fits = seq->alive && length >= 0 &&
+                      length <= static_cast<std::int32_t>(seq->written.size()) &&
+                      unseen(length) >= seq->holes;
     require((quire_page_table_truncate(table_, seq->id, length) == QUIRE_OK) == fits);
     if (fits) seq->written.resize(static_cast<std::size_t>(length));
   }
@@ -188,6 +211,7 @@ class Tables {
     const bool grows =
         std::adjacent_find(path.begin(), path.end(), std::greater_equal<>()) == path.end();
     const bool fits = seq->alive && length >= 0 && length <= written &&
+                      unseen(length) >= seq->holes &&
                       (path.empty() || (path[0] >= 0 && path.back() < written - length)) && grows;
     require(fits || status != QUIRE_OK);
     if (status != QUIRE_OK) {
@@ -277,6 +301,8 @@ class Tables {
     require(quire_page_table_length(table_, seq.id) == (seq.alive ? length : -1));
     for (std::int32_t position = 0; position < length; ++position) {
       const std::int64_t slot = quire_page_table_slot(table_, seq.id, position);
+      require((slot == -1) == (position / page_size_ < seq.holes));
+      if (slot == -1) continue;
       require(slot >= 0 && slot < static_cast<std::int64_t>(cache_.size()));
       require(cache_[static_cast<std::size_t>(slot)] ==
               seq.written[static_cast<std::size_t>(position)]);
@@ -286,6 +312,7 @@ class Tables {
   Bytes bytes_;
   std::int32_t num_pages_ = 0;
   std::int32_t page_size_ = 0;
+  std::int32_t window_ = -1;
   std::int32_t max_tokens_ = 0;
   quire_page_pool* pool_ = nullptr;
   quire_page_table* table_ = nullptr;

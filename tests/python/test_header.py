@@ -37,6 +37,7 @@ STRUCTS: dict[str, type[ctypes.Structure]] = {
     "quire_prefix_cache_stats": s.PrefixCacheStats,
     "quire_prefix_event": s.PrefixEvent,
     "quire_restored_page": s.RestoredPage,
+    "quire_host_match": s.HostMatch,
     "quire_batch_entry": s.BatchEntry,
     "quire_batch_shape": s.BatchShape,
     "quire_staged_batch": s.StagedBatch,

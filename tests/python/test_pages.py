@@ -301,3 +301,31 @@ def test_a_fence_of_the_cpu_is_always_reached() -> None:
         fence.query()
     with pytest.raises(quire.Error):
         quire.Fence("cuda:99")
+
+
+def test_a_window_gives_pages_back() -> None:
+    pool = quire.PagePool(4, 2)
+    table = quire.PageTable(pool, max_seqs=1, max_tokens_per_seq=40, window_left=3)
+    seq, copies = table.create(), quire.CopyPlan()
+    for _ in range(40):
+        table.append(seq, 1, copies)
+        table.slide(seq, table.length(seq))
+    assert table.num_holes(seq) == (40 - 3) // 2
+    pages = table.pages(seq)
+    assert (pages[:18] == quire.NO_PAGE).all()
+    assert (pages[18:] >= 0).all()
+    assert pool.num_used == 2
+    with pytest.raises(quire.InvalidArgument, match="expected 36 to 39, got 35"):
+        table.slot(seq, 35)
+    with pytest.raises(quire.InvalidArgument, match=r"within \[36, 40\]"):
+        table.slots(seq)
+    assert (table.slots(seq, 36) >= 0).all()
+    with pytest.raises(quire.InvalidArgument, match="whose window is still there"):
+        table.truncate(seq, 10)
+    table.truncate(seq, 39)
+    with pytest.raises(quire.InvalidArgument, match="window_left"):
+        quire.PageTable(pool, window_left=-2)
+    table.destroy(seq)
+    assert table.num_holes(seq) == -1
+    assert pool.num_free == 4
+    table.check()

@@ -108,8 +108,121 @@ def test_a_snapshot_comes_back_on_new_pages() -> None:
     pages = cache.restore(saved)
     assert pages.dtype == np.int32
     assert sorted(pages[:, 2].tolist()) == [2, 4]
+    assert not pages[:, 3].any()
     assert cache.match_length([1, 2, 3, 4, 5, 6]) == 6
     assert pool.num_used == 2
+
+
+def test_pages_go_to_the_host_and_come_back() -> None:
+    pool, table = make(4)
+    host = quire.PagePool(4, PAGE_SIZE)
+    cache = quire.PrefixCache(
+        pool, host=host, costs=quire.TierCosts(transfer_seconds=0.0), record_events=True
+    )
+    on_device = np.full((4, PAGE_SIZE, 1, 1), -1.0, np.float32)
+    on_host = np.full_like(on_device, -1.0)
+    tokens = [1, 2, 3, 4, 5, 6, 7, 8]
+    seq = table.create()
+    table.append(seq, 8, quire.CopyPlan())
+    on_device[table.pages(seq)] = np.reshape(tokens, (2, PAGE_SIZE, 1, 1))
+    cache.publish_seq(table, seq, tokens)
+    table.destroy(seq)
+    cache.take_events()
+
+    plan = quire.TransferPlan()
+    assert cache.offload(2, plan) == 2
+    assert (pool.num_free, cache.parked_pages, cache.stats.in_flight) == (2, 2, 2)
+    assert [event.on_host for event in cache.take_events()] == [True, False, True, False]
+    plan.offloads.execute(on_host, sources=[on_device])
+    assert cache.retire(plan.ticket) == 2
+    assert cache.retire(plan.ticket) == 0
+    assert pool.num_free == 4
+    on_device[:] = -1.0
+    plan.clear()
+    assert (plan.ticket, len(plan.offloads)) == (0, 0)
+
+    assert cache.match_length(tokens) == 0
+    assert cache.match_host(tokens) == quire.HostMatch(8, 2, True)
+    assert cache.fetch(tokens, plan) == 2
+    with cache.match(tokens) as lease:
+        assert lease.pending == plan.ticket
+        plan.fetches.execute(on_device, sources=[on_host])
+        cache.retire(plan.ticket)
+        assert lease.pending == 0
+        assert on_device[lease.pages()].ravel().tolist() == tokens
+    stats = cache.stats
+    assert (stats.offloaded, stats.fetched, stats.fetched_tokens, stats.host_pages) == (2, 2, 8, 0)
+    assert cache.evict_host(1) == 0
+    cache.check()
+
+    plan.clear()
+    cache.offload(1, plan)
+    cache.retire(plan.ticket)
+    saved = cache.save()
+    cache.erase()
+    assert sorted(cache.restore(saved)[:, 3].tolist()) == [0, 1]
+    assert cache.match_host(tokens).tokens == 4
+    costly = quire.PrefixCache(pool, costs=quire.TierCosts(prefill_tokens_per_second=float("inf")))
+    costly.check()
+    with pytest.raises(quire.InvalidArgument, match="bytes_per_token"):
+        quire.PrefixCache(pool, costs=quire.TierCosts(bytes_per_token=0.0))
+
+
+def test_a_batcher_swaps() -> None:
+    pool, table = make(8, max_seqs=4, max_tokens_per_seq=32)
+    host = quire.PagePool(8, PAGE_SIZE)
+    cache = quire.PrefixCache(pool, host=host, costs=quire.TierCosts(transfer_seconds=0.0))
+    batcher = quire.Batcher(table, cache)
+    batcher.submit(quire.Request(1, list(range(13)), 12))
+    batcher.submit(quire.Request(2, list(range(50, 62)), 9))
+    copies = quire.CopyPlan()
+    sent = fetched = 0
+    for _ in range(60):
+        plan = batcher.plan()
+        batcher.commit(plan, copies)
+        offloads, fetches = plan.transfers
+        sent += len(offloads)
+        fetched += len(fetches)
+        batcher.finish(plan, [7] * sum(item.num_samples for item in plan.items))
+        if batcher.idle:
+            break
+    batcher.check()
+    stats = batcher.stats
+    assert stats.finished == 2
+    assert stats.swaps == stats.preemptions > 0
+    assert 0 < fetched <= sent
+    assert stats.prefill_tokens + stats.decode_tokens == 13 + 11 + 12 + 8  # nothing twice
+
+
+def test_a_batcher_keeps_window_tables() -> None:
+    _, table = make(16, max_seqs=2, max_tokens_per_seq=64)
+    window_pool = quire.PagePool(8, PAGE_SIZE)
+    window = quire.PageTable(window_pool, max_seqs=2, max_tokens_per_seq=64, window_left=5)
+    batcher = quire.Batcher(table, windows=[window])
+    batcher.submit(quire.Request(1, 20, 6))
+    builder, copies = quire.BatchBuilder(window), quire.CopyPlan()
+    chunks = []
+    while not batcher.idle:
+        plan = batcher.plan()
+        batcher.commit(plan, copies)
+        entries, window_copies = plan.window(0)
+        assert [entry.new_tokens for entry in entries] == [
+            item.num_new_tokens for item in plan.items
+        ]
+        assert len(window_copies) == 0
+        staged = builder.build(entries)
+        assert staged.kv_len[0] == table.length(plan.items[0].seq)
+        chunks.append(plan.num_tokens)
+        batcher.finish(plan)
+        batcher.check()
+    assert chunks == [8, 8, 4, 1, 1, 1, 1, 1]
+    assert window_pool.num_used == 0
+    with pytest.raises(quire.InvalidArgument, match="expected one of 1 in a committed plan, got 1"):
+        plan.window(1)
+    with pytest.raises(quire.InvalidArgument, match="expected tables with a window"):
+        quire.Batcher(table, windows=[quire.PageTable(window_pool, max_seqs=2)])
+    with pytest.raises(quire.InvalidArgument, match="beside a cache"):
+        quire.Batcher(table, quire.PrefixCache(window_pool), windows=[window])
 
 
 def test_caches_refuse_what_does_not_fit() -> None:

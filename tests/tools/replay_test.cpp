@@ -65,6 +65,47 @@ TEST(Replay, AFullPoolPreemptsAndStillServesEveryRequestRightly) {
   EXPECT_TRUE(report.passed()) << report.checks.first_failure;
 }
 
+TEST(Replay, WhoIsPreemptedComesBackFromTheHostAsItWas) {
+  ReplayOptions options = small_options();
+  options.pages = 12;
+  const std::vector<TraceRequest> requests(12, TraceRequest{0, 30, 100});
+  const ReplayReport without = run(options, requests);
+  options.host_pages = 40;
+  const ReplayReport report = run(options, requests);
+  EXPECT_GT(report.batcher.swaps, 0);
+  EXPECT_GT(report.cache.fetched, 0);
+  EXPECT_EQ(report.batcher.finished, 12);
+  EXPECT_LT(report.tokens(), without.tokens());
+  EXPECT_TRUE(report.passed()) << report.checks.first_failure << report.broken_invariant;
+  const auto json = report_json(options, report, "");
+  EXPECT_EQ(json.at("swaps"), report.batcher.swaps);
+  EXPECT_NE(report_text(options, report, "").find("host tier"), std::string::npos);
+}
+
+TEST(Replay, AWindowGivesPagesBack) {
+  ReplayOptions options = small_options();
+  options.pages = 60;
+  options.shape.window = 40;
+  options.keep_pages = true;
+  const std::vector<TraceRequest> requests(12, TraceRequest{0, 30, 100});
+  const ReplayReport report = run(options, requests);
+  EXPECT_EQ(report.batcher.finished, 12);
+  EXPECT_EQ(report.batcher.preemptions, 0) << "eight times 130 tokens would not fit";
+  EXPECT_LE(report.batcher.peak_used_pages, 8 * (40 / 16 + 2));
+  EXPECT_LE(report.peak.paged, 16.0 * report.batcher.peak_used_pages);
+  EXPECT_TRUE(report.passed()) << report.checks.first_failure << report.broken_invariant;
+}
+
+TEST(Replay, AHostWithoutRoomStopsNobody) {
+  ReplayOptions options = small_options();
+  options.pages = 12;
+  options.host_pages = 1;
+  const ReplayReport report = run(options, std::vector<TraceRequest>(12, TraceRequest{0, 30, 100}));
+  EXPECT_EQ(report.batcher.finished, 12);
+  EXPECT_GT(report.batcher.preemptions, 0);
+  EXPECT_TRUE(report.passed()) << report.checks.first_failure << report.broken_invariant;
+}
+
 TEST(Replay, ARequestThatCanNeverFitIsRefusedAndNamed) {
   std::vector<TraceRequest> requests = small_trace();
   requests.push_back({1, 64 * 16 + 1, 1});

@@ -26,10 +26,20 @@ check() {
   --report "$folder/one.html" >"$folder/one.txt"
 "$quire" replay --preset azure-conv --requests 3 --no-attention --pages 1 \
   --report "$folder/nothing.html" >"$folder/nothing.txt"
+for i in $(seq 40); do
+  echo "{\"timestamp\": $((i * 3000)), \"input_length\": 1500, \"output_length\": 9, \"hash_ids\": [0, $((i % 5 + 1)), $((i + 9))]}"
+done >"$folder/shared.jsonl"
+"$quire" replay "$folder/shared.jsonl" --no-attention --prefix-cache --page-size 512 --pages 50 \
+  --report "$folder/shared.html" >"$folder/shared.txt"
 check usual drawn
+check shared drawn
 check nothing drawn
 check one drawn
 grep --quiet 'class="tile"><b>300</b>' "$folder/usual.dom"
+# The prefix tree is there where there is a cache, and only there.
+grep --quiet 'id="icicle-section" hidden' "$folder/usual.dom"
+grep --quiet --extended-regexp 'id="icicle-text">[0-9]+ pages at the end; [1-9]' "$folder/shared.dom"
+grep --quiet 'found up to 39 times' "$folder/shared.dom"
 
 # The check can fail: a page that lacks a part says so.
 sed 's/"submitted":"[^"]*"/"submitted":"!"/' "$folder/usual.html" >"$folder/broken.html"

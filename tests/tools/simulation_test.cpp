@@ -54,6 +54,24 @@ TEST(CostModel, AStepTakesItsOverheadItsBytesAndItsFlop) {
                    100e-6 + cost.bytes / 1e9 + cost.flop / 1e9);
 }
 
+TEST(CostModel, PagesThatMoveTakeTheLink) {
+  Shape shape;
+  shape.heads = {4, 2};
+  shape.head_dim = 64;
+  shape.page_size = 16;
+  StepPlan plan;
+  plan.transfers.offloads.resize(2);
+  plan.transfers.fetches.resize(1);
+  const double page_bytes =
+      2.0 * 3 * 2 * 64 * 16 * static_cast<double>(size_of(shape.cache_dtype()));
+  EXPECT_EQ(step_cost({}, shape, 3, plan).link_bytes, 3 * page_bytes);
+  const TierCosts costs =
+      tier_costs({.peak_tflops = 2, .params_billion = 0.5, .link_gbps = 3}, shape, 3);
+  EXPECT_EQ(costs.bytes_per_token, page_bytes / 16);
+  EXPECT_EQ(costs.link_bytes_per_second, 3e9);
+  EXPECT_EQ(costs.prefill_tokens_per_second, 2000);
+}
+
 TEST(CostModel, AWindowHidesKeys) {
   Shape shape;
   shape.heads = {1, 1};
@@ -166,6 +184,28 @@ TEST(Simulation, PromptsThatBeginWithTheSameBlocksArePagesOfTheCache) {
   EXPECT_TRUE(report.passed()) << report.broken_invariant;
   EXPECT_EQ(report_json(options, report, "")["hit_tokens"], 512);
   EXPECT_NE(report_text(options, report, "").find("512 not computed"), std::string::npos);
+}
+
+TEST(Simulation, WhatTheDeviceHasNoRoomForIsFoundOnTheHost) {
+  ReplayOptions options = simulation();
+  options.prefix_cache = true;
+  options.shape.page_size = 64;
+  options.pages = 20;
+  options.host_pages = 40;
+  options.max_tokens_per_step = 2048;
+  options.arrivals = Arrivals::kTrace;
+  options.cost = {.overhead_us = 0, .bandwidth_gbps = 1e9, .peak_tflops = 1e-3, .link_gbps = 1e-3};
+  const std::vector<TraceRequest> requests = {
+      {0, 1024, 1, {7, 8}}, {1e6, 1024, 1, {1, 2}}, {2e6, 1024, 1, {7, 8}}};
+  const ReplayReport report = run(options, requests);
+  EXPECT_EQ(report.batcher.hit_tokens, 1023);
+  EXPECT_EQ(report.batcher.fetched_tokens, 1023 - 4 * 64) << "four pages were still there";
+  EXPECT_EQ(report.cache.fetched, 12);
+  EXPECT_TRUE(report.passed()) << report.broken_invariant;
+  // The pages that came, and those that made room for them, cross the link one after another.
+  const auto moved = static_cast<double>(12 + report.cache.offloaded) * 64;
+  const double bytes = moved * static_cast<double>(report.position_bytes);
+  EXPECT_GT(report.busy_s(), bytes / 1e6);
 }
 
 TEST(Simulation, TailWasteIsThatOfTheFinalLengths) {

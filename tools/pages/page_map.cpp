@@ -134,6 +134,10 @@ PageMap RunningRequests::map(const PageTable& table) const {
   for (std::size_t owner = 0; owner < map.owners.size(); ++owner) {
     std::int32_t tokens_left = map.owners[owner].tokens;
     for (const PageId id : table.pages(seqs_.at(map.owners[owner].request))) {
+      if (id == kNoPage) {  // given back: its window has moved on
+        tokens_left -= map.page_size;
+        continue;
+      }
       PageMap::Page& page = map.pages[static_cast<std::size_t>(id)];
       if (page.owner == PageMap::kOthers) page.owner = static_cast<std::int32_t>(owner);
       page.tokens = std::max(page.tokens, std::min(tokens_left, map.page_size));

@@ -8,6 +8,17 @@
 namespace quire::tool {
 namespace {
 
+constexpr double kGiga = 1e9;
+constexpr double kTera = 1e12;
+constexpr double kFlopPerWeight = 2;
+
+/// K and V of a token in all layers.
+double position_bytes(const Shape& shape, std::int32_t layers) {
+  constexpr double kKeyAndValue = 2;
+  return kKeyAndValue * layers * shape.heads.kv * shape.head_dim *
+         static_cast<double>(size_of(shape.cache_dtype()));
+}
+
 /// Keys that at least one of the new tokens sees.
 std::int64_t visible_keys(std::int64_t position, std::int64_t n, std::int64_t window) {
   const std::int64_t before = window < 0 ? position : std::min(position, window);
@@ -27,14 +38,10 @@ std::int64_t visible_pairs(std::int64_t position, std::int64_t n, std::int64_t w
 
 StepCost step_cost(const CostModel& model, const Shape& shape, std::int32_t layers,
                    const StepPlan& plan) {
-  constexpr double kBillion = 1e9;
   constexpr double kWeightBytes = 2;
-  constexpr double kFlopPerWeight = 2;
   constexpr double kFlopPerPairAndElement = 4;  // scores and values, multiply and add
-  constexpr double kKeyAndValue = 2;
-  const double position_bytes = kKeyAndValue * layers * shape.heads.kv * shape.head_dim *
-                                static_cast<double>(size_of(shape.cache_dtype()));
-  const double weights = model.params_billion * kBillion;
+  const double token_bytes = position_bytes(shape, layers);
+  const double weights = model.params_billion * kGiga;
   std::int64_t pairs = 0;
   std::int64_t keys = 0;
   for (const StepItem& item : plan.items) {
@@ -42,22 +49,30 @@ StepCost step_cost(const CostModel& model, const Shape& shape, std::int32_t laye
     keys += visible_keys(item.position, item.num_new_tokens, shape.window);
   }
   StepCost cost;
-  cost.bytes =
-      weights * kWeightBytes + position_bytes * static_cast<double>(keys + plan.num_tokens);
+  cost.bytes = weights * kWeightBytes + token_bytes * static_cast<double>(keys + plan.num_tokens);
   cost.flop = kFlopPerWeight * weights * plan.num_tokens + kFlopPerPairAndElement * layers *
                                                                shape.heads.qo * shape.head_dim *
                                                                static_cast<double>(pairs);
+  const std::size_t moved = plan.transfers.offloads.size() + plan.transfers.fetches.size();
+  cost.link_bytes = token_bytes * shape.page_size * static_cast<double>(moved);
   return cost;
 }
 
 double step_seconds(const CostModel& model, const Shape& shape, std::int32_t layers,
                     const StepPlan& plan) {
   constexpr double kMicrosecond = 1e-6;
-  constexpr double kGiga = 1e9;
-  constexpr double kTera = 1e12;
   const StepCost cost = step_cost(model, shape, layers, plan);
   return model.overhead_us * kMicrosecond + cost.bytes / (model.bandwidth_gbps * kGiga) +
-         cost.flop / (model.peak_tflops * kTera);
+         cost.flop / (model.peak_tflops * kTera) + cost.link_bytes / (model.link_gbps * kGiga);
+}
+
+TierCosts tier_costs(const CostModel& model, const Shape& shape, std::int32_t layers) {
+  TierCosts costs;
+  costs.bytes_per_token = position_bytes(shape, layers);
+  costs.link_bytes_per_second = model.link_gbps * kGiga;
+  costs.prefill_tokens_per_second =
+      model.peak_tflops * kTera / (kFlopPerWeight * model.params_billion * kGiga);
+  return costs;
 }
 
 }  // namespace quire::tool

@@ -110,6 +110,24 @@ struct Model {
   SpotChecker checker;
 };
 
+/// With a window pages go back as it moves on, unless a cache keeps them.
+PageTableSpec table_spec(const ReplayOptions& options, std::int32_t longest) {
+  const bool keeps = options.prefix_cache || options.host_pages > 0;
+  return {.max_seqs = options.max_seqs,
+          .max_tokens_per_seq = longest,
+          .window_left = keeps ? -1 : options.shape.window};
+}
+
+std::optional<PrefixCache> make_cache(const ReplayOptions& options, PagePool& pool,
+                                      PagePool& host) {
+  if (options.host_pages > 0) {
+    return PrefixCache(pool, host,
+                       {.costs = tier_costs(options.cost, options.shape, options.layers)});
+  }
+  if (options.prefix_cache) return PrefixCache(pool);
+  return std::nullopt;
+}
+
 class Engine {
  public:
   Engine(const ReplayOptions& options, std::span<const TraceRequest> requests)
@@ -117,13 +135,18 @@ class Engine {
         requests_(requests),
         work_(work_of(requests, tokens_of_pool(options))),
         pool_({options.pages, options.shape.page_size}),
-        table_(pool_, {options.max_seqs, work_.longest}),
-        cache_(options.prefix_cache ? std::optional<PrefixCache>(pool_) : std::nullopt),
+        table_(pool_, table_spec(options, work_.longest)),
+        host_({std::max(options.host_pages, 1), options.shape.page_size}),
+        cache_(make_cache(options, pool_, host_)),
         batcher_(cache_ ? Batcher(table_, *cache_, batcher_spec(options, requests.size()))
                         : Batcher(table_, batcher_spec(options, requests.size()))),
         builder_(table_),
         recorder_(recorder_spec(options, requests.size())) {
     if (options.keep_pages) report_.pages.emplace(options.pages);
+    if (options.keep_pages && cache_) {
+      report_.tree = std::make_unique<PrefixTree>(options.pages, options.host_pages);
+      cache_->set_listener(report_.tree.get());
+    }
     if (!options.attention) return;
     model_ = std::make_unique<Model>(options, work_.longest);
   }
@@ -175,6 +198,7 @@ class Engine {
     if (cache_) {
       write_prompt(trace, next_, tokens_);
       request.prompt = tokens_;
+      if (!options_.prefix_cache) request.name_space = next_;  // shares with itself alone
     }
     const Status status = batcher_.submit(request);
     if (status.ok()) {
@@ -209,6 +233,9 @@ class Engine {
     add(times);
     recorder_.finished(ended_, report_.virtual_s);
     if (report_.pages) report_.pages->finished(ended_);
+    if (cache_ && !options_.prefix_cache) {
+      for (const std::uint64_t ended : ended_) cache_->erase(ended);
+    }
     return true;
   }
 
@@ -227,6 +254,7 @@ class Engine {
   void look_at_pages() {
     if (!report_.pages) return;
     report_.pages->committed(plan_, table_, report_.virtual_s);
+    if (report_.tree) report_.tree->committed(plan_, table_);
     if (options_.chosen_step < 0) return;
     if (plan_.step != static_cast<std::uint64_t>(options_.chosen_step)) return;
     report_.chosen_map = report_.pages->now(plan_, table_, report_.virtual_s);
@@ -240,6 +268,7 @@ class Engine {
   }
 
   void compute(Model& model, const StagedBatch& batch, StepTimes& times) {
+    model.layers.transfer(plan_.transfers);
     model.layers.copy_pages(copies_);
     model.layers.run(plan_, batch, times);
     const auto every = static_cast<std::uint64_t>(options_.check_every);
@@ -252,12 +281,18 @@ class Engine {
   void count_positions(const StagedBatch& batch) {
     const std::int32_t page_size = options_.shape.page_size;
     Positions now;
-    for (const std::int32_t length : batch.kv_len) {
+    for (std::size_t row = 0; row < plan_.batch.size(); ++row) {
+      const std::int32_t given_back = table_.num_holes(plan_.batch[row].seq) * page_size;
+      const std::int32_t length = batch.kv_len[row] - given_back;
       now.used += length;
       const std::int32_t pages = (length + page_size - 1) / page_size;
       now.paged += static_cast<double>(pages) * page_size;
     }
     now.padded = static_cast<double>(batch.max_kv_len) * batch.num_seqs;
+    if (options_.keep_steps) {
+      report_.step_pages.push_back({static_cast<float>(now.used), static_cast<float>(now.paged),
+                                    static_cast<float>(batcher_.stats().idle_pages)});
+    }
     report_.mean.used += now.used;  // sums, until `finish`
     report_.mean.paged += now.paged;
     report_.mean.padded += now.padded;
@@ -283,7 +318,9 @@ class Engine {
     report_.mean.padded /= steps;
     report_.left_out = static_cast<std::int64_t>(requests_.size() - next_);
     report_.batcher = batcher_.stats();
-    report_.lost_pages = pool_.num_used() - report_.batcher.idle_pages;
+    if (cache_) report_.cache = cache_->stats();
+    report_.lost_pages =
+        pool_.num_used() - report_.batcher.idle_pages + host_.num_used() - report_.cache.host_pages;
     report_.broken_invariant = batcher_.check().message();  // table and pool included
     if (model_ != nullptr) {
       report_.kernel = model_->layers.kernel();
@@ -295,6 +332,7 @@ class Engine {
                              static_cast<std::uint64_t>(options_.shape.head_dim) *
                              size_of(options_.shape.cache_dtype());
     report_.tail_waste = tail_waste_of(requests_);
+    if (cache_) cache_->set_listener(nullptr);
     report_.recorder = std::move(recorder_);
     static_cast<void>(elapsed());
   }
@@ -305,6 +343,7 @@ class Engine {
   Work work_;
   PagePool pool_;
   PageTable table_;
+  PagePool host_;
   std::optional<PrefixCache> cache_;
   Batcher batcher_;
   BatchBuilder builder_;

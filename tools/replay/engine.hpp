@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <numeric>
 #include <optional>
 #include <span>
@@ -15,6 +16,7 @@
 #include "replay/layers.hpp"
 #include "replay/options.hpp"
 #include "replay/page_history.hpp"
+#include "replay/prefix_tree.hpp"
 #include "replay/spot_check.hpp"
 #include "trace/request.hpp"
 
@@ -25,6 +27,13 @@ struct Positions {
   double used = 0;    ///< Tokens in cache.
   double paged = 0;   ///< In whole pages.
   double padded = 0;  ///< Every running request as long as the longest.
+};
+
+/// What a step had in the pages of the pool.
+struct StepPages {
+  float tokens = 0;     ///< Of running requests, shared ones as often as they are shared.
+  float positions = 0;  ///< Of the pages that hold these, likewise.
+  float idle = 0;       ///< Pages that only the prefix cache holds.
 };
 
 /// What the last pages of all requests leave empty at their final length, prompt and answer.
@@ -40,14 +49,17 @@ struct ReplayReport {
   std::int64_t left_out = 0;  ///< Not taken in before the duration was over.
   std::string first_refusal;
   BatcherStats batcher;
-  std::vector<double> step_seconds;  ///< On the clock that arrivals are held against.
-  StepTimes times;                   ///< Sums over all steps.
-  double wall_s = 0;                 ///< Everything, the spot checks included.
+  PrefixCacheStats cache;             ///< Without a cache all zero.
+  std::vector<double> step_seconds;   ///< On the clock that arrivals are held against.
+  std::vector<StepPages> step_pages;  ///< Likewise by step, if steps were to be kept.
+  StepTimes times;                    ///< Sums over all steps.
+  double wall_s = 0;                  ///< Everything, the spot checks included.
   double checking_s = 0;
   double virtual_s = 0;               ///< That clock at the end.
   std::optional<Recorder> recorder;   ///< Its times are of that clock.
   std::optional<PageHistory> pages;   ///< If they were to be kept.
   std::optional<PageMap> chosen_map;  ///< Of the chosen step, if there was such a step.
+  std::unique_ptr<PrefixTree> tree;   ///< At the end, of a prefix cache if pages were to be kept.
   std::vector<TailWaste> tail_waste;
   Positions mean;                    ///< Over all steps.
   Positions peak;                    ///< Of the step with the most tokens in cache.

@@ -79,10 +79,11 @@ json report_data(const ReplayOptions& options, const ReplayReport& report,
                {"pageSize", options.shape.page_size},
                {"hasCache", reuses},
                {"tailWaste", waste},
-               {"steps", step_series(steps, detail.max_step_groups)},
+               {"steps", step_series(steps, report.step_pages, detail.max_step_groups)},
                {"distributions", distributions(report.recorder->ended())}};
   add_lives(data, *report.recorder, detail);
   add_pages(data, *report.pages, detail.max_cells);
+  if (report.tree) add_tree(data, *report.tree, detail.max_runs);
   return data;
 }
 

@@ -26,6 +26,7 @@ struct ReportDetail {
   std::size_t max_requests = 40000;  ///< Of longer runs, every so many-th.
   std::size_t max_events = 160000;   ///< Of the requests shown.
   std::size_t max_cells = 100000;    ///< Of a page map; of larger pools, every so many-th page.
+  std::size_t max_runs = 12000;      ///< Of the prefix tree; of larger ones, the largest.
 };
 
 /// @param report  With steps and a page history.

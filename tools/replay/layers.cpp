@@ -80,6 +80,17 @@ Layers::Layers(const ReplayOptions& options, std::int32_t max_kv_len)
     caches_.push_back({poisoned(cache_bytes_each_), poisoned(cache_bytes_each_),
                        poisoned(scale_bytes), poisoned(scale_bytes)});
   }
+  if (options.host_pages > 0) {
+    const auto pages = static_cast<std::size_t>(options.pages);
+    const auto host_pages = static_cast<std::size_t>(options.host_pages);
+    for (const Cache& cache : caches_) {
+      HostCache& on_host = host_caches_.emplace_back();
+      for (std::size_t part = 0; part < on_host.size(); ++part) {
+        const std::size_t page_bytes = parts_of(cache)[part]->size() / pages;
+        if (page_bytes > 0) on_host[part] = Buffer(page_bytes * host_pages);
+      }
+    }
+  }
   scales_ = DeviceMemory(*place_, given_scales_.size() * sizeof(float));
   scales_.upload(std::as_bytes(std::span(given_scales_)));
   const auto rows = static_cast<std::size_t>(options.max_tokens_per_step);
@@ -106,6 +117,29 @@ void Layers::copy_pages(std::span<const CopyOp> copies) {
     if (attention_.spec().kv_scale != KvScale::kPerToken) continue;
     copy_scales(copies, cache.k_scale);
     copy_scales(copies, cache.v_scale);
+  }
+}
+
+/// Whole pages, one by one.
+void Layers::transfer(const TransferPlan& plan) {
+  for (std::size_t layer = 0; layer < host_caches_.size(); ++layer) {
+    for (std::size_t part = 0; part < host_caches_[layer].size(); ++part) {
+      const DeviceMemory& memory = *parts_of(caches_[layer])[part];
+      const std::size_t bytes = memory.size() / static_cast<std::size_t>(options_.pages);
+      if (bytes == 0) continue;
+      const auto on_device = [&](PageId page) {
+        return memory.data() + static_cast<std::size_t>(page) * bytes;
+      };
+      const auto on_host = [&](PageId page) {
+        return host_caches_[layer][part].data() + static_cast<std::size_t>(page) * bytes;
+      };
+      for (const CopyOp& op : plan.offloads) {
+        place_->copy(on_host(op.dst), on_device(op.src), bytes);
+      }
+      for (const CopyOp& op : plan.fetches) {
+        place_->copy(on_device(op.dst), on_host(op.src), bytes);
+      }
+    }
   }
 }
 

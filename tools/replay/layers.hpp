@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <span>
 #include <vector>
 
+#include "common/buffer.hpp"
 #include "common/noise.hpp"
 #include "device/place.hpp"
 #include "quire/attention.hpp"
@@ -46,6 +48,8 @@ class Layers {
 
   /// Executes copies of pages, in K and V of each layer.
   void copy_pages(std::span<const CopyOp> copies);
+  /// Executes copies between the device and the host, likewise.
+  void transfer(const TransferPlan& plan);
   /// Computes a step: append, then attention, layer after layer.
   void run(const StepPlan& plan, const StagedBatch& batch, StepTimes& times);
 
@@ -71,6 +75,11 @@ class Layers {
     DeviceMemory k_scale;  // per token: float32 [pages, heads, page_size]
     DeviceMemory v_scale;
   };
+  /// What has gone to the host, of the four parts of a layer's cache.
+  using HostCache = std::array<Buffer, 4>;
+  [[nodiscard]] static std::array<const DeviceMemory*, 4> parts_of(const Cache& cache) {
+    return {&cache.k, &cache.v, &cache.k_scale, &cache.v_scale};
+  }
   [[nodiscard]] DeviceMemory poisoned(std::size_t bytes) const;
   void copy_pages(std::span<const CopyOp> copies, const DeviceMemory& cache) const;
   void copy_scales(std::span<const CopyOp> copies, const DeviceMemory& scales) const;
@@ -100,6 +109,7 @@ class Layers {
   std::vector<float> given_scales_;
   std::size_t cache_bytes_each_;
   std::vector<Cache> caches_;
+  std::vector<HostCache> host_caches_;  // as many; none without a host tier
   SharedBytes q_, k_, v_, o_;
   DeviceMemory schedule_, scratch_, scales_;
   DeviceMemory block_;  // of the step's batch, on a GPU

@@ -24,7 +24,9 @@ struct ReplayOptions {
   std::int32_t check_every = 50;  ///< Steps between spot checks; 0 checks nothing.
   double duration_s = 0;          ///< No request is taken in after that; 0 takes all.
   Arrivals arrivals = Arrivals::kAsap;
-  bool prefix_cache = false;      ///< Prompts that begin alike share pages; needs `blocks`.
+  bool prefix_cache = false;  ///< Prompts that begin alike share pages; needs `blocks`.
+  /// Pages of a host tier, where the preempted go, and all that the prefix cache has no room for.
+  std::int32_t host_pages = 0;
   bool attention = true;          ///< Computed and timed; else time is simulated.
   CostModel cost;                 ///< Of the simulation.
   bool keep_steps = false;        ///< The recording has steps and events, not only latencies.

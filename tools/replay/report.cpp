@@ -126,11 +126,24 @@ void add_memory(Table& table, const ReplayOptions& options, const ReplayReport& 
                          tail.page_size);
   }
   if (!waste.empty()) table.add({"tail waste", waste + " (of the pages at final length)"});
+  const bool left = options.prefix_cache || options.host_pages > 0;
+  table.add({"preemptions",
+             fmt::format("{} ({} tokens {})", human_count(stats.preemptions),
+                         human_count(stats.recomputed_tokens),
+                         left ? "taken away, or left to the prefix cache" : "computed again")});
+}
+
+void add_host_tier(Table& table, const ReplayOptions& options, const ReplayReport& report) {
+  if (options.host_pages == 0) return;
+  const PrefixCacheStats& cache = report.cache;
   table.add(
-      {"preemptions", fmt::format("{} ({} tokens {})", human_count(stats.preemptions),
-                                  human_count(stats.recomputed_tokens),
-                                  options.prefix_cache ? "taken away, or left to the prefix cache"
-                                                       : "computed again")});
+      {"host tier",
+       fmt::format("{} pages: {} went there, {} came back with {} tokens, {} had to make room",
+                   human_count(options.host_pages), human_count(cache.offloaded),
+                   human_count(cache.fetched), human_count(report.batcher.fetched_tokens),
+                   human_count(cache.host_evicted))});
+  table.add({"swaps", fmt::format("{} of {} preemptions", human_count(report.batcher.swaps),
+                                  human_count(report.batcher.preemptions))});
 }
 
 void add_hits(Table& table, const ReplayOptions& options, const BatcherStats& stats) {
@@ -167,7 +180,8 @@ void add_json_of_recorder(nlohmann::ordered_json& json, const ReplayOptions& opt
   json["cost_model"] = {{"overhead_us", options.cost.overhead_us},
                         {"bandwidth_gbps", options.cost.bandwidth_gbps},
                         {"peak_tflops", options.cost.peak_tflops},
-                        {"params_billion", options.cost.params_billion}};
+                        {"params_billion", options.cost.params_billion},
+                        {"link_gbps", options.cost.link_gbps}};
 }
 
 std::string verdict(bool good) {
@@ -220,6 +234,7 @@ std::string report_text(const ReplayOptions& options, const ReplayReport& report
   add_latencies(table, report);
   add_memory(table, options, report);
   add_hits(table, options, report.batcher);
+  add_host_tier(table, options, report);
   add_checks(table, options, report);
   return table.text();
 }
@@ -284,6 +299,12 @@ nlohmann::ordered_json report_json(const ReplayOptions& options, const ReplayRep
       {"prefix_cache", options.prefix_cache},
       {"asked_tokens", stats.asked_tokens},
       {"hit_tokens", stats.hit_tokens},
+      {"host_pages", options.host_pages},
+      {"fetched_tokens", stats.fetched_tokens},
+      {"swaps", stats.swaps},
+      {"offloaded_pages", report.cache.offloaded},
+      {"fetched_pages", report.cache.fetched},
+      {"host_evicted_pages", report.cache.host_evicted},
       {"steps", stats.steps},
       {"wall_s", report.wall_s},
       {"virtual_s", report.virtual_s},

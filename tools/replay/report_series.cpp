@@ -74,6 +74,15 @@ float value_of_group(const StepColumn& column, const Records<StepRecord>& steps,
   return as_float(sum / static_cast<double>(to - from));
 }
 
+float mean_of_group(std::span<const StepPages> pages, float StepPages::* member,
+                    std::uint64_t first, std::size_t count) {
+  double sum = 0;
+  for (const StepPages& step : pages.subspan(static_cast<std::size_t>(first), count)) {
+    sum += step.*member;
+  }
+  return as_float(sum / static_cast<double>(count));
+}
+
 /// A histogram over a logarithmic axis from the least to the greatest positive sample.
 json histogram(std::string_view title, std::string_view css, bool in_tokens,
                std::vector<double> samples) {
@@ -184,11 +193,13 @@ json map_json(const PageMap& map, std::size_t every) {
 
 }  // namespace
 
-json step_series(const Records<StepRecord>& steps, std::size_t most) {
+json step_series(const Records<StepRecord>& steps, std::span<const StepPages> pages,
+                 std::size_t most) {
   const std::size_t per_group = std::max<std::size_t>(1, (steps.size() + most - 1) / most);
   std::vector<std::uint32_t> first;
   std::vector<double> begin, end;
   std::array<std::vector<float>, kStepColumns.size()> values;
+  std::vector<float> tokens, positions, idle;
   for (std::size_t from = 0; from < steps.size(); from += per_group) {
     const std::size_t to = std::min(steps.size(), from + per_group);
     first.push_back(static_cast<std::uint32_t>(steps[from].step));
@@ -197,12 +208,18 @@ json step_series(const Records<StepRecord>& steps, std::size_t most) {
     for (std::size_t c = 0; c < kStepColumns.size(); ++c) {
       values[c].push_back(value_of_group(kStepColumns[c], steps, from, to));
     }
+    tokens.push_back(mean_of_group(pages, &StepPages::tokens, steps[from].step, to - from));
+    positions.push_back(mean_of_group(pages, &StepPages::positions, steps[from].step, to - from));
+    idle.push_back(mean_of_group(pages, &StepPages::idle, steps[from].step, to - from));
   }
   json series = {{"n", first.size()},
                  {"perGroup", per_group},
                  {"first", base64_of(first)},
                  {"begin", base64_of(begin)},
-                 {"end", base64_of(end)}};
+                 {"end", base64_of(end)},
+                 {"tokens", base64_of(tokens)},
+                 {"positions", base64_of(positions)},
+                 {"idle", base64_of(idle)}};
   for (std::size_t c = 0; c < kStepColumns.size(); ++c) {
     series[kStepColumns[c].name] = base64_of(values[c]);
   }
@@ -258,6 +275,27 @@ void add_lives(json& data, const Recorder& recorder, const ReportDetail& detail)
                       {"answer", base64_of(answer)},
                       {"preemptions", base64_of(preemptions)},
                       {"eventFrom", base64_of(event_from)}};
+}
+
+void add_tree(json& data, const PrefixTree& tree, std::size_t max_runs) {
+  const std::vector<PrefixTree::Run> runs = tree.runs(max_runs);
+  const auto column = [&runs](auto member) {
+    std::vector<std::int32_t> values;
+    for (const PrefixTree::Run& run : runs) values.push_back(run.*member);
+    return base64_of(values);
+  };
+  data["tree"] = {{"n", runs.size()},
+                  {"pages", tree.num_pages()},
+                  {"hostPages", tree.num_host_pages()},
+                  {"found", tree.num_found()},
+                  {"parent", column(&PrefixTree::Run::parent)},
+                  {"position", column(&PrefixTree::Run::position)},
+                  {"tokens", column(&PrefixTree::Run::tokens)},
+                  {"runPages", column(&PrefixTree::Run::pages)},
+                  {"subtree", column(&PrefixTree::Run::subtree)},
+                  {"finds", column(&PrefixTree::Run::finds)},
+                  {"onHost", column(&PrefixTree::Run::on_host)},
+                  {"hidden", column(&PrefixTree::Run::hidden)}};
 }
 
 void add_pages(json& data, const PageHistory& history, std::size_t max_cells) {

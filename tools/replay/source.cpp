@@ -83,6 +83,9 @@ void add_engine_options(CLI::App& app, ServingOptions& serving) {
   add_whole(app, "--max-seqs", options.max_seqs, 1, kMost, "Requests running at the same time");
   app.add_flag("--prefix-cache", options.prefix_cache,
                "Share the pages of prompts that begin alike (a Mooncake trace, --no-attention)");
+  add_whole(app, "--host-pages", options.host_pages, 0, kMost,
+            "Pages in memory of the host, where the preempted go and what the prefix cache has no "
+            "room for");
   add_seed(app, options.seed);
 }
 
@@ -94,6 +97,8 @@ void add_cost_options(CLI::App& app, CostModel& cost) {
   add_real(app, "--peak", cost.peak_tflops, kLeast, kMost, "Simulated: TFLOP/s");
   add_real(app, "--weights", cost.params_billion, 0, kMost,
            "Simulated: parameters of the model, in 1e9");
+  add_real(app, "--link", cost.link_gbps, kLeast, kMost,
+           "GB/s between device and host, by which pages are fetched or computed again");
 }
 
 }  // namespace quire::tool

@@ -38,6 +38,7 @@ function duration(s) {
   if (a < 1e-3) return (s * 1e6).toPrecision(3) + ' µs';
   if (a < 1) return (s * 1e3).toPrecision(3) + ' ms';
   if (a < 1000) return s.toPrecision(3) + ' s';
+  if (a < 10000) return count(s) + ' s';
   return (s / 60).toFixed(1) + ' min';
 }
 // A moment, to the digits that the zoom can tell apart.

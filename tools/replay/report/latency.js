@@ -1,10 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 // Distributions, as bars over a logarithmic axis, and the waste of last pages.
 function drawDistribution(into, {title, note, unit, bins, low, high, marks, n, css}) {
-  const width = 560, height = 180, left = 40, right = 10, top = 22, bottom = 30;
+  const width = 560, height = 190, left = 44, right = 10, bottom = 30;
   const svg = makeSvg('svg', {viewBox: `0 0 ${width} ${height}`, role: 'img', 'aria-label': title});
   const from = Math.log10(low), to = Math.log10(high);
   const x = (value) => left + (Math.log10(value) - from) / (to - from) * (width - left - right);
+  // Marks that would touch go below one another, above the bars.
+  const placed = [];
+  for (const [name, value] of marks) {
+    if (!(value >= low && value <= high * 1.001)) continue;
+    const at = x(value), before = placed[placed.length - 1];
+    placed.push({name, at, line: before && at - before.at < 32 ? before.line + 1 : 0});
+  }
+  const top = 18 + 12 * Math.max(0, ...placed.map((mark) => mark.line));
   const most = largest(bins, 1), y = (value) => height - bottom - value / most * (height - top - bottom);
   for (const mark of ticks(0, most, 3)) {
     svg.append(makeSvg('line', {class: 'gridline', x1: left, x2: width - right, y1: y(mark), y2: y(mark)}),
@@ -29,15 +37,10 @@ function drawDistribution(into, {title, note, unit, bins, low, high, marks, n, c
         makeSvg('text', {x: at, y: height - bottom + 16, 'text-anchor': 'middle'}, unit(value)));
     }
   }
-  let line = 0, last = -Infinity;
-  for (const [name, value] of marks) {
-    if (!(value >= low && value <= high * 1.001)) continue;
-    const at = x(value);
-    line = at - last < 30 ? line + 1 : 0;
-    last = at;
-    svg.append(makeSvg('line', {x1: at, x2: at, y1: 12 + line * 11, y2: height - bottom, style: 'stroke: var(--ink); stroke-dasharray: 2 2; opacity: .6'}),
-      makeSvg('text', {class: 'strong', x: Math.min(at, width - 16), y: 9 + line * 11, 'text-anchor': 'middle'}, name));
-  }
+  placed.forEach(({name, at, line}) => {
+    const label = makeSvg('text', {class: 'strong', x: Math.min(at, width - right - 10), y: 10 + line * 12, 'text-anchor': 'middle'}, name);
+    svg.append(makeSvg('line', {x1: at, x2: at, y1: 13 + line * 12, y2: height - bottom, style: 'stroke: var(--ink); stroke-dasharray: 2 2; opacity: .6'}), label);
+  });
   const caption = make('figcaption', {}, make('b', {textContent: title}),
     make('span', {className: 'dim', textContent: ` · ${note}${count(n)} requests`}));
   const text = marks.map(([name, value]) => `${name} ${unit(value)}`).join(' · ');

@@ -17,6 +17,7 @@ function drawAll() {
   picture = null;
   drawTime();
   drawMap();
+  drawIcicle();
 }
 
 function useTheme(name) {
@@ -28,6 +29,7 @@ window.addEventListener('error', (event) => { document.documentElement.dataset.s
 buildTop();
 buildTime();
 listenToMap();
+listenToIcicle();
 drawDistributions();
 const wanted = new URLSearchParams(location.search).get('theme');
 const systems = window.matchMedia('(prefers-color-scheme: dark)');

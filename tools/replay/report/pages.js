@@ -10,6 +10,7 @@ const pageHistory = (() => {
   };
 })();
 const kOthers = 0xffffffff;
+const othersText = data.tree ? 'only in the prefix cache' : 'in use by no running request';
 
 // The whole history as a picture, a pixel a page and moment; made anew when the theme changes.
 let picture = null;
@@ -59,7 +60,7 @@ function describeColumn(time, share) {
   if (c < 0) return null;
   const row = Math.min(pageHistory.rows - 1, Math.floor(share * pageHistory.rows));
   const owner = pageHistory.owner[c * pageHistory.rows + row];
-  const who = owner === 0 ? 'free' : owner === kOthers ? 'in use, by no running request' : `request ${count(owner - 1)}`;
+  const who = owner === 0 ? 'free' : owner === kOthers ? othersText : `request ${count(owner - 1)}`;
   return [`page ${count(row * pageHistory.pagesPerRow)}`, who, `step ${count(pageHistory.step[c])}, at ${moment(pageHistory.time[c], 10)}`];
 }
 
@@ -146,7 +147,7 @@ function describeMap(map) {
     ` (${percent(used, map.owner.length)})${scope}, ${count(map.request.length)} requests, ${count(shared)} pages shared, ` +
     `${percent(empty, owned * data.pageSize)} of their positions without a token`;
   const chips = {
-    owner: [['free', 'free'], ['pool', 'a colour a request; filled from below by tokens'], ['others', 'in use by no running request'], ['ink', 'dot: shared']],
+    owner: [['free', 'free'], ['pool', 'a colour a request; filled from below by tokens'], ['others', othersText], ['ink', 'dot: shared']],
     fill: [['free', 'free'], ['pool-soft', 'few tokens'], ['pool', 'full']],
     refs: [['free', 'free'], ['pool-soft', '1 reference'], ['preempted', '5 and more']],
   }[chosen.paint];
@@ -184,7 +185,7 @@ function listenToMap() {
     const owner = i >= 0 && map.owner[i] > 1 ? map.owner[i] : -1;
     if (owner !== chosen.owner) { chosen.owner = owner; drawMap(); }
     if (i < 0) return hideTip();
-    const who = map.owner[i] === 0 ? 'free' : owner < 0 ? 'in use by no running request'
+    const who = map.owner[i] === 0 ? 'free' : owner < 0 ? othersText
       : `request ${count(map.request[owner - 2])}, ${count(map.tokens[owner - 2])} tokens in cache`;
     showTip(event, [`page ${count(i * data.pagesPerCell)}`, who,
       ...(map.owner[i] > 0 ? [`${map.filled[i]} of ${data.pageSize} tokens, ${map.refs[i]} reference${map.refs[i] > 1 ? 's' : ''}`] : [])]);

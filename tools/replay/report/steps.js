@@ -10,7 +10,8 @@ const steps = (() => {
     prefill: floats('prefill'), decode: floats('decode'),  // means of a step
     prefills: floats('prefills'), decodes: floats('decodes'),
     seconds: floats('seconds'), longest: floats('longest'),
-    usedMean: floats('usedMean'), cached: floats('cached'),
+    usedMean: floats('usedMean'), idle: floats('idle'),
+    tokens: floats('tokens'), positions: floats('positions'),  // of running requests
     running: floats('running'), waiting: floats('waiting'), used: floats('used'),  // the most of a step
     reused: floats('reused'), admitted: floats('admitted'), preempted: floats('preempted'),  // sums
   };
@@ -28,7 +29,7 @@ function groupAt(time) {
   return low;
 }
 
-const kMeans = ['prefill', 'decode', 'prefills', 'decodes', 'seconds', 'usedMean', 'cached'];
+const kMeans = ['prefill', 'decode', 'prefills', 'decodes', 'seconds', 'usedMean', 'idle', 'tokens', 'positions'];
 const kMaxima = ['longest', 'running', 'waiting', 'used'];
 const kSums = ['reused', 'admitted', 'preempted', 'prompt'];
 
@@ -90,7 +91,9 @@ function strokeColumns(context, values, y, css) {
 
 // A scale from 0 to a round number above `most`, with its lines and labels left of the panel.
 function scaleTo(context, gutter, width, height, most, label) {
-  const marks = ticks(0, most * 1.04, height > 90 ? 4 : 2);
+  const wanted = height > 90 ? 4 : 2;
+  let marks = ticks(0, most * 1.04, wanted);
+  if (marks.length < 2) marks = ticks(0, most * 1.04, wanted + 1);
   const top = Math.max(most * 1.06, marks[marks.length - 1]);
   const y = (value) => height - 1 - value / top * (height - 8);
   context.textAlign = 'right';

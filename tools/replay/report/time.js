@@ -71,30 +71,34 @@ const panels = [
   },
   {
     title: 'Pool', unit: `pages in use of ${count(data.numPages)}`,
-    keys: [['pool', 'mean'], ['pool-soft', 'most'], ['preempted', 'preemptions']], height: 110,
+    keys: [['pool', 'of running requests'], ['pool-soft', 'the most'], ...(data.hasCache ? [['others', 'only in the prefix cache']] : []),
+      ['preempted', 'preemptions']],
+    height: 110,
     draw(context, columns, width, height) {
       const shares = (pages) => pages.map((used) => 100 * used / data.numPages);
-      const most = shares(columns.used);
+      const most = shares(columns.used), mean = shares(columns.usedMean);
       const y = scaleTo(context, kGutter, width, height, largest(most, 0.1), (share) => `${short(share)} %`);
       context.translate(kGutter, 0);
       fillColumns(context, most, y, height - 1, colour('pool-soft'));
-      fillColumns(context, shares(columns.usedMean), y, height - 1, colour('pool'));
+      if (data.hasCache) fillColumns(context, mean, y, height - 1, colour('others'));
+      fillColumns(context, mean.map((share, c) => share - 100 * columns.idle[c] / data.numPages), y, height - 1, colour('pool'));
       context.fillStyle = colour('preempted');
       for (let c = 0; c < width; ++c) if (columns.preempted[c] > 0) context.fillRect(c, 0, 1.2, 7);
     },
     now: (t) => known(at(t, 'used'), (used) =>
-      `${count(used)} pages (${percent(used, data.numPages)}), ${count(at(t, 'cached'))} tokens cached` +
+      `${count(used)} pages (${percent(used, data.numPages)})` +
+      (at(t, 'idle') > 0 ? `, ${count(at(t, 'idle'))} only in the cache` : '') + `, ${count(at(t, 'tokens'))} tokens of running requests` +
       (at(t, 'preempted') > 0 ? `, ${count(at(t, 'preempted'))} preempted` : '')),
   },
   {
-    title: 'Waste', unit: 'positions of these pages without a token', keys: [], height: 56,
+    title: 'Waste', unit: 'positions without a token in the pages of running requests', keys: [], height: 56,
     draw(context, columns, width, height) {
-      const waste = columns.cached.map((tokens, c) => wasted(columns.usedMean[c], tokens));
-      const y = scaleTo(context, kGutter, width, height, largest(waste, 0.1), (v) => `${v.toPrecision(1)} %`);
+      const waste = columns.tokens.map((tokens, c) => wasted(columns.positions[c], tokens));
+      const y = scaleTo(context, kGutter, width, height, largest(waste, 0.1), (v) => `${short(v)} %`);
       context.translate(kGutter, 0);
       fillColumns(context, waste, y, height - 1, colour('others'));
     },
-    now: (t) => known(at(t, 'usedMean'), (used) => `${wasted(used, at(t, 'cached')).toFixed(2)} %`),
+    now: (t) => known(at(t, 'positions'), (positions) => `${wasted(positions, at(t, 'tokens')).toFixed(2)} %`),
   },
   data.hasCache && {
     title: 'Hit rate', unit: 'tokens found in cache of those needed', keys: [], height: 70,
@@ -115,8 +119,7 @@ const panels = [
   },
 ].filter(Boolean);
 
-// Shared tokens count once for each request, so that the difference may be below 0 with sharing.
-const wasted = (pages, tokens) => pages > 0 ? Math.max(0, 100 * (1 - tokens / (pages * data.pageSize))) : NaN;
+const wasted = (positions, tokens) => positions > 0 ? 100 * (1 - tokens / positions) : NaN;
 
 function ordinal(n) {
   const tens = n % 100;

@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: Apache-2.0
+// The window tables of a batcher. Every sequence has a share of the pool that holds its window and the
+// tokens of the steps in flight, so that no page is ever missing.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "batching/batcher_state.hpp"
+#include "batching/memory.hpp"
+#include "cache/failure.hpp"
+
+namespace quire {
+inline namespace v0 {
+namespace internal {
+
+// w + n tokens that begin anywhere in a page are on ⌊(w + n − 2) / page_size⌋ + 2 pages at most, which is
+// no more than the share if w + n ≤ (share − 1) · page_size + 1.
+void BatcherState::add_window(PageTable window_table, const PageTableState& table_state) {
+  const auto refuse = [](const std::string& text) {
+    throw Error(ErrorCode::kInvalidArgument, "[batcher] windows: expected " + text);
+  };
+  const PageTableSpec& of = window_table.spec();
+  const PageTableSpec& first = table.spec();
+  if (of.window_left < 0) refuse("tables with a window, got one without");
+  if (of.max_seqs < first.max_seqs || of.max_tokens_per_seq < first.max_tokens_per_seq) {
+    refuse(fmt::format("at least {} sequences of {} tokens, as the table has, got {} of {}",
+                       first.max_seqs, first.max_tokens_per_seq, of.max_seqs,
+                       of.max_tokens_per_seq));
+  }
+  const std::int64_t page_size = window_table.pool_spec().page_size;
+  const std::int64_t share = window_table.pool_spec().num_pages / first.max_seqs;
+  const std::int64_t steps = spec.max_steps_in_flight;
+  const std::int64_t chunk = ((share - 1) * page_size + 1 - of.window_left) / steps;
+  if (share < 1 || chunk < 1) {
+    const std::int64_t least = (of.window_left + steps - 1 + page_size - 1) / page_size + 1;
+    refuse(fmt::format("at least {} pages for each of {} sequences, got {} in all", least,
+                       first.max_seqs, window_table.pool_spec().num_pages));
+  }
+  max_chunk = static_cast<std::int32_t>(std::min<std::int64_t>(max_chunk, chunk));
+  windows.push_back({std::move(window_table), table_state, std::vector<SeqId>(places.size())});
+}
+
+// What the kept are going to hold is no more than their shares, so what is free suffices, whatever the
+// preempted give back.
+Status BatcherState::check_windows(const StepPlan& plan) const noexcept {
+  for (const Window& window : windows) {
+    const std::int64_t page_size = window.table.pool_spec().page_size;
+    std::int64_t pages = 0;
+    std::int64_t seqs = window.table.num_seqs();
+    for (const StepItem& item : plan.items) {
+      const SeqId seq = window.seqs[static_cast<std::size_t>(item.index)];
+      if (item.admitted) {
+        ++seqs;
+        pages += (item.num_new_tokens + page_size - 1) / page_size;
+      } else if (window.table.length(seq) == at(item.index).cached) {
+        pages += window.table.pages_needed(seq, item.num_new_tokens);
+      } else {
+        return cache::failure(ErrorCode::kBadHandle,
+                              "[batcher] commit: expected the window sequence of request {} as it "
+                              "was left, got one that was destroyed or changed",
+                              item.request);
+      }
+    }
+    if (pages > window.table.num_free_pages() || seqs > window.table.spec().max_seqs) {
+      return cache::failure(
+          ErrorCode::kOutOfPages,
+          "[batcher] commit: expected {} free pages of a window table and room for "
+          "{} sequences, got {} and {}: others took some",
+          pages, seqs, window.table.num_free_pages(), window.table.spec().max_seqs);
+    }
+  }
+  return {};
+}
+
+void BatcherState::reserve_windows(StepPlan& plan) const {
+  plan.windows.resize(windows.size());
+  for (StepPlan::Window& part : plan.windows) {
+    part.batch.clear();
+    part.copies.clear();
+    batching::reserve_more(part.batch, plan.items.size());
+    batching::reserve_more(part.copies, plan.items.size());
+  }
+}
+
+void BatcherState::append_windows(const StepItem& item, StepPlan& plan) noexcept {
+  for (std::size_t i = 0; i < windows.size(); ++i) {
+    SeqId& seq = windows[i].seqs[static_cast<std::size_t>(item.index)];
+    if (item.admitted) seq = *windows[i].table.create();
+    static_cast<void>(windows[i].table.append(seq, item.num_new_tokens, plan.windows[i].copies));
+    plan.windows[i].batch.push_back({seq, item.num_new_tokens});
+  }
+}
+
+void BatcherState::slide(const Place& place, std::int32_t written) noexcept {
+  if (table.spec().window_left >= 0) static_cast<void>(table.slide(place.seq, written));
+  const auto index = static_cast<std::size_t>(&place - places.data());
+  for (Window& window : windows) static_cast<void>(window.table.slide(window.seqs[index], written));
+}
+
+void BatcherState::fork_windows(const Place& place, std::int32_t sample,
+                                std::int32_t length) noexcept {
+  const auto index = static_cast<std::size_t>(&place - places.data());
+  for (Window& window : windows) {
+    const Result<SeqId> forked = window.table.fork(window.seqs[index], length);
+    if (forked.ok()) window.seqs[static_cast<std::size_t>(sample)] = *forked;
+  }
+}
+
+void BatcherState::destroy_sequences(const Place& place) noexcept {
+  static_cast<void>(table.destroy(place.seq));
+  const auto index = static_cast<std::size_t>(&place - places.data());
+  for (Window& window : windows) {
+    static_cast<void>(window.table.destroy(std::exchange(window.seqs[index], SeqId{})));
+  }
+}
+
+}  // namespace internal
+}  // namespace v0
+}  // namespace quire

@@ -1,0 +1,317 @@
+// SPDX-License-Identifier: Apache-2.0
+// Batchers with window tables: what a query sees of a window must be there and be its own, whoever else
+// had the page before; shares suffice; nothing is left at the end.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <deque>
+#include <map>
+#include <optional>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "quire/batcher.hpp"
+
+namespace quire {
+namespace {
+
+struct World {
+  PagePoolSpec pool;
+  PageTableSpec table;
+  std::vector<PagePoolSpec> window_pools;
+  std::vector<std::int32_t> windows;
+  StepBudget budget;
+  BatcherSpec batcher;
+};
+
+/// A table, its pool, and a stamp of the request and position on each slot.
+struct Group {
+  Group(const PagePoolSpec& pool_spec, const PageTableSpec& spec)
+      : pool(pool_spec),
+        table(pool, spec),
+        builder(table),
+        stamps(static_cast<std::size_t>(pool_spec.num_pages) *
+               static_cast<std::size_t>(pool_spec.page_size)) {}
+
+  std::uint64_t& at(PageId page, std::int32_t offset) {
+    return stamps[static_cast<std::size_t>(page) * static_cast<std::size_t>(pool.spec().page_size) +
+                  static_cast<std::size_t>(offset)];
+  }
+
+  PagePool pool;
+  PageTable table;
+  BatchBuilder builder;
+  std::vector<std::uint64_t> stamps;
+};
+
+struct Life {
+  std::uint64_t prompt_of = 0;  // whose prompt it is: further samples share their first one's
+  std::int32_t prompt = 0;
+  std::vector<std::uint64_t> samples;
+};
+
+std::uint64_t stamp(std::uint64_t owner, std::int32_t position) {
+  return owner * 1000 + static_cast<std::uint64_t>(position) + 1;
+}
+
+class Simulation {
+ public:
+  Simulation(const World& world, unsigned seed)
+      : random_(seed), world_(world), staging_(1U << 18U) {
+    groups_.emplace_back(world.pool, world.table);
+    std::vector<PageTable*> windows;
+    for (std::size_t i = 0; i < world.windows.size(); ++i) {
+      PageTableSpec spec = world.table;
+      spec.window_left = world.windows[i];
+      windows.push_back(&groups_.emplace_back(world.window_pools[i], spec).table);
+    }
+    batcher_.emplace(groups_[0].table, windows, world.batcher);
+  }
+
+  void run(int num_requests) {
+    for (int step = 0; num_requests > 0 || !batcher_->idle(); ++step) {
+      ASSERT_LT(step, 20000) << "not all requests end";
+      for (; num_requests > 0 && up_to(2) == 0; --num_requests) submit();
+      if (up_to(20) == 0 && !lives_.empty()) {
+        static_cast<void>(batcher_->cancel(
+            std::next(lives_.begin(), up_to(static_cast<int>(lives_.size()) - 1))->first));
+      }
+      one_step();
+      if (testing::Test::HasFailure()) return;
+    }
+    for (Group& group : groups_) {
+      EXPECT_EQ(group.table.num_seqs(), 0);
+      EXPECT_EQ(group.pool.num_free(), group.pool.spec().num_pages) << "pages are lost";
+    }
+  }
+
+  [[nodiscard]] BatcherStats stats() const { return batcher_->stats(); }
+  [[nodiscard]] std::int64_t num_holes() const { return num_holes_; }
+  [[nodiscard]] std::int64_t num_copies() const { return num_copies_; }
+
+ private:
+  std::int32_t up_to(std::int32_t max) {
+    return std::uniform_int_distribution<std::int32_t>(0, max)(random_);
+  }
+
+  void submit() {
+    const std::int32_t longest =
+        std::min(world_.table.max_tokens_per_seq, world_.pool.num_pages * world_.pool.page_size);
+    Request request{next_id_++, 1 + up_to(longest / 2), 1 + up_to(longest / 3)};
+    Life life{request.id, request.prompt_tokens, {}};
+    for (std::int32_t more = up_to(3) == 0 ? up_to(2) : 0; more > 0; --more) {
+      life.samples.push_back(next_id_++);
+    }
+    request.further_samples = life.samples;
+    if (!batcher_->submit(request).ok()) return;
+    lives_[request.id] = life;
+    for (const std::uint64_t id : life.samples) lives_[id] = {request.id, life.prompt, {}};
+  }
+
+  void one_step() {
+    while (std::cmp_less(flights_.size(), world_.batcher.max_steps_in_flight)) {
+      if (!flights_.empty() && up_to(4) == 0) break;
+      StepPlan plan;
+      Status status = batcher_->plan(world_.budget, plan);
+      ASSERT_TRUE(status.ok()) << status.message();
+      if (plan.items.empty()) break;
+      std::vector<CopyOp> copies;
+      status = batcher_->commit(plan, copies);
+      ASSERT_TRUE(status.ok()) << status.message();
+      compute(groups_[0], plan, plan.batch, copies);
+      for (std::size_t i = 0; i < plan.windows.size(); ++i) {
+        compute(groups_[i + 1], plan, plan.windows[i].batch, plan.windows[i].copies);
+      }
+      flights_.push_back(plan);
+      sound();
+      if (testing::Test::HasFailure()) return;
+    }
+    if (flights_.empty()) return;
+    std::vector<std::uint64_t> ended;
+    const Status status = batcher_->finish(flights_.front(), {}, ended);
+    ASSERT_TRUE(status.ok()) << status.message();
+    flights_.pop_front();
+    sound();
+  }
+
+  // Copies, then all write, then all read what they see.
+  void compute(Group& group, const StepPlan& plan, const std::vector<BatchEntry>& batch,
+               const std::vector<CopyOp>& copies) {
+    for (const CopyOp& copy : copies) {
+      ++num_copies_;
+      for (std::int32_t i = 0; i < copy.tokens; ++i) {
+        group.at(copy.dst, i) = group.at(copy.src, i);
+      }
+    }
+    const Result<StagedBatch> staged = group.builder.build(batch, staging_);
+    ASSERT_TRUE(staged.ok()) << staged.status().message();
+    ASSERT_EQ(batch.size(), plan.items.size());
+    const auto owner = [this](std::uint64_t id, std::int32_t position) {
+      const Life& life = lives_.at(id);
+      return position < life.prompt ? life.prompt_of : id;
+    };
+    for (std::size_t i = 0; i < batch.size(); ++i) {
+      const StepItem& item = plan.items[i];
+      ASSERT_EQ(group.table.length(batch[i].seq), item.position + item.num_new_tokens);
+      for (std::int32_t p = item.position; p < item.position + item.num_new_tokens; ++p) {
+        group.stamps[static_cast<std::size_t>(group.table.slot(batch[i].seq, p))] =
+            stamp(owner(item.request, p), p);
+      }
+    }
+    const std::int32_t window = group.table.spec().window_left;
+    for (std::size_t i = 0; i < batch.size(); ++i) {
+      const StepItem& item = plan.items[i];
+      num_holes_ += group.table.num_holes(batch[i].seq);
+      const std::int32_t from = window < 0 ? 0 : std::max(0, item.position - window);
+      for (std::int32_t p = from; p < item.position + item.num_new_tokens; ++p) {
+        const std::int64_t slot = group.table.slot(batch[i].seq, p);
+        ASSERT_GE(slot, 0) << "a query sees a hole";
+        ASSERT_EQ(group.stamps[static_cast<std::size_t>(slot)], stamp(owner(item.request, p), p))
+            << "request " << item.request << " reads somebody else's token " << p;
+      }
+    }
+  }
+
+  void sound() {
+    const Status status = batcher_->check();
+    ASSERT_TRUE(status.ok()) << status.message();
+  }
+
+  std::mt19937 random_;
+  World world_;
+  std::deque<Group> groups_;
+  std::optional<Batcher> batcher_;
+  std::vector<std::byte> staging_;
+  std::map<std::uint64_t, Life> lives_;  // those that have ended too
+  std::deque<StepPlan> flights_;
+  std::uint64_t next_id_ = 1;
+  std::int64_t num_holes_ = 0;
+  std::int64_t num_copies_ = 0;
+};
+
+World random_world(unsigned seed) {
+  std::mt19937 random(seed);
+  const auto up_to = [&random](std::int32_t max) {
+    return std::uniform_int_distribution<std::int32_t>(0, max)(random);
+  };
+  World world;
+  world.pool = {.num_pages = 3 + up_to(20), .page_size = 1 << up_to(4)};
+  world.table = {.max_seqs = 1 + up_to(5), .max_tokens_per_seq = 12 + up_to(150)};
+  if (up_to(4) == 0) world.table.window_left = up_to(20);
+  world.budget = {.max_tokens = 1 + up_to(60), .max_seqs = 1 + up_to(8)};
+  world.batcher = {.max_requests = 200, .max_steps_in_flight = 1 + up_to(1)};
+  for (std::int32_t more = up_to(2); more >= 0; --more) {
+    const std::int32_t page_size = 1 << up_to(3);
+    const std::int32_t window = up_to(20);
+    const std::int32_t steps = world.batcher.max_steps_in_flight;
+    const std::int32_t least = (window + steps - 1 + page_size - 1) / page_size + 1;
+    world.windows.push_back(window);
+    world.window_pools.push_back({world.table.max_seqs * (least + up_to(3)), page_size});
+  }
+  return world;
+}
+
+class WindowWorlds : public testing::TestWithParam<unsigned> {};
+
+TEST_P(WindowWorlds, EveryQueryFindsItsWindowAndNothingIsLeft) {
+  std::int64_t holes = 0;
+  std::int64_t copies = 0;
+  std::int64_t preempted = 0;
+  for (unsigned round = 0; round < 30; ++round) {
+    const unsigned seed = GetParam() * 1000 + round;
+    Simulation simulation(random_world(seed), seed);
+    simulation.run(30);
+    ASSERT_FALSE(HasFailure()) << "seed " << seed;
+    holes += simulation.num_holes();
+    copies += simulation.num_copies();
+    preempted += simulation.stats().preemptions;
+  }
+  EXPECT_GT(holes, 0);
+  EXPECT_GT(copies, 0);
+  EXPECT_GT(preempted, 0);
+}
+
+INSTANTIATE_TEST_SUITE_P(Seeds, WindowWorlds, testing::Range(1U, 13U));
+
+class WindowBatchers : public testing::Test {
+ protected:
+  static std::string refusal(PageTable& table, std::vector<PageTable*> windows,
+                             const BatcherSpec& spec = {}) {
+    try {
+      const Batcher batcher(table, windows, spec);
+    } catch (const Error& error) {
+      return error.what();
+    }
+    return "";
+  }
+
+  PagePool pool_{{.num_pages = 16, .page_size = 4}};
+  PagePool window_pool_{{.num_pages = 12, .page_size = 4}};
+  PageTable table_{pool_, {.max_seqs = 3, .max_tokens_per_seq = 64}};
+};
+
+TEST_F(WindowBatchers, AShareTooSmallForTheWindowIsRefused) {
+  PageTable window(window_pool_, {.max_seqs = 3, .max_tokens_per_seq = 64, .window_left = 13});
+  EXPECT_EQ(refusal(table_, {&window}),
+            "[batcher] windows: expected at least 5 pages for each of 3 sequences, got 12 in all");
+  PageTable fits(window_pool_, {.max_seqs = 3, .max_tokens_per_seq = 64, .window_left = 12});
+  EXPECT_EQ(refusal(table_, {&fits}), "");
+  EXPECT_EQ(refusal(table_, {&fits}, {.max_steps_in_flight = 2}),
+            "[batcher] windows: expected at least 5 pages for each of 3 sequences, got 12 in all");
+  PageTable whole(window_pool_, {.max_seqs = 3, .max_tokens_per_seq = 64});
+  EXPECT_EQ(refusal(table_, {&whole}),
+            "[batcher] windows: expected tables with a window, got one without");
+  PageTable fewer(window_pool_, {.max_seqs = 2, .max_tokens_per_seq = 64, .window_left = 4});
+  EXPECT_EQ(
+      refusal(table_, {&fewer}),
+      "[batcher] windows: expected at least 3 sequences of 64 tokens, as the table has, got 2 "
+      "of 64");
+  PrefixCache cache(window_pool_);
+  EXPECT_THROW(Batcher(fits, cache), Error);
+}
+
+TEST_F(WindowBatchers, PrefillChunksAreAsLongAsTheShareAllows) {
+  PageTable window(window_pool_, {.max_seqs = 3, .max_tokens_per_seq = 64, .window_left = 5});
+  Batcher batcher(table_, std::array{&window});
+  ASSERT_TRUE(batcher.submit({1, 40, 3}).ok());
+  StepPlan plan;
+  std::vector<CopyOp> copies;
+  std::vector<std::uint64_t> ended;
+  std::vector<std::int32_t> chunks;
+  while (!batcher.idle()) {
+    ASSERT_TRUE(batcher.plan({}, plan).ok());
+    ASSERT_TRUE(batcher.commit(plan, copies).ok());
+    chunks.push_back(plan.items[0].num_new_tokens);
+    EXPECT_LE(window_pool_.num_used(), 4);
+    ASSERT_TRUE(batcher.finish(plan, {}, ended).ok());
+    EXPECT_EQ(batcher.check().message(), "");
+  }
+  EXPECT_EQ(chunks, (std::vector<std::int32_t>{8, 8, 8, 8, 8, 1, 1}));
+}
+
+TEST_F(WindowBatchers, WhatOthersTakeOfAWindowTableIsNoticed) {
+  PageTable window(window_pool_, {.max_seqs = 3, .max_tokens_per_seq = 64, .window_left = 5});
+  Batcher batcher(table_, std::array{&window});
+  ASSERT_TRUE(batcher.submit({1, 8, 3}).ok());
+  StepPlan plan;
+  std::vector<CopyOp> copies;
+  std::array<PageId, 11> taken{};
+  ASSERT_TRUE(batcher.plan({}, plan).ok());
+  ASSERT_TRUE(window_pool_.allocate(taken).ok());
+  const Status status = batcher.commit(plan, copies);
+  EXPECT_EQ(status.code(), ErrorCode::kOutOfPages);
+  EXPECT_EQ(
+      status.message(),
+      "[batcher] commit: expected 2 free pages of a window table and room for 1 sequences, got 1 "
+      "and 3: others took some");
+  EXPECT_EQ(batcher.check().message(), "");
+  ASSERT_TRUE(window_pool_.release(taken).ok());
+  ASSERT_TRUE(batcher.commit(plan, copies).ok());
+  EXPECT_EQ(plan.windows[0].batch.size(), 1U);
+}
+
+}  // namespace
+}  // namespace quire
