@@ -255,12 +255,16 @@ class WindowBatchers : public testing::Test {
 
 TEST_F(WindowBatchers, AShareTooSmallForTheWindowIsRefused) {
   PageTable window(window_pool_, {.max_seqs = 3, .max_tokens_per_seq = 64, .window_left = 13});
-  EXPECT_EQ(refusal(table_, {&window}),
-            "[batcher] windows: expected at least 5 pages for each of 3 sequences, got 12 in all");
+  EXPECT_EQ(
+      refusal(table_, {&window}),
+      "[batcher] windows: expected at least 5 pages for each of 3 sequences and 4 for each of 0 "
+      "cached windows, got 12 in all");
   PageTable fits(window_pool_, {.max_seqs = 3, .max_tokens_per_seq = 64, .window_left = 12});
   EXPECT_EQ(refusal(table_, {&fits}), "");
-  EXPECT_EQ(refusal(table_, {&fits}, {.max_steps_in_flight = 2}),
-            "[batcher] windows: expected at least 5 pages for each of 3 sequences, got 12 in all");
+  EXPECT_EQ(
+      refusal(table_, {&fits}, {.max_steps_in_flight = 2}),
+      "[batcher] windows: expected at least 5 pages for each of 3 sequences and 4 for each of 0 "
+      "cached windows, got 12 in all");
   PageTable whole(window_pool_, {.max_seqs = 3, .max_tokens_per_seq = 64});
   EXPECT_EQ(refusal(table_, {&whole}),
             "[batcher] windows: expected tables with a window, got one without");
@@ -269,8 +273,12 @@ TEST_F(WindowBatchers, AShareTooSmallForTheWindowIsRefused) {
       refusal(table_, {&fewer}),
       "[batcher] windows: expected at least 3 sequences of 64 tokens, as the table has, got 2 "
       "of 64");
-  PrefixCache cache(window_pool_);
-  EXPECT_THROW(Batcher(fits, cache), Error);
+  PrefixCache of_windows(window_pool_);
+  EXPECT_THROW(Batcher(fits, of_windows), Error);
+  PrefixCache cache(pool_);
+  PageTable* const windows[] = {&fits};
+  EXPECT_THROW(Batcher(table_, cache, windows), Error)
+      << "what lies behind a whole page counts too";
 }
 
 TEST_F(WindowBatchers, PrefillChunksAreAsLongAsTheShareAllows) {
