@@ -340,6 +340,27 @@ MUTANTS = [
     ),
     Mutant(
         "window",
+        "the window of another prefix is taken for that of this one",
+        "src/batching/window_suffixes.cpp",
+        "suffix.node == node && suffix.serial == prefixes->node(node).serial;\n",
+        "suffix.node == node;\n",
+    ),
+    Mutant(
+        "window",
+        "a hit is longer than the window tables can serve",
+        "src/batching/prefix_sharing.cpp",
+        "    if (reachable && have_suffix(id)) break;\n",
+        "    if (reachable) break;\n",
+    ),
+    Mutant(
+        "window",
+        "a cached window that makes room keeps its pages",
+        "src/batching/window_suffixes.cpp",
+        "    pool.drop_ref(page);\n",
+        "",
+    ),
+    Mutant(
+        "window",
         "a chunk is longer than a share holds",
         "src/batching/windows.cpp",
         "(share - 1) * page_size + 1 - of.window_left) / steps;\n",
