@@ -272,7 +272,7 @@ MUTANTS = [
         "fence",
         "somebody is admitted to pages that are not written yet",
         "src/batching/prefix_sharing.cpp",
-        "    if (!prefixes->is_written(prefixes->node(id))) hit.pending = true;\n",
+        "  if (!prefixes->is_written(prefixes->node(id))) hit.pending = true;\n",
         "",
     ),
     Mutant(
@@ -335,8 +335,8 @@ MUTANTS = [
         "window",
         "a window slides to what a step in flight still computes",
         BATCHER,
-        "state.slide(place, place.cached - place.submitted[1 - parity])",
-        "state.slide(place, place.cached)",
+        "      state.slide(place, written);\n",
+        "      state.slide(place, place.cached);\n",
     ),
     Mutant(
         "window",
@@ -363,8 +363,8 @@ MUTANTS = [
         "window",
         "a chunk is longer than a share holds",
         "src/batching/windows.cpp",
-        "(share - 1) * page_size + 1 - of.window_left) / steps;\n",
-        "(share - 1) * page_size + 2 - of.window_left) / steps;\n",
+        "(share - 1) * pool.page_size + 1 - kept_tokens) / steps;\n",
+        "(share - 1) * pool.page_size + 2 - kept_tokens) / steps;\n",
     ),
     Mutant(
         "exception",
