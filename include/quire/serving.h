@@ -242,7 +242,7 @@ QUIRE_API int32_t quire_prefix_cache_evict(quire_prefix_cache* cache,
 /** Gives the expired pages of both tiers back that no living page hangs on. @return As `…_evict`. */
 QUIRE_API int32_t quire_prefix_cache_evict_expired(quire_prefix_cache* cache) QUIRE_NOEXCEPT;
 
-/** Takes the pages of a namespace out of the index, those in use by sequences too (they keep them).
+/** Takes the pages of a namespace out of the index, of both tiers, those in use by sequences too (they keep them).
  *  What a lease holds stays. O(num_pages of the pool).
  *  @return How many left the index, -1 (and an error) if `cache` is none. */
 QUIRE_API int32_t quire_prefix_cache_erase(quire_prefix_cache* cache,

@@ -14,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "cache/failing_new.hpp"
 #include "quire/batcher.hpp"
 
 namespace quire {
@@ -403,6 +404,55 @@ TEST_F(CachedWindows, AWindowGoesWithItsPrefix) {
   EXPECT_EQ(serve(text(17)), 16);
   cache_.evict(64);
   EXPECT_EQ(serve(text(17)), 0);
+}
+
+TEST_F(CachedWindows, ACommitWithoutMemoryChangesNothing) {
+  serve(text(16));
+  const Tokens prompt = text(17);
+  Request request{99, 17, 1};
+  request.prompt = prompt;
+  ASSERT_TRUE(batcher_->submit(request).ok());
+  ASSERT_TRUE(batcher_->plan({}, plan_).ok());
+  const StepPlan planned = plan_;
+  const std::int32_t used = window_pool_.num_used();
+  int failures = 0;
+  for (int allowed = 0;; ++allowed) {
+    plan_ = StepPlan();
+    plan_.step = planned.step;
+    plan_.items = planned.items;
+    std::vector<CopyOp> copies;
+    Status status;
+    {
+      const test::FailingNew failing(allowed, test::FailingNew::Which::kOne);
+      status = batcher_->commit(plan_, copies);
+    }
+    EXPECT_EQ(batcher_->check().message(), "");
+    if (status.ok()) break;
+    ++failures;
+    EXPECT_EQ(status.code(), ErrorCode::kOutOfMemory);
+    EXPECT_EQ(window_pool_.num_used(), used);
+    EXPECT_EQ(window_.num_seqs(), 0);
+  }
+  EXPECT_GE(failures, 4);
+  EXPECT_EQ(window_.num_seqs(), 1);
+}
+
+TEST_F(CachedWindows, OnceThePlansHaveGrownAStepAllocatesNothing) {
+  for (int round = 0; round < 3; ++round) {
+    const Tokens prompt = joined(text(12), text(6, 100 * round));
+    Request request{static_cast<std::uint64_t>(50 + round), 18, 4};
+    request.prompt = prompt;
+    ASSERT_TRUE(batcher_->submit(request).ok());
+    std::vector<std::uint64_t> ended;
+    ended.reserve(4);
+    while (!batcher_->idle()) {
+      const long before = test::num_allocations();
+      ASSERT_TRUE(batcher_->plan({}, plan_).ok());
+      ASSERT_TRUE(batcher_->commit(plan_, copies_).ok());
+      ASSERT_TRUE(batcher_->finish(plan_, {}, ended).ok());
+      if (round > 0) EXPECT_EQ(test::num_allocations(), before);
+    }
+  }
 }
 
 TEST_F(CachedWindows, APlanIsStaleOnceThePrefixHasGone) {
