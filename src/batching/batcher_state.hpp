@@ -111,7 +111,12 @@ struct BatcherState {
     std::vector<Suffix> suffixes{};    ///< `cached_windows` of them, with a prefix cache
     std::vector<PageId> pages{};       ///< [suffixes, suffix_pages]
     std::vector<std::int32_t> kept{};  ///< by node of the cache: its suffix, or one that was its
+    /// By page, all zero between calls: references that are about to go.
+    mutable std::vector<std::int32_t> dropped{};
+    mutable std::vector<PageId>
+        touched{};  ///< where it is not; room for all, so that it never grows
   };
+  class WindowDemand;
 
   /// @param table_state  Of the table, which keeps it alive.
   BatcherState(PageTable shared_table, const PageTableState& table_state,

@@ -59,26 +59,83 @@ void BatcherState::add_window(PageTable window_table, PageTableState& table_stat
   window.suffix_pages = static_cast<std::int32_t>(suffix_pages);
   window.suffixes.resize(static_cast<std::size_t>(suffixes));
   window.pages.resize(static_cast<std::size_t>(suffixes * suffix_pages));
+  window.dropped.resize(static_cast<std::size_t>(pool.num_pages));
+  window.touched.reserve(window.dropped.size());
   if (suffixes > 0) window.kept.assign(prefixes->nodes.size(), kNobody);
   windows.push_back(std::move(window));
   max_chunk = static_cast<std::int32_t>(std::min<std::int64_t>(max_chunk, chunk));
 }
 
-// What the kept are going to hold is no more than their shares, so what is free suffices, whatever the
-// preempted give back.
+// What the plan takes of a window table, exactly: what the preempted share with others does not come free,
+// and of those who share a partial last page the last one to write need not copy it.
+class BatcherState::WindowDemand {
+ public:
+  explicit WindowDemand(const Window& window) noexcept
+      : window_(window), free_(window.table.num_free_pages()) {}
+  WindowDemand(const WindowDemand&) = delete;
+  WindowDemand& operator=(const WindowDemand&) = delete;
+  ~WindowDemand() {
+    for (const PageId page : window_.touched) window_.dropped[static_cast<std::size_t>(page)] = 0;
+    window_.touched.clear();
+  }
+
+  void preempt(SeqId seq) noexcept {
+    const std::int32_t slot = window_.sequences.find(seq);
+    if (slot == PageTableState::kNoSlot) return;
+    for (const PageId page : window_.sequences.held_pages(slot)) {
+      if (drop(page) == refs(page)) ++free_;
+    }
+  }
+  void admit(const StepItem& item) noexcept {
+    const std::int64_t page_size = window_.table.pool_spec().page_size;
+    pages_ += (item.position + item.num_new_tokens + page_size - 1) / page_size -
+              item.position / page_size;
+    ++admitted_;
+  }
+  void append(SeqId seq, std::int32_t n) noexcept {
+    const PageTableState& table = window_.sequences;
+    const std::int32_t slot = table.find(seq);
+    const std::int32_t length = table.at(slot).length;
+    pages_ += table.pages_for(length + n) - table.pages_for(length);
+    const PageId tail = table.shared_tail(slot);
+    if (tail == kNoPage || refs(tail) - window_.dropped[static_cast<std::size_t>(tail)] < 2) return;
+    drop(tail);
+    ++pages_;
+  }
+  [[nodiscard]] std::int64_t pages() const noexcept { return pages_; }
+  [[nodiscard]] std::int64_t free() const noexcept { return free_; }
+  [[nodiscard]] std::int32_t admitted() const noexcept { return admitted_; }
+
+ private:
+  std::int32_t drop(PageId page) noexcept {
+    std::int32_t& dropped = window_.dropped[static_cast<std::size_t>(page)];
+    if (dropped == 0) window_.touched.push_back(page);
+    return ++dropped;
+  }
+  [[nodiscard]] std::int32_t refs(PageId page) const noexcept {
+    return window_.sequences.pool->page(page).refs;
+  }
+
+  const Window& window_;
+  std::int64_t free_;
+  std::int64_t pages_ = 0;
+  std::int32_t admitted_ = 0;
+};
+
 Status BatcherState::check_windows(const StepPlan& plan) const noexcept {
   for (const Window& window : windows) {
-    const std::int64_t page_size = window.table.pool_spec().page_size;
-    std::int64_t pages = 0;
-    std::int64_t seqs = window.table.num_seqs();
+    WindowDemand demand(window);
+    const auto seq_of = [&](std::int32_t index) {
+      return window.seqs[static_cast<std::size_t>(index)];
+    };
+    for (std::size_t i = 0; i < plan.preempted.size(); ++i) {
+      demand.preempt(seq_of(running[running.size() - 1 - i]));
+    }
     for (const StepItem& item : plan.items) {
-      const SeqId seq = window.seqs[static_cast<std::size_t>(item.index)];
       if (item.admitted) {
-        ++seqs;
-        pages += (item.position + item.num_new_tokens + page_size - 1) / page_size -
-                 item.position / page_size;
-      } else if (window.table.length(seq) == at(item.index).cached) {
-        pages += window.table.pages_needed(seq, item.num_new_tokens);
+        demand.admit(item);
+      } else if (window.table.length(seq_of(item.index)) == at(item.index).cached) {
+        demand.append(seq_of(item.index), item.num_new_tokens);
       } else {
         return cache::failure(ErrorCode::kBadHandle,
                               "[batcher] commit: expected the window sequence of request {} as it "
@@ -86,13 +143,12 @@ Status BatcherState::check_windows(const StepPlan& plan) const noexcept {
                               item.request);
       }
     }
-    if (pages > window.table.num_free_pages() || seqs > window.table.spec().max_seqs) {
-      return cache::failure(
-          ErrorCode::kOutOfPages,
-          "[batcher] commit: expected {} free pages of a window table and room for "
-          "{} sequences, got {} and {}: others took some",
-          pages, seqs, window.table.num_free_pages(), window.table.spec().max_seqs);
-    }
+    const std::int32_t seqs = window.table.num_seqs() + demand.admitted();
+    if (demand.pages() <= demand.free() && seqs <= window.table.spec().max_seqs) continue;
+    return cache::failure(ErrorCode::kOutOfPages,
+                          "[batcher] commit: expected {} free pages of a window table and room for "
+                          "{} sequences, got {} and {}: others took some",
+                          demand.pages(), seqs, demand.free(), window.table.spec().max_seqs);
   }
   return {};
 }
