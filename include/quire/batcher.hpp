@@ -180,7 +180,8 @@ struct BatcherState;
 /// by the steps before.
 ///
 /// Every request that `submit` accepts is finished after a bounded number of steps, provided that
-/// no one else keeps pages of the pool; the proof stands in `src/batching/planner.hpp`.
+/// no one else keeps pages of the pool and that the tickets of transfers that others plan retire; the
+/// proof stands in `src/batching/planner.hpp`.
 ///
 /// Deterministic. Allocates at construction and in the caller's vectors. One owner: calls must not
 /// overlap in time, nor with the table's. Sequences of the batcher may be read and forked through
