@@ -101,11 +101,12 @@ void BatcherState::keep_windows(const Place& place, std::int32_t written) noexce
   }
 }
 
-// At the end of the prompt, and where it has left what the cache knew before it.
+// At the end of the prompt, as far as the same prompt would be looked up, and where it has left what the
+// cache knew before it.
 void BatcherState::keep_windows_between(const Place& place, std::int32_t before,
                                         std::int32_t after) noexcept {
   const std::int32_t page_size = table.pool_spec().page_size;
-  for (const std::int32_t pages : {place.junction, place.request.prompt_tokens / page_size}) {
+  for (const std::int32_t pages : {place.junction, (place.request.prompt_tokens - 1) / page_size}) {
     const std::int32_t tokens = pages * page_size;
     if (before < tokens && tokens <= after) keep_windows(place, tokens);
   }

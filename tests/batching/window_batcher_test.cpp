@@ -328,7 +328,7 @@ class CachedWindows : public testing::Test {
  protected:
   using Tokens = std::vector<std::int32_t>;
 
-  explicit CachedWindows(std::int32_t cached_windows = 2) {
+  explicit CachedWindows(std::int32_t cached_windows = 4) {
     PageTable* const windows[] = {&window_};
     batcher_.emplace(table_, cache_, windows, BatcherSpec{.cached_windows = cached_windows});
   }
@@ -388,13 +388,10 @@ TEST_F(CachedWindows, WhatTheCacheKnowsAndNoWindowWasKeptOfIsComputedOnce) {
   EXPECT_EQ(serve(joined(text(12), text(8, 200))), 12) << "but where the second one left it";
 }
 
-TEST_F(CachedWindows, TheLeastRecentlyUsedWindowMakesRoom) {
-  serve(text(8));
-  serve(text(8, 100));
-  EXPECT_EQ(serve(text(9)), 8);
-  serve(text(8, 200));
-  EXPECT_EQ(serve(text(9)), 8) << "it was used since";
-  EXPECT_EQ(serve(text(9, 100)), 0);
+TEST_F(CachedWindows, TheSamePromptAgainComputesItsLastPage) {
+  EXPECT_EQ(serve(text(16)), 0);
+  EXPECT_EQ(serve(text(16)), 12);
+  EXPECT_EQ(serve(text(15)), 12);
 }
 
 TEST_F(CachedWindows, AWindowGoesWithItsPrefix) {
@@ -468,6 +465,21 @@ TEST_F(CachedWindows, APlanIsStaleOnceThePrefixHasGone) {
             "[batcher] commit: expected the last plan, unchanged, got a plan of step " +
                 std::to_string(plan_.step) + ": a cached window has gone");
   EXPECT_EQ(batcher_->check().message(), "");
+}
+
+/// Two windows are kept.
+class TwoCachedWindows : public CachedWindows {
+ protected:
+  TwoCachedWindows() : CachedWindows(2) {}
+};
+
+TEST_F(TwoCachedWindows, TheLeastRecentlyUsedOneMakesRoom) {
+  serve(text(9));
+  serve(text(9, 100));
+  EXPECT_EQ(serve(text(10)), 8);
+  serve(text(9, 200));
+  EXPECT_EQ(serve(text(10)), 8) << "it was used since";
+  EXPECT_EQ(serve(text(10, 100)), 0);
 }
 
 /// Nothing is kept.
