@@ -66,6 +66,7 @@ PREFIX = "src/cache/prefix_cache.cpp"
 PREFIX_STATE = "src/cache/prefix_cache_state.hpp"
 INDEX = "src/cache/prefix_index.cpp"
 EVICTION = "src/cache/prefix_eviction.cpp"
+LEASE = "src/cache/prefix_lease.cpp"
 TIERS = "src/cache/prefix_tiers.cpp"
 BUILDER = "src/batching/batch_builder.cpp"
 BATCHER = "src/batching/batcher.cpp"
@@ -80,7 +81,7 @@ MUTANTS = [
         "",
     ),
     Mutant(
-        "leak", "a lease that ends stays counted", PREFIX, "    --state_->node(node_).leases;\n", ""
+        "leak", "a lease that ends stays counted", LEASE, "    --state_->node(node_).leases;\n", ""
     ),
     Mutant(
         "leak", "the slot of a destroyed sequence is lost", TABLE, "  first_free_slot = slot;\n", ""
