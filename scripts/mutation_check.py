@@ -334,13 +334,6 @@ MUTANTS = [
     ),
     Mutant(
         "window",
-        "a window slides to what a step in flight still computes",
-        BATCHER,
-        "      state.slide(place, written);\n",
-        "      state.slide(place, place.cached);\n",
-    ),
-    Mutant(
-        "window",
         "the window of another prefix is taken for that of this one",
         "src/batching/window_suffixes.cpp",
         "suffix.node == node && suffix.serial == prefixes->node(node).serial;\n",

@@ -347,7 +347,7 @@ class CachedWindows : public testing::Test {
     request.prompt = prompt;
     EXPECT_TRUE(batcher_->submit(request).ok());
     std::int32_t position = -1;
-    while (!batcher_->idle()) {
+    for (int steps = 0; !batcher_->idle() && steps < 100; ++steps) {
       EXPECT_TRUE(batcher_->plan({}, plan_).ok());
       const Status status = batcher_->commit(plan_, copies_);
       EXPECT_TRUE(status.ok()) << status.message();
