@@ -93,11 +93,11 @@ class BatcherState::WindowDemand {
     ++admitted_;
   }
   void append(SeqId seq, std::int32_t n) noexcept {
-    const PageTableState& table = window_.sequences;
-    const std::int32_t slot = table.find(seq);
-    const std::int32_t length = table.at(slot).length;
-    pages_ += table.pages_for(length + n) - table.pages_for(length);
-    const PageId tail = table.shared_tail(slot);
+    const PageTableState& rows = window_.sequences;
+    const std::int32_t slot = rows.find(seq);
+    const std::int32_t length = rows.at(slot).length;
+    pages_ += rows.pages_for(length + n) - rows.pages_for(length);
+    const PageId tail = rows.shared_tail(slot);
     if (tail == kNoPage || refs(tail) - window_.dropped[static_cast<std::size_t>(tail)] < 2) return;
     drop(tail);
     ++pages_;
@@ -108,9 +108,9 @@ class BatcherState::WindowDemand {
 
  private:
   std::int32_t drop(PageId page) noexcept {
-    std::int32_t& dropped = window_.dropped[static_cast<std::size_t>(page)];
-    if (dropped == 0) window_.touched.push_back(page);
-    return ++dropped;
+    std::int32_t& count = window_.dropped[static_cast<std::size_t>(page)];
+    if (count == 0) window_.touched.push_back(page);
+    return ++count;
   }
   [[nodiscard]] std::int32_t refs(PageId page) const noexcept {
     return window_.sequences.pool->page(page).refs;
