@@ -68,6 +68,7 @@ PREFIX = "src/cache/prefix_cache.cpp"
 PREFIX_STATE = "src/cache/prefix_cache_state.hpp"
 INDEX = "src/cache/prefix_index.cpp"
 EVICTION = "src/cache/prefix_eviction.cpp"
+LEASE = "src/cache/prefix_lease.cpp"
 TIERS = "src/cache/prefix_tiers.cpp"
 BUILDER = "src/batching/batch_builder.cpp"
 BATCHER = "src/batching/batcher.cpp"
@@ -82,7 +83,7 @@ MUTANTS = [
         "",
     ),
     Mutant(
-        "leak", "a lease that ends stays counted", PREFIX, "    --state_->node(node_).leases;\n", ""
+        "leak", "a lease that ends stays counted", LEASE, "    --state_->node(node_).leases;\n", ""
     ),
     Mutant(
         "leak", "the slot of a destroyed sequence is lost", TABLE, "  first_free_slot = slot;\n", ""
@@ -274,7 +275,7 @@ MUTANTS = [
         "fence",
         "somebody is admitted to pages that are not written yet",
         "src/batching/prefix_sharing.cpp",
-        "    if (!prefixes->is_written(prefixes->node(id))) hit.pending = true;\n",
+        "  if (!prefixes->is_written(prefixes->node(id))) hit.pending = true;\n",
         "",
     ),
     Mutant(
@@ -370,17 +371,31 @@ MUTANTS = [
     ),
     Mutant(
         "window",
-        "a window slides to what a step in flight still computes",
-        BATCHER,
-        "state.slide(place, place.cached - place.submitted[1 - parity])",
-        "state.slide(place, place.cached)",
+        "the window of another prefix is taken for that of this one",
+        "src/batching/window_suffixes.cpp",
+        "suffix.node == node && suffix.serial == prefixes->node(node).serial;\n",
+        "suffix.node == node;\n",
+    ),
+    Mutant(
+        "window",
+        "a hit is longer than the window tables can serve",
+        "src/batching/prefix_sharing.cpp",
+        "    if (reachable && have_suffix(id)) break;\n",
+        "    if (reachable) break;\n",
+    ),
+    Mutant(
+        "window",
+        "a cached window that makes room keeps its pages",
+        "src/batching/window_suffixes.cpp",
+        "    pool.drop_ref(page);\n",
+        "",
     ),
     Mutant(
         "window",
         "a chunk is longer than a share holds",
         "src/batching/windows.cpp",
-        "(share - 1) * page_size + 1 - of.window_left) / steps;\n",
-        "(share - 1) * page_size + 2 - of.window_left) / steps;\n",
+        "(share - 1) * pool.page_size + 1 - kept_tokens) / steps;\n",
+        "(share - 1) * pool.page_size + 2 - kept_tokens) / steps;\n",
     ),
     Mutant(
         "exception",

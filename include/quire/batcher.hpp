@@ -118,6 +118,9 @@ struct BatcherSpec {
   /// 1, or 2: the next step may be planned and committed while one runs, so that the device does not
   /// wait for the host.
   std::int32_t max_steps_in_flight = 1;
+  /// With a prefix cache and window tables: ends of prefixes whose window is kept in each of these, for
+  /// other requests to go on from, ≥ 0. Each takes the pages of a window out of each window table's pool.
+  std::int32_t cached_windows = 0;
 };
 
 namespace internal {
@@ -157,7 +160,10 @@ struct BatcherState;
 /// sequence too, of the same tokens, whose pages go back as its window moves on. Their pools are divided
 /// evenly: a request has num_pages / max_seqs pages in each, which hold its window and the new tokens of a
 /// step, so prefill chunks are as long as the smallest share allows, and nobody ever waits for such a page. What
-/// is said of pages here is of those of the first table. A table with a window may also be the only one.
+/// is said of pages here is of those of the first table. A table with a window may also be the only one,
+/// without a prefix cache. With one, a request begins with the longest prefix that all tables can serve: the
+/// cache has its pages, and each window table has kept the window at its end. Windows are kept at
+/// the ends of prompts and of requests, and where a prompt has left what the cache knew before it.
 ///
 /// With two steps in flight (`BatcherSpec::max_steps_in_flight`) the loop is one step ahead of the
 /// device:
@@ -174,7 +180,8 @@ struct BatcherState;
 /// by the steps before.
 ///
 /// Every request that `submit` accepts is finished after a bounded number of steps, provided that
-/// no one else keeps pages of the pool; the proof stands in `src/batching/planner.hpp`.
+/// no one else keeps pages of the pool and that the tickets of transfers that others plan retire; the
+/// proof stands in `src/batching/planner.hpp`.
 ///
 /// Deterministic. Allocates at construction and in the caller's vectors. One owner: calls must not
 /// overlap in time, nor with the table's. Sequences of the batcher may be read and forked through
@@ -190,12 +197,14 @@ class QUIRE_API Batcher {
   /// @throws Error also `kBadHandle` (the cache is on another pool), `kInvalidArgument` (the table has a
   ///   window).
   Batcher(PageTable& table, PrefixCache& cache, const BatcherSpec& spec = {});
-  /// Without a prefix cache (what a window has left cannot be shared), with window tables, whose state it
-  /// keeps alive and which nobody else uses.
+  /// With window tables, whose state it keeps alive and which nobody else uses.
   /// @param windows  Each has a window, at least the sequences and tokens of `table`, and pages enough for
   ///                 each of its sequences to hold its window and a new token of each step in flight.
   /// @throws Error also for those (`kInvalidArgument`).
   Batcher(PageTable& table, std::span<PageTable* const> windows, const BatcherSpec& spec = {});
+  /// Likewise, with a prefix cache: see `BatcherSpec::cached_windows`.
+  Batcher(PageTable& table, PrefixCache& cache, std::span<PageTable* const> windows,
+          const BatcherSpec& spec = {});
   Batcher(Batcher&&) noexcept;  ///< A moved-from one may only be destroyed or assigned to.
   Batcher& operator=(Batcher&&) noexcept;  ///< Likewise; ends what it held as the destructor does.
   ~Batcher();                              ///< Destroys the sequences of its requests.
@@ -274,6 +283,8 @@ class QUIRE_API Batcher {
 
  private:
   friend struct internal::TestAccess;
+  void add_windows(std::span<PageTable* const> windows);
+
   std::unique_ptr<internal::BatcherState> state_;
 };
 

@@ -33,7 +33,7 @@ struct TestAccess;
 }  // namespace internal
 
 /// Hands out pages and counts the references to them. A page is free, or has references held by
-/// callers (through this class), by page tables and by prefix caches. One owner: calls must not overlap in time.
+/// callers (through this class), by page tables, by prefix caches and by their copies in flight. One owner: calls must not overlap in time.
 /// All memory is taken at construction; every call is all-or-nothing; pages come in a fixed order.
 /// Movable, not copyable; a moved-from pool may only be destroyed or assigned to.
 class QUIRE_API PagePool {
@@ -53,7 +53,7 @@ class QUIRE_API PagePool {
   [[nodiscard]] std::int32_t num_free() const noexcept;
   /// @return Pages that something refers to. O(1).
   [[nodiscard]] std::int32_t num_used() const noexcept;
-  /// @return References to a page, those of tables and caches included; 0 for a free page and for an id that
+  /// @return References to a page, those of tables, caches and copies in flight included; 0 for a free page and for an id that
   ///   the pool does not have. O(1).
   [[nodiscard]] std::int32_t ref_count(PageId page) const noexcept;
 

@@ -347,7 +347,8 @@ class QUIRE_API PrefixCache {
   std::int32_t evict_host(std::int32_t num_pages) noexcept;
   /// @return Pages of the device that only copies in flight hold. O(copies in flight).
   [[nodiscard]] std::int32_t parked_pages() const noexcept;
-  /// Takes a tenant's pages out of the index, those in use by sequences too (they keep their pages).
+  /// Takes a tenant's pages of both tiers out of the index, those in use by sequences too (they keep their
+  /// pages).
   /// What a lease holds stays. O(num_pages of the pool).
   /// @return How many left the index.
   std::int32_t erase(std::uint64_t name_space) noexcept;

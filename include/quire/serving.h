@@ -242,7 +242,7 @@ QUIRE_API int32_t quire_prefix_cache_evict(quire_prefix_cache* cache,
 /** Gives the expired pages of both tiers back that no living page hangs on. @return As `…_evict`. */
 QUIRE_API int32_t quire_prefix_cache_evict_expired(quire_prefix_cache* cache) QUIRE_NOEXCEPT;
 
-/** Takes the pages of a namespace out of the index, those in use by sequences too (they keep them).
+/** Takes the pages of a namespace out of the index, of both tiers, those in use by sequences too (they keep them).
  *  What a lease holds stays. O(num_pages of the pool).
  *  @return How many left the index, -1 (and an error) if `cache` is none. */
 QUIRE_API int32_t quire_prefix_cache_erase(quire_prefix_cache* cache,
@@ -515,7 +515,9 @@ typedef struct quire_batcher_spec {
   int32_t watermark_pages;
   /** 1, the default, or 2: the next step may be planned and committed while one runs. */
   int32_t max_steps_in_flight;
-  int32_t reserved; /**< 0. */
+  /** With a prefix cache and window tables: ends of prefixes whose window is kept in each of these, for
+   * other requests to go on from, at least 0, the default. */
+  int32_t cached_windows;
 } quire_batcher_spec;
 
 /** Static initialiser: all defaults. */
@@ -622,17 +624,16 @@ QUIRE_API quire_status quire_batcher_create(quire_page_table* table, quire_prefi
                                             const quire_batcher_spec* spec,
                                             quire_batcher** batcher) QUIRE_NOEXCEPT;
 
-/** Likewise for a model with layers of several kinds, without a prefix cache: in each of the window
- *  tables, which have pools of their own and which nobody else uses, a running request has a sequence
- *  too, whose pages go back as its window moves on. A request has num_pages / max_seqs pages of each of
- *  these pools, so that none is ever missing; prefill chunks are as long as the smallest share allows.
+/** Likewise for a model with layers of several kinds: in each of the window tables, which have pools of
+ *  their own and which nobody else uses, a running request has a sequence too, whose pages go back as its
+ *  window moves on. The pool of a window table, less what its cached windows take, is divided evenly among
+ *  the sequences of `table`, so that no page is ever missing; prefill chunks are as long as the smallest
+ *  share allows.
  *  @param windows  [num_windows], each with a window, and at least the sequences and tokens of `table`.
  *  @return Likewise; `QUIRE_INVALID_ARGUMENT` (a table that does not fit, or a share that is too small). */
-QUIRE_API quire_status quire_batcher_create_windowed(quire_page_table* table,
-                                                     quire_page_table* const* windows,
-                                                     size_t num_windows,
-                                                     const quire_batcher_spec* spec,
-                                                     quire_batcher** batcher) QUIRE_NOEXCEPT;
+QUIRE_API quire_status quire_batcher_create_windowed(
+    quire_page_table* table, quire_prefix_cache* cache, quire_page_table* const* windows,
+    size_t num_windows, const quire_batcher_spec* spec, quire_batcher** batcher) QUIRE_NOEXCEPT;
 
 /** Releases a batcher and destroys the sequences of its requests. */
 QUIRE_API void quire_batcher_destroy(quire_batcher* batcher) QUIRE_NOEXCEPT;

@@ -41,18 +41,11 @@ from ._info import (
 )
 from ._operations import append, attention, merge_states
 from ._pages import NO_PAGE, Copies, CopyOp, CopyPlan, PagePool, PageTable, SeqId
-from ._prefix_cache import (
-    HostMatch,
-    PrefixCache,
-    PrefixCacheStats,
-    PrefixEvent,
-    PrefixLease,
-    TierCosts,
-    TransferPlan,
-)
+from ._prefix_cache import PrefixCache, PrefixCacheStats, PrefixEvent, PrefixLease
 from ._recorder import EventKind, RecordCounts, Recorder
 from ._spec import CONTIGUOUS_KV, AttentionSpec, BatchLimits
 from ._tensors import Device, TensorView
+from ._tiers import HostMatch, TierCosts, TransferPlan
 
 __version__ = version()
 

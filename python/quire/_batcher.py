@@ -250,16 +250,18 @@ class Batcher(c.Owner):
       table: Where the sequences of the requests live: they may be read and forked, not changed.
       cache: On the table's pool; None: nothing is shared.
       windows: Tables of the layers with a window, on pools of their own, that nobody else uses: in
-        each a running request has a sequence too (`StepPlan.window()`) and num_pages / max_seqs
-        pages, so that none is ever missing. Without a cache.
+        each a running request has a sequence too (`StepPlan.window()`) and an equal share of the
+        pages, so that none is ever missing.
       max_requests: Waiting and running.
       watermark_pages: Pages that must stay free when a request is admitted while others run.
       max_steps_in_flight: 1, or 2: the next step may be planned and committed while one runs. Then
         who samples in that one goes on with a token that only the device knows (`awaits_token`),
         and a plan without items says that a step has to be finished first.
+      cached_windows: With a cache and window tables: ends of prefixes whose window is kept in each
+        of these, for other requests to go on from.
 
     Raises:
-      InvalidArgument: A number is out of range.
+      InvalidArgument: A number is out of range, or a window table has too few pages.
       BadHandle: The cache is on another pool.
     """
 
@@ -274,28 +276,29 @@ class Batcher(c.Owner):
         max_requests: int = 65536,
         watermark_pages: int = 0,
         max_steps_in_flight: int = 1,
+        cached_windows: int = 0,
     ) -> None:
         where = "Batcher"
         spec = s.BatcherSpec(
             max_requests=int32(max_requests, where, "max_requests"),
             watermark_pages=int32(watermark_pages, where, "watermark_pages"),
             max_steps_in_flight=int32(max_steps_in_flight, where, "max_steps_in_flight"),
+            cached_windows=int32(cached_windows, where, "cached_windows"),
         )
         if cache is not None and cache._handle is None:
             raise invalid(where, "cache", "expected an open quire.PrefixCache, got a closed one")
-        if windows and cache is not None:
-            raise invalid(where, "windows", "expected none beside a cache")
+        prefixes = None if cache is None else cache._handle
         if windows:
             tables = (c_void_p * len(windows))(*(window._handle for window in windows))
             handle = c.created(
                 s.locked.quire_batcher_create_windowed,
                 table._handle,
+                prefixes,
                 tables,
                 len(windows),
                 byref(spec),
             )
         else:
-            prefixes = None if cache is None else cache._handle
             handle = c.created(s.locked.quire_batcher_create, table._handle, prefixes, byref(spec))
         super().__init__(handle, s.locked.quire_batcher_destroy)
 

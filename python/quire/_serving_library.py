@@ -151,7 +151,7 @@ class BatcherSpec(c.Sized):
         ("max_requests", c_int32),
         ("watermark_pages", c_int32),
         ("max_steps_in_flight", c_int32),
-        ("reserved", c_int32),
+        ("cached_windows", c_int32),
     )
 
 
@@ -401,7 +401,7 @@ LOCKED: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "quire_batcher_create": (_STATUS, (_HANDLE, _HANDLE, _STRUCT, POINTER(c_void_p))),
     "quire_batcher_create_windowed": (
         _STATUS,
-        (_HANDLE, c_void_p, c_size_t, _STRUCT, POINTER(c_void_p)),
+        (_HANDLE, _HANDLE, c_void_p, c_size_t, _STRUCT, POINTER(c_void_p)),
     ),
     "quire_batcher_destroy": (None, (_HANDLE,)),
     "quire_batcher_submit": (_STATUS, (_HANDLE, _STRUCT)),

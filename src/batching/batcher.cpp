@@ -162,6 +162,11 @@ std::unique_ptr<BatcherState> make_state(PageTable table, const internal::PageTa
                 fmt::format("[batcher] max_steps_in_flight: expected 1 or 2, got {}",
                             spec.max_steps_in_flight));
   }
+  if (spec.cached_windows < 0) {
+    throw Error(
+        ErrorCode::kInvalidArgument,
+        fmt::format("[batcher] cached_windows: expected at least 0, got {}", spec.cached_windows));
+  }
   try {
     return std::make_unique<BatcherState>(std::move(table), rows, std::move(cache), spec);
   } catch (const std::bad_alloc&) {
@@ -255,6 +260,15 @@ Batcher::Batcher(PageTable& table, PrefixCache& cache, const BatcherSpec& spec) 
 }
 Batcher::Batcher(PageTable& table, std::span<PageTable* const> windows, const BatcherSpec& spec)
     : Batcher(table, spec) {
+  add_windows(windows);
+}
+Batcher::Batcher(PageTable& table, PrefixCache& cache, std::span<PageTable* const> windows,
+                 const BatcherSpec& spec)
+    : Batcher(table, cache, spec) {
+  add_windows(windows);
+}
+
+void Batcher::add_windows(std::span<PageTable* const> windows) {
   try {
     for (PageTable* const window : windows) {
       state_->add_window(PageTable(window->state_), *window->state_);
@@ -264,6 +278,7 @@ Batcher::Batcher(PageTable& table, std::span<PageTable* const> windows, const Ba
                 "[batcher] windows: expected memory for a sequence of each request, got none");
   }
 }
+
 Batcher::Batcher(Batcher&&) noexcept = default;
 Batcher& Batcher::operator=(Batcher&&) noexcept = default;
 Batcher::~Batcher() = default;
@@ -388,7 +403,11 @@ Status Batcher::finish(const StepPlan& plan, std::span<const std::int32_t> sampl
       state.publish_filled(place, place.cached - place.submitted[1 - parity]);
     }
     if (place.bears(parity)) state.bear(place);
-    if (state.slides()) state.slide(place, place.cached - place.submitted[1 - parity]);
+    if (state.slides()) {
+      const std::int32_t written = place.cached - place.submitted[1 - parity];
+      state.keep_windows_between(place, written - place.submitted[parity], written);
+      state.slide(place, written);
+    }
     if (advance(place, parity)) {
       ended.push_back(place.request.id);
       state.end_unborn(place, &ended);

@@ -22,6 +22,11 @@ BatcherState::BatcherState(PageTable shared_table, const PageTableState& table_s
 
 BatcherState::~BatcherState() {
   for (const std::int32_t index : running) destroy_sequences(at(index));
+  for (Window& window : windows) {
+    for (std::size_t i = 0; i < window.suffixes.size(); ++i) {
+      release_suffix(window, static_cast<std::int32_t>(i));
+    }
+  }
 }
 
 StepItem BatcherState::item(std::int32_t index, std::int32_t n, std::int32_t found) const noexcept {
@@ -86,6 +91,7 @@ void BatcherState::preempt_newest() noexcept {
   Place& place = at(index);
   if (is_worth_swapping(place)) ++counters.swaps;
   publish_all(place);
+  keep_windows(place, place.cached);
   destroy_sequences(place);
   counters.recomputed_tokens += place.cached;
   ++counters.preemptions;
@@ -98,6 +104,7 @@ void BatcherState::end(std::int32_t index) noexcept {
   Place& place = at(index);
   if (place.phase == Phase::kRunning) {
     publish_all(place);
+    keep_windows(place, place.cached);
     destroy_sequences(place);
   }
   ++(place.cancelled ? counters.cancelled : counters.finished);

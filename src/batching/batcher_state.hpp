@@ -60,6 +60,7 @@ struct BatcherState {
     bool cancelled = false;      ///< ends with the last step in flight
     bool shares = false;         ///< has a text, and there is a cache
     std::int32_t published = 0;  ///< whole pages of its sequence that were put into the cache
+    std::int32_t junction = 0;   ///< whole pages that the cache had of it as it was admitted
 
     /// @return Tokens whose text the host knows.
     [[nodiscard]] std::int32_t told() const noexcept { return request.prompt_tokens + generated; }
@@ -92,12 +93,30 @@ struct BatcherState {
     std::vector<std::int32_t> tokens;  ///< the first ones of the known
   };
 
+  /// The pages of a window table that hold the window at the end of a prefix.
+  struct Suffix {
+    NodeId node = kNoNode;  ///< of the last page of the prefix; `kNoNode`: nothing is kept here
+    std::uint64_t serial = 0;
+    std::uint64_t last_use = 0;
+    std::int32_t first = 0;  ///< entry of the first page in a sequence
+    std::int32_t count = 0;
+  };
   /// A table of layers with a window, in which each running request has a sequence too.
   struct Window {
     PageTable table;
-    const PageTableState& sequences;  ///< its
-    std::vector<SeqId> seqs;          ///< by place
+    PageTableState& sequences;         ///< its
+    std::vector<SeqId> seqs{};         ///< by place
+    std::int32_t share = 0;            ///< pages of a sequence
+    std::int32_t suffix_pages = 0;     ///< of a window, wherever it begins
+    std::vector<Suffix> suffixes{};    ///< `cached_windows` of them, with a prefix cache
+    std::vector<PageId> pages{};       ///< [suffixes, suffix_pages]
+    std::vector<std::int32_t> kept{};  ///< by node of the cache: its suffix, or one that was its
+    /// By page, all zero between calls: references that are about to go.
+    mutable std::vector<std::int32_t> dropped{};
+    mutable std::vector<PageId>
+        touched{};  ///< where it is not; room for all, so that it never grows
   };
+  class WindowDemand;
 
   /// @param table_state  Of the table, which keeps it alive.
   BatcherState(PageTable shared_table, const PageTableState& table_state,
@@ -198,6 +217,9 @@ struct BatcherState {
     bool pending = false;  ///< a transfer of others still writes to some of them
   };
   [[nodiscard]] Hit find_hit(const Place& place) const noexcept;
+  [[nodiscard]] Hit find_hit_with_windows(const PrefixCacheState::Path& path,
+                                          const PrefixRun& prefix) const noexcept;
+  void count_page(NodeId id, Hit& hit) const noexcept;
   [[nodiscard]] Hit without_partial_page(const Hit& hit) const noexcept;
   /// Pins the pages of the first tokens of a request that are on the device, and those behind them on the
   /// host. There is room in `pins` for both.
@@ -256,7 +278,7 @@ struct BatcherState {
   /// Window tables: windows.cpp.
   /// @param table_state  Of the table, which keeps it alive.
   /// @throws Error `kInvalidArgument` if the table does not fit the batcher's.
-  void add_window(PageTable window_table, const PageTableState& table_state);
+  void add_window(PageTable window_table, PageTableState& table_state);
   /// @return An error if others have taken pages or sequences of a window table.
   [[nodiscard]] Status check_windows(const StepPlan& plan) const noexcept;
   /// Room in the plan for what `append_windows` writes. @throws std::bad_alloc
@@ -266,11 +288,27 @@ struct BatcherState {
   [[nodiscard]] bool slides() const noexcept {
     return !windows.empty() || sequences.spec.window_left >= 0;
   }
-  /// Gives back what no query behind the written tokens sees.
+  /// Gives back what no query behind the written tokens sees, nor one behind the whole pages of these.
   void slide(const Place& place, std::int32_t written) noexcept;
   void fork_windows(const Place& place, std::int32_t sample, std::int32_t length) noexcept;
   /// Ends a request's sequences in all tables.
   void destroy_sequences(const Place& place) noexcept;
+
+  /// Windows at the ends of prefixes: window_suffixes.cpp.
+  [[nodiscard]] std::int32_t find_suffix(const Window& window, NodeId node) const noexcept;
+  /// @return True if all window tables have kept the window at the end of a prefix.
+  [[nodiscard]] bool have_suffix(NodeId node) const noexcept;
+  /// @return The node of a prefix of whole pages, else `kNoNode`.
+  [[nodiscard]] NodeId end_of(const Place& place, std::int32_t tokens) const noexcept;
+  /// @return Whole pages that the cache has of a request.
+  [[nodiscard]] std::int32_t known_pages(const Place& place) const noexcept;
+  /// Keeps the windows at the end of the whole pages that the written tokens of a running request fill.
+  void keep_windows(const Place& place, std::int32_t written) noexcept;
+  /// Those of a step that wrote the tokens from `before` to `after`.
+  void keep_windows_between(const Place& place, std::int32_t before, std::int32_t after) noexcept;
+  [[nodiscard]] SeqId begin_window(Window& window, NodeId node, std::int32_t length) noexcept;
+  void release_suffix(Window& window, std::int32_t index) noexcept;
+  [[nodiscard]] Status check_suffixes() const noexcept;
 
   /// Changes of state that cannot fail; callers have checked that they are allowed.
   void enqueue_new(std::int32_t index) noexcept;        ///< looks for its place from the tail
@@ -303,6 +341,7 @@ struct BatcherState {
   std::optional<PrefixCache> cache;            ///< it
   const PageTableState& sequences;  ///< the table's, for what is asked of every item of every step
   std::vector<Window> windows;
+  std::uint64_t suffix_clock = 0;
   /// New tokens that a request may compute in a step: what the smallest share of a window table holds.
   std::int32_t max_chunk = std::numeric_limits<std::int32_t>::max();
   std::vector<Place> places;

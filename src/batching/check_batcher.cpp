@@ -63,7 +63,7 @@ Status check_running(const BatcherState& state) noexcept {
     if (Status status = check_flight(state, place); !status.ok()) return status;
     for (const BatcherState::Window& window : state.windows) {
       const SeqId seq = window.seqs[static_cast<std::size_t>(index)];
-      const std::int64_t share = window.table.pool_spec().num_pages / state.table.spec().max_seqs;
+      const std::int64_t share = window.share;
       const std::int64_t held = std::ssize(window.table.pages(seq)) - window.table.num_holes(seq);
       if (window.table.length(seq) == place.cached && held <= share) continue;
       return failure(ErrorCode::kInternal,
@@ -151,6 +151,7 @@ Status Batcher::check() const noexcept {
   if (status.ok()) status = check_waiting(*state_);
   if (status.ok()) status = check_places(*state_);
   if (status.ok() && state_->cache) status = state_->cache->check();
+  if (status.ok()) status = state_->check_suffixes();
   for (const BatcherState::Window& window : state_->windows) {
     if (status.ok()) status = window.table.check();
     if (status.ok() && window.table.num_seqs() != std::ssize(state_->running)) {

@@ -131,6 +131,12 @@ Status take_leases(BatcherState& state, const StepPlan& plan, Demand& demand) no
       const BatcherState::Place& place = state.at(item.index);
       const std::span<const std::int32_t> found =
           state.askable(place).first(static_cast<std::size_t>(item.position));
+      if (!state.windows.empty()) {
+        const internal::NodeId end = state.end_of(place, item.position);
+        if (end == internal::kNoNode || !state.have_suffix(end)) {
+          return stale(plan, "a cached window has gone");
+        }
+      }
       const std::int32_t fetched = state.pin_host_part(place, found);
       demand.pages += fetched;
       if (fetched == 0) lease = state.cache->match(state.text_of(place).name_space, found);
@@ -178,6 +184,7 @@ void carry_out(BatcherState& state, StepItem& item, const PrefixLease* lease,
     state.unlink(item.index);
     place.seq = state.adopt(place, item.position, *lease, transfers);
     place.published = item.position / state.table.pool_spec().page_size;
+    if (!state.windows.empty()) place.junction = state.known_pages(place);
     state.grow(place, item.position);
     state.run(item.index);
     item.seq = place.seq;

@@ -35,6 +35,15 @@ namespace quire::batching {
 /// With a step in flight nobody is preempted, so that O may find no page, and an empty plan waits for
 /// that step; then 1 and 2 hold. Who does not go on takes no part and ends with the steps in flight.
 ///
+/// With a host tier nothing of this changes: an idle page that goes to the host is handed out by the same
+/// commit, as its copy is ordered before the step, and what the host cannot take is evicted; a page that
+/// is fetched is a free one taken, as if it were computed. Only transfers of others make O wait: until
+/// their tickets have retired pages may be neither free nor idle, nor written. Then nobody is preempted for
+/// these pages, a plan may be empty, and 1 and 2 hold once the tickets have retired.
+///
+/// Window tables never make anybody wait: a share holds the window and `max_chunk` ≥ 1 new tokens of each
+/// step in flight, and there is one for every sequence that the first table has.
+///
 /// After O has ended the same holds for the next one. A preempted request keeps its place in the
 /// order and what it has sampled, so nothing of this is ever undone.
 class Planner {

@@ -20,22 +20,46 @@ BatcherState::Hit BatcherState::find_hit(const Place& place) const noexcept {
   if (!place.shares) return {};
   const PrefixRun prefix{text_of(place).name_space, askable(place)};
   const PrefixCacheState::Path path = prefixes->find_path(prefix);
+  if (!windows.empty()) return find_hit_with_windows(path, prefix);
   const PrefixCacheState::Closest partial = prefixes->partial_match(path, prefix);
   const PrefixCacheState::HostPart host = prefixes->host_part(path, prefix);
   Hit hit{path.pages * prefixes->page_size(), path.pages};
-  const auto count = [&](NodeId id) {
-    if (prefixes->page_of(prefixes->node(id)).refs == 1) ++hit.idle_pages;
-    if (!prefixes->is_written(prefixes->node(id))) hit.pending = true;
-  };
   if (host.tokens > partial.common && prefixes->worth_fetching(host)) {
     hit.tokens += host.tokens;
     hit.copied_pages = host.partial ? 1 : 0;
     hit.host_pages = host.pages - hit.copied_pages;
   } else if (partial.node != kNoNode) {
     hit.tokens += partial.common;
-    count(partial.node);
+    count_page(partial.node, hit);
   }
-  for (NodeId id = path.last; id != kNoNode; id = prefixes->node(id).parent) count(id);
+  for (NodeId id = path.last; id != kNoNode; id = prefixes->node(id).parent) count_page(id, hit);
+  return hit;
+}
+
+void BatcherState::count_page(NodeId id, Hit& hit) const noexcept {
+  if (prefixes->page_of(prefixes->node(id)).refs == 1) ++hit.idle_pages;
+  if (!prefixes->is_written(prefixes->node(id))) hit.pending = true;
+}
+
+// The longest prefix of whole pages whose window is there in all tables.
+BatcherState::Hit BatcherState::find_hit_with_windows(const PrefixCacheState::Path& path,
+                                                      const PrefixRun& prefix) const noexcept {
+  PrefixCacheState::HostPart host = prefixes->host_part(path, prefix);
+  if (host.partial) host = {prefixes->node(host.last).parent, host.pages - 1, 0, false};
+  NodeId id = host.pages > 0 ? host.last : path.last;
+  std::int32_t pages = path.pages + host.pages;
+  for (; id != kNoNode; id = prefixes->node(id).parent, --pages) {
+    host = {id, std::max(pages - path.pages, 0), 0, false};
+    host.tokens = host.pages * prefixes->page_size();
+    const bool reachable = host.pages == 0 || prefixes->worth_fetching(host);
+    if (reachable && have_suffix(id)) break;
+  }
+  if (id == kNoNode) return {};
+  Hit hit{pages * prefixes->page_size(), std::min(pages, path.pages)};
+  hit.host_pages = pages - hit.whole_pages;
+  for (; id != kNoNode; id = prefixes->node(id).parent) {
+    if (prefixes->node(id).tier == PageTier::kDevice) count_page(id, hit);
+  }
   return hit;
 }
 

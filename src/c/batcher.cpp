@@ -53,7 +53,8 @@ static_assert(offsetof(quire_step_item, awaits_token) == offsetof(StepItem, awai
 BatcherSpec to_cpp_spec(const quire_batcher_spec& given) {
   return {.max_requests = given.max_requests,
           .watermark_pages = given.watermark_pages,
-          .max_steps_in_flight = given.max_steps_in_flight};
+          .max_steps_in_flight = given.max_steps_in_flight,
+          .cached_windows = given.cached_windows};
 }
 
 Status create(quire_page_table* table, quire_prefix_cache* cache, const quire_batcher_spec* spec,
@@ -72,12 +73,13 @@ Status create(quire_page_table* table, quire_prefix_cache* cache, const quire_ba
   return {};
 }
 
-Status create_windowed(quire_page_table* table, quire_page_table* const* windows,
-                       std::size_t num_windows, const quire_batcher_spec* spec,
-                       quire_batcher** out) {
+Status create_windowed(quire_page_table* table, quire_prefix_cache* cache,
+                       quire_page_table* const* windows, std::size_t num_windows,
+                       const quire_batcher_spec* spec, quire_batcher** out) {
   constexpr std::string_view kFunction = "quire_batcher_create_windowed";
   Status status = check_result_handle(kFunction, "batcher", out);
   if (status.ok()) status = check_handle(kFunction, "table", table);
+  if (status.ok() && cache != nullptr) status = check_handle(kFunction, "cache", cache);
   if (status.ok()) {
     status = check_array(kFunction, "windows", "quire_page_table*", windows, num_windows);
   }
@@ -89,8 +91,10 @@ Status create_windowed(quire_page_table* table, quire_page_table* const* windows
   quire_batcher_spec given;
   if (status.ok()) status = read_optional(kFunction, "spec", spec, given);
   if (!status.ok()) return status;
-  *out =
-      new quire_batcher{.batcher = Batcher(table->table, tables, to_cpp_spec(given)), .ended = {}};
+  const BatcherSpec cpp_spec = to_cpp_spec(given);
+  Batcher made = cache != nullptr ? Batcher(table->table, cache->cache, tables, cpp_spec)
+                                  : Batcher(table->table, tables, cpp_spec);
+  *out = new quire_batcher{.batcher = std::move(made), .ended = {}};
   return {};
 }
 
@@ -219,12 +223,12 @@ quire_status quire_batcher_create(quire_page_table* table, quire_prefix_cache* c
   return quire::c::guarded([&] { return quire::c::create(table, cache, spec, batcher); });
 }
 
-quire_status quire_batcher_create_windowed(quire_page_table* table,
+quire_status quire_batcher_create_windowed(quire_page_table* table, quire_prefix_cache* cache,
                                            quire_page_table* const* windows, size_t num_windows,
                                            const quire_batcher_spec* spec,
                                            quire_batcher** batcher) noexcept {
   return quire::c::guarded(
-      [&] { return quire::c::create_windowed(table, windows, num_windows, spec, batcher); });
+      [&] { return quire::c::create_windowed(table, cache, windows, num_windows, spec, batcher); });
 }
 
 void quire_batcher_destroy(quire_batcher* batcher) noexcept { quire::c::release(batcher); }

@@ -45,7 +45,8 @@ static_assert(ends_with<quire_prefix_cache_stats, std::int32_t>(offsetof(quire_p
                                                                          in_flight)));
 static_assert(ends_with<quire_staged_batch, const std::int32_t*>(offsetof(quire_staged_batch,
                                                                           page_table)));
-static_assert(ends_with<quire_batcher_spec, std::int32_t>(offsetof(quire_batcher_spec, reserved)));
+static_assert(ends_with<quire_batcher_spec, std::int32_t>(offsetof(quire_batcher_spec,
+                                                                   cached_windows)));
 static_assert(ends_with<quire_request, const std::uint64_t*>(offsetof(quire_request,
                                                                       further_samples)));
 static_assert(ends_with<quire_step_budget, std::int32_t>(offsetof(quire_step_budget, max_seqs)));

@@ -254,54 +254,6 @@ void store(PrefixCacheState& cache, const Known& known, const PrefixRun& prefix,
 
 PrefixListener::~PrefixListener() = default;
 
-PrefixLease::PrefixLease() noexcept = default;
-PrefixLease::PrefixLease(PrefixLease&& other) noexcept
-    : state_(std::move(other.state_)),
-      node_(std::exchange(other.node_, kNoNode)),
-      num_tokens_(std::exchange(other.num_tokens_, 0)) {}
-PrefixLease& PrefixLease::operator=(PrefixLease&& other) noexcept {
-  if (this == &other) return *this;
-  release();
-  state_ = std::move(other.state_);
-  node_ = std::exchange(other.node_, kNoNode);
-  num_tokens_ = std::exchange(other.num_tokens_, 0);
-  return *this;
-}
-PrefixLease::~PrefixLease() { release(); }
-
-void PrefixLease::release() noexcept {
-  if (node_ != kNoNode) {
-    --state_->node(node_).leases;
-    --state_->stats.leases;
-  }
-  node_ = kNoNode;
-  num_tokens_ = 0;
-  state_.reset();
-}
-
-std::int32_t PrefixLease::num_pages() const noexcept {
-  if (node_ == kNoNode) return 0;
-  return static_cast<std::int32_t>(
-      pages_for(static_cast<std::size_t>(num_tokens_), state_->page_size()));
-}
-
-void PrefixLease::copy_pages(std::span<PageId> pages) const noexcept {
-  NodeId id = node_;
-  for (auto index = static_cast<std::size_t>(num_pages()); index-- > 0;) {
-    if (index < pages.size()) pages[index] = state_->node(id).page;
-    id = state_->node(id).parent;
-  }
-}
-
-std::uint64_t PrefixLease::pending() const noexcept {
-  for (NodeId id = node_; id != kNoNode; id = state_->node(id).parent) {
-    if (!state_->is_written(state_->node(id))) {
-      return state_->flights[static_cast<std::size_t>(state_->node(id).page)].ticket;
-    }
-  }
-  return 0;
-}
-
 PrefixCache::PrefixCache(PagePool& pool, const PrefixCacheSpec& spec)
     : state_(make_state(pool.state_, nullptr, spec)) {}
 PrefixCache::PrefixCache(PagePool& pool, PagePool& host, const PrefixCacheSpec& spec)

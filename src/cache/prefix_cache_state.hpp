@@ -65,7 +65,8 @@ struct PrefixCacheState {
     std::int32_t priority = 0;
     PageId page = kNoPage;  ///< of the pool of its tier
     PageTier tier = PageTier::kDevice;
-    std::uint64_t mark = 0;  ///< scratch
+    std::uint64_t mark = 0;    ///< scratch
+    std::uint64_t serial = 0;  ///< tells the successive pages of prefixes in a node apart
 
     [[nodiscard]] bool has_children() const noexcept {
       return num_children[0] + num_children[1] > 0;
@@ -300,6 +301,7 @@ struct PrefixCacheState {
   std::uint64_t clock = std::uint64_t{1} << 32U;
   std::int64_t now = 0;  ///< the caller's time
   std::uint64_t last_mark = 0;
+  std::uint64_t last_serial = 0;
   PrefixListener* listener = nullptr;
   bool announcing = false;  ///< a listener is being called
   PrefixCacheStats stats;

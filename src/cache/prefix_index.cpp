@@ -201,6 +201,7 @@ NodeId PrefixCacheState::insert(PageId page, NodeId parent, std::uint64_t hash,
   Node& added = node(id);
   added = Node{};
   added.hash = hash;
+  added.serial = ++last_serial;
   added.parent = parent;
   added.num_tokens = static_cast<std::int32_t>(run.tokens.size());
   added.name_space = run.name_space;

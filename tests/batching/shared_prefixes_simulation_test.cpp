@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <deque>
 #include <map>
+#include <optional>
 #include <random>
 #include <span>
 #include <utility>
@@ -60,6 +61,23 @@ struct World {
   BatcherSpec batcher;
   PrefixCacheSpec cache;
   std::int32_t host_pages = 0;
+  std::vector<PagePoolSpec> window_pools{};
+  std::vector<std::int32_t> windows{};  // as many
+};
+
+/// A window table and what the device holds of it.
+struct Window {
+  Window(const PagePoolSpec& pool_spec, const PageTableSpec& spec)
+      : pool(pool_spec),
+        table(pool, spec),
+        builder(table),
+        device(static_cast<std::size_t>(pool_spec.num_pages) *
+               static_cast<std::size_t>(pool_spec.page_size)) {}
+
+  PagePool pool;
+  PageTable table;
+  BatchBuilder builder;
+  std::vector<std::uint64_t> device;
 };
 
 class Simulation {
@@ -72,16 +90,27 @@ class Simulation {
         host_pool_({std::max(world.host_pages, 1), world.pool.page_size}),
         cache_(world.host_pages > 0 ? PrefixCache(pool_, host_pool_, world.cache)
                                     : PrefixCache(pool_, world.cache)),
-        batcher_(table_, cache_, world.batcher),
         builder_(table_),
         staging_(1U << 20U),
         device_(static_cast<std::size_t>(world.pool.num_pages) *
                 static_cast<std::size_t>(world.pool.page_size)),
         host_(static_cast<std::size_t>(world.host_pages) *
-              static_cast<std::size_t>(world.pool.page_size)) {}
+              static_cast<std::size_t>(world.pool.page_size)) {
+    std::vector<PageTable*> tables;
+    for (std::size_t i = 0; i < world.windows.size(); ++i) {
+      PageTableSpec spec = world.table;
+      spec.window_left = world.windows[i];
+      tables.push_back(&windows_.emplace_back(world.window_pools[i], spec).table);
+    }
+    if (tables.empty()) {
+      batcher_.emplace(table_, cache_, world.batcher);
+    } else {
+      batcher_.emplace(table_, cache_, tables, world.batcher);
+    }
+  }
 
   void run(int num_requests) {
-    for (int step = 0; num_requests > 0 || !batcher_.idle(); ++step) {
+    for (int step = 0; num_requests > 0 || !batcher_->idle(); ++step) {
       ASSERT_LT(step, 20000) << "not all requests end";
       for (; num_requests > 0 && up_to(2) == 0; --num_requests) submit();
       if (up_to(15) == 0) cancel();
@@ -101,13 +130,20 @@ class Simulation {
     cache_.evict_host(world_.host_pages);
     EXPECT_EQ(host_pool_.num_free(), host_pool_.spec().num_pages) << "pages of the host are lost";
     EXPECT_EQ(pool_.num_free(), world_.pool.num_pages) << "pages are lost";
-    const BatcherStats stats = batcher_.stats();
+    const BatcherStats stats = batcher_->stats();
     EXPECT_EQ(stats.finished + stats.cancelled, num_accepted_);
     EXPECT_EQ(stats.prefill_tokens + stats.decode_tokens, computed_);
+    batcher_.reset();
+    for (const Window& window : windows_) {
+      EXPECT_EQ(window.pool.num_free(), window.pool.spec().num_pages) << "window pages are lost";
+      EXPECT_EQ(window.table.num_seqs(), 0);
+    }
+    stats_ = stats;
   }
 
-  [[nodiscard]] BatcherStats stats() const { return batcher_.stats(); }
+  [[nodiscard]] BatcherStats stats() const { return stats_; }
   [[nodiscard]] PrefixCacheStats cache_stats() const { return cache_.stats(); }
+  [[nodiscard]] bool has_windows() const { return !windows_.empty(); }
   /// @return Plans that had nothing to do before a transfer had retired.
   [[nodiscard]] std::int64_t num_waits() const { return num_waits_; }
   [[nodiscard]] std::int64_t num_copies() const { return num_copies_; }
@@ -151,7 +187,7 @@ class Simulation {
     }
     request.further_samples = life.unborn;
     const bool fits = life.prompt + life.max_new - 1 <= longest;
-    ASSERT_EQ(batcher_.submit(request).ok(), fits);
+    ASSERT_EQ(batcher_->submit(request).ok(), fits);
     if (!fits) return;
     num_accepted_ += 1 + std::ssize(life.unborn);
     old_.push_back(life.text);
@@ -178,7 +214,7 @@ class Simulation {
     if (lives_.empty()) return;
     auto victim = lives_.begin();
     std::advance(victim, up_to(static_cast<int>(lives_.size()) - 1));
-    const Status status = batcher_.cancel(victim->first);
+    const Status status = batcher_->cancel(victim->first);
     const bool ends = victim->second.cancelled || victim->second.stopped;
     ASSERT_EQ(status.ok(), !ends) << status.message();
     victim->second.cancelled = victim->second.cancelled || !ends;
@@ -197,16 +233,16 @@ class Simulation {
   void one_step() {
     while (std::cmp_less(flights_.size(), world_.batcher.max_steps_in_flight)) {
       if (!flights_.empty() && up_to(4) == 0) break;
-      const Status planned = batcher_.plan(world_.budget, plan_);
+      const Status planned = batcher_->plan(world_.budget, plan_);
       ASSERT_TRUE(planned.ok()) << planned.message();
       if (plan_.items.empty() && plan_.preempted.empty()) {
-        ASSERT_TRUE(batcher_.idle() || !flights_.empty() || !transfers_.empty());
+        ASSERT_TRUE(batcher_->idle() || !flights_.empty() || !transfers_.empty());
         if (flights_.empty() && !transfers_.empty()) ++num_waits_;
         break;
       }
       ASSERT_TRUE(plan_.preempted.empty() || flights_.empty());
       copies_.clear();
-      const Status committed = batcher_.commit(plan_, copies_);
+      const Status committed = batcher_->commit(plan_, copies_);
       ASSERT_TRUE(committed.ok()) << committed.message();
       compute();
       sample();
@@ -215,7 +251,7 @@ class Simulation {
       if (testing::Test::HasFailure()) return;
     }
     if (flights_.empty()) return retire();
-    ASSERT_EQ(batcher_.plan(world_.budget, plan_).ok(),
+    ASSERT_EQ(batcher_->plan(world_.budget, plan_).ok(),
               std::cmp_less(flights_.size(), world_.batcher.max_steps_in_flight));
     finish();
     sound();
@@ -285,6 +321,41 @@ class Simulation {
             << "request " << item.request << " reads somebody else's token " << i;
       }
     }
+    ASSERT_EQ(plan_.windows.size(), windows_.size());
+    for (std::size_t i = 0; i < windows_.size(); ++i) {
+      compute_window(windows_[i], plan_.windows[i]);
+    }
+  }
+
+  // Likewise in a window table: what each query sees is its own.
+  void compute_window(Window& window, const StepPlan::Window& part) {
+    const auto at_slot = [&](PageId page, std::int32_t offset) -> std::uint64_t& {
+      return window.device[static_cast<std::size_t>(page) *
+                               static_cast<std::size_t>(window.pool.spec().page_size) +
+                           static_cast<std::size_t>(offset)];
+    };
+    for (const CopyOp& copy : part.copies) {
+      for (std::int32_t i = 0; i < copy.tokens; ++i) at_slot(copy.dst, i) = at_slot(copy.src, i);
+    }
+    const Result<StagedBatch> staged = window.builder.build(part.batch, staging_);
+    ASSERT_TRUE(staged.ok()) << staged.status().message();
+    for (const bool writes : {true, false}) {  // all write before any reads
+      for (std::size_t i = 0; i < part.batch.size(); ++i) {
+        const StepItem& item = plan_.items[i];
+        const Life& life = lives_.at(item.request);
+        const std::vector<std::uint64_t> contents = contents_of(life.name_space, life.text);
+        const std::int32_t end = item.position + item.num_new_tokens;
+        const std::int32_t sees = std::max(0, item.position - window.table.spec().window_left);
+        for (std::int32_t p = writes ? item.position : sees; p < end; ++p) {
+          const std::int64_t slot = window.table.slot(part.batch[i].seq, p);
+          ASSERT_GE(slot, 0) << "a hole inside a window";
+          std::uint64_t& held = window.device[static_cast<std::size_t>(slot)];
+          if (writes) held = contents[static_cast<std::size_t>(p)];
+          ASSERT_EQ(held, contents[static_cast<std::size_t>(p)])
+              << "request " << item.request << " sees somebody else's token " << p;
+        }
+      }
+    }
   }
 
   std::uint64_t& at(PageId page, std::int32_t offset) {
@@ -333,19 +404,19 @@ class Simulation {
     const bool told = up_to(30) != 0;
     std::vector<std::uint64_t> ended;
     const Status status =
-        batcher_.finish(flight.plan, told ? flight.sampled : Tokens{}, flight.stopped, ended);
+        batcher_->finish(flight.plan, told ? flight.sampled : Tokens{}, flight.stopped, ended);
     ASSERT_TRUE(status.ok()) << status.message();
     for (const std::uint64_t id : ended) lives_.erase(id);
   }
 
   void sound() {
-    const Status status = batcher_.check();
+    const Status status = batcher_->check();
     ASSERT_TRUE(status.ok()) << status.message();
     ASSERT_EQ(cache_.stats().leases, 0);
     const bool fetching = std::ranges::any_of(
         transfers_, [](const TransferPlan& plan) { return !plan.fetches.empty(); });
     if (fetching) return;  // what is before a page that is written stays too
-    ASSERT_EQ(cache_.evictable_pages(), batcher_.stats().idle_pages)
+    ASSERT_EQ(cache_.evictable_pages(), batcher_->stats().idle_pages)
         << "pages that count as free and cannot be evicted";
   }
 
@@ -355,7 +426,8 @@ class Simulation {
   PageTable table_;
   PagePool host_pool_;
   PrefixCache cache_;
-  Batcher batcher_;
+  std::deque<Window> windows_;
+  std::optional<Batcher> batcher_;
   BatchBuilder builder_;
   std::vector<std::byte> staging_;
   std::vector<std::uint64_t> device_;
@@ -372,6 +444,7 @@ class Simulation {
   std::int64_t num_void_ = 0;
   std::int64_t num_further_ = 0;
   std::int64_t num_waits_ = 0;
+  BatcherStats stats_;
   std::deque<Flight> flights_;           // the oldest first
   std::vector<TransferPlan> transfers_;  // of others, that have not retired
 };
@@ -395,6 +468,19 @@ World random_world(unsigned seed) {
                          .transfer_seconds = 0.1 * up_to(9),
                          .prefill_tokens_per_second = 1.0};
   }
+  if (up_to(2) > 0) return world;
+  world.batcher.cached_windows = up_to(8);
+  for (std::int32_t more = up_to(1); more >= 0; --more) {
+    const std::int32_t page_size = 1 << up_to(3);
+    const std::int32_t window = up_to(20);
+    const std::int32_t tokens =
+        window + world.pool.page_size - 1 + world.batcher.max_steps_in_flight;
+    const std::int32_t share = (tokens + page_size - 2) / page_size + 1 + up_to(3);
+    const std::int32_t suffix = (std::max(window, 1) + page_size - 2) / page_size + 1;
+    world.windows.push_back(window);
+    world.window_pools.push_back(
+        {world.table.max_seqs * share + world.batcher.cached_windows * suffix, page_size});
+  }
   return world;
 }
 
@@ -411,6 +497,7 @@ TEST_P(SharedWorlds, EveryRequestReadsWhatItWouldHaveComputedEndsAndLeavesNothin
   std::int64_t fetched = 0;
   std::int64_t host_evicted = 0;
   std::int64_t waits = 0;
+  std::int64_t window_hits = 0;
   for (unsigned round = 0; round < 40; ++round) {
     const unsigned seed = GetParam() * 1000 + round;
     Simulation simulation(random_world(seed), seed);
@@ -426,6 +513,7 @@ TEST_P(SharedWorlds, EveryRequestReadsWhatItWouldHaveComputedEndsAndLeavesNothin
     fetched += simulation.stats().fetched_tokens;
     host_evicted += simulation.cache_stats().host_evicted;
     waits += simulation.num_waits();
+    if (simulation.has_windows()) window_hits += simulation.stats().hit_tokens;
   }
   EXPECT_GT(hits, 0);
   EXPECT_GT(copies, 0) << "nobody goes on in a shared page";
@@ -435,6 +523,7 @@ TEST_P(SharedWorlds, EveryRequestReadsWhatItWouldHaveComputedEndsAndLeavesNothin
   EXPECT_GT(swaps, 0) << "nobody is swapped out";
   EXPECT_GT(fetched, 0) << "nothing comes back from the host";
   EXPECT_GT(host_evicted, 0) << "the host is never full";
+  EXPECT_GT(window_hits, 0) << "nobody goes on from a cached window";
   EXPECT_GT(waits, 0) << "nobody waits for a transfer";
   EXPECT_GT(in_vain, 0) << "nobody is stopped while it goes on";
 }

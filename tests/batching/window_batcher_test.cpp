@@ -8,11 +8,13 @@
 #include <cstdint>
 #include <deque>
 #include <map>
+#include <numeric>
 #include <optional>
 #include <random>
 #include <string>
 #include <vector>
 
+#include "cache/failing_new.hpp"
 #include "quire/batcher.hpp"
 
 namespace quire {
@@ -255,12 +257,16 @@ class WindowBatchers : public testing::Test {
 
 TEST_F(WindowBatchers, AShareTooSmallForTheWindowIsRefused) {
   PageTable window(window_pool_, {.max_seqs = 3, .max_tokens_per_seq = 64, .window_left = 13});
-  EXPECT_EQ(refusal(table_, {&window}),
-            "[batcher] windows: expected at least 5 pages for each of 3 sequences, got 12 in all");
+  EXPECT_EQ(
+      refusal(table_, {&window}),
+      "[batcher] windows: expected at least 5 pages for each of 3 sequences and 4 for each of 0 "
+      "cached windows, got 12 in all");
   PageTable fits(window_pool_, {.max_seqs = 3, .max_tokens_per_seq = 64, .window_left = 12});
   EXPECT_EQ(refusal(table_, {&fits}), "");
-  EXPECT_EQ(refusal(table_, {&fits}, {.max_steps_in_flight = 2}),
-            "[batcher] windows: expected at least 5 pages for each of 3 sequences, got 12 in all");
+  EXPECT_EQ(
+      refusal(table_, {&fits}, {.max_steps_in_flight = 2}),
+      "[batcher] windows: expected at least 5 pages for each of 3 sequences and 4 for each of 0 "
+      "cached windows, got 12 in all");
   PageTable whole(window_pool_, {.max_seqs = 3, .max_tokens_per_seq = 64});
   EXPECT_EQ(refusal(table_, {&whole}),
             "[batcher] windows: expected tables with a window, got one without");
@@ -269,8 +275,12 @@ TEST_F(WindowBatchers, AShareTooSmallForTheWindowIsRefused) {
       refusal(table_, {&fewer}),
       "[batcher] windows: expected at least 3 sequences of 64 tokens, as the table has, got 2 "
       "of 64");
-  PrefixCache cache(window_pool_);
-  EXPECT_THROW(Batcher(fits, cache), Error);
+  PrefixCache of_windows(window_pool_);
+  EXPECT_THROW(Batcher(fits, of_windows), Error);
+  PrefixCache cache(pool_);
+  PageTable* const windows[] = {&fits};
+  EXPECT_THROW(Batcher(table_, cache, windows), Error)
+      << "what lies behind a whole page counts too";
 }
 
 TEST_F(WindowBatchers, PrefillChunksAreAsLongAsTheShareAllows) {
@@ -311,6 +321,177 @@ TEST_F(WindowBatchers, WhatOthersTakeOfAWindowTableIsNoticed) {
   ASSERT_TRUE(window_pool_.release(taken).ok());
   ASSERT_TRUE(batcher.commit(plan, copies).ok());
   EXPECT_EQ(plan.windows[0].batch.size(), 1U);
+}
+
+/// Pages of four tokens in both tables, and a window of five.
+class CachedWindows : public testing::Test {
+ protected:
+  using Tokens = std::vector<std::int32_t>;
+
+  explicit CachedWindows(std::int32_t cached_windows = 4) {
+    PageTable* const windows[] = {&window_};
+    batcher_.emplace(table_, cache_, windows, BatcherSpec{.cached_windows = cached_windows});
+  }
+  static Tokens text(std::int32_t n, std::int32_t first = 1) {
+    Tokens tokens(static_cast<std::size_t>(n));
+    std::iota(tokens.begin(), tokens.end(), first);
+    return tokens;
+  }
+  static Tokens joined(Tokens a, const Tokens& b) {
+    a.insert(a.end(), b.begin(), b.end());
+    return a;
+  }
+  /// @return Where the request begins to compute.
+  std::int32_t serve(const Tokens& prompt, std::int32_t max_new = 1) {
+    Request request{next_id_++, static_cast<std::int32_t>(prompt.size()), max_new};
+    request.prompt = prompt;
+    EXPECT_TRUE(batcher_->submit(request).ok());
+    std::int32_t position = -1;
+    for (int steps = 0; !batcher_->idle() && steps < 100; ++steps) {
+      EXPECT_TRUE(batcher_->plan({}, plan_).ok());
+      const Status status = batcher_->commit(plan_, copies_);
+      EXPECT_TRUE(status.ok()) << status.message();
+      if (position < 0) position = plan_.items[0].position;
+      const Tokens sampled(plan_.items[0].samples ? 1 : 0, 999);
+      std::vector<std::uint64_t> ended;
+      EXPECT_TRUE(batcher_->finish(plan_, sampled, {}, ended).ok());
+      EXPECT_EQ(batcher_->check().message(), "");
+    }
+    return position;
+  }
+
+  PagePool pool_{{.num_pages = 64, .page_size = 4}};
+  PagePool window_pool_{{.num_pages = 32, .page_size = 4}};
+  PageTable table_{pool_, {.max_seqs = 2, .max_tokens_per_seq = 64}};
+  PageTable window_{window_pool_, {.max_seqs = 2, .max_tokens_per_seq = 64, .window_left = 5}};
+  PrefixCache cache_{pool_};
+  std::optional<Batcher> batcher_;
+  std::uint64_t next_id_ = 0;
+  StepPlan plan_;
+  std::vector<CopyOp> copies_;
+};
+
+TEST_F(CachedWindows, ARequestGoesOnFromTheEndOfAnother) {
+  EXPECT_EQ(serve(text(18)), 0);
+  EXPECT_EQ(serve(joined(text(18), text(6, 100))), 16);
+  EXPECT_EQ(plan_.windows[0].batch.size(), 1U);
+  EXPECT_EQ(batcher_->stats().hit_tokens, 16);
+  EXPECT_GT(window_pool_.num_used(), 0);
+  batcher_.reset();
+  EXPECT_EQ(window_pool_.num_free(), 32);
+}
+
+TEST_F(CachedWindows, WhatTheCacheKnowsAndNoWindowWasKeptOfIsComputedOnce) {
+  EXPECT_EQ(serve(text(24)), 0);
+  EXPECT_EQ(serve(joined(text(12), text(8, 100))), 0)
+      << "nothing was kept in the middle of a prompt";
+  EXPECT_EQ(serve(joined(text(12), text(8, 200))), 12) << "but where the second one left it";
+}
+
+TEST_F(CachedWindows, TheSamePromptAgainComputesItsLastPage) {
+  EXPECT_EQ(serve(text(16)), 0);
+  EXPECT_EQ(serve(text(16)), 12);
+  EXPECT_EQ(serve(text(15)), 12);
+}
+
+TEST_F(CachedWindows, AWindowGoesWithItsPrefix) {
+  serve(text(16));
+  EXPECT_EQ(cache_.erase(0), 4);
+  EXPECT_EQ(serve(text(17)), 0);
+  EXPECT_EQ(serve(text(17)), 16);
+  cache_.evict(64);
+  EXPECT_EQ(serve(text(17)), 0);
+}
+
+TEST_F(CachedWindows, ACommitWithoutMemoryChangesNothing) {
+  serve(text(16));
+  const Tokens prompt = text(17);
+  Request request{99, 17, 1};
+  request.prompt = prompt;
+  ASSERT_TRUE(batcher_->submit(request).ok());
+  ASSERT_TRUE(batcher_->plan({}, plan_).ok());
+  const StepPlan planned = plan_;
+  const std::int32_t used = window_pool_.num_used();
+  int failures = 0;
+  for (int allowed = 0;; ++allowed) {
+    plan_ = StepPlan();
+    plan_.step = planned.step;
+    plan_.items = planned.items;
+    std::vector<CopyOp> copies;
+    Status status;
+    {
+      const test::FailingNew failing(allowed, test::FailingNew::Which::kOne);
+      status = batcher_->commit(plan_, copies);
+    }
+    EXPECT_EQ(batcher_->check().message(), "");
+    if (status.ok()) break;
+    ++failures;
+    EXPECT_EQ(status.code(), ErrorCode::kOutOfMemory);
+    EXPECT_EQ(window_pool_.num_used(), used);
+    EXPECT_EQ(window_.num_seqs(), 0);
+  }
+  EXPECT_GE(failures, 4);
+  EXPECT_EQ(window_.num_seqs(), 1);
+}
+
+TEST_F(CachedWindows, OnceThePlansHaveGrownAStepAllocatesNothing) {
+  for (int round = 0; round < 3; ++round) {
+    const Tokens prompt = joined(text(12), text(6, 100 * round));
+    Request request{static_cast<std::uint64_t>(50 + round), 18, 4};
+    request.prompt = prompt;
+    ASSERT_TRUE(batcher_->submit(request).ok());
+    std::vector<std::uint64_t> ended;
+    ended.reserve(4);
+    while (!batcher_->idle()) {
+      const long before = test::num_allocations();
+      ASSERT_TRUE(batcher_->plan({}, plan_).ok());
+      ASSERT_TRUE(batcher_->commit(plan_, copies_).ok());
+      ASSERT_TRUE(batcher_->finish(plan_, {}, ended).ok());
+      if (round > 0) EXPECT_EQ(test::num_allocations(), before);
+    }
+  }
+}
+
+TEST_F(CachedWindows, APlanIsStaleOnceThePrefixHasGone) {
+  serve(text(16));
+  const Tokens prompt = text(17);
+  Request request{99, 17, 1};
+  request.prompt = prompt;
+  ASSERT_TRUE(batcher_->submit(request).ok());
+  ASSERT_TRUE(batcher_->plan({}, plan_).ok());
+  EXPECT_EQ(plan_.items[0].position, 16);
+  cache_.evict(1);
+  EXPECT_EQ(batcher_->commit(plan_, copies_).message(),
+            "[batcher] commit: expected the last plan, unchanged, got a plan of step " +
+                std::to_string(plan_.step) + ": a cached window has gone");
+  EXPECT_EQ(batcher_->check().message(), "");
+}
+
+/// Two windows are kept.
+class TwoCachedWindows : public CachedWindows {
+ protected:
+  TwoCachedWindows() : CachedWindows(2) {}
+};
+
+TEST_F(TwoCachedWindows, TheLeastRecentlyUsedOneMakesRoom) {
+  serve(text(9));
+  serve(text(9, 100));
+  EXPECT_EQ(serve(text(10)), 8);
+  serve(text(9, 200));
+  EXPECT_EQ(serve(text(10)), 8) << "it was used since";
+  EXPECT_EQ(serve(text(10, 100)), 0);
+}
+
+/// Nothing is kept.
+class NoCachedWindows : public CachedWindows {
+ protected:
+  NoCachedWindows() : CachedWindows(0) {}
+};
+
+TEST_F(NoCachedWindows, EveryRequestComputesItsWholePrompt) {
+  serve(text(16));
+  EXPECT_EQ(serve(text(17)), 0);
+  EXPECT_EQ(window_pool_.num_free(), 32);
 }
 
 }  // namespace

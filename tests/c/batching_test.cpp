@@ -312,14 +312,15 @@ TEST_F(CBatching, AWindowTableGoesAlong) {
   quire_page_table* window = nullptr;
   quire_batcher* windowed = nullptr;
   ASSERT_EQ(quire_page_table_create(window_pool, &spec, &window), QUIRE_OK);
-  EXPECT_EQ(quire_batcher_create_windowed(table_, &window, 1, nullptr, &windowed),
+  EXPECT_EQ(quire_batcher_create_windowed(table_, nullptr, &window, 1, nullptr, &windowed),
             QUIRE_INVALID_ARGUMENT);
   EXPECT_STREQ(quire_last_error(),
                "[batcher] windows: expected tables with a window, got one without");
   quire_page_table_destroy(window);
   spec.window_left = 3;
   ASSERT_EQ(quire_page_table_create(window_pool, &spec, &window), QUIRE_OK);
-  ASSERT_EQ(quire_batcher_create_windowed(table_, &window, 1, nullptr, &windowed), QUIRE_OK)
+  ASSERT_EQ(quire_batcher_create_windowed(table_, nullptr, &window, 1, nullptr, &windowed),
+            QUIRE_OK)
       << quire_last_error();
   const quire_request made = request(1, 6, 2);
   ASSERT_EQ(quire_batcher_submit(windowed, &made), QUIRE_OK);

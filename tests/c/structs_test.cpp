@@ -113,6 +113,7 @@ TEST(CStructs, DefaultsOfServingAreThoseOfCpp) {
   EXPECT_EQ(c_batcher.max_requests, batcher.max_requests);
   EXPECT_EQ(c_batcher.watermark_pages, batcher.watermark_pages);
   EXPECT_EQ(c_batcher.max_steps_in_flight, batcher.max_steps_in_flight);
+  EXPECT_EQ(c_batcher.cached_windows, batcher.cached_windows);
   const Request request;
   const quire_request c_request = QUIRE_REQUEST_INIT;
   EXPECT_EQ(c_request.id, request.id);

@@ -221,8 +221,28 @@ def test_a_batcher_keeps_window_tables() -> None:
         plan.window(1)
     with pytest.raises(quire.InvalidArgument, match="expected tables with a window"):
         quire.Batcher(table, windows=[quire.PageTable(window_pool, max_seqs=2)])
-    with pytest.raises(quire.InvalidArgument, match="beside a cache"):
-        quire.Batcher(table, quire.PrefixCache(window_pool), windows=[window])
+
+
+def test_a_prefix_is_shared_in_all_tables() -> None:
+    pool, table = make(16, max_seqs=2, max_tokens_per_seq=64)
+    window_pool = quire.PagePool(20, PAGE_SIZE)
+    window = quire.PageTable(window_pool, max_seqs=2, max_tokens_per_seq=64, window_left=5)
+    batcher = quire.Batcher(table, quire.PrefixCache(pool), windows=[window], cached_windows=2)
+    copies = quire.CopyPlan()
+    positions = []
+    for request, prompt in enumerate(([*range(16)], [*range(16), 77, 78])):
+        batcher.submit(quire.Request(request, prompt, 1))
+        while not batcher.idle:
+            plan = batcher.plan()
+            batcher.commit(plan, copies)
+            positions.append(plan.items[0].position)
+            batcher.finish(plan, [5] * sum(item.num_samples for item in plan.items))
+            batcher.check()
+    assert positions[-1] == 16
+    assert batcher.stats.hit_tokens == 16
+    assert window_pool.num_used > 0
+    batcher.close()
+    assert window_pool.num_used == 0
 
 
 def test_caches_refuse_what_does_not_fit() -> None:
