@@ -447,7 +447,9 @@ TEST_F(CachedWindows, OnceThePlansHaveGrownAStepAllocatesNothing) {
       ASSERT_TRUE(batcher_->plan({}, plan_).ok());
       ASSERT_TRUE(batcher_->commit(plan_, copies_).ok());
       ASSERT_TRUE(batcher_->finish(plan_, {}, ended).ok());
-      if (round > 0) EXPECT_EQ(test::num_allocations(), before);
+      if (round > 0) {
+        EXPECT_EQ(test::num_allocations(), before);
+      }
     }
   }
 }
