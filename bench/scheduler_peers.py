@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a step of scheduling costs the host: quire, vLLM and the continuous batching of transformers.
 
-    python3 -m venv /tmp/peers
-    /tmp/peers/bin/pip install --no-deps vllm==0.33.0
-    /tmp/peers/bin/pip install --requirement bench/requirements-scheduler-peers.txt
-    /tmp/peers/bin/python bench/scheduler_peers.py --output rows.jsonl
+    python3 -m venv peers
+    peers/bin/pip install --no-deps vllm==0.33.0
+    peers/bin/pip install --requirement bench/requirements-scheduler-peers.txt
+    peers/bin/python bench/scheduler_peers.py --output rows.jsonl
 
 All running sequences decode one token a step, at 8,192 tokens on average over the steps, pages of 16,
 a pool that holds 14 % more; nobody samples, no model runs, no GPU is needed. Nothing of the peers is

@@ -27,6 +27,7 @@ struct Variable {
 };
 constexpr std::array kVariables = {
     Variable{"QUIRE_NUM_THREADS", "threads of the CPU backend (default: one per core)"},
+    Variable{"QUIRE_PIN_THREADS", "1: threads of the CPU backend on cores of their own"},
     Variable{"QUIRE_CPU_TIER", "CPU kernel where none is named, such as avx2 for cpu.avx2"},
     Variable{"QUIRE_CUDA_SHARED_MEMORY",
              "bytes that a CUDA kernel may use at most, to try small ones"},

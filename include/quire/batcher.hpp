@@ -120,6 +120,7 @@ struct BatcherSpec {
   std::int32_t max_steps_in_flight = 1;
   /// With a prefix cache and window tables: ends of prefixes whose window is kept in each of these, for
   /// other requests to go on from, ≥ 0. Each takes the pages of a window out of each window table's pool.
+  /// With 0 no prefix is ever found: a hit needs the windows at its end.
   std::int32_t cached_windows = 0;
 };
 
@@ -158,10 +159,11 @@ struct BatcherState;
 /// A model with layers of several kinds has a table for each: one for the layers that see everything, and
 /// *window tables* for the others, each on a pool of its own. In each of these a running request has a
 /// sequence too, of the same tokens, whose pages go back as its window moves on. Their pools are divided
-/// evenly: a request has num_pages / max_seqs pages in each, which hold its window and the new tokens of a
+/// evenly: less those of cached windows, a request has num_pages / max_seqs pages in each (max_seqs of the
+/// first table), which hold its window and the new tokens of a
 /// step, so prefill chunks are as long as the smallest share allows, and nobody ever waits for such a page. What
 /// is said of pages here is of those of the first table. A table with a window may also be the only one,
-/// without a prefix cache. With one, a request begins with the longest prefix that all tables can serve: the
+/// without a prefix cache. With a cache, a request begins with the longest prefix that all tables can serve: the
 /// cache has its pages, and each window table has kept the window at its end. Windows are kept at
 /// the ends of prompts and of requests, and where a prompt has left what the cache knew before it.
 ///
@@ -198,8 +200,9 @@ class QUIRE_API Batcher {
   ///   window).
   Batcher(PageTable& table, PrefixCache& cache, const BatcherSpec& spec = {});
   /// With window tables, whose state it keeps alive and which nobody else uses.
-  /// @param windows  Each has a window, at least the sequences and tokens of `table`, and pages enough for
-  ///                 each of its sequences to hold its window and a new token of each step in flight.
+  /// @param windows  Each has a window, at least the sequences and tokens of `table`, and pages enough that each
+  ///                 sequence of `table` can hold the window and a new token of each step in flight (with a
+  ///                 prefix cache, besides cached windows, and up to a page more).
   /// @throws Error also for those (`kInvalidArgument`).
   Batcher(PageTable& table, std::span<PageTable* const> windows, const BatcherSpec& spec = {});
   /// Likewise, with a prefix cache: see `BatcherSpec::cached_windows`.

@@ -96,7 +96,7 @@ struct TransferPlan {
 
 /// What the host has of a prefix, behind what the device has of it.
 struct HostMatch {
-  std::int32_t tokens = 0;      ///< Of the prefix.
+  std::int32_t tokens = 0;      ///< Behind those that the device has.
   std::int32_t pages = 0;       ///< That hold them: `fetch` takes as many of the device.
   bool worth_fetching = false;  ///< Sooner there than computed, by `TierCosts`.
 
@@ -221,7 +221,7 @@ class QUIRE_API PrefixLease {
 /// A cache may have a second pool, of pages in memory of the host. Then pages can leave the device for it
 /// and come back:
 ///
-///     offload(n, plan)                  as evict(n), but what is wanted goes to the host
+///     offload(n, plan)                  what evict(n) would free goes to the host, if it is wanted
 ///     match_host(name_space, prompt)    what the host has behind what the device has
 ///     fetch(name_space, prompt, plan)   brings that back, if it is sooner there than computed
 ///     …     execute the plan, on any stream, and wait for it on the host
@@ -334,7 +334,7 @@ class QUIRE_API PrefixCache {
   /// `match` finds it then. O(tokens + pages · log).
   /// @param plan  Receives the copies, and a ticket if it has none. They must have run before the pages
   ///              are read: see `PrefixLease::pending`.
-  /// @return Pages that moved. `kOutOfPages` (fewer are free: offload or evict, then ask again),
+  /// @return Pages that moved. `kOutOfPages` (fewer are free: evict, or offload and retire, then ask again),
   ///   `kOutOfMemory` (the plan could not grow). Nothing has changed then.
   [[nodiscard]] Result<std::int32_t> fetch(std::uint64_t name_space,
                                            std::span<const std::int32_t> tokens,

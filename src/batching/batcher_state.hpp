@@ -306,6 +306,9 @@ struct BatcherState {
   void keep_windows(const Place& place, std::int32_t written) noexcept;
   /// Those of a step that wrote the tokens from `before` to `after`.
   void keep_windows_between(const Place& place, std::int32_t before, std::int32_t after) noexcept;
+  /// @return Of a prefix of `shared` tokens that a request computes, those that others can go on from.
+  [[nodiscard]] std::int32_t left_for_others(const Place& place,
+                                             std::int32_t shared) const noexcept;
   [[nodiscard]] SeqId begin_window(Window& window, NodeId node, std::int32_t length) noexcept;
   void release_suffix(Window& window, std::int32_t index) noexcept;
   [[nodiscard]] Status check_suffixes() const noexcept;

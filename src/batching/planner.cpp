@@ -91,14 +91,15 @@ bool Planner::waits_for_prefix(const BatcherState::Place& place,
     const BatcherState::Place& other = state_.at(index);
     const std::int32_t written = std::max(found, other.cached - other.in_flight());
     if (other.in_flight() == 0 || !other.shares || other.cached <= written) continue;
-    if (std::min(state_.shared_tokens(other, place), other.cached) > written) return true;
+    const std::int32_t shared = std::min(state_.shared_tokens(other, place), other.cached);
+    if (state_.left_for_others(other, shared) > written) return true;
   }
   const auto most = static_cast<std::int32_t>(state_.askable(place).size());
   return std::ranges::any_of(plan_.items, [&](const StepItem& item) {
     const BatcherState::Place& other = state_.at(item.index);
     const std::int32_t known = std::max(found, item.position);
     if (!other.shares || std::min(most, other.known()) <= known) return false;
-    return state_.shared_tokens(other, place) > known;
+    return state_.left_for_others(other, state_.shared_tokens(other, place)) > known;
   });
 }
 

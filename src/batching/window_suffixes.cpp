@@ -3,6 +3,7 @@
 // may go on from there if the cache has all pages up to it and each window table has kept its window.
 // The pages are the batcher's, as a caller's are: several windows may share one.
 #include <algorithm>
+#include <array>
 
 #include "batching/batcher_state.hpp"
 #include "cache/failure.hpp"
@@ -101,15 +102,36 @@ void BatcherState::keep_windows(const Place& place, std::int32_t written) noexce
   }
 }
 
-// At the end of the prompt, as far as the same prompt would be looked up, and where it has left what the
-// cache knew before it.
+namespace {
+
+// Whole pages behind which a request's windows are kept: at the end of the prompt, as far as the same prompt
+// would be looked up, and where it has left what the cache knew before it.
+std::array<std::int32_t, 2> kept_ends(const BatcherState::Place& place,
+                                      std::int32_t page_size) noexcept {
+  return {place.junction, (place.request.prompt_tokens - 1) / page_size};
+}
+
+}  // namespace
+
 void BatcherState::keep_windows_between(const Place& place, std::int32_t before,
                                         std::int32_t after) noexcept {
   const std::int32_t page_size = table.pool_spec().page_size;
-  for (const std::int32_t pages : {place.junction, (place.request.prompt_tokens - 1) / page_size}) {
+  for (const std::int32_t pages : kept_ends(place, page_size)) {
     const std::int32_t tokens = pages * page_size;
     if (before < tokens && tokens <= after) keep_windows(place, tokens);
   }
+}
+
+// With window tables, up to the last place in it of which the windows are kept.
+std::int32_t BatcherState::left_for_others(const Place& place, std::int32_t shared) const noexcept {
+  if (windows.empty()) return shared;
+  std::int32_t left = 0;
+  if (spec.cached_windows == 0) return left;
+  const std::int32_t page_size = table.pool_spec().page_size;
+  for (const std::int32_t pages : kept_ends(place, page_size)) {
+    if (pages * page_size <= shared) left = std::max(left, pages * page_size);
+  }
+  return left;
 }
 
 // Holes, then the pages of the window, which others may hold too: a partial one is copied before it is

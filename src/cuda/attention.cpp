@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The CUDA backend: a schedule made by one small kernel per step, and one attention kernel per
-// layer, a thread block per range. Nothing here depends on the batch, so that a captured graph
+// layer, whose blocks take shares of it. Nothing here depends on the batch, so that a captured graph
 // serves every batch within the limits.
 #include <cuda_runtime_api.h>
 #include <fmt/format.h>

@@ -12,7 +12,9 @@
 /// All units of one kind, one after another, form a **line** whose length is their cost. Each line is
 /// cut into `num_ranges` **ranges** of equal cost; a cut inside a unit splits its keys (**split KV**)
 /// and its pieces are merged by whoever finishes last, always in the order of the keys. Whoever takes
-/// a range of each line has the same work as all others, whatever the kinds cost.
+/// a range of each line has the same work as all others, whatever the kinds cost. Where heads go
+/// abreast, a range is walked once for each of them, by somebody else: a range in one of these heads is
+/// a **share**.
 ///
 /// The schedule is the running cost of the segments and the ranges. Where a cut lies,
 /// into how many pieces a unit falls and where a piece leaves its partial result all follow from
@@ -51,7 +53,7 @@ struct TilePolicy {
       0;                        ///< requests with ≤ so many rows over all heads: one unit; 0: none
   std::int32_t num_ranges = 1;  ///< ranges at most; 0: there is no such line
   std::int32_t heads_abreast =
-      1;  ///< kv heads of a unit, a divisor of all: each is somebody else's, who has the same ranges
+      1;  ///< kv heads of a unit, a divisor of all: a range is walked once for each, by another
   std::int32_t min_split_tiles = 2;  ///< no piece of a split unit is shorter
   std::int32_t cost_of_unit = 8;     ///< start and end of a unit, ≥ 1
   std::int32_t cost_of_tile = 6;     ///< reading one kv head's tile

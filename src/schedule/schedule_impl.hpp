@@ -80,10 +80,6 @@ class UnitLine {
     return visible_keys(shape_, segment_, begin, begin + queries_in_tile(q_tile));
   }
 
-  QUIRE_HOST_DEVICE std::int32_t first_kv_tile(std::int32_t q_tile) const {
-    return keys(q_tile).begin / policy_.keys_per_tile;
-  }
-
   /// Key tiles of a unit; 0 if its queries see nothing.
   QUIRE_HOST_DEVICE std::int32_t kv_tiles(std::int32_t q_tile) const {
     const KeyRange range = keys(q_tile);
@@ -422,7 +418,8 @@ QUIRE_HOST_DEVICE inline PlacedCut place_cut(const Policy& policy, const core::P
 
 namespace detail {
 
-/// A hash of all that a schedule depends on, one number after another (FNV-1a over words).
+/// A hash of all that a schedule without shared prefixes depends on, one number after another (FNV-1a over
+/// words).
 inline std::uint64_t digest_of(const Policy& policy, const core::ProblemShape& shape,
                                const core::BatchArrays& batch) {
   std::uint64_t digest = 0xcbf2'9ce4'8422'2325U;

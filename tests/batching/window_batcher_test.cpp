@@ -454,6 +454,28 @@ TEST_F(CachedWindows, OnceThePlansHaveGrownAStepAllocatesNothing) {
   }
 }
 
+TEST_F(CachedWindows, ARequestWaitsForAnotherOnlyIfItCanGoOnFromItsEnd) {
+  const auto planned_together = [&](const Tokens& first, const Tokens& second) {
+    for (const auto& [id, prompt] : {std::pair{1, &first}, std::pair{2, &second}}) {
+      Request request{static_cast<std::uint64_t>(id), static_cast<std::int32_t>(prompt->size()), 1};
+      request.prompt = *prompt;
+      EXPECT_TRUE(batcher_->submit(request).ok());
+    }
+    EXPECT_TRUE(batcher_->plan({}, plan_).ok());
+    const std::size_t items = plan_.items.size();
+    std::vector<std::uint64_t> ended;
+    while (!batcher_->idle()) {
+      EXPECT_TRUE(batcher_->plan({}, plan_).ok());
+      EXPECT_TRUE(batcher_->commit(plan_, copies_).ok());
+      EXPECT_TRUE(batcher_->finish(plan_, {}, ended).ok());
+    }
+    return items;
+  };
+  EXPECT_EQ(planned_together(text(17), text(17)), 1U);  // the second finds what the first leaves
+  const Tokens common = text(12, 100);
+  EXPECT_EQ(planned_together(joined(common, text(9, 200)), joined(common, text(9, 300))), 2U);
+}
+
 TEST_F(CachedWindows, APlanIsStaleOnceThePrefixHasGone) {
   serve(text(16));
   const Tokens prompt = text(17);

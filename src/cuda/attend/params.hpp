@@ -51,7 +51,7 @@ struct AttendParams {
   const CheckRecord* check = nullptr;  ///< an offence in it: do nothing
 };
 
-/// A compiled kernel. Takes `AttendParams`, and perhaps `sm90::TileMaps` behind them. A share is a range in one of the heads that go abreast.
+/// A compiled kernel. Takes `AttendParams`, and perhaps `sm90::TileMaps` behind them.
 struct AttendKernel {
   const void* function = nullptr;  ///< __global__
   std::int32_t threads = 0;

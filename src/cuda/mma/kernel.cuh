@@ -4,7 +4,7 @@
 ///
 ///   q [total_q, num_qo_heads, D], K and V pages  ->  o [total_q, num_qo_heads, Dv], lse
 ///
-/// A block walks one range of the schedule: units of at most 32 rows (the queries of a tile times
+/// A block takes one share of the schedule: units of at most 32 rows (the queries of a tile times
 /// the heads of a group, packed) against their keys, 64 at a time. Two warps look pages up and
 /// load (`Producer`), four compute (`UnitAttention`); between them lies a ring of half tiles, K and
 /// V in turn, that stays full across units. Split units are merged by the block that finishes last.

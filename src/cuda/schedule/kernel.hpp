@@ -11,8 +11,8 @@
 
 namespace quire::cuda {
 
-/// Fills the schedule as `schedule::build` does, bit for bit, from lengths and tables on the device. One
-/// block; does not allocate or synchronise and may be captured.
+/// Fills the schedule with the segments, ranges and lists of `schedule::build`, bit for bit, from lengths and
+/// tables on the device. It leaves no digest, and no running costs of few segments. One block; does not allocate or synchronise and may be captured.
 /// @param batch     Arrays on the device.
 /// @param schedule  In a workspace on the device.
 /// @param near_bytes  What `prepare_schedule` says.

@@ -5,7 +5,7 @@
 ///
 ///   q [total_q, num_qo_heads, D], K and V pages  ->  o [total_q, num_qo_heads, Dv], lse
 ///
-/// A block walks one range of the schedule. Its warps take a unit's rows in turn; a warp scores 32
+/// A block takes one share of the schedule. Its warps take a unit's rows in turn; a warp scores 32
 /// keys at a time, one a lane, and accumulates their values with its lanes over the columns.
 #pragma once
 

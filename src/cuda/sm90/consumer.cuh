@@ -73,11 +73,6 @@ struct ConsumerState {
     __syncwarp();
     if (lane == 0) barrier_arrive(shared_address(&empty));
   }
-  __device__ void release_unit(mma::RingPosition<C::kUnits> unit,
-                               mma::RingPosition<C::kQueryBuffers> queries) const {
-    release(shared.fixed.queries_empty[queries.slot]);
-    release(shared.fixed.units_empty[unit.slot]);
-  }
 
   /// @param is_edge  The tile's rows were not copied in boxes, whatever the others were.
   __device__ void wait_for_slot(mma::RingPosition<C::kSlots> at, bool is_edge) const {

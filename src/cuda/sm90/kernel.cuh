@@ -5,11 +5,11 @@
 ///   q [total_q, num_qo_heads, D], K and V pages  ->  o [total_q, num_qo_heads, Dv], lse
 ///
 /// A block fills a multiprocessor and takes two shares of the line of small units (at most 32 rows)
-/// and one of the line of large units (at most 128 rows). The small ones are computed by the portable
+/// and up to two of the line of large units (at most 128 rows). The small ones are computed by the portable
 /// kernel's code, which each half of the block runs for itself, the large ones by the whole block with
 /// wgmma: a warpgroup loads (`Producer`), two compute (`UnitAttention`). Where there are both, half of
 /// the blocks begin with the one kind and half with the other, so that memory and tensor cores are
-/// busy at the same time.
+/// busy at the same time (with shared prefixes, all begin with the large ones: see `phases_of`).
 #pragma once
 
 #include <cstdint>
@@ -169,7 +169,7 @@ __device__ __forceinline__ void look_ahead(const AttendParams& params, typename 
   }
 }
 
-/// All small units of the block's shares./// All small units of the block's shares.
+/// All small units of the block's shares.
 template <typename C>
 __device__ __forceinline__ void attend_small_units(const AttendParams& params,
                                                    typename C::Shared& shared) {
@@ -189,7 +189,7 @@ __device__ __forceinline__ void attend_small_units(const AttendParams& params,
   }
 }
 
-/// All large units of the block's share.
+/// All large units of the block's shares.
 template <typename C>
 __device__ __forceinline__ void attend_large_units(const AttendParams& params, const TileMaps& maps,
                                                    typename C::Shared& shared) {
