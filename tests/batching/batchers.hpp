@@ -39,6 +39,15 @@ inline constexpr bool kPrefill = true;
 inline constexpr bool kDecode = false;
 inline constexpr bool kSamples = true;
 
+inline std::vector<Share> shares_of(const StepPlan& plan) {
+  std::vector<Share> shares;
+  for (const StepItem& item : plan.items) {
+    shares.push_back(
+        {item.request, item.position, item.num_new_tokens, item.is_prefill, item.samples});
+  }
+  return shares;
+}
+
 /// Eight pages of four tokens, four sequences of at most 32, five requests.
 class Batchers : public testing::Test {
  protected:
@@ -49,12 +58,7 @@ class Batchers : public testing::Test {
   std::vector<Share> plan(StepBudget budget = {.max_tokens = 100, .max_seqs = 4}) {
     const Status status = batcher_.plan(budget, plan_);
     EXPECT_TRUE(status.ok()) << status.message();
-    std::vector<Share> shares;
-    for (const StepItem& item : plan_.items) {
-      shares.push_back(
-          {item.request, item.position, item.num_new_tokens, item.is_prefill, item.samples});
-    }
-    return shares;
+    return shares_of(plan_);
   }
   void commit() {
     const Status status = batcher_.commit(plan_, copies_);

@@ -47,12 +47,7 @@ class Swaps : public testing::Test {
   std::vector<Share> plan() {
     const Status status = batcher_.plan(budget_, plan_);
     EXPECT_TRUE(status.ok()) << status.message();
-    std::vector<Share> shares;
-    for (const StepItem& item : plan_.items) {
-      shares.push_back(
-          {item.request, item.position, item.num_new_tokens, item.is_prefill, item.samples});
-    }
-    return shares;
+    return test::shares_of(plan_);
   }
   void commit() {
     const Status status = batcher_.commit(plan_, copies_);

@@ -235,7 +235,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (params.check != nullptr && params.check->what != 0) return;
   if (threadIdx.x < kWarpSize) look_ahead<C>(params, shared);
   __syncthreads();
-  // Small units stand first: the machine fetches the beginning of a kernel's code before it starts.
+  // Small units stand first: decode is faster by 2 to 5 µs than with their code behind the other
+  // (notebook of prefill).
 #pragma unroll 1
   while (true) {
     if (first_of(phases_left(shared)) == kSmallPhase) {
