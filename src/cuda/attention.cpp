@@ -256,7 +256,9 @@ class CudaAttention final : public internal::AttentionBackend {
       params.page_size = FastDivisor(std::max(1, config.shape.page_size));
       params.check = call.check;
       sm90::TileMaps maps;
-      if (kernel_.takes_tile_maps) maps = sm90::make_tile_maps(config.shape, tensors);
+      if (kernel_.takes_tile_maps) {
+        maps = sm90::make_tile_maps(config.shape, tensors, kernel_.large_tile_rows);
+      }
       std::array<void*, 2> arguments{&params, &maps};
       error = cudaLaunchKernel(kernel_.function, dim3(static_cast<unsigned>(blocks_)),
                                dim3(static_cast<unsigned>(kernel_.threads)), arguments.data(),

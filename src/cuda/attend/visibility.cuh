@@ -26,10 +26,8 @@ class Visibility {
     return begin >= seen_.begin && end <= seen_.end;
   }
 
-  /// The end of the keys from `key` on that every query of the unit sees; `key` if there are none.
-  __device__ std::int32_t end_of_seen_by_all(std::int32_t key) const {
-    return key >= seen_.begin ? max(key, seen_.end) : key;
-  }
+  /// Keys that every query of the unit sees.
+  __device__ schedule::KeyRange seen_by_all() const { return seen_; }
 
   /// @return True if query `query` of the request sees key `key`.
   __device__ bool sees(std::int32_t query, std::int32_t key) const {
@@ -52,7 +50,6 @@ class Visibility {
   }
 
  private:
-  /// Keys that every query of the unit sees, whatever else they see.
   __device__ schedule::KeyRange keys_seen_by_all() const {
     schedule::KeyRange seen{unit_.kv_begin, unit_.kv_end};
     switch (shape_.mask) {

@@ -51,7 +51,7 @@ class Producer {
   }
 
  private:
-  using Tiles = TileStream<kTileKeys, UnitWalk>;
+  using Tiles = TileStream<kTileKeys, Direction::kAscending, UnitWalk>;
   static constexpr int kHandedOver = -1;
   static constexpr int kElementBytes = C::kKvElementBytes;
   static constexpr int kQueryElementBytes = sizeof(typename C::Element);

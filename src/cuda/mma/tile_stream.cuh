@@ -32,11 +32,14 @@ class UnitWalk {
   Unit next_;
 };
 
+/// In which a unit's tiles come.
+enum class Direction { kAscending, kDescending };
+
 /// The tiles of some units. The places of their keys are known for a stretch of runs at a time: 16
 /// tiles, or one if keys are scattered.
 /// @tparam kKeys  Of a tile.
 /// @tparam Units  Where units come from, as from a `UnitWalk`.
-template <int kKeys, typename Units>
+template <int kKeys, Direction kDirection, typename Units>
 class TileStream {
  public:
   __device__ TileStream(const AttendParams& params, const core::Pages& cache, std::int32_t element,
@@ -55,15 +58,19 @@ class TileStream {
   [[nodiscard]] __device__ const Unit& unit() const { return units_.now(); }
   /// First key of the tile, a multiple of kTileKeys.
   [[nodiscard]] __device__ std::int32_t key() const { return key_; }
-  [[nodiscard]] __device__ bool is_first_of_unit() const { return key_ <= unit().kv_begin; }
-  [[nodiscard]] __device__ bool is_last_of_unit() const { return key_ + kKeys >= unit().kv_end; }
+  [[nodiscard]] __device__ bool is_first_of_unit() const {
+    return kIsAscending ? key_ <= unit().kv_begin : key_ + kKeys >= unit().kv_end;
+  }
+  [[nodiscard]] __device__ bool is_last_of_unit() const {
+    return kIsAscending ? key_ + kKeys >= unit().kv_end : key_ <= unit().kv_begin;
+  }
 
   /// Asks for the page ids of the next stretch, once. Call it early, so that they are there in time.
   __device__ void look_ahead() {
     if (looked_ahead_) return;
     looked_ahead_ = true;
-    if (stretch_end() < unit().kv_end) {
-      next_first_key_ = stretch_end();
+    if (kIsAscending ? stretch_end() < unit().kv_end : first_key_ > unit().kv_begin) {
+      next_first_key_ = kIsAscending ? stretch_end() : first_key_ - stretch_keys();
       ask_for_pages();
     } else {
       units_.find_next();
@@ -73,8 +80,13 @@ class TileStream {
 
   /// To the next tile. The next stretch must have been asked for.
   __device__ void advance() {
-    key_ += kKeys;
-    if (key_ >= min(stretch_end(), unit().kv_end)) begin_stretch();
+    if constexpr (kIsAscending) {
+      key_ += kKeys;
+      if (key_ >= min(stretch_end(), unit().kv_end)) begin_stretch();
+    } else {
+      key_ -= kKeys;
+      if (key_ < first_key_) begin_stretch();
+    }
   }
 
   [[nodiscard]] __device__ bool has_runs() const { return run_keys_ > 1; }
@@ -122,18 +134,23 @@ class TileStream {
   [[nodiscard]] __device__ int lane_of(int run) const { return (first_run() + run) % kWarpSize; }
 
  private:
+  static constexpr bool kIsAscending = kDirection == Direction::kAscending;
   static constexpr int kRunsPerLane = kKeys / kWarpSize;
 
   /// Of the tile, counted from the stretch's.
   [[nodiscard]] __device__ int first_run() const {
     return run_keys_ > 1 ? (key_ - first_key_) / kRunKeys : 0;
   }
-  __device__ std::int32_t stretch_end() const { return first_key_ + kKeys * run_keys_; }
+  __device__ std::int32_t stretch_keys() const { return kKeys * run_keys_; }
+  __device__ std::int32_t stretch_end() const { return first_key_ + stretch_keys(); }
 
   __device__ void begin_stretch() {
     units_.step();
     first_key_ = next_first_key_;
     key_ = next_first_key_;
+    if constexpr (!kIsAscending) {
+      key_ += (min(stretch_end(), unit().kv_end) - key_ - 1) / kKeys * kKeys;
+    }
     looked_ahead_ = false;
 #pragma unroll
     for (int i = 0; i < kRunsPerLane; ++i) {
@@ -144,6 +161,10 @@ class TileStream {
 
   __device__ void begin_next_unit() {
     next_first_key_ = units_.next().kv_begin / kTileKeys * kTileKeys;
+    if constexpr (!kIsAscending) {
+      const std::int32_t keys = max(1, units_.next().kv_end - next_first_key_);
+      next_first_key_ += (keys - 1) / stretch_keys() * stretch_keys();
+    }
     ask_for_pages();
   }
 

@@ -41,6 +41,7 @@ struct UnitPlace {
     unit.advance();
     queries.advance();
   }
+  [[nodiscard]] __device__ UnitPlace before() const { return {unit.before(), queries.before()}; }
 };
 
 /// What outlives a unit.
@@ -49,8 +50,8 @@ struct ConsumerState {
   static constexpr int kScores = C::kTileKeys / 2;  // of a thread
 
   const AttendParams& params;
+  const TileMaps& maps;
   typename C::Large& shared;
-  bool has_boxes;  // whole tiles come in boxes
   int warpgroup;
   int warp;  // of the warpgroup
   int lane;
@@ -77,7 +78,7 @@ struct ConsumerState {
   /// @param is_edge  The tile's rows were not copied in boxes, whatever the others were.
   __device__ void wait_for_slot(mma::RingPosition<C::kSlots> at, bool is_edge) const {
     barrier_wait(shared_address(&shared.full[at.slot]), at.parity);
-    if (is_edge || !has_boxes) show_to_products();
+    if (is_edge || !maps.has_kv) show_to_products();
   }
   __device__ void release_slot(mma::RingPosition<C::kSlots> at) { release(shared.empty[at.slot]); }
 
@@ -145,8 +146,8 @@ struct Results {
   bool are_there = false;
   std::uint32_t pairs[C::kHeadDimVo / 4] = {};  // as accumulators are laid out
 
-  /// Rows go through shared memory, where the warp's queries were, so that each lane writes 16 bytes
-  /// and the warp whole rows.
+  /// Rows go through shared memory, where the warp's queries were, so that they are written in boxes,
+  /// or each lane writes 16 bytes and the warp whole rows.
   __device__ __forceinline__ void store(const ConsumerState<C>& state, const Unit& unit,
                                         std::uint32_t query_rows) const {
     using Layout = typename C::QueryLayout;
@@ -154,18 +155,36 @@ struct Results {
     static_assert(kRowBytes <= Layout::kRowBytes);
     constexpr int kChunks = kRowBytes / 16;
     const int lane = opaque(state.lane);
-    const int warp_row = opaque(state.warp) * 16;
+    const int warp_row = opaque(state.warp) * kBoxResults;
+    const int first_row = opaque(state.warpgroup) * kProductRows + warp_row;
+    if (first_row >= unit.rows) return;
     const std::uint32_t row = Layout::row(query_rows, warp_row + lane % 16);
 #pragma unroll
     for (int i = 0; i < C::kHeadDimVo / 4; i += 4) {
       store_matrices(Layout::chunk(row, i / 2 + lane / 16),
                      {pairs[i], pairs[i + 1], pairs[i + 2], pairs[i + 3]});
     }
+    if (state.maps.has_results && first_row + kBoxResults <= unit.rows) {
+      show_to_products();
+      __syncwarp();
+      if (elect_one()) {
+        const RowTarget target = row_target(state.params, unit, first_row);
+        const std::uint32_t from = Layout::row(query_rows, warp_row);
+#pragma unroll
+        for (int panel = 0; panel < kRowBytes / Layout::kRowStride; ++panel) {
+          store_box(from + static_cast<std::uint32_t>(panel * Layout::kPanelBytes),
+                    state.maps.results, panel * kBoxComponents, target.head,
+                    static_cast<std::int32_t>(target.token));
+        }
+        commit_boxes();
+      }
+      __syncwarp();
+      return;
+    }
     __syncwarp();
     const core::MutableRows& o = state.params.tensors.o;
-    const int first_row = opaque(state.warpgroup) * kProductRows + warp_row;
 #pragma unroll
-    for (int first = 0; first < 16 * kChunks; first += kWarpSize) {
+    for (int first = 0; first < kBoxResults * kChunks; first += kWarpSize) {
       const int row_of_warp = (first + lane) / kChunks;
       const int column = (first + lane) % kChunks;
       const RowTarget target = row_target(state.params, unit, first_row + row_of_warp);
@@ -194,22 +213,21 @@ class UnitAttention {
     scale_ = is_plain_ ? logits.scale() : 1.0F;
   }
 
-  /// Attends to all keys.
-  /// @param scores  Of the first tile.
+  /// Attends to all keys, the last ones first: the tile that some rows see in part is then the one
+  /// that nothing can be done beside.
+  /// @param scores  Of the last tile.
   __device__ __forceinline__ void run(float (&scores)[kScores]) {
-    std::int32_t key = unit_.kv_begin / mma::kTileKeys * mma::kTileKeys;
-    weigh_edge_tile(scores, key, false);
+    std::int32_t key = first_key() + last_of(unit_.kv_end - first_key());
 #pragma unroll 1
-    while ((key += C::kTileKeys) < unit_.kv_end) {
-      const std::int32_t inner_end = inner_end_from(key);
+    while (true) {
+      weigh_edge_tile(scores, key);
+      if ((key -= C::kTileKeys) < first_key()) break;
+      const std::int32_t inner_begin = begin_of_inner(key);
       bool fits = true;
 #pragma unroll 1
-      while (key + C::kTileKeys <= inner_end && (fits = attend_inner_tile(scores))) {
-        key += C::kTileKeys;
-      }
-      if (key >= unit_.kv_end) break;
+      while (key >= inner_begin && (fits = attend_inner_tile(scores))) key -= C::kTileKeys;
+      if (key < first_key()) break;
       score_edge_tile(scores, fits);
-      weigh_edge_tile(scores, key, true);
     }
     state_.wait_for_slot(values(), values_are_edge_);
     accumulate();
@@ -276,10 +294,21 @@ class UnitAttention {
   __device__ int quad() const { return lane() % 4; }
   static __device__ int lane() { return opaque(static_cast<int>(threadIdx.x)) % kWarpSize; }
 
-  /// Where the tiles from `key` on end of which all rows see all keys, and whose scores need nothing
-  /// but a scale.
-  __device__ std::int32_t inner_end_from(std::int32_t key) const {
-    return is_plain_ ? Visibility(params_, unit_).end_of_seen_by_all(key) : key;
+  /// Of the unit's first tile.
+  __device__ std::int32_t first_key() const {
+    return unit_.kv_begin / mma::kTileKeys * mma::kTileKeys;
+  }
+  /// The last tile of so many keys.
+  static __device__ std::int32_t last_of(std::int32_t keys) {
+    return (keys - 1) / C::kTileKeys * C::kTileKeys;
+  }
+
+  /// Where the tiles down from the one at `key` begin of which all rows see all keys, and whose scores
+  /// need nothing but a scale.
+  __device__ std::int32_t begin_of_inner(std::int32_t key) const {
+    const schedule::KeyRange seen = Visibility(params_, unit_).seen_by_all();
+    // If the keys that all see end with the tile, some rows have seen none of the tile before.
+    return is_plain_ && key + C::kTileKeys < seen.end ? seen.begin : INT32_MAX;
   }
 
   /// The tile that is scored next: `state_.position` is that of its keys.
@@ -317,7 +346,7 @@ class UnitAttention {
     return true;
   }
 
-  // Edges are the first tile, those at the end of what some rows see, and those whose scores need
+  // Edges are the first tile, those at an end of what some rows see, and those whose scores need
   // more than a scale or do not fit the bases.
 
   /// @param accumulates  The tile before has not been accumulated yet.
@@ -337,13 +366,12 @@ class UnitAttention {
   }
 
   /// Scores become weights. No product is on its way.
-  __device__ __forceinline__ void weigh_edge_tile(float (&scores)[kScores], std::int32_t key,
-                                                  bool lowers_o) {
+  __device__ __forceinline__ void weigh_edge_tile(float (&scores)[kScores], std::int32_t key) {
     state_.release_slot(keys());
     state_.position.advance(2);
     values_are_edge_ = true;
     to_logits(scores, key);
-    raise_bases(scores, lowers_o);
+    raise_bases(scores, key + C::kTileKeys < unit_.kv_end);
     float sum[2];
     to_powers(scores, sum);
     sum_[0] += sum[0];

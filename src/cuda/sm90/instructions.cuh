@@ -117,6 +117,36 @@ __device__ __forceinline__ void copy_box(std::uint32_t to, const CUtensorMap& ma
       : "memory");
 }
 
+/// The same for rows of q.
+__device__ __forceinline__ void copy_box(std::uint32_t to, const CUtensorMap& map, int component,
+                                         int head, int token, std::uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], "
+      "[%1, {%2, %3, %4}], [%5];" ::"r"(to),
+      "l"(&map), "r"(component), "r"(head), "r"(token), "r"(barrier)
+      : "memory");
+}
+/// Copies rows of o out of shared memory, asynchronously; `show_to_products` comes before.
+__device__ __forceinline__ void store_box(std::uint32_t from, const CUtensorMap& map, int component,
+                                          int head, int token) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [%1, {%2, %3, %4}], [%0];" ::"r"(from),
+      "l"(&map), "r"(component), "r"(head), "r"(token)
+      : "memory");
+}
+/// What this thread has stored in boxes until now can be waited for.
+__device__ __forceinline__ void commit_boxes() {
+  asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+}
+/// Waits until shared memory has been read by all boxes that this thread has committed.
+__device__ __forceinline__ void wait_for_boxes_read() {
+  asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
+}
+/// Brings a map near.
+__device__ __forceinline__ void prefetch_map(const CUtensorMap& map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
+}
+
 /// Four 8 × 8 matrices of 16-bit elements into rows of 16 bytes, as an accumulator's registers hold
 /// them.
 __device__ __forceinline__ void store_matrices(std::uint32_t row, const std::uint32_t (&from)[4]) {

@@ -92,7 +92,7 @@ __device__ __forceinline__ void load_large_units(const AttendParams& params, con
   if (warp == kUnitWarp) {
     UnitFinder<C>(params, shared.fixed, lane()).run();
   } else if (warp == kQueryWarp) {
-    QueryLoader<C>(params, shared.fixed, lane()).run();
+    QueryLoader<C>(params, maps, shared.fixed, lane()).run();
   } else if constexpr (std::is_same_v<KeyLayout, ValueLayout>) {
     TileLoader<C, KeyLayout>(params, maps, shared, warp == kKeyWarp, lane()).run();
   } else if (warp == kKeyWarp) {
@@ -109,16 +109,19 @@ __device__ __forceinline__ void attend_units(ConsumerState<C>& state) {
   if (state.warpgroup == 1) state.pass_turn();  // the first one is the other's
   float scores[ConsumerState<C>::kScores];
   Results<C> results;
-  auto before = state.place;  // of the unit before
 #pragma unroll 1
   for (bool is_first = true;; is_first = false) {
     state.begin_unit(scores);
     if (results.are_there) {
+      const UnitPlace<C> before = state.place.before();
       results.store(state, state.unit_at(before), state.query_rows(before));
     }
     results = {};
     state.wait_for_scores(scores);
-    if (!is_first) state.release_unit(before);
+    if (!is_first) {
+      wait_for_boxes_read();
+      state.release_unit(state.place.before());
+    }
     const Unit& unit = state.unit_at(state.place);
     if (unit.rows == 0) return;
     if (unit.sees_nothing()) {
@@ -133,7 +136,6 @@ __device__ __forceinline__ void attend_units(ConsumerState<C>& state) {
             [] { named_barrier<kConsumers>(kUnitEnd); });
       }
     }
-    before = state.place;
     state.place.advance();
   }
 }
@@ -202,8 +204,7 @@ __device__ __forceinline__ void attend_large_units(const AttendParams& params, c
   } else {
     take_registers<kForLargeUnits.consumer>();
     const int warpgroup = thread_of_block() / kWarpgroupSize - 1;
-    ConsumerState<C> state{params,    shared.large,        maps.are_valid,
-                           warpgroup, warp_of_warpgroup(), lane()};
+    ConsumerState<C> state{params, maps, shared.large, warpgroup, warp_of_warpgroup(), lane()};
     attend_units(state);
   }
 }

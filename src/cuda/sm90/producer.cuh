@@ -14,8 +14,8 @@
 
 namespace quire::cuda::sm90 {
 
-/// Loads all tiles of K, or of V, into the ring: in boxes, as far as keys are seen and neighbours lie
-/// in a page.
+/// Loads all tiles of K, or of V, into the ring, the last tile of a unit first: in boxes, as far as
+/// neighbours lie in a page and all of them are seen or none, which makes zeros.
 template <typename C, typename Layout>
 class TileLoader {
  public:
@@ -24,7 +24,7 @@ class TileLoader {
       : params_(params),
         shared_(shared),
         map_(loads_keys ? maps.keys : maps.values),
-        has_boxes_(maps.are_valid),
+        has_boxes_(maps.has_kv),
         cache_(loads_keys ? params.tensors.k : params.tensors.v),
         lane_(lane) {
     at_.slot = loads_keys ? 0 : 1;
@@ -35,36 +35,45 @@ class TileLoader {
     Tiles tiles(params_, cache_, kElementBytes, units, lane_);
 #pragma unroll 1
     while (tiles.unit().rows > 0) {
+      if (!tiles.unit().sees_nothing()) load(tiles);  // nothing delays the first tile
       tiles.look_ahead();
-      if (!tiles.unit().sees_nothing()) load(tiles);
       tiles.advance();
     }
     wait_for_own_copies();
   }
 
  private:
-  using Tiles = mma::TileStream<C::kTileKeys, UnitReader<C>>;
+  using Tiles = mma::TileStream<C::kTileKeys, mma::Direction::kDescending, UnitReader<C>>;
   static constexpr int kElementBytes = sizeof(typename C::Element);
   static constexpr int kPanels = Layout::kRowBytes / Layout::kRowStride;
   static constexpr int kRunBytes = kBoxKeys * Layout::kRowBytes;
   static_assert(kBoxKeys == mma::kRunKeys && kBoxComponents * kElementBytes == Layout::kRowStride);
 
+  static constexpr int kRuns = C::kTileKeys / kBoxKeys;
+
   __device__ __forceinline__ void load(const Tiles& tiles) {
     barrier_wait(shared_address(&shared_.empty[at_.slot]), at_.parity ^ 1);
     const mma::RowRange rows{tiles.unit().kv_begin - tiles.key(),
                              tiles.unit().kv_end - tiles.key()};
-    // Runs of which all keys are seen, if they can come in boxes.
-    constexpr int kRuns = C::kTileKeys / kBoxKeys;
-    const int first = has_boxes_ ? max(0, (rows.begin + kBoxKeys - 1) / kBoxKeys) : 0;
-    const int last = has_boxes_ ? min(kRuns, rows.end / kBoxKeys) : 0;  // not among them
-    if (first < last) load_boxes(tiles, first, last);
-    if (last - first == kRuns) {
+    // A bit for each run that comes in a box.
+    const std::uint32_t boxes = has_boxes_ ? runs_in_boxes(rows) : 0;
+    if (boxes != 0) load_boxes(tiles, rows, boxes);
+    if (boxes == kAllRuns) {
       barrier_arrive(full_barrier());
     } else {
-      load_rows(tiles, rows, first, last);
+      load_rows(tiles, rows, boxes);
       barrier_arrive_after_copies(full_barrier());
     }
     at_.advance(2);  // K and V take turns
+  }
+
+  static constexpr std::uint32_t kAllRuns = (1U << kRuns) - 1;
+  /// All but those of which some rows are seen.
+  static __device__ std::uint32_t runs_in_boxes(mma::RowRange rows) {
+    std::uint32_t boxes = kAllRuns;
+    if (rows.begin > 0 && rows.begin % kBoxKeys != 0) boxes &= ~(1U << rows.begin / kBoxKeys);
+    if (rows.end < C::kTileKeys && rows.end % kBoxKeys != 0) boxes &= ~(1U << rows.end / kBoxKeys);
+    return boxes;
   }
 
   [[nodiscard]] __device__ std::uint32_t full_barrier() const {
@@ -76,24 +85,30 @@ class TileLoader {
            static_cast<std::uint32_t>(row * Layout::kRowStride);
   }
 
-  /// Runs [first, last) of the tile, a page and a panel a box.
-  __device__ __forceinline__ void load_boxes(const Tiles& tiles, int first, int last) {
-    constexpr int kRuns = C::kTileKeys / kBoxKeys;
+  /// Runs of the tile, a page and a panel a box; behind the end of pages, where there are zeros, if
+  /// they are not seen.
+  __device__ __forceinline__ void load_boxes(const Tiles& tiles, mma::RowRange rows,
+                                             std::uint32_t boxes) {
     // Each lane finds a run; then one that issues them all.
+    const int own_run = lane_ % kRuns;
     std::int32_t own_page = tiles.page_near(0);
-    own_page = __shfl_sync(kAllLanes, own_page, tiles.lane_of(lane_ % kRuns));
-    std::int32_t own_token = tiles.key() + lane_ % kRuns * kBoxKeys;
+    own_page = __shfl_sync(kAllLanes, own_page, tiles.lane_of(own_run));
+    std::int32_t own_token = tiles.key() + own_run * kBoxKeys;
     if (params_.shape.page_size == kContiguousKv) {
       own_token += own_page;
       own_page = 0;
     } else {
       own_token = params_.page_size.remainder(own_token, params_.page_size.quotient(own_token));
     }
+    if (!rows.has(own_run * kBoxKeys)) {
+      own_page = 0;
+      own_token = static_cast<std::int32_t>(cache_.num_tokens);
+    }
     const std::int32_t head = tiles.unit().kv_head_begin;
     const std::uint32_t to = place(0);
     const bool is_elected = elect_one();
     if (is_elected) {
-      barrier_expect(full_barrier(), static_cast<std::uint32_t>((last - first) * kRunBytes));
+      barrier_expect(full_barrier(), static_cast<std::uint32_t>(__popc(boxes) * kRunBytes));
     }
     constexpr int kAtOnce = 4;
 #pragma unroll
@@ -108,7 +123,7 @@ class TileLoader {
       if (!is_elected) continue;
 #pragma unroll
       for (int i = 0; i < kAtOnce; ++i) {
-        if (begin + i < first || begin + i >= last) continue;
+        if ((boxes >> static_cast<unsigned>(begin + i) & 1U) == 0) continue;
 #pragma unroll
         for (int panel = 0; panel < kPanels; ++panel) {
           copy_box(to + static_cast<std::uint32_t>((begin + i) * kBoxKeys * Layout::kRowStride +
@@ -120,16 +135,16 @@ class TileLoader {
     __syncwarp();
   }
 
-  /// All runs but [first_box, last_box), row by row; rows that are not seen become zeros.
-  __device__ __forceinline__ void load_rows(const Tiles& tiles, mma::RowRange rows, int first_box,
-                                            int last_box) {
+  /// All runs that do not come in boxes, row by row; rows that are not seen become zeros.
+  __device__ __forceinline__ void load_rows(const Tiles& tiles, mma::RowRange rows,
+                                            std::uint32_t boxes) {
     const auto* const base = static_cast<const std::byte*>(cache_.data);
     const std::int64_t stride = cache_.token_stride * kElementBytes;
     const mma::RowLoader<Layout> loader(lane_);
 #pragma unroll 1
-    for (int first = 0; first < C::kTileKeys; first += mma::kRunKeys) {
-      const int run = first / mma::kRunKeys;
-      if (run >= first_box && run < last_box) continue;
+    for (int run = 0; run < kRuns; ++run) {
+      if ((boxes >> static_cast<unsigned>(run) & 1U) != 0) continue;
+      const int first = run * mma::kRunKeys;
       if (tiles.has_runs()) {
         const std::int64_t offset =
             __shfl_sync(kAllLanes, tiles.find_offset_near(run), tiles.lane_of(run));
@@ -154,8 +169,14 @@ class TileLoader {
 template <typename C>
 class QueryLoader {
  public:
-  __device__ QueryLoader(const AttendParams& params, typename C::Fixed& shared, int lane)
-      : params_(params), shared_(shared), units_(shared, lane), lane_(lane), rows_(lane) {}
+  __device__ QueryLoader(const AttendParams& params, const TileMaps& maps,
+                         typename C::Fixed& shared, int lane)
+      : params_(params),
+        maps_(maps),
+        shared_(shared),
+        units_(shared, lane),
+        lane_(lane),
+        rows_(lane) {}
 
   __device__ void run() {
 #pragma unroll 1
@@ -164,8 +185,15 @@ class QueryLoader {
       const Unit& unit = units_.now();
       const bool is_end = unit.rows == 0;
       barrier_wait(shared_address(&shared_.queries_empty[at_.slot]), at_.parity ^ 1);
-      if (!is_end && !unit.sees_nothing()) load(unit);
-      barrier_arrive_after_copies(shared_address(&shared_.queries_full[at_.slot]));
+      if (is_end || unit.sees_nothing()) {
+        barrier_arrive(full_barrier());
+      } else if (maps_.has_queries && !unit.leaves_states()) {
+        load_box(unit);
+        barrier_arrive(full_barrier());
+      } else {
+        load_rows(unit);
+        barrier_arrive_after_copies(full_barrier());
+      }
       at_.advance();
       if (is_end) break;
       units_.find_next();
@@ -174,9 +202,32 @@ class QueryLoader {
   }
 
  private:
+  using Layout = typename C::QueryLayout;
   static constexpr int kElementBytes = sizeof(typename C::Element);
 
-  __device__ void load(const Unit& unit) {
+  [[nodiscard]] __device__ std::uint32_t full_barrier() const {
+    return shared_address(&shared_.queries_full[at_.slot]);
+  }
+
+  /// All rows that a tile can have: those behind the unit's are some other queries', or zeros.
+  __device__ void load_box(const Unit& unit) {
+    const std::int32_t group_size = params_.shape.group_size;
+    const std::uint32_t to = shared_address(shared_.queries[at_.slot]);
+    constexpr int kPanels = Layout::kRowBytes / Layout::kRowStride;
+    if (elect_one()) {
+      const std::int32_t rows = params_.group_size.quotient(C::kTileRows) * group_size;
+      barrier_expect(full_barrier(), static_cast<std::uint32_t>(rows * Layout::kRowBytes));
+#pragma unroll
+      for (int panel = 0; panel < kPanels; ++panel) {
+        copy_box(to + static_cast<std::uint32_t>(panel * Layout::kPanelBytes), maps_.queries,
+                 panel * kBoxComponents, unit.kv_head_begin * group_size, unit.queries.first,
+                 full_barrier());
+      }
+    }
+    __syncwarp();
+  }
+
+  __device__ void load_rows(const Unit& unit) {
     const core::Rows& q = params_.tensors.q;
     const std::uint32_t to = shared_address(shared_.queries[at_.slot]);
 #pragma unroll 1
@@ -187,17 +238,18 @@ class QueryLoader {
 #pragma unroll
       for (int half = 0; half < kWarpSize; half += mma::kRunKeys) {
         rows_.load_scattered(
-            to + static_cast<std::uint32_t>((first + half) * C::QueryLayout::kRowStride),
+            to + static_cast<std::uint32_t>((first + half) * Layout::kRowStride),
             static_cast<const std::byte*>(q.data), offset, half, {0, unit.rows - first - half});
       }
     }
   }
 
   const AttendParams& params_;
+  const TileMaps& maps_;
   typename C::Fixed& shared_;
   UnitReader<C> units_;
   const int lane_;
-  const mma::RowLoader<typename C::QueryLayout> rows_;
+  const mma::RowLoader<Layout> rows_;
   mma::RingPosition<C::kQueryBuffers> at_;
 };
 
