@@ -137,80 +137,61 @@ struct ConsumerState {
   }
 };
 
-/// This warpgroup's rows of o of a unit that has been attended, until they are written: while the next
-/// unit's first scores are made.
+/// Whether all that has to be done for a unit is what most need: logits are products times a positive
+/// number, the mask is causal at most, and final rows of o are written in boxes. The code for it has
+/// nothing else in between, since jumps make the machine wait for instructions.
 template <typename C>
-struct Results {
-  using Element = typename C::Element;
+__device__ __forceinline__ bool is_plain(const ConsumerState<C>& state, const Unit& unit) {
+  const AttendParams& params = state.params;
+  return params.shape.sm_scale > 0.0F && params.shape.logits_soft_cap == 0.0F &&
+         params.tensors.alibi_slopes == nullptr && params.tensors.k_scale == nullptr &&
+         (params.shape.mask == Mask::kCausal || params.shape.mask == Mask::kNone) &&
+         params.shape.window_left < 0 && params.tensors.v_scale == nullptr &&
+         params.tensors.sinks == nullptr && params.tensors.lse == nullptr &&
+         state.maps.has_results && unit.rows % kBoxResults == 0 && unit.num_pieces == 1 &&
+         !unit.leaves_states() && !unit.sees_nothing() && unit.kv_begin % mma::kTileKeys == 0;
+}
 
-  bool are_there = false;
-  std::uint32_t pairs[C::kHeadDimVo / 4] = {};  // as accumulators are laid out
+/// Rows of a thread's fragments: two of them, or halves, 8 rows apart.
+template <typename C>
+__device__ __forceinline__ int row_of_thread(const ConsumerState<C>& state, int half) {
+  return opaque(state.warpgroup) * kProductRows + opaque(state.warp) * 16 +
+         opaque(static_cast<int>(threadIdx.x)) % kWarpSize / 4 + half * 8;
+}
 
-  /// Rows go through shared memory, where the warp's queries were, so that they are written in boxes,
-  /// or each lane writes 16 bytes and the warp whole rows.
-  __device__ __forceinline__ void store(const ConsumerState<C>& state, const Unit& unit,
-                                        std::uint32_t query_rows) const {
-    using Layout = typename C::QueryLayout;
-    constexpr int kRowBytes = C::kHeadDimVo * static_cast<int>(sizeof(Element));
-    static_assert(kRowBytes <= Layout::kRowBytes);
-    constexpr int kChunks = kRowBytes / 16;
-    const int lane = opaque(state.lane);
-    const int warp_row = opaque(state.warp) * kBoxResults;
-    const int first_row = opaque(state.warpgroup) * kProductRows + warp_row;
-    if (first_row >= unit.rows) return;
-    const std::uint32_t row = Layout::row(query_rows, warp_row + lane % 16);
+/// Where the keys end that the thread's rows see, in view of their unit and causal order.
+struct RowEnds {
+  std::int32_t of_half[2];
+
+  template <typename C>
+  __device__ __forceinline__ RowEnds(const ConsumerState<C>& state, const Unit& unit) {
 #pragma unroll
-    for (int i = 0; i < C::kHeadDimVo / 4; i += 4) {
-      store_matrices(Layout::chunk(row, i / 2 + lane / 16),
-                     {pairs[i], pairs[i + 1], pairs[i + 2], pairs[i + 3]});
+    for (int half = 0; half < 2; ++half) {
+      const std::int32_t query = state.params.group_size.quotient(row_of_thread(state, half));
+      const std::int32_t position = unit.lengths.position(unit.q_begin + query);
+      const bool is_causal = state.params.shape.mask == Mask::kCausal;
+      of_half[half] = is_causal ? min(unit.kv_end, position + 1) : unit.kv_end;
     }
-    if (state.maps.has_results && first_row + kBoxResults <= unit.rows) {
-      show_to_products();
-      __syncwarp();
-      if (elect_one()) {
-        const RowTarget target = row_target(state.params, unit, first_row);
-        const std::uint32_t from = Layout::row(query_rows, warp_row);
-#pragma unroll
-        for (int panel = 0; panel < kRowBytes / Layout::kRowStride; ++panel) {
-          store_box(from + static_cast<std::uint32_t>(panel * Layout::kPanelBytes),
-                    state.maps.results, panel * kBoxComponents, target.head,
-                    static_cast<std::int32_t>(target.token));
-        }
-        commit_boxes();
-      }
-      __syncwarp();
-      return;
-    }
-    __syncwarp();
-    const core::MutableRows& o = state.params.tensors.o;
-#pragma unroll
-    for (int first = 0; first < kBoxResults * kChunks; first += kWarpSize) {
-      const int row_of_warp = (first + lane) / kChunks;
-      const int column = (first + lane) % kChunks;
-      const RowTarget target = row_target(state.params, unit, first_row + row_of_warp);
-      const uint4 chunk =
-          load_shared(Layout::chunk(Layout::row(query_rows, warp_row + row_of_warp), column));
-      auto* const to = static_cast<Element*>(o.data) + target.token * o.token_stride +
-                       target.head * o.head_stride;
-      if (first_row + row_of_warp < unit.rows) *(reinterpret_cast<uint4*>(to) + column) = chunk;
-    }
-    __syncwarp();
   }
 };
 
-/// This warpgroup's rows of one unit, or piece of one. The scores of its first tile are on their way
-/// when it begins (`ConsumerState::begin_unit`), and those of the next unit's while its results are
-/// stored.
-template <typename C>
+/// This warpgroup's rows of one unit, or piece of one. The scores of its first tile are there when it
+/// begins (`ConsumerState::begin_unit`).
+/// @tparam kIsPlain  The unit `is_plain`.
+template <typename C, bool kIsPlain>
 class UnitAttention {
   static constexpr int kScores = ConsumerState<C>::kScores;
 
  public:
-  __device__ UnitAttention(ConsumerState<C>& state, const Unit& unit)
-      : state_(state), params_(state.params), unit_(unit) {
-    const LogitTransform logits(params_, unit.kv_head_begin);
-    is_plain_ = logits.is_linear() && logits.scale() > 0.0F;
-    scale_ = is_plain_ ? logits.scale() : 1.0F;
+  __device__ UnitAttention(ConsumerState<C>& state, const Unit& unit, const RowEnds& ends)
+      : state_(state), params_(state.params), unit_(unit), ends_(ends) {
+    if constexpr (kIsPlain) {
+      scale_ = params_.shape.sm_scale * kLog2E;
+    } else {
+      const LogitTransform logits(params_, unit.kv_head_begin);
+      is_scaled_ = logits.is_linear() && logits.scale() > 0.0F;
+      scale_ = is_scaled_ ? logits.scale() : 1.0F;
+    }
   }
 
   /// Attends to all keys, the last ones first: the tile that some rows see in part is then the one
@@ -236,38 +217,24 @@ class UnitAttention {
     state_.release_slot(values());
   }
 
-  /// Writes partial results; packs final ones, or writes them if rows of o cannot be
-  /// written in chunks.
-  __device__ __forceinline__ void finish(Results<C>& results) {
+  /// Writes o and lse, or partial results.
+  __device__ __forceinline__ void finish() {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       sum_[half] += __shfl_xor_sync(kAllLanes, sum_[half], 1);
       sum_[half] += __shfl_xor_sync(kAllLanes, sum_[half], 2);
     }
-    const bool are_final = unit_.num_pieces == 1 && !unit_.leaves_states();
-    results.are_there = are_final && can_store_chunks();
-    if (!are_final) {
+    if constexpr (kIsPlain) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        scale_row(half, sum_[half] == 0.0F ? 0.0F : __fdividef(1.0F, sum_[half]));
+      }
+      put_chunks();
+      store_boxes();
+    } else if (unit_.num_pieces > 1 || unit_.leaves_states()) {
       store_partial();
-      return;
-    }
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const RowTarget target = row_target(params_, unit_, min(row_of(half), unit_.rows - 1));
-      const RowResult result = result_of(params_, target.head, max_of_row(half), sum_[half]);
-      if (quad() == 0 && row_of(half) < unit_.rows) store_lse(params_, target, result);
-#pragma unroll
-      for (int i = 2 * half; i < kColumns / 2; i += 4) {
-        o_[i] *= result.o_scale;
-        o_[i + 1] *= result.o_scale;
-      }
-    }
-    if (results.are_there) {
-#pragma unroll
-      for (int i = 0; i < kColumns / 4; ++i) {
-        results.pairs[i] = pack<Element>(o_[2 * i], o_[2 * i + 1]);
-      }
     } else {
-      store_pairs();
+      store_final();
     }
   }
 
@@ -286,9 +253,9 @@ class UnitAttention {
   // What is needed at a unit's edges only is computed there: the loop needs the registers.
 
   /// Row `half` (0 or 1) that this thread's fragments hold: elements 4 i + 2 half and the next.
-  __device__ int row_of(int half) const {
-    return opaque(state_.warpgroup) * kProductRows + opaque(state_.warp) * 16 + lane() / 4 +
-           half * 8;
+  __device__ int row_of(int half) const { return row_of_thread(state_, half); }
+  __device__ int first_row_of_warp() const {
+    return opaque(state_.warpgroup) * kProductRows + opaque(state_.warp) * 16;
   }
   /// Of the thread, in the quad that shares a row.
   __device__ int quad() const { return lane() % 4; }
@@ -306,9 +273,14 @@ class UnitAttention {
   /// Where the tiles down from the one at `key` begin of which all rows see all keys, and whose scores
   /// need nothing but a scale.
   __device__ std::int32_t begin_of_inner(std::int32_t key) const {
-    const schedule::KeyRange seen = Visibility(params_, unit_).seen_by_all();
+    schedule::KeyRange seen{unit_.kv_begin, unit_.kv_end};
+    if constexpr (!kIsPlain) {
+      seen = Visibility(params_, unit_).seen_by_all();
+    } else if (params_.shape.mask == Mask::kCausal) {
+      seen.end = min(seen.end, unit_.lengths.position(unit_.q_begin) + 1);
+    }
     // If the keys that all see end with the tile, some rows have seen none of the tile before.
-    return is_plain_ && key + C::kTileKeys < seen.end ? seen.begin : INT32_MAX;
+    return is_scaled_ && key + C::kTileKeys < seen.end ? seen.begin : INT32_MAX;
   }
 
   /// The tile that is scored next: `state_.position` is that of its keys.
@@ -402,16 +374,13 @@ class UnitAttention {
 
   // --- softmax -----------------------------------------------------------------------------------
 
-  /// Keys that a row may see, in view of its unit, causal order and window.
-  __device__ schedule::KeyRange keys_of(int row) const {
-    schedule::KeyRange keys{unit_.kv_begin, unit_.kv_end};
+  /// Where the keys begin that a row may see, in view of its unit and window.
+  __device__ std::int32_t begin_of_seen(int row) const {
+    const std::int32_t window = params_.shape.window_left;
     const std::int32_t position =
         unit_.lengths.position(unit_.q_begin + params_.group_size.quotient(row));
-    if (params_.shape.mask == Mask::kCausal) keys.end = min(keys.end, position + 1);
-    if (params_.shape.window_left >= 0 && position > 0) {
-      keys.begin = max(keys.begin, position - min(position, params_.shape.window_left));
-    }
-    return keys;
+    if (window < 0 || position <= 0) return unit_.kv_begin;
+    return max(unit_.kv_begin, position - min(position, window));
   }
 
   // Weights are relative to a row's base: its maximum when it was last raised. As long as no score
@@ -477,12 +446,14 @@ class UnitAttention {
   /// What is not a scale, and −inf where a row does not see a key.
   __device__ __forceinline__ void to_logits(float (&scores)[kScores],
                                             std::int32_t first_key) const {
-    if (!is_plain_) [[unlikely]] {
-      transform(scores, first_key);
-    }
-    const Visibility visibility(params_, unit_);
-    if (!visibility.sees_all(first_key, first_key + C::kTileKeys)) {
-      hide(scores, first_key, visibility);
+    if constexpr (kIsPlain) {
+      hide_behind(scores, first_key);
+    } else {
+      if (!is_scaled_) transform(scores, first_key);
+      const Visibility visibility(params_, unit_);
+      if (!visibility.sees_all(first_key, first_key + C::kTileKeys)) {
+        hide(scores, first_key, visibility);
+      }
     }
   }
 
@@ -515,21 +486,29 @@ class UnitAttention {
     }
   }
 
-  /// −inf where a row does not see a key.
-  __device__ __forceinline__ void hide(float (&scores)[kScores], std::int32_t first_key,
-                                       const Visibility& visibility) const {
-    const std::int32_t own = first_key + quad() * 2;
+  /// −inf from where on a row sees no keys.
+  __device__ __forceinline__ void hide_behind(float (&scores)[kScores],
+                                              std::int32_t first_key) const {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const schedule::KeyRange seen = keys_of(row_of(half));
-      const std::int32_t end = seen.end - own;  // counted from this thread's first key
+      const std::int32_t end = ends_.of_half[half] - first_key - quad() * 2;
 #pragma unroll
       for (int i = 2 * half; i < kScores; i += 4) {
         if (i / 4 * 8 >= end) scores[i] = kNoKey;
         if (i / 4 * 8 + 1 >= end) scores[i + 1] = kNoKey;
       }
-      if (first_key >= seen.begin) continue;
-      const std::int32_t begin = seen.begin - own;
+    }
+  }
+
+  /// −inf where a row does not see a key.
+  __device__ __forceinline__ void hide(float (&scores)[kScores], std::int32_t first_key,
+                                       const Visibility& visibility) const {
+    hide_behind(scores, first_key);
+    const std::int32_t own = first_key + quad() * 2;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const std::int32_t begin = begin_of_seen(row_of(half)) - own;
+      if (begin <= 0) continue;
 #pragma unroll
       for (int i = 2 * half; i < kScores; i += 4) {
         if (i / 4 * 8 < begin) scores[i] = kNoKey;
@@ -558,6 +537,92 @@ class UnitAttention {
   }
 
   // --- the end -----------------------------------------------------------------------------------
+
+  __device__ __forceinline__ void scale_row(int half, float factor) {
+#pragma unroll
+    for (int i = 2 * half; i < kColumns / 2; i += 4) {
+      o_[i] *= factor;
+      o_[i + 1] *= factor;
+    }
+  }
+
+  __device__ __forceinline__ void store_final() {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const RowTarget target = row_target(params_, unit_, min(row_of(half), unit_.rows - 1));
+      const RowResult result = result_of(params_, target.head, max_of_row(half), sum_[half]);
+      if (quad() == 0 && row_of(half) < unit_.rows) store_lse(params_, target, result);
+      scale_row(half, result.o_scale);
+    }
+    if (!can_store_chunks()) {
+      store_pairs();
+      return;
+    }
+    put_chunks();
+    if (state_.maps.has_results && first_row_of_warp() + kBoxResults <= unit_.rows) {
+      store_boxes();
+    } else {
+      store_chunks();
+    }
+  }
+
+  // Final rows go through shared memory, where the warp's queries were.
+
+  using Staged = typename C::QueryLayout;
+  static constexpr int kRowBytes = kColumns * static_cast<int>(sizeof(Element));
+  static_assert(kRowBytes <= Staged::kRowBytes);
+
+  /// Address of the warp's first row.
+  __device__ std::uint32_t staged_rows() const {
+    return Staged::row(state_.query_rows(state_.place), opaque(state_.warp) * 16);
+  }
+
+  __device__ __forceinline__ void put_chunks() const {
+    const std::uint32_t row =
+        Staged::row(state_.query_rows(state_.place), opaque(state_.warp) * 16 + lane() % 16);
+#pragma unroll
+    for (int i = 0; i < kColumns / 2; i += 8) {
+      store_matrices(Staged::chunk(row, i / 4 + lane() / 16),
+                     {pack<Element>(o_[i], o_[i + 1]), pack<Element>(o_[i + 2], o_[i + 3]),
+                      pack<Element>(o_[i + 4], o_[i + 5]), pack<Element>(o_[i + 6], o_[i + 7])});
+    }
+  }
+
+  /// The warp's rows, all of which are there.
+  __device__ __forceinline__ void store_boxes() const {
+    show_to_products();
+    __syncwarp();
+    if (elect_one()) {
+      const RowTarget target = row_target(params_, unit_, first_row_of_warp());
+#pragma unroll
+      for (int panel = 0; panel < kRowBytes / Staged::kRowStride; ++panel) {
+        store_box(staged_rows() + static_cast<std::uint32_t>(panel * Staged::kPanelBytes),
+                  state_.maps.results, panel * kBoxComponents, target.head,
+                  static_cast<std::int32_t>(target.token));
+      }
+      commit_boxes();
+    }
+    __syncwarp();
+  }
+
+  /// Each lane writes 16 bytes, the warp whole rows.
+  __device__ __forceinline__ void store_chunks() const {
+    constexpr int kChunks = kRowBytes / 16;
+    const core::MutableRows& o = params_.tensors.o;
+    __syncwarp();
+#pragma unroll 1
+    for (int first = 0; first < kBoxResults * kChunks; first += kWarpSize) {
+      const int row = (first + lane()) / kChunks;
+      const int column = (first + lane()) % kChunks;
+      if (first_row_of_warp() + row >= unit_.rows) continue;
+      const RowTarget target = row_target(params_, unit_, first_row_of_warp() + row);
+      auto* const to = static_cast<Element*>(o.data) + target.token * o.token_stride +
+                       target.head * o.head_stride;
+      *(reinterpret_cast<uint4*>(to) + column) = load_shared(Staged::chunk(
+          Staged::row(state_.query_rows(state_.place), opaque(state_.warp) * 16 + row), column));
+    }
+    __syncwarp();
+  }
 
   /// What weights and o are relative to, as states of rows have it.
   __device__ float max_of_row(int half) const {
@@ -605,7 +670,8 @@ class UnitAttention {
   ConsumerState<C>& state_;
   const AttendParams& params_;
   const Unit& unit_;
-  bool is_plain_;  // a logit is the product times a positive number
+  const RowEnds& ends_;
+  bool is_scaled_ = true;  // a logit is the product times a positive number
   bool values_are_edge_ = true;
   float scale_;  // from scores to units of log 2
   std::uint32_t weights_[kScores / 2];

@@ -102,34 +102,34 @@ __device__ __forceinline__ void load_large_units(const AttendParams& params, con
   }
 }
 
-/// One unit after another. The first scores of each are made while the results of the one before are
-/// written.
+/// One unit after another.
 template <typename C>
 __device__ __forceinline__ void attend_units(ConsumerState<C>& state) {
   if (state.warpgroup == 1) state.pass_turn();  // the first one is the other's
   float scores[ConsumerState<C>::kScores];
-  Results<C> results;
 #pragma unroll 1
   for (bool is_first = true;; is_first = false) {
     state.begin_unit(scores);
-    if (results.are_there) {
-      const UnitPlace<C> before = state.place.before();
-      results.store(state, state.unit_at(before), state.query_rows(before));
-    }
-    results = {};
+    const Unit& unit = state.unit_at(state.place);
+    const RowEnds ends(state, unit);
     state.wait_for_scores(scores);
     if (!is_first) {
       wait_for_boxes_read();
       state.release_unit(state.place.before());
     }
-    const Unit& unit = state.unit_at(state.place);
     if (unit.rows == 0) return;
-    if (unit.sees_nothing()) {
+    if (is_plain(state, unit)) {
+      wait_for_products<0>(); hold(scores);
+      UnitAttention<C, true> attention(state, unit, ends);
+      attention.run(scores);
+      attention.finish();
+    } else if (unit.sees_nothing()) {
       store_empty_unit<typename C::Element>(state.params, unit, state.thread(), kConsumers);
     } else {
-      UnitAttention<C> attention(state, unit);
+      wait_for_products<0>();hold(scores);
+      UnitAttention<C, false> attention(state, unit, ends);
       attention.run(scores);
-      attention.finish(results);
+      attention.finish();
       if (unit.num_pieces > 1 || unit.leaves_states()) {
         finish_partial<schedule::kLargeUnits, typename C::Element>(
             state.params, unit, state.shared.fixed.complete, state.thread(), kConsumers,
