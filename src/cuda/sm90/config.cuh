@@ -44,6 +44,13 @@ using Phases = std::uint32_t;
 enum Phase : std::uint32_t { kEnd = 0, kSmallPhase = 1, kLargePhase = 2 };
 inline constexpr int kPhaseBits = 2;
 
+/// A large unit with what all that work on it would have to compute otherwise.
+struct LargeUnit : Unit {
+  std::int32_t first_key = 0;  // of its first tile
+  std::int32_t last_key = 0;   // of its last tile, which is attended first
+  bool is_plain = false;       // see `UnitFinder`
+};
+
 /// @tparam Element_  Of q, K and V: __nv_bfloat16 or __half.
 template <typename Element_, int kHeadDimQk_, int kHeadDimVo_>
 struct Config {
@@ -73,7 +80,7 @@ struct Config {
   /// All but the ring.
   struct Fixed {
     alignas(1024) std::byte queries[kQueryBuffers][kQueryBytes];
-    Unit units[kUnits];
+    LargeUnit units[kUnits];
     std::uint64_t units_full[kUnits];           // filled by one warp, one arrival
     std::uint64_t units_empty[kUnits];          // drained: one arrival of each warp that reads them
     std::uint64_t queries_full[kQueryBuffers];  // filled by one warp's copies

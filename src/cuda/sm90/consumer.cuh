@@ -52,6 +52,7 @@ struct ConsumerState {
   const AttendParams& params;
   const TileMaps& maps;
   typename C::Large& shared;
+  bool has_boxes;  // whole tiles come in boxes
   int warpgroup;
   int warp;  // of the warpgroup
   int lane;
@@ -62,7 +63,7 @@ struct ConsumerState {
     return warpgroup * kWarpgroupSize + warp * kWarpSize + lane;
   }
 
-  [[nodiscard]] __device__ const Unit& unit_at(UnitPlace<C> at) const {
+  [[nodiscard]] __device__ const LargeUnit& unit_at(UnitPlace<C> at) const {
     return shared.fixed.units[at.unit.slot];
   }
   __device__ void release_unit(UnitPlace<C> at) const {
@@ -78,7 +79,7 @@ struct ConsumerState {
   /// @param is_edge  The tile's rows were not copied in boxes, whatever the others were.
   __device__ void wait_for_slot(mma::RingPosition<C::kSlots> at, bool is_edge) const {
     barrier_wait(shared_address(&shared.full[at.slot]), at.parity);
-    if (is_edge || !maps.has_kv) show_to_products();
+    if (is_edge || !has_boxes) show_to_products();
   }
   __device__ void release_slot(mma::RingPosition<C::kSlots> at) { release(shared.empty[at.slot]); }
 
@@ -137,21 +138,6 @@ struct ConsumerState {
   }
 };
 
-/// Whether all that has to be done for a unit is what most need: logits are products times a positive
-/// number, the mask is causal at most, and final rows of o are written in boxes. The code for it has
-/// nothing else in between, since jumps make the machine wait for instructions.
-template <typename C>
-__device__ __forceinline__ bool is_plain(const ConsumerState<C>& state, const Unit& unit) {
-  const AttendParams& params = state.params;
-  return params.shape.sm_scale > 0.0F && params.shape.logits_soft_cap == 0.0F &&
-         params.tensors.alibi_slopes == nullptr && params.tensors.k_scale == nullptr &&
-         (params.shape.mask == Mask::kCausal || params.shape.mask == Mask::kNone) &&
-         params.shape.window_left < 0 && params.tensors.v_scale == nullptr &&
-         params.tensors.sinks == nullptr && params.tensors.lse == nullptr &&
-         state.maps.has_results && unit.rows % kBoxResults == 0 && unit.num_pieces == 1 &&
-         !unit.leaves_states() && !unit.sees_nothing() && unit.kv_begin % mma::kTileKeys == 0;
-}
-
 /// Rows of a thread's fragments: two of them, or halves, 8 rows apart.
 template <typename C>
 __device__ __forceinline__ int row_of_thread(const ConsumerState<C>& state, int half) {
@@ -177,13 +163,13 @@ struct RowEnds {
 
 /// This warpgroup's rows of one unit, or piece of one. The scores of its first tile are there when it
 /// begins (`ConsumerState::begin_unit`).
-/// @tparam kIsPlain  The unit `is_plain`.
+/// @tparam kIsPlain  The unit is plain (`UnitFinder`).
 template <typename C, bool kIsPlain>
 class UnitAttention {
   static constexpr int kScores = ConsumerState<C>::kScores;
 
  public:
-  __device__ UnitAttention(ConsumerState<C>& state, const Unit& unit, const RowEnds& ends)
+  __device__ UnitAttention(ConsumerState<C>& state, const LargeUnit& unit, const RowEnds& ends)
       : state_(state), params_(state.params), unit_(unit), ends_(ends) {
     if constexpr (kIsPlain) {
       scale_ = params_.shape.sm_scale * kLog2E;
@@ -198,16 +184,16 @@ class UnitAttention {
   /// that nothing can be done beside.
   /// @param scores  Of the last tile.
   __device__ __forceinline__ void run(float (&scores)[kScores]) {
-    std::int32_t key = first_key() + last_of(unit_.kv_end - first_key());
+    std::int32_t key = unit_.last_key;
 #pragma unroll 1
     while (true) {
       weigh_edge_tile(scores, key);
-      if ((key -= C::kTileKeys) < first_key()) break;
+      if ((key -= C::kTileKeys) < unit_.first_key) break;
       const std::int32_t inner_begin = begin_of_inner(key);
       bool fits = true;
 #pragma unroll 1
       while (key >= inner_begin && (fits = attend_inner_tile(scores))) key -= C::kTileKeys;
-      if (key < first_key()) break;
+      if (key < unit_.first_key) break;
       score_edge_tile(scores, fits);
     }
     state_.wait_for_slot(values(), values_are_edge_);
@@ -260,15 +246,6 @@ class UnitAttention {
   /// Of the thread, in the quad that shares a row.
   __device__ int quad() const { return lane() % 4; }
   static __device__ int lane() { return opaque(static_cast<int>(threadIdx.x)) % kWarpSize; }
-
-  /// Of the unit's first tile.
-  __device__ std::int32_t first_key() const {
-    return unit_.kv_begin / mma::kTileKeys * mma::kTileKeys;
-  }
-  /// The last tile of so many keys.
-  static __device__ std::int32_t last_of(std::int32_t keys) {
-    return (keys - 1) / C::kTileKeys * C::kTileKeys;
-  }
 
   /// Where the tiles down from the one at `key` begin of which all rows see all keys, and whose scores
   /// need nothing but a scale.
@@ -343,7 +320,7 @@ class UnitAttention {
     state_.position.advance(2);
     values_are_edge_ = true;
     to_logits(scores, key);
-    raise_bases(scores, key + C::kTileKeys < unit_.kv_end);
+    raise_bases(scores, key < unit_.last_key);
     float sum[2];
     to_powers(scores, sum);
     sum_[0] += sum[0];
@@ -669,7 +646,7 @@ class UnitAttention {
 
   ConsumerState<C>& state_;
   const AttendParams& params_;
-  const Unit& unit_;
+  const LargeUnit& unit_;
   const RowEnds& ends_;
   bool is_scaled_ = true;  // a logit is the product times a positive number
   bool values_are_edge_ = true;

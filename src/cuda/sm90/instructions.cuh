@@ -60,7 +60,7 @@ struct Operand {
   /// @param address  Of the first panel.
   static __device__ __forceinline__ Operand at(std::uint32_t address) {
     constexpr std::uint32_t kPanelStride = Layout::kPanelBytes / 16;
-    return {address / 16 | kPanelStride << 16U};
+    return {__shfl_sync(kAllLanes, address / 16 | kPanelStride << 16U, 0)};
   }
   [[nodiscard]] __device__ __forceinline__ Operand after(int bytes) const {
     return {low + static_cast<std::uint32_t>(bytes / 16)};

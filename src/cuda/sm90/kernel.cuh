@@ -90,7 +90,7 @@ __device__ __forceinline__ void load_large_units(const AttendParams& params, con
   using ValueLayout = typename C::ValueLayout;
   const int warp = warp_of_warpgroup();
   if (warp == kUnitWarp) {
-    UnitFinder<C>(params, shared.fixed, lane()).run();
+    UnitFinder<C>(params, maps, shared.fixed, lane()).run();
   } else if (warp == kQueryWarp) {
     QueryLoader<C>(params, maps, shared.fixed, lane()).run();
   } else if constexpr (std::is_same_v<KeyLayout, ValueLayout>) {
@@ -110,30 +110,31 @@ __device__ __forceinline__ void attend_units(ConsumerState<C>& state) {
 #pragma unroll 1
   for (bool is_first = true;; is_first = false) {
     state.begin_unit(scores);
-    const Unit& unit = state.unit_at(state.place);
+    const LargeUnit& unit = state.unit_at(state.place);
     const RowEnds ends(state, unit);
-    state.wait_for_scores(scores);
     if (!is_first) {
       wait_for_boxes_read();
       state.release_unit(state.place.before());
     }
-    if (unit.rows == 0) return;
-    if (is_plain(state, unit)) {
-      wait_for_products<0>(); hold(scores);
+    if (unit.is_plain) {
+      state.wait_for_scores(scores);
       UnitAttention<C, true> attention(state, unit, ends);
       attention.run(scores);
       attention.finish();
-    } else if (unit.sees_nothing()) {
-      store_empty_unit<typename C::Element>(state.params, unit, state.thread(), kConsumers);
     } else {
-      wait_for_products<0>();hold(scores);
-      UnitAttention<C, false> attention(state, unit, ends);
-      attention.run(scores);
-      attention.finish();
-      if (unit.num_pieces > 1 || unit.leaves_states()) {
-        finish_partial<schedule::kLargeUnits, typename C::Element>(
-            state.params, unit, state.shared.fixed.complete, state.thread(), kConsumers,
-            [] { named_barrier<kConsumers>(kUnitEnd); });
+      state.wait_for_scores(scores);
+      if (unit.rows == 0) return;
+      if (unit.sees_nothing()) {
+        store_empty_unit<typename C::Element>(state.params, unit, state.thread(), kConsumers);
+      } else {
+        UnitAttention<C, false> attention(state, unit, ends);
+        attention.run(scores);
+        attention.finish();
+        if (unit.num_pieces > 1 || unit.leaves_states()) {
+          finish_partial<schedule::kLargeUnits, typename C::Element>(
+              state.params, unit, state.shared.fixed.complete, state.thread(), kConsumers,
+              [] { named_barrier<kConsumers>(kUnitEnd); });
+        }
       }
     }
     state.place.advance();
@@ -204,7 +205,8 @@ __device__ __forceinline__ void attend_large_units(const AttendParams& params, c
   } else {
     take_registers<kForLargeUnits.consumer>();
     const int warpgroup = thread_of_block() / kWarpgroupSize - 1;
-    ConsumerState<C> state{params, maps, shared.large, warpgroup, warp_of_warpgroup(), lane()};
+    ConsumerState<C> state{params,    maps,                shared.large, maps.has_kv,
+                           warpgroup, warp_of_warpgroup(), lane()};
     attend_units(state);
   }
 }

@@ -52,12 +52,15 @@ class TileLoader {
   static constexpr int kRuns = C::kTileKeys / kBoxKeys;
 
   __device__ __forceinline__ void load(const Tiles& tiles) {
-    barrier_wait(shared_address(&shared_.empty[at_.slot]), at_.parity ^ 1);
     const mma::RowRange rows{tiles.unit().kv_begin - tiles.key(),
                              tiles.unit().kv_end - tiles.key()};
     // A bit for each run that comes in a box.
     const std::uint32_t boxes = has_boxes_ ? runs_in_boxes(rows) : 0;
-    if (boxes != 0) load_boxes(tiles, rows, boxes);
+    if (boxes != 0) {
+      load_boxes(tiles, rows, boxes);
+    } else {
+      wait_for_slot();
+    }
     if (boxes == kAllRuns) {
       barrier_arrive(full_barrier());
     } else {
@@ -65,6 +68,10 @@ class TileLoader {
       barrier_arrive_after_copies(full_barrier());
     }
     at_.advance(2);  // K and V take turns
+  }
+
+  __device__ void wait_for_slot() const {
+    barrier_wait(shared_address(&shared_.empty[at_.slot]), at_.parity ^ 1);
   }
 
   static constexpr std::uint32_t kAllRuns = (1U << kRuns) - 1;
@@ -106,29 +113,24 @@ class TileLoader {
     }
     const std::int32_t head = tiles.unit().kv_head_begin;
     const std::uint32_t to = place(0);
-    const bool is_elected = elect_one();
-    if (is_elected) {
-      barrier_expect(full_barrier(), static_cast<std::uint32_t>(__popc(boxes) * kRunBytes));
+    std::int32_t page[kRuns];
+    std::int32_t token[kRuns];
+#pragma unroll
+    for (int run = 0; run < kRuns; ++run) {
+      page[run] = __shfl_sync(kAllLanes, own_page, run);
+      token[run] = __shfl_sync(kAllLanes, own_token, run);
     }
-    constexpr int kAtOnce = 4;
+    wait_for_slot();
+    if (elect_one()) {
+      barrier_expect(full_barrier(), static_cast<std::uint32_t>(__popc(boxes) * kRunBytes));
 #pragma unroll
-    for (int begin = 0; begin < kRuns; begin += kAtOnce) {
-      std::int32_t page[kAtOnce];
-      std::int32_t token[kAtOnce];
-#pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) {
-        page[i] = __shfl_sync(kAllLanes, own_page, begin + i);
-        token[i] = __shfl_sync(kAllLanes, own_token, begin + i);
-      }
-      if (!is_elected) continue;
-#pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) {
-        if ((boxes >> static_cast<unsigned>(begin + i) & 1U) == 0) continue;
+      for (int run = 0; run < kRuns; ++run) {
+        if ((boxes >> static_cast<unsigned>(run) & 1U) == 0) continue;
 #pragma unroll
         for (int panel = 0; panel < kPanels; ++panel) {
-          copy_box(to + static_cast<std::uint32_t>((begin + i) * kBoxKeys * Layout::kRowStride +
+          copy_box(to + static_cast<std::uint32_t>(run * kBoxKeys * Layout::kRowStride +
                                                    panel * Layout::kPanelBytes),
-                   map_, panel * kBoxComponents, token[i], head, page[i], full_barrier());
+                   map_, panel * kBoxComponents, token[run], head, page[run], full_barrier());
         }
       }
     }
