@@ -61,9 +61,9 @@ schedule::PrefixPolicy prefix_policy(const core::AttentionConfig& config,
   prefixes.max_states = static_cast<std::int32_t>(std::min(most_states, kStateBytes / state_bytes));
   prefixes.num_kv_heads = shape.num_kv_heads;
   prefixes.most_rows = kLargeRequestRows;
-  prefixes.queries_per_cost = 4;
+  prefixes.queries_per_cost = 2;
   prefixes.least_gain =
-      std::int64_t{2} * small.num_ranges * small.heads_abreast / shape.num_kv_heads;
+      std::int64_t{2} * small.cost_of_tile * small.num_ranges * small.heads_abreast / shape.num_kv_heads;
   return prefixes;
 }
 
@@ -83,14 +83,13 @@ schedule::Policy policy_for(const core::AttentionConfig& config, const AttendKer
   small.heads_abreast = abreast(shares);
   small.num_ranges = shares / small.heads_abreast;
   small.min_split_tiles = 1;
-  small.cost_of_unit = 1;  // in tiles: reading a tile is what takes time
-  small.cost_of_tile = 1;
+  // Costs are in thirds of a microsecond of a multiprocessor (notebook of shared prefixes).
+  small.cost_of_unit = 2;
+  small.cost_of_tile = 2;  // reading it is what takes time
   small.cost_of_row = 0;
-  small.min_range_cost = 1;
+  small.min_range_cost = 2;
   schedule::Policy policy(small);
   if (kernel.large_tile_rows > 0) {
-    // A multiprocessor multiplies 128 keys in about the time in which it reads two small tiles; before
-    // and after a unit's tiles it loses as much as with three of them.
     policy.lines[schedule::kSmallUnits].up_to_rows = kLargeRequestRows;
     schedule::TilePolicy& large = policy.lines[schedule::kLargeUnits];
     large = small;
@@ -98,10 +97,14 @@ schedule::Policy policy_for(const core::AttentionConfig& config, const AttendKer
     large.keys_per_tile = kernel.large_tile_keys;
     large.tile_rows = kernel.large_tile_rows;
     large.min_split_tiles = 4;
-    large.cost_of_unit = 6;
-    large.cost_of_tile = 2;
+    large.cost_of_unit = 8;
+    large.cost_of_tile = 5;
     large.min_range_cost = large.cost_of_unit + large.cost_of_tile;
     large.ranges_in_turn = kernel.shares_per_block;
+    policy.workers = shares / kernel.shares_per_block;
+    policy.lines[schedule::kSmallUnits].shares_at_once = kernel.shares_per_block;
+    policy.lines[schedule::kSmallUnits].most_workers = policy.workers * 15 / 22;  // memory is busy
+    policy.cost_of_change = 24;
   }
   policy.prefixes = prefix_policy(config, small);
   return policy;

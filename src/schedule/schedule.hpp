@@ -11,10 +11,14 @@
 ///
 /// All units of one kind, one after another, form a **line** whose length is their cost. Each line is
 /// cut into `num_ranges` **ranges** of equal cost; a cut inside a unit splits its keys (**split KV**)
-/// and its pieces are merged by whoever finishes last, always in the order of the keys. Whoever takes
-/// a range of each line has the same work as all others, whatever the kinds cost. Where heads go
+/// and its pieces are merged by whoever finishes last, always in the order of the keys. Where heads go
 /// abreast, a range is walked once for each of them, by somebody else: a range in one of these heads is
 /// a **share**.
+///
+/// Shares are taken by **workers**. If a batch has units of both kinds, some workers take large ones
+/// only and all others small ones only, so many of each that both are done at the same time: what
+/// multiplies and what reads go on side by side. If that would take longer, all take their part of
+/// both.
 ///
 /// The schedule is the running cost of the segments and the ranges. Where a cut lies,
 /// into how many pieces a unit falls and where a piece leaves its partial result all follow from
@@ -60,7 +64,9 @@ struct TilePolicy {
   std::int32_t cost_of_row = 1;      ///< one row against one tile
   std::int64_t min_range_cost = 1;   ///< below it, fewer ranges
   std::int32_t ranges_in_turn =
-      1;  ///< that somebody takes one after another if there is much to do
+      1;  ///< that a worker takes one after another if there is much to do
+  std::int32_t shares_at_once = 1;        ///< that a worker takes at the same time
+  std::int32_t most_workers = INT32_MAX;  ///< with more of them nothing goes faster
 };
 
 /// The lines of a schedule.
@@ -71,6 +77,8 @@ inline constexpr int kLines = 2;
 struct Policy {
   TilePolicy lines[kLines];
   PrefixPolicy prefixes;
+  std::int32_t workers = 0;         ///< 0: each takes its part of all lines
+  std::int64_t cost_of_change = 0;  ///< from one line to the other
 
   /// With small units only.
   explicit Policy(const TilePolicy& small = {}) {
@@ -82,6 +90,8 @@ struct Policy {
 /// What whoever works on a schedule asks for first.
 struct Overview {
   std::int32_t num_ranges[kLines] = {};  ///< in use; 0 for a line without units
+  std::int32_t large_workers = 0;        ///< the first ones, that take large units only, and all
+                                         ///< others small ones; 0: all take both
   std::int32_t num_prefixes = 0;         ///< segments that are shared prefixes: the first ones
   std::int32_t num_queries = 0;          ///< of all requests: rows of q from here on are padding
 };
@@ -239,6 +249,11 @@ QUIRE_HOST_DEVICE inline Line line_of(const Policy& policy, const core::ProblemS
 /// How a segment is cut into units of a line; none if its units are on another.
 QUIRE_HOST_DEVICE inline SegmentUnits units_of(const TilePolicy& policy,
                                                const core::ProblemShape& shape, Lengths lengths);
+
+/// How the lines are divided among workers: `Overview::num_ranges` and `large_workers`.
+/// @param total_cost  Of each line.
+QUIRE_HOST_DEVICE inline void divide(const Policy& policy, const core::ProblemShape& shape,
+                                     const std::int64_t (&total_cost)[kLines], Overview& overview);
 
 /// Cost of all units of a segment. O(log kv_len).
 QUIRE_HOST_DEVICE inline std::int64_t cost_of(const TilePolicy& policy,

@@ -348,18 +348,75 @@ QUIRE_HOST_DEVICE inline std::int64_t cost_of(const TilePolicy& policy,
 
 /// Ranges in use for a line of `total_cost`: as many as pay, and never so many that two cuts could
 /// fall into one tile.
+/// @param workers  That take shares of the line; 0: `num_ranges` says how many ranges there can be.
 QUIRE_HOST_DEVICE inline std::int32_t ranges_for(const TilePolicy& policy,
                                                  const core::ProblemShape& shape,
-                                                 std::int64_t total_cost) {
+                                                 std::int64_t total_cost, std::int32_t workers) {
   if (total_cost == 0) return 0;
   const std::int64_t least =
       detail::max_of(policy.min_range_cost, max_cost_of_kv_tile(policy, shape));
   const std::int64_t that_pay = detail::quotient(total_cost, least);
-  const bool is_much = that_pay >= std::int64_t{policy.ranges_in_turn} * policy.num_ranges;
+  const std::int32_t in_turn =
+      workers == 0 ? policy.num_ranges
+                   : detail::min_of(policy.num_ranges, workers * policy.shares_at_once *
+                                                           policy.ranges_in_turn /
+                                                           policy.heads_abreast);
+  const bool is_much = that_pay >= std::int64_t{2} * policy.ranges_in_turn * in_turn;
   const std::int32_t most =
-      is_much ? policy.num_ranges : detail::max_of(1, policy.num_ranges / policy.ranges_in_turn);
+      is_much ? in_turn : detail::max_of(1, in_turn / policy.ranges_in_turn);
   return static_cast<std::int32_t>(
       detail::max_of<std::int64_t>(1, detail::min_of<std::int64_t>(most, that_pay)));
+}
+
+/// Workers that take large units only, if that is better than that all take both, or 0.
+QUIRE_HOST_DEVICE inline std::int32_t find_large_workers(const Policy& policy,
+                                                         const std::int64_t (&total_cost)[kLines]) {
+  const TilePolicy& small = policy.lines[kSmallUnits];
+  const TilePolicy& large = policy.lines[kLargeUnits];
+  const std::int64_t small_cost = total_cost[kSmallUnits] * small.heads_abreast;
+  const std::int64_t large_cost = total_cost[kLargeUnits] * large.heads_abreast;
+  const std::int32_t step = detail::max_of(1, large.heads_abreast / large.shares_at_once);
+  const std::int32_t least_small = detail::max_of(1, small.heads_abreast / small.shares_at_once);
+  const auto small_workers = [&](std::int32_t large_workers) -> std::int64_t {
+    return detail::min_of(policy.workers - large_workers, small.most_workers);
+  };
+  // Until large units are done before the small ones; or one step less, if that is better.
+  std::int32_t workers = step;
+  QUIRE_ROLLED
+  while (large_cost * small_workers(workers) > small_cost * workers) {
+    if (workers + step > policy.workers - least_small) break;
+    workers += step;
+  }
+  if (workers > policy.workers - least_small) return 0;
+  const auto is_done_later = [&](std::int32_t than) {  // large units than small ones
+    return large_cost * small_workers(than) > small_cost * than;
+  };
+  if (workers > step && large_cost * small_workers(workers) < small_cost * (workers - step)) {
+    workers -= step;
+  }
+  // What either takes, as a fraction.
+  const bool is_large = is_done_later(workers);
+  const std::int64_t cost = is_large ? large_cost : small_cost;
+  const std::int64_t by = is_large ? workers : small_workers(workers);
+  const std::int64_t all = policy.workers;
+  const std::int64_t readers = small_workers(0);
+  const std::int64_t cost_of_both =
+      small_cost * all + (large_cost + policy.cost_of_change * all) * readers;
+  return cost * all * readers <= cost_of_both * by ? workers : 0;
+}
+
+QUIRE_HOST_DEVICE inline void divide(const Policy& policy, const core::ProblemShape& shape,
+                                     const std::int64_t (&total_cost)[kLines], Overview& overview) {
+  const bool has_both = total_cost[kSmallUnits] > 0 && total_cost[kLargeUnits] > 0;
+  overview.large_workers =
+      has_both && policy.workers > 0 ? find_large_workers(policy, total_cost) : 0;
+  const std::int32_t large = overview.large_workers;
+  QUIRE_ROLLED
+  for (int line = 0; line < kLines; ++line) {
+    const std::int32_t workers = line == kLargeUnits || large == 0 ? large : policy.workers - large;
+    overview.num_ranges[line] =
+        ranges_for(policy.lines[line], shape, total_cost[line], workers);
+  }
 }
 
 /// What `segment_of` is given.
@@ -435,10 +492,13 @@ inline std::uint64_t digest_of(const Policy& policy, const core::ProblemShape& s
           std::int64_t{line.all_heads_rows}, std::int64_t{line.num_ranges},
           std::int64_t{line.heads_abreast}, std::int64_t{line.min_split_tiles},
           std::int64_t{line.cost_of_unit}, std::int64_t{line.cost_of_tile},
-          std::int64_t{line.cost_of_row}, line.min_range_cost, std::int64_t{line.ranges_in_turn}}) {
+          std::int64_t{line.cost_of_row}, line.min_range_cost, std::int64_t{line.ranges_in_turn},
+          std::int64_t{line.shares_at_once}, std::int64_t{line.most_workers}}) {
       add(value);
     }
   }
+  add(policy.workers);
+  add(policy.cost_of_change);
   for (const std::int64_t value :
        {std::int64_t{shape.num_kv_heads}, std::int64_t{shape.group_size},
         static_cast<std::int64_t>(shape.mask), std::int64_t{shape.window_left}}) {
@@ -456,7 +516,7 @@ inline std::uint64_t digest_of(const Policy& policy, const core::ProblemShape& s
 
 namespace detail {
 
-/// Running costs of a line, and how many ranges it falls into.
+/// Running costs of a line.
 inline void measure_line(const Policy& policy, const core::ProblemShape& shape,
                          const core::BatchArrays& batch, const ScheduleView& schedule, int line) {
   const TilePolicy& tiles = policy.lines[line];
@@ -469,7 +529,6 @@ inline void measure_line(const Policy& policy, const core::ProblemShape& shape,
     cost += cost_of(tiles, shape, segment, units_of(tiles, shape, segment.lengths));
   }
   cost_before[header.num_segments] = cost;
-  header.overview.num_ranges[line] = ranges_for(tiles, shape, cost);
   header.total_cost[line] = cost;
 }
 
@@ -503,6 +562,7 @@ inline void build(const Policy& policy, const core::ProblemShape& shape,
   for (int line = 0; line < num_lines; ++line) {
     detail::measure_line(policy, shape, batch, schedule, line);
   }
+  divide(policy, shape, header.total_cost, header.overview);
   for (int line = 0; line < num_lines; ++line) {
     detail::cut_line(policy, shape, batch, schedule, line);
   }

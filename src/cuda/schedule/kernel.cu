@@ -192,11 +192,12 @@ __device__ void sum_up(const Arguments& arguments, const schedule::ScheduleView&
     for (std::int32_t index = first; index < last; ++index) costs[index] += before;
     if (threadIdx.x != 0) continue;
     costs[num_segments] = total;
-    shared.header.overview.num_ranges[line] =
-        schedule::ranges_for(policy.lines[line], arguments.shape, total);
     shared.header.total_cost[line] = total;
   }
-  if (threadIdx.x == 0) *arguments.schedule.header = shared.header;
+  if (threadIdx.x == 0) {
+    schedule::divide(policy, arguments.shape, shared.header.total_cost, shared.header.overview);
+    *arguments.schedule.header = shared.header;
+  }
 }
 
 __global__ void __launch_bounds__(kThreads, 1)

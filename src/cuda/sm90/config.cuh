@@ -103,8 +103,8 @@ struct Config {
       typename Small::Shared halves[kHalves];
       Large large;
     };
+    schedule::Overview overview;
     Phases phases;
-    std::int32_t num_queries;
   };
   static_assert(sizeof(Shared) <= mma::kWhole);
 };

@@ -7,9 +7,9 @@
 /// A block fills a multiprocessor and takes two shares of the line of small units (at most 32 rows)
 /// and up to two of the line of large units (at most 128 rows). The small ones are computed by the portable
 /// kernel's code, which each half of the block runs for itself, the large ones by the whole block with
-/// wgmma: a warpgroup loads (`Producer`), two compute (`UnitAttention`). Where there are both, half of
-/// the blocks begin with the one kind and half with the other, so that memory and tensor cores are
-/// busy at the same time (with shared prefixes, all begin with the large ones: see `phases_of`).
+/// wgmma: a warpgroup loads (`Producer`), two compute (`UnitAttention`). Where there are both, some
+/// blocks take the ones and some the others, or all take both (`phases_of`), so that memory and tensor
+/// cores are busy at the same time.
 #pragma once
 
 #include <cstdint>
@@ -77,20 +77,21 @@ template <typename C>
 __device__ __forceinline__ void load_small_units(const AttendParams& params,
                                                  typename C::Shared& shared) {
   const int half = warp_of_warpgroup() / 2;
-  mma::load_units<typename C::Small>(params, shared.halves[half],
-                                     static_cast<std::int32_t>(blockIdx.x) * kHalves + half,
+  const std::int32_t worker = static_cast<std::int32_t>(blockIdx.x) - shared.overview.large_workers;
+  mma::load_units<typename C::Small>(params, shared.halves[half], worker * kHalves + half,
                                      warp_of_warpgroup() % 2 == 0, lane());
 }
 
 /// A warp of the loading warpgroup.
 template <typename C>
 __device__ __forceinline__ void load_large_units(const AttendParams& params, const TileMaps& maps,
+                                                 const schedule::Overview& overview,
                                                  typename C::Large& shared) {
   using KeyLayout = typename C::KeyLayout;
   using ValueLayout = typename C::ValueLayout;
   const int warp = warp_of_warpgroup();
   if (warp == kUnitWarp) {
-    UnitFinder<C>(params, maps, shared.fixed, lane()).run();
+    UnitFinder<C>(params, maps, shared.fixed, lane()).run(overview);
   } else if (warp == kQueryWarp) {
     QueryLoader<C>(params, maps, shared.fixed, lane()).run();
   } else if constexpr (std::is_same_v<KeyLayout, ValueLayout>) {
@@ -141,14 +142,21 @@ __device__ __forceinline__ void attend_units(ConsumerState<C>& state) {
   }
 }
 
-/// The kinds of units that the batch has, in the order in which the block takes them.
+/// The kinds of units that the block takes, in their order.
 ///
-/// Results of shared prefixes are joined by those who come last: better by many with a small unit
-/// each than by a few with a large one, so that large units come first where there are prefixes.
+/// If all blocks take both, half of them begin with the one and half with the other, so that memory
+/// and tensor cores are busy at the same time. But results of shared prefixes are joined by those who
+/// come last: better by many with a small unit each than by a few with a large one.
 __device__ __forceinline__ Phases phases_of(const schedule::Overview& overview) {
-  const Phases small = overview.num_ranges[schedule::kSmallUnits] > 0 ? kSmallPhase : kEnd;
-  const Phases large = overview.num_ranges[schedule::kLargeUnits] > 0 ? kLargePhase : kEnd;
-  const bool is_large_first = overview.num_prefixes > 0 || blockIdx.x % 2 == 1;
+  const auto block = static_cast<std::int32_t>(blockIdx.x);
+  const bool takes_all = overview.large_workers == 0;
+  const bool takes_large = takes_all || block < overview.large_workers;
+  const bool takes_small = takes_all || !takes_large;
+  const Phases small =
+      takes_small && overview.num_ranges[schedule::kSmallUnits] > 0 ? kSmallPhase : kEnd;
+  const Phases large =
+      takes_large && overview.num_ranges[schedule::kLargeUnits] > 0 ? kLargePhase : kEnd;
+  const bool is_large_first = overview.num_prefixes > 0 || block % 2 == 1;
   if (small == kEnd || (large != kEnd && is_large_first)) return large | small << kPhaseBits;
   return small | large << kPhaseBits;
 }
@@ -163,9 +171,8 @@ __device__ __forceinline__ void look_ahead(const AttendParams& params, typename 
   const schedule::Range* const range = small.ranges + share / heads;
   constexpr int kLines = (sizeof(schedule::Range) + 127) / 128 + 1;
   if (thread == 0) {
-    const schedule::Overview overview = range->overview;
-    shared.phases = phases_of(overview);
-    shared.num_queries = overview.num_queries;
+    shared.overview = range->overview;
+    shared.phases = phases_of(shared.overview);
   } else if (thread <= kHalves * kLines) {
     const std::int32_t of = (share + thread % kHalves) / heads;
     prefetch(reinterpret_cast<const std::byte*>(small.ranges + of) + (thread - 1) / kHalves * 128);
@@ -201,7 +208,7 @@ __device__ __forceinline__ void attend_large_units(const AttendParams& params, c
   __syncthreads();
   if (is_loading_warpgroup()) {
     give_registers<kForLargeUnits.loader>();
-    load_large_units<C>(params, maps, shared.large);
+    load_large_units<C>(params, maps, shared.overview, shared.large);
   } else {
     take_registers<kForLargeUnits.consumer>();
     const int warpgroup = thread_of_block() / kWarpgroupSize - 1;
@@ -262,7 +269,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     __syncthreads();
   }
   if (!is_loading_warpgroup()) {
-    store_padding<typename C::Element>(params, shared.num_queries, kConsumers);
+    store_padding<typename C::Element>(params, shared.overview.num_queries, kConsumers);
   }
 }
 

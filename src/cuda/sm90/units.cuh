@@ -26,7 +26,9 @@ __device__ __forceinline__ LargeShares large_shares(const AttendParams& params,
   const std::int32_t total = overview.num_ranges[schedule::kLargeUnits] *
                              params.policy.lines[schedule::kLargeUnits].heads_abreast;
   const auto block = static_cast<std::int32_t>(blockIdx.x);
-  if (total <= static_cast<std::int32_t>(gridDim.x)) return {block, block < total ? 1 : 0};
+  const std::int32_t workers = overview.large_workers > 0 ? overview.large_workers
+                                                          : static_cast<std::int32_t>(gridDim.x);
+  if (total <= workers) return {block, block < total ? 1 : 0};
   return {block * kHalves, min(kHalves, max(0, total - block * kHalves))};
 }
 
@@ -42,8 +44,8 @@ class UnitFinder {
                         int lane)
       : params_(params), shared_(shared), lane_(lane), is_plain_(are_plain(params, maps)) {}
 
-  __device__ void run() {
-    const LargeShares shares = large_shares(params_, params_.schedule.header->overview);
+  __device__ void run(const schedule::Overview& overview) {
+    const LargeShares shares = large_shares(params_, overview);
 #pragma unroll 1
     for (std::int32_t i = 0; i < shares.count; ++i) {
       UnitCursor<schedule::kLargeUnits> cursor(params_, shares.first + i);
