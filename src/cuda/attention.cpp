@@ -61,9 +61,9 @@ schedule::PrefixPolicy prefix_policy(const core::AttentionConfig& config,
   prefixes.max_states = static_cast<std::int32_t>(std::min(most_states, kStateBytes / state_bytes));
   prefixes.num_kv_heads = shape.num_kv_heads;
   prefixes.most_rows = kLargeRequestRows;
-  prefixes.queries_per_cost = 2;
-  prefixes.least_gain =
-      std::int64_t{2} * small.cost_of_tile * small.num_ranges * small.heads_abreast / shape.num_kv_heads;
+  prefixes.queries_per_cost = 1;
+  prefixes.least_gain = std::int64_t{2} * small.cost_of_tile * small.num_ranges *
+                        small.heads_abreast / shape.num_kv_heads;
   return prefixes;
 }
 
@@ -83,11 +83,12 @@ schedule::Policy policy_for(const core::AttentionConfig& config, const AttendKer
   small.heads_abreast = abreast(shares);
   small.num_ranges = shares / small.heads_abreast;
   small.min_split_tiles = 1;
-  // Costs are in thirds of a microsecond of a multiprocessor (notebook of shared prefixes).
-  small.cost_of_unit = 2;
-  small.cost_of_tile = 2;  // reading it is what takes time
+  // A multiprocessor reads six small tiles in a microsecond, and multiplies half a large one (notebook
+  // of shared prefixes).
+  small.cost_of_unit = 4;
+  small.cost_of_tile = 4;  // reading it is what takes time
   small.cost_of_row = 0;
-  small.min_range_cost = 2;
+  small.min_range_cost = 4;
   schedule::Policy policy(small);
   if (kernel.large_tile_rows > 0) {
     policy.lines[schedule::kSmallUnits].up_to_rows = kLargeRequestRows;
@@ -97,14 +98,14 @@ schedule::Policy policy_for(const core::AttentionConfig& config, const AttendKer
     large.keys_per_tile = kernel.large_tile_keys;
     large.tile_rows = kernel.large_tile_rows;
     large.min_split_tiles = 4;
-    large.cost_of_unit = 8;
-    large.cost_of_tile = 5;
+    large.cost_of_unit = 21;
+    large.cost_of_tile = 14;
     large.min_range_cost = large.cost_of_unit + large.cost_of_tile;
     large.ranges_in_turn = kernel.shares_per_block;
     policy.workers = shares / kernel.shares_per_block;
     policy.lines[schedule::kSmallUnits].shares_at_once = kernel.shares_per_block;
-    policy.lines[schedule::kSmallUnits].most_workers = policy.workers * 15 / 22;  // memory is busy
-    policy.cost_of_change = 24;
+    policy.lines[schedule::kSmallUnits].most_workers = policy.workers * 5 / 6;  // memory is busy
+    policy.cost_of_change = 48;
   }
   policy.prefixes = prefix_policy(config, small);
   return policy;

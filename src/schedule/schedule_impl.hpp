@@ -357,13 +357,12 @@ QUIRE_HOST_DEVICE inline std::int32_t ranges_for(const TilePolicy& policy,
       detail::max_of(policy.min_range_cost, max_cost_of_kv_tile(policy, shape));
   const std::int64_t that_pay = detail::quotient(total_cost, least);
   const std::int32_t in_turn =
-      workers == 0 ? policy.num_ranges
-                   : detail::min_of(policy.num_ranges, workers * policy.shares_at_once *
-                                                           policy.ranges_in_turn /
-                                                           policy.heads_abreast);
+      workers == 0
+          ? policy.num_ranges
+          : detail::min_of(policy.num_ranges, workers * policy.shares_at_once *
+                                                  policy.ranges_in_turn / policy.heads_abreast);
   const bool is_much = that_pay >= std::int64_t{2} * policy.ranges_in_turn * in_turn;
-  const std::int32_t most =
-      is_much ? in_turn : detail::max_of(1, in_turn / policy.ranges_in_turn);
+  const std::int32_t most = is_much ? in_turn : detail::max_of(1, in_turn / policy.ranges_in_turn);
   return static_cast<std::int32_t>(
       detail::max_of<std::int64_t>(1, detail::min_of<std::int64_t>(most, that_pay)));
 }
@@ -375,8 +374,11 @@ QUIRE_HOST_DEVICE inline std::int32_t find_large_workers(const Policy& policy,
   const TilePolicy& large = policy.lines[kLargeUnits];
   const std::int64_t small_cost = total_cost[kSmallUnits] * small.heads_abreast;
   const std::int64_t large_cost = total_cost[kLargeUnits] * large.heads_abreast;
-  const std::int32_t step = detail::max_of(1, large.heads_abreast / large.shares_at_once);
-  const std::int32_t least_small = detail::max_of(1, small.heads_abreast / small.shares_at_once);
+  const auto least = [](const TilePolicy& line) {  // that take a range
+    return (line.heads_abreast + line.shares_at_once - 1) / line.shares_at_once;
+  };
+  const std::int32_t step = least(large);
+  const std::int32_t most = policy.workers - least(small);
   const auto small_workers = [&](std::int32_t large_workers) -> std::int64_t {
     return detail::min_of(policy.workers - large_workers, small.most_workers);
   };
@@ -384,10 +386,10 @@ QUIRE_HOST_DEVICE inline std::int32_t find_large_workers(const Policy& policy,
   std::int32_t workers = step;
   QUIRE_ROLLED
   while (large_cost * small_workers(workers) > small_cost * workers) {
-    if (workers + step > policy.workers - least_small) break;
+    if (workers + step > most) break;
     workers += step;
   }
-  if (workers > policy.workers - least_small) return 0;
+  if (workers > most) return 0;
   const auto is_done_later = [&](std::int32_t than) {  // large units than small ones
     return large_cost * small_workers(than) > small_cost * than;
   };
@@ -414,8 +416,7 @@ QUIRE_HOST_DEVICE inline void divide(const Policy& policy, const core::ProblemSh
   QUIRE_ROLLED
   for (int line = 0; line < kLines; ++line) {
     const std::int32_t workers = line == kLargeUnits || large == 0 ? large : policy.workers - large;
-    overview.num_ranges[line] =
-        ranges_for(policy.lines[line], shape, total_cost[line], workers);
+    overview.num_ranges[line] = ranges_for(policy.lines[line], shape, total_cost[line], workers);
   }
 }
 

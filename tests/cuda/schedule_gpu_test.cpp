@@ -150,6 +150,11 @@ Case random_case(unsigned seed) {
     schedule::TilePolicy& large = result.policy.lines[schedule::kLargeUnits];
     large = random_line(random, shape);
     large.over_rows = small.up_to_rows = random.one_of({0, 64, 1000});
+    result.policy.workers = random.one_of({0, 1, 13, 132});
+    result.policy.cost_of_change = random.in(0, 100);
+    small.shares_at_once = random.in(1, 2);
+    large.ranges_in_turn = random.in(1, 2);
+    small.most_workers = random.in(1, 132);
   }
   result.lengths = random_lengths(random, shape.page_size);
   return result;
@@ -158,6 +163,7 @@ Case random_case(unsigned seed) {
 /// What a schedule holds once made, and the work that its ranges find.
 struct Made {
   std::int32_t num_seqs = 0;
+  std::int32_t large_workers = 0;
   std::vector<std::int32_t> num_ranges;
   std::vector<std::int64_t> total_cost;
   std::vector<std::byte> ranges;  // int32 members only, so no padding
@@ -172,6 +178,7 @@ std::size_t bytes_of(const Case& test) {
 Made read(const Case& test, schedule::ScheduleView view) {
   Made made;
   made.num_seqs = view.header->num_seqs;
+  made.large_workers = view.header->overview.large_workers;
   for (int line = 0; line < schedule::kLines; ++line) {
     made.num_ranges.push_back(view.header->overview.num_ranges[line]);
     made.total_cost.push_back(view.header->total_cost[line]);
@@ -274,6 +281,7 @@ void expect_same_schedule(const Case& test) {
   const Made made = read(test, schedule::view_of(test.policy, batch.num_seqs, copy.data()));
   EXPECT_EQ(made.num_seqs, host.made.num_seqs);
   EXPECT_EQ(made.num_ranges, host.made.num_ranges);
+  EXPECT_EQ(made.large_workers, host.made.large_workers);
   EXPECT_EQ(made.total_cost, host.made.total_cost);
   EXPECT_EQ(made.ranges, host.made.ranges);
   EXPECT_EQ(made.arrivals, host.made.arrivals);

@@ -105,6 +105,15 @@ Policy random_policy(std::mt19937& random, const core::ProblemShape& shape) {
     TilePolicy& large = policy.lines[kLargeUnits];
     large = random_line(random, shape);
     large.over_rows = policy.lines[kSmallUnits].up_to_rows = pick(random, 0, 400);
+    if (pick(random, 0, 1) == 0) {
+      policy.workers = pick(random, 1, 60);
+      policy.cost_of_change = pick(random, 0, 500);
+      for (TilePolicy& line : policy.lines) {
+        line.shares_at_once = pick(random, 1, 2);
+        line.ranges_in_turn = pick(random, 1, 2);
+        line.most_workers = pick(random, 1, 60);
+      }
+    }
   }
   return policy;
 }
@@ -274,6 +283,55 @@ TEST(Schedule, CutsRequestsOfManyRowsIntoLargeTiles) {
   };
   EXPECT_THAT(queries_of(kSmallUnits), testing::ElementsAre(8, 8));
   EXPECT_THAT(queries_of(kLargeUnits), testing::ElementsAre(32, 8));
+}
+
+TEST(Schedule, DividesWorkersSoThatTheLastIsDoneAsSoonAsCanBe) {
+  std::mt19937 random(8);
+  int divided = 0;
+  for (int round = 0; round < kRandomBatches; ++round) {
+    const core::ProblemShape shape = random_shape(random);
+    Policy policy = two_lines({});
+    TilePolicy& small = policy.lines[kSmallUnits];
+    TilePolicy& large = policy.lines[kLargeUnits];
+    small.heads_abreast = large.heads_abreast = std::gcd(shape.num_kv_heads, pick(random, 1, 8));
+    small.shares_at_once = pick(random, 1, 2);
+    large.ranges_in_turn = pick(random, 1, 2);
+    policy.workers = pick(random, 1, 140);
+    small.most_workers = pick(random, 1, policy.workers);
+    small.num_ranges = large.num_ranges = 2 * policy.workers;
+    policy.cost_of_change = pick(random, 0, 100);
+    const std::int64_t costs[kLines] = {pick(random, 1, 100000), pick(random, 1, 100000)};
+    Overview overview;
+    divide(policy, shape, costs, overview);
+
+    const double small_cost = static_cast<double>(costs[kSmallUnits] * small.heads_abreast);
+    const double large_cost = static_cast<double>(costs[kLargeUnits] * large.heads_abreast);
+    const auto readers = [&](int workers) { return std::min(workers, small.most_workers); };
+    const auto time_with = [&](int large_workers) {
+      if (large_workers == 0) {
+        return small_cost / readers(policy.workers) + large_cost / policy.workers +
+               static_cast<double>(policy.cost_of_change);
+      }
+      return std::max(small_cost / readers(policy.workers - large_workers),
+                      large_cost / large_workers);
+    };
+    const int step = large.heads_abreast;
+    const int least_small = (small.heads_abreast + small.shares_at_once - 1) / small.shares_at_once;
+    double best = time_with(0);
+    for (int workers = step; workers <= policy.workers - least_small; workers += step) {
+      best = std::min(best, time_with(workers));
+    }
+    ASSERT_EQ(overview.large_workers % step, 0);
+    ASSERT_LE(overview.large_workers, std::max(0, policy.workers - least_small));
+    ASSERT_LE(time_with(overview.large_workers), best * (1 + 1e-9)) << "in round " << round;
+    if (overview.large_workers == 0) continue;
+    ++divided;
+    ASSERT_LE(overview.num_ranges[kLargeUnits] * large.heads_abreast,
+              overview.large_workers * large.ranges_in_turn);
+    ASSERT_LE(overview.num_ranges[kSmallUnits] * small.heads_abreast,
+              (policy.workers - overview.large_workers) * small.shares_at_once);
+  }
+  EXPECT_GT(divided, kRandomBatches / 10);
 }
 
 TEST(Schedule, CoversEveryRowAndKeyExactlyOnceInRandomBatches) {

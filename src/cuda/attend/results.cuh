@@ -217,6 +217,7 @@ class SplitRows {
   [[nodiscard]] __device__ RowPart part_of(std::int32_t row, std::int32_t part) const {
     return {row_of_piece(rows_, min(part, rows_.count - 1)) + row, part < rows_.count};
   }
+  __device__ __forceinline__ void replace_own(std::int32_t, float2&, float4&) const {}
   __device__ void store(std::int32_t row, const MergedRow& merged) const {
     store_merged<Element>(params_, row_target(params_, unit_, row), merged);
   }
@@ -234,17 +235,31 @@ __device__ __forceinline__ std::int32_t index_of_pieces(const AttendParams& para
   return (listed * (schedule::kPrefixLevels + 1) + level) * params.shape.num_kv_heads + kv_head;
 }
 
+/// What whoever joins a row has of it itself: its last part.
+struct OwnPart {
+  float4 o;
+  float2 max_and_sum;
+};
+
 /// The rows of a listed query for a kv head, in parts: the pieces of the shared prefixes, upper levels
 /// first, and those of the request's own keys.
-template <typename Element>
+/// @tparam kHasOwn  These are one part, and whoever asks has it.
+template <typename Element, bool kHasOwn = false>
 class ListedRows {
  public:
-  __device__ ListedRows(const AttendParams& params, std::int32_t kv_head, std::int32_t listed)
+  __device__ ListedRows(const AttendParams& params, std::int32_t kv_head, std::int32_t listed,
+                        const OwnPart& own = {})
       : params_(params),
         first_head_(kv_head * params.shape.group_size),
-        query_(params.schedule.listed[listed]) {
+        query_(params.schedule.listed[listed]),
+        own_(own) {
 #pragma unroll
     for (int level = 0; level < kLevels; ++level) {
+      if (kHasOwn && level == schedule::kOwnLevel) {
+        pieces_[level] = {0, 0, 0, 1};
+        ++num_parts_;
+        continue;
+      }
       const int4 pieces = __ldcg(reinterpret_cast<const int4*>(
           params.partials.pieces + index_of_pieces(params, listed, level, kv_head)));
       const bool is_there = (query_.levels >> static_cast<unsigned>(level) & 1U) != 0;
@@ -257,13 +272,18 @@ class ListedRows {
   [[nodiscard]] __device__ std::int32_t num_parts() const { return num_parts_; }
   [[nodiscard]] __device__ RowPart part_of(std::int32_t row, std::int32_t part) const {
     std::int32_t at = 0;
-    std::int32_t left = min(part, num_parts_ - 1);
+    std::int32_t left = min(part, num_parts_ - (kHasOwn ? 2 : 1));  // of those in memory
 #pragma unroll
     for (const PieceRows& rows : pieces_) {
       if (left >= 0 && left < rows.count) at = row_of_piece(rows, left);
       left -= rows.count;
     }
     return {at + row, part < num_parts_};
+  }
+  __device__ __forceinline__ void replace_own(std::int32_t part, float2& state, float4& o) const {
+    if (!kHasOwn || part != num_parts_ - 1) return;
+    state = own_.max_and_sum;
+    o = own_.o;
   }
   __device__ void store(std::int32_t row, const MergedRow& merged) const {
     store_merged<Element>(params_, {query_.token, first_head_ + row}, merged);
@@ -277,6 +297,7 @@ class ListedRows {
   const schedule::ListedQuery query_;
   PieceRows pieces_[kLevels];
   std::int32_t num_parts_ = 0;
+  const OwnPart own_;
 };
 
 /// Some rows that lie in parts, by one warp, each lane in its columns [column, column + 4). The rows
@@ -333,6 +354,7 @@ class RowMerge {
         parts[i][part] = __ldcg(reinterpret_cast<const float4*>(
             params_.partials.o + from.at * params_.shape.head_dim_vo + (is_in_row_ ? column_ : 0)));
         if (!from.is_there) states[i][part].x = kNoKey;
+        rows_.replace_own(first + part, states[i][part], parts[i][part]);
       }
     }
 #pragma unroll
@@ -418,6 +440,9 @@ __device__ inline void merge_pieces(const AttendParams& params, const Unit& unit
   }
 }
 
+/// Parts of a listed query that are added up at a time: whoever joins it, it has the same bits.
+inline constexpr int kJoinTogether = 8;
+
 /// What a unit that is there adds to the counters of its queries, however many pieces it falls into:
 /// the first piece brings what the others leave of it. So a counter is full when all pieces of all
 /// levels are there, and those who count need not know how many there are.
@@ -444,6 +469,37 @@ __device__ inline bool arrive_last_of_query(const AttendParams& params, const Un
   return true;
 }
 
+/// Whether all results of some listed queries but those of their own keys are there, which one unit
+/// has that is not split. A warp asks early and looks later.
+class OtherResults {
+ public:
+  /// @param lane  Each lane asks for one query; there are 32 at most.
+  __device__ void ask(const AttendParams& params, const Unit& unit, int lane) {
+    can_join_ = unit.leaves_states() && unit.num_pieces == 1;
+    if (!can_join_ || lane >= unit.q_end - unit.q_begin) return;
+    const std::int32_t listed = unit.queries.first + lane;
+    counter_ =
+        params.schedule.listed_arrivals + listed * params.shape.num_kv_heads + unit.kv_head_begin;
+    count_ = load_relaxed(counter_);
+    levels_ = params.schedule.listed[listed].levels;
+  }
+  /// If they are, the counters are 0 again. All lanes call it.
+  [[nodiscard]] __device__ bool are_there() {
+    if (!can_join_) return false;
+    const auto others = static_cast<std::uint32_t>(__popc(levels_) - 1);
+    if (!__all_sync(kAllLanes, counter_ == nullptr || count_ == others * kWholeUnit)) return false;
+    if (counter_ != nullptr) *counter_ = 0;
+    fence_device();
+    return true;
+  }
+
+ private:
+  bool can_join_ = false;
+  std::uint32_t* counter_ = nullptr;
+  std::uint32_t count_ = 0;
+  std::uint32_t levels_ = 0;
+};
+
 /// What follows when a unit, or a piece of one, has left results that are to be joined with those of
 /// shared prefixes: whoever leaves the last result of a query joins them.
 /// @param complete  In shared memory: a bit for each of the unit's queries.
@@ -451,7 +507,6 @@ template <schedule::Line kLine, typename Element, typename Barrier>
 __device__ inline void finish_listed(const AttendParams& params, const Unit& unit,
                                      std::uint32_t (&complete)[4], int thread, int threads,
                                      const Barrier& wait) {
-  constexpr int kTogether = 8;  // whoever joins a query, it has the same bits
   const std::int32_t queries = unit.q_end - unit.q_begin;
   wait();
   if (thread < 4 * kWarpSize) {
@@ -471,7 +526,7 @@ __device__ inline void finish_listed(const AttendParams& params, const Unit& uni
   if (queries == 1) {
     if (complete[0] == 0) return;
     const ListedRows<Element> rows(params, unit.kv_head_begin, unit.queries.first);
-    merge_rows<1, 16, kTogether>(params, rows, warp, warps);
+    merge_rows<1, 16, kJoinTogether>(params, rows, warp, warps);
     return;
   }
 #pragma unroll 1
@@ -479,7 +534,7 @@ __device__ inline void finish_listed(const AttendParams& params, const Unit& uni
     if ((complete[query / kWarpSize] >> static_cast<unsigned>(query % kWarpSize) & 1U) == 0)
       continue;
     const ListedRows<Element> rows(params, unit.kv_head_begin, unit.queries.first + query);
-    merge_rows<2, kTogether>(params, rows, 0, 1);
+    merge_rows<2, kJoinTogether>(params, rows, 0, 1);
   }
 }
 

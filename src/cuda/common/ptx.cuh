@@ -68,6 +68,16 @@ __device__ __forceinline__ void prefetch(const void* from) {
   asm volatile("prefetch.global.L1 [%0];" ::"l"(from));
 }
 
+/// A number that other blocks change.
+__device__ __forceinline__ std::uint32_t load_relaxed(const std::uint32_t* from) {
+  std::uint32_t value;
+  asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(from) : "memory");
+  return value;
+}
+/// Orders what this thread has read and written before what it reads and writes afterwards, for all
+/// of the device.
+__device__ __forceinline__ void fence_device() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
+
 /// A barrier in shared memory that counts arrivals; each time all have arrived, its phase flips.
 __device__ __forceinline__ void barrier_init(std::uint32_t barrier, std::uint32_t arrivals) {
   asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");

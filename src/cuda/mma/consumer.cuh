@@ -81,7 +81,9 @@ class UnitAttention {
     for (auto& tile : max_) tile[0] = tile[1] = kNoKey;
   }
 
-  __device__ void run() {
+  /// @return Whether results are final, or those of others are to be waited for.
+  __device__ bool run() {
+    if (kJoins && warp_ == 0) others_.ask(params_, unit_, lane_);
     take_queries();
     for (std::int32_t key = unit_.kv_begin / kTileKeys * kTileKeys; key < unit_.kv_end;
          key += kTileKeys) {
@@ -92,7 +94,7 @@ class UnitAttention {
       accumulate();
     }
     if constexpr (!P::kQueriesInRegisters) release_queries();
-    finish();
+    return finish();
   }
 
  private:
@@ -101,7 +103,8 @@ class UnitAttention {
   using Scores = typename P::Scores;
   using WeightSwizzle = Swizzle<C::kWeightBytes>;
   static constexpr int kKeyTiles = P::kKeyTiles;
-  static constexpr int kColumns = C::kColumns;  // of o, per warp
+  static constexpr int kColumns = C::kColumns;    // of o, per warp
+  static constexpr bool kJoins = kRowTiles == 1;  // with results of prefixes, if they are there
 
   /// Row `half` (0 or 1) of row tile `tile` that this thread's fragments hold.
   __device__ int row_of(int tile, int half) const { return tile * 16 + half * 8 + group_; }
@@ -351,16 +354,28 @@ class UnitAttention {
   // --- the end ---------------------------------------------------------------------------------
 
   /// Final results, or partial ones.
-  __device__ void finish() {
+  __device__ bool finish() {
     publish_states();
+    if (!kJoins || shared_.fixed.complete[0] == 0) {
+      store_all_rows<false>();
+      return unit_.num_pieces == 1 && !unit_.leaves_states();
+    }
+    if constexpr (kJoins) store_all_rows<true>();
+    return true;
+  }
+
+  /// @tparam kJoined  With other results, to final ones.
+  template <bool kJoined>
+  __device__ __forceinline__ void store_all_rows() const {
 #pragma unroll 1
     for (int first = 0; first < unit_.rows; first += 8) {
       stage(first / 8);
-      store_rows(first, min(8, unit_.rows - first));
+      store_rows<kJoined>(first, min(8, unit_.rows - first));
     }
   }
 
-  /// Maxima and, from every warp, sums of the rows go to shared memory.
+  /// Maxima and, from every warp, sums of the rows go to shared memory, and whether other results are
+  /// there.
   __device__ void publish_states() {
 #pragma unroll
     for (int tile = 0; tile < kRowTiles; ++tile) {
@@ -374,6 +389,10 @@ class UnitAttention {
         shared_.fixed.sums[row][warp_] = sum;
         if (warp_ == 0) shared_.fixed.final_maxima[row] = max_[tile][half];
       }
+    }
+    if (kJoins && warp_ == 0) {
+      const bool are_there = others_.are_there();
+      if (lane_ == 0) shared_.fixed.complete[0] = static_cast<std::uint32_t>(are_there);
     }
     state_.wait_at(kUnitEnd);
   }
@@ -404,7 +423,8 @@ class UnitAttention {
   }
 
   /// Rows [first, first + count) of the unit from where they are staged.
-  __device__ void store_rows(int first, int count) const {
+  template <bool kJoined>
+  __device__ __forceinline__ void store_rows(int first, int count) const {
     constexpr int kAtOnce = 4;  // columns of a lane
     constexpr int kLanesPerRow = kColumns / kAtOnce;
 #pragma unroll 1
@@ -416,6 +436,10 @@ class UnitAttention {
       const float4 sums = *reinterpret_cast<const float4*>(shared_.fixed.sums[row]);
       const float sum = (sums.x + sums.y) + (sums.z + sums.w);
       const float max = shared_.fixed.final_maxima[row];
+      if constexpr (kJoined) {
+        join_row(row, column, {o, make_float2(max, sum)});
+        continue;
+      }
       if (unit_.num_pieces > 1 || unit_.leaves_states()) {
         const std::int32_t to = partial_row<schedule::kSmallUnits>(params_, unit_, row);
         *reinterpret_cast<float4*>(params_.partials.o + to * C::kHeadDimVo + column) = o;
@@ -431,10 +455,22 @@ class UnitAttention {
     }
   }
 
+  /// Four columns of a row.
+  __device__ void join_row(int row, int column, const OwnPart& own) const {
+    using Rows = ListedRows<typename C::Output, true>;
+    const std::int32_t query = params_.group_size.quotient(row);
+    const Rows rows(params_, unit_.kv_head_begin, unit_.queries.first + query, own);
+    RowMerge<Rows, 1, kJoinTogether, kJoinTogether> merge(
+        params_, rows, params_.group_size.remainder(row, query), 1, column);
+    merge.run();
+    merge.store();
+  }
+
   ConsumerState<C>& state_;
   const AttendParams& params_;
   typename C::Shared& shared_;
   const Unit& unit_;
+  OtherResults others_;
   const Visibility visibility_;
   const LogitTransform logits_;
   Scaling<C, kRowTiles> scaling_;  // of 8-bit K and V

@@ -53,12 +53,9 @@ __device__ void attend_unit(ConsumerState<C>& state, const Unit& unit) {
     state.release_queries();
     return;
   }
-  if (unit.rows <= 16) {
-    UnitAttention<C, 1>(state, unit).run();
-  } else {
-    UnitAttention<C, C::kTileRows / 16>(state, unit).run();
-  }
-  if (unit.num_pieces > 1 || unit.leaves_states()) {
+  const bool are_final = unit.rows <= 16 ? UnitAttention<C, 1>(state, unit).run()
+                                         : UnitAttention<C, C::kTileRows / 16>(state, unit).run();
+  if (!are_final) {
     finish_partial<schedule::kSmallUnits, typename C::Output>(
         state.params, unit, state.shared.fixed.complete, state.warp * kWarpSize + state.lane,
         kConsumers, [&] { state.wait_at(kUnitEnd); });

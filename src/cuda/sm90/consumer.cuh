@@ -215,6 +215,7 @@ class UnitAttention {
       for (int half = 0; half < 2; ++half) {
         scale_row(half, sum_[half] == 0.0F ? 0.0F : __fdividef(1.0F, sum_[half]));
       }
+      if (first_row_of_warp() >= unit_.rows) return;
       put_chunks();
       store_boxes();
     } else if (unit_.num_pieces > 1 || unit_.leaves_states()) {

@@ -212,8 +212,8 @@ __device__ __forceinline__ void attend_large_units(const AttendParams& params, c
   } else {
     take_registers<kForLargeUnits.consumer>();
     const int warpgroup = thread_of_block() / kWarpgroupSize - 1;
-    ConsumerState<C> state{params,    maps,                shared.large, maps.has_kv,
-                           warpgroup, warp_of_warpgroup(), lane()};
+    ConsumerState<C> state{params, maps, shared.large, maps.has_kv, warpgroup, warp_of_warpgroup(),
+                           lane()};
     attend_units(state);
   }
 }

@@ -189,7 +189,7 @@ class QueryLoader {
       barrier_wait(shared_address(&shared_.queries_empty[at_.slot]), at_.parity ^ 1);
       if (is_end || unit.sees_nothing()) {
         barrier_arrive(full_barrier());
-      } else if (maps_.has_queries && !unit.leaves_states()) {
+      } else if (maps_.has_queries && unit.rows == rows_of_box() && !unit.leaves_states()) {
         load_box(unit);
         barrier_arrive(full_barrier());
       } else {
@@ -211,14 +211,17 @@ class QueryLoader {
     return shared_address(&shared_.queries_full[at_.slot]);
   }
 
-  /// All rows that a tile can have: those behind the unit's are some other queries', or zeros.
+  /// All rows that a tile can have.
+  [[nodiscard]] __device__ std::int32_t rows_of_box() const {
+    return params_.group_size.quotient(C::kTileRows) * params_.shape.group_size;
+  }
+  /// Of a unit that has so many rows: others' queries would have a say in whether weights fit.
   __device__ void load_box(const Unit& unit) {
     const std::int32_t group_size = params_.shape.group_size;
     const std::uint32_t to = shared_address(shared_.queries[at_.slot]);
     constexpr int kPanels = Layout::kRowBytes / Layout::kRowStride;
     if (elect_one()) {
-      const std::int32_t rows = params_.group_size.quotient(C::kTileRows) * group_size;
-      barrier_expect(full_barrier(), static_cast<std::uint32_t>(rows * Layout::kRowBytes));
+      barrier_expect(full_barrier(), static_cast<std::uint32_t>(unit.rows * Layout::kRowBytes));
 #pragma unroll
       for (int panel = 0; panel < kPanels; ++panel) {
         copy_box(to + static_cast<std::uint32_t>(panel * Layout::kPanelBytes), maps_.queries,
@@ -239,9 +242,9 @@ class QueryLoader {
           (row.token * q.token_stride + row.head * q.head_stride) * kElementBytes;
 #pragma unroll
       for (int half = 0; half < kWarpSize; half += mma::kRunKeys) {
-        rows_.load_scattered(
-            to + static_cast<std::uint32_t>((first + half) * Layout::kRowStride),
-            static_cast<const std::byte*>(q.data), offset, half, {0, unit.rows - first - half});
+        rows_.load_scattered(to + static_cast<std::uint32_t>((first + half) * Layout::kRowStride),
+                             static_cast<const std::byte*>(q.data), offset, half,
+                             {0, unit.rows - first - half});
       }
     }
   }

@@ -54,10 +54,10 @@ bool encode_map(CUtensorMap& map, const void* data, DType dtype, std::int32_t he
 
 bool encode_pages(CUtensorMap& map, const core::Pages& pages, const core::ProblemShape& shape,
                   std::int32_t head_dim) {
-  return encode_map<3>(map, pages.data, shape.kv_dtype, head_dim,
-                       {Axis{pages.num_tokens, pages.token_stride, kBoxKeys},
-                        Axis{shape.num_kv_heads, pages.head_stride},
-                        Axis{pages.num_pages, pages.page_stride}});
+  return encode_map<3>(
+      map, pages.data, shape.kv_dtype, head_dim,
+      {Axis{pages.num_tokens, pages.token_stride, kBoxKeys},
+       Axis{shape.num_kv_heads, pages.head_stride}, Axis{pages.num_pages, pages.page_stride}});
 }
 
 /// @param tokens  Of a box, each in the heads of a group.

@@ -26,8 +26,8 @@ __device__ __forceinline__ LargeShares large_shares(const AttendParams& params,
   const std::int32_t total = overview.num_ranges[schedule::kLargeUnits] *
                              params.policy.lines[schedule::kLargeUnits].heads_abreast;
   const auto block = static_cast<std::int32_t>(blockIdx.x);
-  const std::int32_t workers = overview.large_workers > 0 ? overview.large_workers
-                                                          : static_cast<std::int32_t>(gridDim.x);
+  const std::int32_t workers =
+      overview.large_workers > 0 ? overview.large_workers : static_cast<std::int32_t>(gridDim.x);
   if (total <= workers) return {block, block < total ? 1 : 0};
   return {block * kHalves, min(kHalves, max(0, total - block * kHalves))};
 }
