@@ -410,8 +410,9 @@ QUIRE_HOST_DEVICE inline std::int32_t find_large_workers(const Policy& policy,
 QUIRE_HOST_DEVICE inline void divide(const Policy& policy, const core::ProblemShape& shape,
                                      const std::int64_t (&total_cost)[kLines], Overview& overview) {
   const bool has_both = total_cost[kSmallUnits] > 0 && total_cost[kLargeUnits] > 0;
-  overview.large_workers =
-      has_both && policy.workers > 0 ? find_large_workers(policy, total_cost) : 0;
+  overview.large_workers = has_both && policy.workers > 0 && overview.num_prefixes > 0
+                               ? find_large_workers(policy, total_cost)
+                               : 0;
   const std::int32_t large = overview.large_workers;
   QUIRE_ROLLED
   for (int line = 0; line < kLines; ++line) {

@@ -302,6 +302,7 @@ TEST(Schedule, DividesWorkersSoThatTheLastIsDoneAsSoonAsCanBe) {
     policy.cost_of_change = pick(random, 0, 100);
     const std::int64_t costs[kLines] = {pick(random, 1, 100000), pick(random, 1, 100000)};
     Overview overview;
+    overview.num_prefixes = 1;
     divide(policy, shape, costs, overview);
 
     const double small_cost = static_cast<double>(costs[kSmallUnits] * small.heads_abreast);

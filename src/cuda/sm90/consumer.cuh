@@ -251,12 +251,7 @@ class UnitAttention {
   /// Where the tiles down from the one at `key` begin of which all rows see all keys, and whose scores
   /// need nothing but a scale.
   __device__ std::int32_t begin_of_inner(std::int32_t key) const {
-    schedule::KeyRange seen{unit_.kv_begin, unit_.kv_end};
-    if constexpr (!kIsPlain) {
-      seen = Visibility(params_, unit_).seen_by_all();
-    } else if (params_.shape.mask == Mask::kCausal) {
-      seen.end = min(seen.end, unit_.lengths.position(unit_.q_begin) + 1);
-    }
+    const schedule::KeyRange seen = Visibility(params_, unit_).seen_by_all();
     // If the keys that all see end with the tile, some rows have seen none of the tile before.
     return is_scaled_ && key + C::kTileKeys < seen.end ? seen.begin : INT32_MAX;
   }
@@ -426,6 +421,7 @@ class UnitAttention {
                                             std::int32_t first_key) const {
     if constexpr (kIsPlain) {
       hide_behind(scores, first_key);
+      if (params_.shape.window_left >= 0) hide_before(scores, first_key);
     } else {
       if (!is_scaled_) transform(scores, first_key);
       const Visibility visibility(params_, unit_);
@@ -478,14 +474,12 @@ class UnitAttention {
     }
   }
 
-  /// −inf where a row does not see a key.
-  __device__ __forceinline__ void hide(float (&scores)[kScores], std::int32_t first_key,
-                                       const Visibility& visibility) const {
-    hide_behind(scores, first_key);
-    const std::int32_t own = first_key + quad() * 2;
+  /// −inf up to where a row begins to see keys.
+  __device__ __forceinline__ void hide_before(float (&scores)[kScores],
+                                              std::int32_t first_key) const {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const std::int32_t begin = begin_of_seen(row_of(half)) - own;
+      const std::int32_t begin = begin_of_seen(row_of(half)) - first_key - quad() * 2;
       if (begin <= 0) continue;
 #pragma unroll
       for (int i = 2 * half; i < kScores; i += 4) {
@@ -493,8 +487,15 @@ class UnitAttention {
         if (i / 4 * 8 + 1 < begin) scores[i + 1] = kNoKey;
       }
     }
+  }
+
+  /// −inf where a row does not see a key.
+  __device__ __forceinline__ void hide(float (&scores)[kScores], std::int32_t first_key,
+                                       const Visibility& visibility) const {
+    hide_behind(scores, first_key);
+    hide_before(scores, first_key);
     if (params_.shape.mask == Mask::kTree || params_.shape.mask == Mask::kFull) [[unlikely]] {
-      hide_by_mask(scores, own, visibility);
+      hide_by_mask(scores, first_key + quad() * 2, visibility);
     }
   }
 

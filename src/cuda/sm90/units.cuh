@@ -35,7 +35,7 @@ __device__ __forceinline__ LargeShares large_shares(const AttendParams& params,
 /// Puts the large units of the block's shares into the queue, and one without rows behind them.
 ///
 /// A unit is **plain** if all that has to be done for it is what most need: logits are products times
-/// a positive number, the mask is causal at most, and final rows of o are written in boxes. The code
+/// a positive number, the mask is causal or none, with or without a window, and final rows of o are written in boxes. The code
 /// for those has nothing else in between, since jumps make the machine wait for instructions.
 template <typename C>
 class UnitFinder {
@@ -64,7 +64,7 @@ class UnitFinder {
   static __device__ bool are_plain(const AttendParams& params, const TileMaps& maps) {
     const core::ProblemShape& shape = params.shape;
     const core::LayerTensors& tensors = params.tensors;
-    return shape.sm_scale > 0.0F && shape.logits_soft_cap == 0.0F && shape.window_left < 0 &&
+    return shape.sm_scale > 0.0F && shape.logits_soft_cap == 0.0F &&
            (shape.mask == Mask::kCausal || shape.mask == Mask::kNone) &&
            tensors.alibi_slopes == nullptr && tensors.sinks == nullptr && tensors.lse == nullptr &&
            tensors.k_scale == nullptr && tensors.v_scale == nullptr && maps.has_results;
@@ -77,7 +77,7 @@ class UnitFinder {
         large.first_key + (unit.kv_end - large.first_key - 1) / C::kTileKeys * C::kTileKeys;
     large.is_plain = is_plain_ && unit.rows % kBoxResults == 0 && unit.num_pieces == 1 &&
                      !unit.leaves_states() && !unit.sees_nothing() &&
-                     unit.kv_begin == large.first_key;
+                     (unit.kv_begin == large.first_key || params_.shape.window_left >= 0);
     barrier_wait(shared_address(&shared_.units_empty[at_.slot]), at_.parity ^ 1);
     if (lane_ == 0) {
       shared_.units[at_.slot] = large;
