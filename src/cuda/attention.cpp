@@ -98,7 +98,7 @@ schedule::Policy policy_for(const core::AttentionConfig& config, const AttendKer
     large.keys_per_tile = kernel.large_tile_keys;
     large.tile_rows = kernel.large_tile_rows;
     large.min_split_tiles = 4;
-    large.cost_of_unit = 21;
+    large.cost_of_unit = 22;
     large.cost_of_tile = 14;
     large.min_range_cost = large.cost_of_unit + large.cost_of_tile;
     large.ranges_in_turn = kernel.shares_per_block;

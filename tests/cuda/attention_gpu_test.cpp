@@ -227,23 +227,39 @@ TEST(GpuOracle, AgreesForLongContexts) {
   }
 }
 
-TEST(GpuOracle, AgreesWhereLaterKeysDwarfEarlierOnes) {
-  for (const DType dtype : {DType::kBFloat16, DType::kFloat16}) {
-    for (const std::int32_t head_dim : {64, 128}) {
-      RandomBatchOptions options = exact_options(dtype, 4, 2, head_dim);
-      options.requests = {{150, 1500}, {300, 700}, {40, 2000}, {3, 900}};
-      RandomBatch host(options);
-      for (std::size_t seq = 0; seq < options.requests.size(); ++seq) {
-        for (std::int64_t key = 300; key < options.requests[seq].kv_len; ++key) {
-          for (std::int64_t head = 0; head < options.spec.num_kv_heads; ++head) {
-            const std::int64_t row = host.row_offset(host.tensors.k, seq, key, head);
-            for (std::int64_t i = row; i < row + head_dim; ++i) {
-              host.k_elements.set(i, 6.0F * host.k_elements.get(i));
-            }
-          }
+/// Multiplies each key by what `factor` says of its place.
+void scale_keys(RandomBatch& batch, float (*factor)(std::int64_t key, std::int64_t kv_len)) {
+  for (std::size_t seq = 0; seq < batch.options.requests.size(); ++seq) {
+    const std::int64_t kv_len = batch.options.requests[seq].kv_len;
+    for (std::int64_t key = 0; key < kv_len; ++key) {
+      for (std::int64_t head = 0; head < batch.spec.num_kv_heads; ++head) {
+        const std::int64_t row = batch.row_offset(batch.tensors.k, seq, key, head);
+        for (std::int64_t i = row; i < row + batch.spec.head_dim_qk; ++i) {
+          batch.k_elements.set(i, factor(key, kv_len) * batch.k_elements.get(i));
         }
       }
-      expect_oracle(host, host.limits());
+    }
+  }
+}
+
+TEST(GpuOracle, AgreesWhereSomeKeysDwarfOthers) {
+  using Factor = float (*)(std::int64_t, std::int64_t);
+  constexpr std::array<Factor, 4> kFactors = {
+      [](std::int64_t key, std::int64_t) { return key < 300 ? 1.0F : 6.0F; },
+      [](std::int64_t key, std::int64_t) { return key < 300 ? 6.0F : 1.0F; },
+      [](std::int64_t key, std::int64_t kv_len) {  // more and more from tile to tile
+        return static_cast<float>(1 + (kv_len - key) / 200);
+      },
+      [](std::int64_t key, std::int64_t) { return key % 411 < 5 ? 9.0F : 1.0F; }};
+  for (const DType dtype : {DType::kBFloat16, DType::kFloat16}) {
+    for (const std::int32_t head_dim : {64, 128}) {
+      for (const Factor factor : kFactors) {
+        RandomBatchOptions options = exact_options(dtype, 4, 2, head_dim);
+        options.requests = {{150, 1500}, {300, 700}, {40, 2000}, {3, 900}};
+        RandomBatch host(options);
+        scale_keys(host, factor);
+        expect_oracle(host, host.limits());
+      }
     }
   }
 }
