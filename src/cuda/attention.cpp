@@ -32,9 +32,6 @@ static_assert(2LL * kMostMultiprocessors * simt::kBlocksPerMultiprocessor * simt
                   INT32_MAX,
               "elements of partial results are counted by 32 bits");
 
-/// Rows of a request for one kv head up to which small units serve it best.
-constexpr std::int32_t kLargeRequestRows = 64;
-
 /// Bytes for results that wait to be joined with those of shared prefixes.
 constexpr std::int64_t kStateBytes = 11 << 20;
 

@@ -2,7 +2,10 @@
 // The CUDA rows of the kernel table, and the compiled kernel behind each spec.
 #include "cuda/kernels.hpp"
 
+#include <fmt/format.h>
+
 #include <map>
+#include <string>
 #include <vector>
 
 #include "core/narrow_formats.hpp"
@@ -44,7 +47,21 @@ std::vector<core::HeadDims> mma_head_dims(DType kv_dtype) {
   return dims;
 }
 
+/// With the head dims and the rows from which on requests are attended with wgmma.
+std::string summary_of_16_bit(DType dtype) {
+  std::string dims;
+  for (const sm90::Instance& instance : sm90::instances()) {
+    if (instance.dtype != dtype) continue;
+    dims += fmt::format("{}{}", dims.empty() ? "" : ", ", instance.head_dims.qk);
+  }
+  constexpr std::string_view kSmall = "tensor cores, 32 rows of a group at a time";
+  if (dims.empty()) return std::string(kSmall);
+  return fmt::format("{}; on sm_90, requests of more than {} rows 128 at a time (head dims {})",
+                     kSmall, kLargeRequestRows, dims);
+}
+
 void add_mma_row(std::vector<core::KernelRow>& rows, std::string_view name, DType dtype) {
+  static std::map<DType, std::string> summaries;  // rows point into it
   static std::map<DType, std::vector<core::HeadDims>> dims_of;  // rows point into it
   const std::vector<core::HeadDims>& dims = dims_of[dtype] = mma_head_dims(dtype);
   if (dims.empty()) return;
@@ -58,7 +75,7 @@ void add_mma_row(std::vector<core::KernelRow>& rows, std::string_view name, DTyp
     row.q_dtypes = core::SetOf<DType>::of(DType::kBFloat16, DType::kFloat16);
     row.kv_scales = kAllScales;
   } else {
-    row.summary = "tensor cores, 16-bit K and V, up to 32 rows of a group at a time";
+    row.summary = summaries[dtype] = summary_of_16_bit(dtype);
     row.q_dtypes = row.kv_dtypes;
   }
   rows.push_back(row);
