@@ -32,6 +32,25 @@ constexpr std::int32_t key_at(std::int32_t place) {
 }
 static_assert(key_at(key_at(7)) == 7, "its own inverse");
 
+/// Keys and values of the next tile, asked for evenly all along the work on one head: a core has few
+/// places for lines that are on their way, and what waits for one of them holds up what follows.
+struct TileAhead {
+  // Steps of each part of the work on a head.
+  static constexpr std::int32_t kOfScores = 16;
+  static constexpr std::int32_t kOfSoftmax = 16;
+  static constexpr std::int32_t kOfValues = 16;
+  static constexpr std::int32_t kOfSums = 16;
+  static constexpr std::int32_t kSteps = kOfScores + kOfSoftmax + kOfValues + kOfSums;
+
+  LinesAhead k;
+  LinesAhead v;
+
+  HWY_INLINE void step(std::int32_t steps = 1) {
+    k.step(steps);
+    v.step(steps);
+  }
+};
+
 /// `T` is the element type of K and V.
 template <typename T>
 class FewTiles {
@@ -147,13 +166,13 @@ class FewTiles {
                    const TileSight& sight) {
     const BlockRows rows = rows_of_head(task_, buffers_, head);
     const auto keys = walk_.keys_of<T>(now, head);
-    LinesAhead k_ahead = walk_.k_ahead(next, head, now.count);
-    LinesAhead v_ahead = walk_.v_ahead(next, head, now.count);
-    score(head, keys, k_ahead);
+    TileAhead ahead{walk_.k_ahead(next, head, TileAhead::kSteps),
+                    walk_.v_ahead(next, head, TileAhead::kSteps)};
+    score(head, keys, ahead);
     const std::uint64_t poisoned = poisoned_keys(keys, sight, rows.head_dim_vo);
-    soften(head, rows, now);
-    pack_values(keys, sight.any & ~poisoned, v_ahead);
-    accumulate(rows, now.count);
+    soften(head, rows, now, ahead);
+    pack_values(keys, sight.any & ~poisoned, ahead);
+    accumulate(rows, now.count, ahead);
     add_poisoned<LaneOrder::kCheapest>(
         rows, keys, sight, poisoned,
         [&](std::int32_t row, std::int32_t key) { return powers_[row][key_at(key)]; });
@@ -192,13 +211,12 @@ class FewTiles {
   }
 
   /// scores_[key][column] = k · q.
-  void score(std::int32_t head, const HeadKeys<T>& keys, LinesAhead& ahead) {
+  void score(std::int32_t head, const HeadKeys<T>& keys, TileAhead& ahead) {
     const auto* const queries =
         buffers_.q_columns + static_cast<std::ptrdiff_t>(head) * (depth_ / 2) * columns_;
     const std::ptrdiff_t stride = columns_ * static_cast<std::ptrdiff_t>(sizeof(float));
     auto* const staged = reinterpret_cast<std::uint16_t*>(buffers_.panels.k);
     for (std::int32_t group = 0; group * kTileRows < keys.keys.count; group += 2) {
-      ahead.step(2 * kTileRows);
       const bool both = (group + 1) * kTileRows < keys.keys.count;
       const KeyRows even = key_rows(keys, group, staged);
       const KeyRows odd =
@@ -208,6 +226,7 @@ class FewTiles {
       _tile_zero(0);
       _tile_zero(1);
       for (std::int32_t pair = 0; pair < depth_ / 2; pair += kTilePairs) {
+        ahead.step(2);
         const std::ptrdiff_t at = pair * static_cast<std::ptrdiff_t>(sizeof(std::uint32_t));
         _tile_loadd(2, queries + static_cast<std::ptrdiff_t>(pair) * columns_, stride);
         _tile_loadd(6, even.data + at, even.stride);
@@ -248,18 +267,19 @@ class FewTiles {
   }
 
   /// Scores → powers, the rows' new max and sum, rescale_.
-  void soften(std::int32_t head, const BlockRows& rows, const TileKeys& keys) {
+  void soften(std::int32_t head, const BlockRows& rows, const TileKeys& keys, TileAhead& ahead) {
     const LogitRule rule = walk_.rule_of(head);
     TokenFactors factors;
     const TokenFactors* const given = walk_.factors_of(keys, head, factors);
     for (std::int32_t quad = 0; quad < columns_ / kQuadRows; ++quad) {
       const std::int32_t count = std::min(kQuadRows, rows_ - quad * kQuadRows);
-      soften_quad(quad, count, rows, rule, keys, given);
+      soften_quad(quad, count, rows, rule, keys, given, ahead);
     }
   }
 
   void soften_quad(std::int32_t quad, std::int32_t count, const BlockRows& rows,
-                   const LogitRule& rule, const TileKeys& keys, const TokenFactors* factors) {
+                   const LogitRule& rule, const TileKeys& keys, const TokenFactors* factors,
+                   TileAhead& ahead) {
     const bool bent = rule.soft_cap > 0.0F || rule.slopes != nullptr;
     const __m512 nothing = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
     const __m512 scale = _mm512_set1_ps(bent ? kLog2E : rule.scale * kLog2E);
@@ -290,6 +310,7 @@ class FewTiles {
     __m512 total = _mm512_setzero_ps();
     HWY_UNROLL(16)
     for (std::int32_t i = 0; i < kQuadVectors; ++i) {
+      if (quad == 0) ahead.step();
       x[i] = PowerByReducing::of(_mm512_sub_ps(x[i], base));
       if (!sees_all_) x[i] = _mm512_maskz_mov_ps(lanes_[quad][i], x[i]);
       total = _mm512_add_ps(total, x[i]);
@@ -350,13 +371,13 @@ class FewTiles {
   }
 
   /// Values of the keys in `take` → pairs of keys in the order of the powers; zeros for the others.
-  void pack_values(const HeadKeys<T>& keys, std::uint64_t take, LinesAhead& ahead) const {
+  void pack_values(const HeadKeys<T>& keys, std::uint64_t take, TileAhead& ahead) const {
     const Widener<T> widen;
     const std::int32_t head_dim = task_.shape.head_dim_vo;
     const std::int32_t stride = padded(head_dim);
     std::uint32_t* to = buffers_.panels.v;
     for (std::int32_t place = 0; place < places_of(keys.keys.count); place += 2, to += stride) {
-      ahead.step(2);
+      if (place % 4 == 0) ahead.step();
       const std::int32_t even = key_at(place);
       const std::int32_t odd = key_at(place + 1);
       const bool takes_even = (take >> even & 1U) != 0;
@@ -397,7 +418,7 @@ class FewTiles {
   static std::int32_t places_of(std::int32_t count) { return padded_depth(count); }
 
   /// o = o · rescale + p · v.
-  void accumulate(const BlockRows& rows, std::int32_t count) {
+  void accumulate(const BlockRows& rows, std::int32_t count, TileAhead& ahead) {
     PairProduct product;
     product.c = rows.o_row(0);
     product.c_stride = padded(rows.head_dim_vo);
@@ -420,6 +441,7 @@ class FewTiles {
         if (both) _tile_loadd(4, o + kRowPadding, c_bytes);
       }
       for (std::int32_t step = 0; step < steps; ++step) {
+        ahead.step(2);
         _tile_loadd(5, powers_[0] + step * kDepthPadding, sizeof(powers_[0]));
         _tile_loadd(6, v, c_bytes);
         _tile_dpbf16ps(3, 5, 6);
