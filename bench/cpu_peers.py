@@ -10,8 +10,8 @@ Needs what requirements-cpu-peers.txt names. Routes: scaled_dot_product_attentio
 FlexAttention, once for each request, in a loop, on keys and values that lie contiguously: the
 layout that they are made for, gathered before the clock starts; `torch_sdpa_gather`, which pays for
 the gather as who has pages does; `torch_index_put` for append; and `quire` on the pages. The routes
-of a row take turns, each after its caches were emptied, all on torch's memory, which is asked for on
-huge pages. Outputs are held against double precision.
+of a row take turns, each after its caches were emptied, all on torch's memory, which is asked for
+on huge pages. Outputs are held against double precision.
 Prints JSON lines with the members of quire's own; lengths are divided by `cpu_scale`, as quire
 bench divides them. What a route does not take or fails at goes to stderr. `--table` prints them as
 Markdown, with the best peer's time over quire's.
@@ -250,12 +250,13 @@ def error_of(batch, outputs):
     return (outputs[seq][0, :, -1].double() - expected).abs().max().item()
 
 
-def lap(call, cold):
+def lap(call, options, cold):
     """Microseconds of a repetition, after the caches were emptied."""
+    clock = time.thread_time if options.cpu_time else time.perf_counter
     cold.sum()
-    start = time.perf_counter()
+    start = clock()
     call()
-    return 1e6 * (time.perf_counter() - start)
+    return 1e6 * (clock() - start)
 
 
 def prepare(batch, names):
@@ -279,7 +280,7 @@ def take_turns(calls, options, cold):
     for _ in range(options.repetitions):
         for name, call in calls.items():
             if len(times[name]) < 3 or sum(times[name]) < 1e6 * options.max_time:
-                times[name].append(lap(call, cold))
+                times[name].append(lap(call, options, cold))
     return {name: sorted(each) for name, each in times.items()}
 
 
@@ -305,6 +306,7 @@ def line_of(name, batch, options, times, error):
         "us_median": statistics.median(times),
         "us_p5": times[int(0.05 * len(times))],
         "us_p95": times[int(0.95 * len(times))],
+        "clock": "thread" if options.cpu_time else "wall",
         "repetitions": len(times),
         "bytes": batch.bytes(),
         "flop": batch.flop(),
@@ -351,11 +353,14 @@ def main():
     parser.add_argument("--all", action="store_true", help="not only the first course")
     parser.add_argument("--repetitions", type=int, default=9, metavar="N")
     parser.add_argument("--max-time", type=float, default=3, metavar="SECONDS", help="of a route")
+    parser.add_argument("--cpu-time", action="store_true", help="of one thread: on a busy machine")
     parser.add_argument("--commit", default="", help="what the rows say was measured")
     parser.add_argument("--table", metavar="FILE", help="print rows that were measured, and exit")
     options = parser.parse_args()
     if options.table:
         return print_table(options.table)
+    if options.cpu_time and options.threads != 1:
+        parser.error("--cpu-time: expected --threads 1, since it is the calling thread's time")
     if options.threads:
         torch.set_num_threads(options.threads)
     cold = torch.zeros(FLUSH_BYTES, dtype=torch.uint8)

@@ -78,7 +78,8 @@ TEST(Executor, TouchesEachPageOfMemoryAndNothingBesides) {
       const bool inside = i >= kGuard && i < kGuard + size;
       const std::size_t at = i - kGuard;
       constexpr std::size_t kPiece = std::size_t{2} << 20;
-      const bool touched = inside && (at % kPage == 0 || at % kPiece == kPiece - 1 || at == size - 1);
+      const bool touched =
+          inside && (at % kPage == 0 || at % kPiece == kPiece - 1 || at == size - 1);
       ASSERT_EQ(bytes[i] == std::byte{0}, touched) << i << " of " << size;
     }
   }

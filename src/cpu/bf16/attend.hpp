@@ -127,8 +127,7 @@ class BlockAttend {
       accumulate_many<Multiply>(slice, seen, buffers_.panels.v);
       for (std::int32_t tile = 0; tile < sight.count; ++tile) {
         add_poisoned<LaneOrder::kPlain>(slice, walk_.keys_of<T>(now.tiles[tile], head),
-                                        seen.tiles[tile], poisoned[tile],
-                                        powers_of(slice, tile));
+                                        seen.tiles[tile], poisoned[tile], powers_of(slice, tile));
       }
     }
   }

@@ -116,11 +116,13 @@ class FewTiles {
     for (std::int32_t head = 0; head < task_.num_kv_heads(); ++head) {
       for (std::int32_t row = 0; row < columns_; ++row) {
         std::uint16_t* q =
-            buffers_.q + static_cast<std::ptrdiff_t>(head * rows_ + std::min(row, rows_ - 1)) * depth_;
+            buffers_.q +
+            static_cast<std::ptrdiff_t>(head * rows_ + std::min(row, rows_ - 1)) * depth_;
         if (row < rows_) order_query<T>(q, task_.shape.head_dim_qk);
         for (std::int32_t pair = 0; pair < depth_ / 2; ++pair) {
           std::uint32_t bits = 0;
-          if (row < rows_) std::memcpy(&bits, q + static_cast<std::ptrdiff_t>(2) * pair, sizeof(bits));
+          if (row < rows_)
+            std::memcpy(&bits, q + static_cast<std::ptrdiff_t>(2) * pair, sizeof(bits));
           to[static_cast<std::ptrdiff_t>(pair) * columns_ + row] = bits;
         }
       }
@@ -152,7 +154,8 @@ class FewTiles {
     for (std::int32_t group = 0; group < kGroups; ++group) {
       const std::int32_t first = group * kTileRows;
       strides_[group] = 0;
-      if (kIsByte<T> || task_.shape.head_dim_qk != depth_ || first + kTileRows > keys.count) continue;
+      if (kIsByte<T> || task_.shape.head_dim_qk != depth_ || first + kTileRows > keys.count)
+        continue;
       const std::ptrdiff_t stride = keys.k[first + 1] - keys.k[first];
       bool even = true;
       for (std::int32_t i = 2; i < kTileRows; ++i) {
@@ -243,7 +246,8 @@ class FewTiles {
 
   /// Scores of quad `quad`, of the keys that are there.
   HWY_INLINE __m512 load_scores(std::int32_t quad, std::int32_t i) const {
-    const float* from = scores_ + static_cast<std::ptrdiff_t>(i) * kQuadRows * columns_ + quad * kQuadRows;
+    const float* from =
+        scores_ + static_cast<std::ptrdiff_t>(i) * kQuadRows * columns_ + quad * kQuadRows;
     if (columns_ == kQuadRows) return _mm512_load_ps(from);
     __m512 v = _mm512_castps128_ps512(_mm_load_ps(from));
     v = _mm512_insertf32x4(v, _mm_load_ps(from + columns_), 1);
@@ -254,7 +258,8 @@ class FewTiles {
   /// Factors of the keys of vector i.
   static HWY_INLINE __m512 factors_at(const float* factors, std::int32_t i) {
     const __m512i each = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
-    return _mm512_permutexvar_ps(each, _mm512_broadcast_f32x4(_mm_load_ps(factors + i * kQuadRows)));
+    return _mm512_permutexvar_ps(each,
+                                 _mm512_broadcast_f32x4(_mm_load_ps(factors + i * kQuadRows)));
   }
 
   /// Results over the four lanes of 128 bits, in each of them.
@@ -305,8 +310,8 @@ class FewTiles {
     const __m512 now = _mm512_mask_mov_ps(old, grows, top);
     const __m512 rescale = rescale_of_sums<PowerByReducing>(old, now, grows);
     // Where nothing was seen yet, −∞ − −∞ would be no number.
-    const __m512 base = _mm512_mask_mov_ps(now, _mm512_cmp_ps_mask(now, nothing, _CMP_EQ_OQ),
-                                           _mm512_setzero_ps());
+    const __m512 base =
+        _mm512_mask_mov_ps(now, _mm512_cmp_ps_mask(now, nothing, _CMP_EQ_OQ), _mm512_setzero_ps());
     __m512 total = _mm512_setzero_ps();
     HWY_UNROLL(16)
     for (std::int32_t i = 0; i < kQuadVectors; ++i) {
@@ -317,8 +322,8 @@ class FewTiles {
       if (factors != nullptr) x[i] = _mm512_mul_ps(x[i], factors_at(factors->v, i));
     }
     total = over_lanes(total, [](__m512 a, __m512 b) { return _mm512_add_ps(a, b); });
-    const __m512 sums = _mm512_fmadd_ps(_mm512_broadcast_f32x4(_mm_maskz_loadu_ps(present, sum)),
-                                        rescale, total);
+    const __m512 sums =
+        _mm512_fmadd_ps(_mm512_broadcast_f32x4(_mm_maskz_loadu_ps(present, sum)), rescale, total);
     _mm_mask_storeu_ps(max, present, _mm512_castps512_ps128(now));
     _mm_mask_storeu_ps(sum, present, _mm512_castps512_ps128(sums));
     _mm_store_ps(rescale_ + quad * kQuadRows, _mm512_castps512_ps128(rescale));
@@ -388,12 +393,13 @@ class FewTiles {
       for (; column + kWidened <= head_dim; column += kWidened) {
         __m512i pairs[kWidened / kRowPadding];
         if (takes_even && takes_odd) {
-          pair_up<LaneOrder::kCheapest>(widen.template load<LaneOrder::kCheapest>(even_row + column),
-                                        widen.template load<LaneOrder::kCheapest>(odd_row + column),
-                                        pairs);
+          pair_up<LaneOrder::kCheapest>(
+              widen.template load<LaneOrder::kCheapest>(even_row + column),
+              widen.template load<LaneOrder::kCheapest>(odd_row + column), pairs);
         } else {
           pair_up<LaneOrder::kCheapest>(
-              widen.template load<LaneOrder::kCheapest>(even_row + column, takes_even ? kWidened : 0),
+              widen.template load<LaneOrder::kCheapest>(even_row + column,
+                                                        takes_even ? kWidened : 0),
               widen.template load<LaneOrder::kCheapest>(odd_row + column, takes_odd ? kWidened : 0),
               pairs);
         }
@@ -410,7 +416,8 @@ class FewTiles {
     }
   }
 
-  static HWY_INLINE void store_pairs(const __m512i* pairs, std::int32_t vectors, std::uint32_t* to) {
+  static HWY_INLINE void store_pairs(const __m512i* pairs, std::int32_t vectors,
+                                     std::uint32_t* to) {
     for (std::int32_t i = 0; i < vectors; ++i) _mm512_store_si512(to + i * kRowPadding, pairs[i]);
   }
 
@@ -467,7 +474,7 @@ class FewTiles {
   std::ptrdiff_t strides_[kGroups] = {};
   __mmask16 lanes_[kMostQuads][kQuadVectors];
   alignas(kBufferAlignment) float rescale_[kMostRows];
-  alignas(kBufferAlignment) float scores_[kKvTile * kMostRows];       // [kKvTile, columns_]
+  alignas(kBufferAlignment) float scores_[kKvTile * kMostRows];         // [kKvTile, columns_]
   alignas(kBufferAlignment) std::uint16_t powers_[kMostRows][kKvTile];  // as `key_at` tells
 };
 

@@ -50,8 +50,9 @@ struct BlockBuffers {
   float* scores = nullptr;     // [slice's rows]: ScoreRow
   float* rescale = nullptr;    // [slice's rows]
   PairPanels panels;
-  std::uint64_t* words = nullptr;      // [kBlockTiles, queries]
-  std::uint32_t* q_columns = nullptr;  // [kv heads, padded_depth(head_dim_qk) / 2, columns]: few rows
+  std::uint64_t* words = nullptr;  // [kBlockTiles, queries]
+  std::uint32_t* q_columns =
+      nullptr;  // [kv heads, padded_depth(head_dim_qk) / 2, columns]: few rows
   std::size_t bytes = 0;
 };
 

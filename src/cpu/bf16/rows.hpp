@@ -69,7 +69,8 @@ struct BlockRows {
 /// A block's keys and values as pairs of bf16, so that a vector holds one pair of 16 columns: what
 /// VDPBF16PS and, with a stride, a tile of AMX multiply with.
 struct PairPanels {
-  std::uint32_t* k = nullptr;  // [kBlockTiles, padded_depth(head_dim_qk) / 2, kKvTile]: of components
+  std::uint32_t* k =
+      nullptr;  // [kBlockTiles, padded_depth(head_dim_qk) / 2, kKvTile]: of components
   std::uint32_t* v = nullptr;  // [kBlockKeys / 2, padded(head_dim_vo)]: of keys
 
   /// Where a tile's keys are.
