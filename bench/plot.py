@@ -4,10 +4,11 @@
 
     bench/plot.py FOLDER
 
-Reads FOLDER/course.jsonl, which `quire bench --device cuda --output` wrote, and writes
+Reads FOLDER/course.jsonl, which `quire bench --output` wrote, on a GPU or a CPU, and writes
 FOLDER/roofline.svg (speed over arithmetic intensity, under the run's ceilings) and
-FOLDER/heatmap.svg (how much of the ceiling that bounds a row, beside the best peer's). Needs what
-requirements-plots.txt names.
+FOLDER/heatmap.svg (how much of the ceiling that bounds a row, beside the best peer's). On a CPU,
+peers are those of FOLDER/peers.jsonl (bench/cpu_peers.py), as often faster or slower than quire as
+they were in that run. Needs what requirements-plots.txt names.
 """
 
 import io
@@ -62,10 +63,27 @@ GROUPS = [
 ]
 
 
-class Row:
-    """What a workload asks for and what it took."""
+def ratios_to_quire(path):
+    """Of each workload of cpu_peers.py: the best peer, and its time over quire's."""
+    times = {}
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            record = json.loads(line)
+            times.setdefault(record["workload"], {})[record["impl"]] = record["us_median"]
+    ratios = {}
+    for name, row in times.items():
+        own = row.pop("quire", None)
+        if own and row:
+            best = min(row, key=row.get)
+            ratios[name] = (best, row[best] / own)
+    return ratios
 
-    def __init__(self, record):
+
+class Row:
+    """What a workload asks for and what it took. Speeds are in the course's unit."""
+
+    def __init__(self, record, unit, peer=None):
+        self.unit = unit  # FLOP/s
         self.name = record["workload"]
         self.group = next(group for group in GROUPS if re.search(group.pattern, self.name))
         self.flop, self.bytes = record["flop"], record["bytes"]
@@ -73,18 +91,25 @@ class Row:
         self.percent = record.get("pct_of_ceiling")
         floor = record.get("floor_us")
         self.peer_percent = 100 * floor / self.peer_us if floor and self.peer_us else None
-        peer = record.get("peer") or ""
-        self.peer = peer.replace("flash_attention_3", "FA3").replace("flashinfer_", "FlashInfer ")
+        name = record.get("peer") or ""
+        if peer:
+            name, ratio = peer
+            self.peer_us = self.us * ratio
+            self.peer_percent = self.percent / ratio if self.percent else None
+        self.peer = (
+            name.replace("torch_", "torch ")
+            .replace("flash_attention_3", "FA3")
+            .replace("flashinfer_", "FlashInfer ")
+        )
 
     def intensity(self):
         return self.flop / self.bytes
 
     def speed(self):
-        """In TFLOP/s."""
-        return self.flop / self.us / 1e6
+        return self.flop / self.us * 1e6 / self.unit
 
     def peer_speed(self):
-        return self.flop / self.peer_us / 1e6
+        return self.flop / self.peer_us * 1e6 / self.unit
 
 
 class Course:
@@ -96,10 +121,17 @@ class Course:
         if not records or not records[0]["ceiling_gflop_per_s"]:
             sys.exit(f"{path}: expected rows of quire with both ceilings, found none")
         run = records[0]
-        self.title = f"{run['machine']} · {run['dtype']} · {run['date']} · {run['commit']}"
-        self.read_tb_per_s = run["ceiling_gb_per_s"] / 1e3
-        self.tflop_per_s = run["ceiling_gflop_per_s"] / 1e3
-        self.rows = [Row(record) for record in records]
+        on_cpu = run["device"] == "cpu"
+        self.prefix = "G" if on_cpu else "T"
+        unit = 1e9 if on_cpu else 1e12
+        machine = f"{run['machine']}, {run['threads']} threads" if on_cpu else run["machine"]
+        self.title = f"{machine} · {run['dtype']} · {run['date']} · {run['commit']}"
+        self.read = run["ceiling_gb_per_s"] * 1e9 / unit
+        self.peak = run["ceiling_gflop_per_s"] * 1e9 / unit
+        self.instruction = run["kernel"] if on_cpu else "matmul"
+        peers = ratios_to_quire(path.with_name("peers.jsonl")) if on_cpu else {}
+        self.peer_label = "best peer, in turns" if on_cpu else "best peer, scaled"
+        self.rows = [Row(record, unit, peers.get(record["workload"])) for record in records]
 
 
 # --- roofline -------------------------------------------------------------------------------------
@@ -154,22 +186,24 @@ def label(axes, rows, ridge):
 
 
 def draw_roof(axes, course):
-    ridge = course.tflop_per_s / course.read_tb_per_s
+    ridge = course.peak / course.read
     low, high = 0.7, 40000
     axes.plot(
         [low, ridge, high],
-        [low * course.read_tb_per_s, course.tflop_per_s, course.tflop_per_s],
+        [low * course.read, course.peak, course.peak],
         color=INK,
         lw=1.4,
         zorder=2,
     )
-    axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(0.9, 1500))
-    axes.text(ridge * 1.1, course.tflop_per_s * 1.08, f"matmul {course.tflop_per_s:.0f} TFLOP/s")
+    floor = min(row.speed() for row in course.rows if row.flop) / 3
+    axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(floor, course.peak * 2))
+    peak = f"{course.instruction} {course.peak:.0f} {course.prefix}FLOP/s"
+    axes.text(ridge * 1.1, course.peak * 1.08, peak)
     slope_start = 9
     axes.text(
         slope_start,
-        slope_start * course.read_tb_per_s * 1.12,
-        f"read {course.read_tb_per_s:.2f} TB/s",
+        slope_start * course.read * 1.12,
+        f"read {course.read:.3g} {course.prefix}B/s",
         rotation=math.degrees(math.atan2(*reversed(decade_inches(axes)))),
         rotation_mode="anchor",
     )
@@ -197,9 +231,9 @@ def draw_roofline(course):
             axes.plot(x, peer, "_", color=row.group.colour, ms=9, mew=1.6, zorder=3)
         style = {"color": row.group.colour, "marker": row.group.marker, "mec": "white"}
         axes.plot(x, own, **style, mew=0.6, ms=7, zorder=4)
-    label(axes, rows, course.tflop_per_s / course.read_tb_per_s)
+    label(axes, rows, course.peak / course.read)
     axes.set_xlabel("arithmetic intensity, FLOP a byte that must be moved")
-    axes.set_ylabel("TFLOP/s")
+    axes.set_ylabel(f"{course.prefix}FLOP/s")
     axes.xaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_major_formatter("{x:g}")
     axes.spines[["top", "right"]].set_visible(False)
@@ -209,7 +243,7 @@ def draw_roofline(course):
         for g in drawn
     ]
     peer = {"color": INK, "marker": "_", "ms": 9, "mew": 1.6}
-    handles.append(Line2D([], [], **peer, ls="", label="best peer, scaled"))
+    handles.append(Line2D([], [], **peer, ls="", label=course.peer_label))
     axes.legend(handles=handles, loc="lower right", frameon=False)
     figure.suptitle(f"Roofline of the course: {course.title}", x=0.065, ha="left", fontsize=11)
     return figure

@@ -99,6 +99,7 @@ void add_bench(CLI::App& app, Session& session) {
   sub->add_flag("!--no-shared-prefixes", command->measure.share_prefixes,
                 "On a GPU: every request reads its own keys, shared or not");
   add_whole(*sub, "--threads", command->threads, 0, kMostThreads, "0 is the default (quire info)");
+  add_page_kind(*sub, command->pages);
   add_seed(*sub, command->measure.seed);
   sub->add_option("--commit", command->commit, "What the rows say was measured")
       ->type_name("TEXT")

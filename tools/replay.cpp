@@ -131,6 +131,7 @@ void add_computing_options(CLI::App& app, ReplayOptions& options) {
   add_whole(app, "--check-every", options.check_every, 0, kMost,
             "Steps between spot checks against the oracle; 0 is never");
   add_whole(app, "--threads", options.threads, 0, kMostThreads, "0 is the default (quire info)");
+  add_page_kind(app, options.pages_of_memory);
 }
 
 void add_output_options(CLI::App& app, ReplayCommand& command) {

@@ -3,8 +3,10 @@
 /// Where the CPU backend's threads come from.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <span>
 
 #include "quire/export.h"
 
@@ -58,6 +60,14 @@ enum class ThreadPlacement : std::int32_t {
 /// @throws Error `kInvalidArgument` if `QUIRE_NUM_THREADS` is not a number ≥ 0 or `QUIRE_PIN_THREADS`
 ///   neither 0 nor 1, `kOutOfMemory` if threads cannot be started; the next use tries again.
 [[nodiscard]] QUIRE_API Executor& default_executor();
+
+/// Touches memory that holds nothing yet, in pieces of 2 MiB that the executor's threads take one
+/// after another: writes a zero into each of its pages. A system that places a page near the thread
+/// that touches it first (Linux) so spreads a cache over the nodes of (pinned) threads, instead of
+/// putting all of it on the node of one. Does not allocate. O(size).
+/// @param memory    Freshly allocated; its content is not kept.
+/// @param executor  Whose threads will work on it.
+QUIRE_API void first_touch(std::span<std::byte> memory, Executor& executor) noexcept;
 
 }  // namespace v0
 }  // namespace quire

@@ -61,6 +61,13 @@ struct Tier {
   void (*store_row)(void* to, DType dtype, const float* from, std::int64_t n, float scale) noexcept;
   /// to[i] += weight · from[i].
   void (*add_row)(float* to, const void* from, DType dtype, std::int64_t n, float weight) noexcept;
+
+  /// Elements of q and o that an item of many rows is cut to: what the core's second-level cache
+  /// holds beside a block of keys, and enough for packing the keys to cost little.
+  std::int32_t item_elements = 49152;
+  /// Up to so many rows of a kv head, the heads of a page are worth reading together, since keys and
+  /// values are used where they lie.
+  std::int32_t few_rows = kFewRows;
 };
 
 /// @param target  One of Highway's. @return Its fp32 kernels; the baseline's if it has none.
@@ -78,6 +85,7 @@ const Tier& tier_of(const core::KernelRow& kernel) noexcept;
 const Tier& row_tier() noexcept;
 
 /// How this backend wants a batch cut.
-schedule::TilePolicy tile_policy(const core::ProblemShape& shape, std::int32_t concurrency);
+schedule::TilePolicy tile_policy(const Tier& tier, const core::ProblemShape& shape,
+                                 std::int32_t concurrency);
 
 }  // namespace quire::cpu

@@ -8,10 +8,8 @@
 namespace quire::cpu {
 namespace {
 
-/// fp32 elements of q and o that an item keeps beside its tile in a core's second-level cache.
-constexpr std::int32_t kItemElements = 49152;
 constexpr std::int32_t kMinTileRows = 48;
-constexpr std::int32_t kMaxTileRows = 256;
+constexpr std::int32_t kMinRowElements = 192;  // rows of short heads cost as those of 96 elements
 
 /// Ranges per thread: enough for the last ones to even out, few enough for splits to stay rare.
 constexpr std::int32_t kRangesPerThread = 4;
@@ -19,16 +17,17 @@ constexpr std::int32_t kMaxRanges = 256;  // beyond, one per thread
 
 }  // namespace
 
-schedule::TilePolicy tile_policy(const core::ProblemShape& shape, std::int32_t concurrency) {
-  const std::int32_t rows =
-      std::clamp(kItemElements / (padded(shape.head_dim_qk) + padded(shape.head_dim_vo)),
-                 kMinTileRows, kMaxTileRows);
+schedule::TilePolicy tile_policy(const Tier& tier, const core::ProblemShape& shape,
+                                 std::int32_t concurrency) {
+  const std::int32_t row_elements =
+      std::max(kMinRowElements, padded(shape.head_dim_qk) + padded(shape.head_dim_vo));
+  const std::int32_t rows = std::max(kMinTileRows, tier.item_elements / row_elements);
   schedule::TilePolicy policy;
   policy.keys_per_tile = kKvTile;
   policy.tile_rows = rows;
   // Few rows use keys where they lie, so all heads of a page are worth reading together.
   policy.all_heads_rows =
-      std::max(shape.num_qo_heads, std::min(rows, kFewRows * shape.num_kv_heads));
+      std::max(shape.num_qo_heads, std::min(rows, tier.few_rows * shape.num_kv_heads));
   policy.num_ranges =
       concurrency == 1
           ? 1

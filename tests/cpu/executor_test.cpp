@@ -12,6 +12,7 @@
 #include <map>
 #include <mutex>
 #include <set>
+#include <span>
 #include <thread>
 #include <vector>
 
@@ -51,6 +52,45 @@ TEST(Executor, HasTheConcurrencyItWasAskedFor) {
   EXPECT_EQ(make_thread_pool(1)->concurrency(), 1);
   EXPECT_EQ(make_thread_pool(5)->concurrency(), 5);
   EXPECT_EQ(make_thread_pool(0)->concurrency(), cpu::available_cores());
+}
+
+/// Calls tasks one after another and counts the calls of `parallel`.
+class CountingExecutor final : public Executor {
+ public:
+  [[nodiscard]] std::int32_t concurrency() const noexcept override { return 3; }
+  void parallel(std::int32_t count, Task task, void* context) noexcept override {
+    tasks.push_back(count);
+    for (std::int32_t index = 0; index < count; ++index) task(context, index);
+  }
+  std::vector<std::int32_t> tasks;
+};
+
+TEST(Executor, TouchesEachPageOfMemoryAndNothingBesides) {
+  constexpr std::size_t kPage = 4096;
+  constexpr std::size_t kGuard = 64;
+  constexpr std::byte kOld{0xff};
+  const auto pool = make_thread_pool(3);
+  for (const std::size_t size : {std::size_t{0}, std::size_t{1}, kPage, kPage + 1,
+                                 std::size_t{5} << 20, (std::size_t{2} << 20) + 5}) {
+    std::vector<std::byte> bytes(kGuard + size + kGuard, kOld);
+    first_touch(std::span(bytes).subspan(kGuard, size), *pool);
+    for (std::size_t i = 0; i < bytes.size(); ++i) {
+      const bool inside = i >= kGuard && i < kGuard + size;
+      const std::size_t at = i - kGuard;
+      constexpr std::size_t kPiece = std::size_t{2} << 20;
+      const bool touched =
+          inside && (at % kPage == 0 || at % kPiece == kPiece - 1 || at == size - 1);
+      ASSERT_EQ(bytes[i] == std::byte{0}, touched) << i << " of " << size;
+    }
+  }
+}
+
+TEST(Executor, TouchesMemoryOnAsManyThreadsAsItHas) {
+  CountingExecutor executor;
+  std::vector<std::byte> bytes(3 << 20);
+  first_touch(bytes, executor);
+  first_touch({}, executor);
+  EXPECT_EQ(executor.tasks, std::vector<std::int32_t>{3});
 }
 
 TEST(Executor, RefusesANegativeNumberOfThreads) {

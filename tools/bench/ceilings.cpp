@@ -118,6 +118,7 @@ void compute(void* context, std::int32_t index) noexcept {
 }  // namespace
 
 Stream::Stream(Executor& executor) : executor_(executor), buffer_(kStreamBytes) {
+  first_touch(buffer_.bytes(), executor);
   std::memset(buffer_.data(), 0, buffer_.size());
 }
 

@@ -18,6 +18,7 @@ struct BenchOptions {
   std::string output;
   std::int32_t scale = 0;
   std::int32_t threads = 0;
+  PageKind pages = PageKind::kHuge;
   bool all = false;
   bool list = false;
   bool json = false;

@@ -132,6 +132,7 @@ Json json_of(const BenchOptions& options, const Run& run, const Workload& worklo
            {"date", run.date}};
   if (cpu) {
     row["threads"] = run.threads;
+    row["huge_pages"] = options.pages == PageKind::kHuge;
   } else {
     row["exact_limits"] = options.measure.exact_limits;
     row["share_prefixes"] = options.measure.share_prefixes;

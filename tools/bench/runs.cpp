@@ -156,7 +156,7 @@ ExitCode bench_on_cpu(const BenchOptions& options, const Course& course,
   Stream stream(executor);
   const Run run = cpu_run(options, course, workloads, executor, stream);
   return CourseRun(options, writer, run).measure_all(workloads, [&](const Workload& workload) {
-    return measure(workload, options.measure, executor, stream);
+    return measure(workload, options.measure, {options.pages, &executor}, stream);
   });
 }
 

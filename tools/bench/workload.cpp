@@ -43,9 +43,9 @@ std::vector<double> repeat(double min_seconds, Stream& stream, Body body) {
 
 }  // namespace
 
-Measurement measure(const Workload& workload, const MeasureOptions& options, Executor& executor,
-                    Stream& stream) {
-  const std::unique_ptr<Place> place = open_place(Device::cpu());
+Measurement measure(const Workload& workload, const MeasureOptions& options,
+                    const HostMemory& memory, Stream& stream) {
+  const std::unique_ptr<Place> place = open_place(Device::cpu(), memory);
   const Arrays arrays(workload, options, *place);
   const Batch& batch = arrays.batch();
   Measurement measurement;
@@ -54,7 +54,7 @@ Measurement measure(const Workload& workload, const MeasureOptions& options, Exe
   if (workload.operation == Operation::kAppend) {
     measurement.kernel = "append";
     measurement.take_times(repeat(options.min_seconds, stream, [&] {
-      append(Device::cpu(), KvLayout::kNHD, batch, arrays.append(), {}, {&executor, {}})
+      append(Device::cpu(), KvLayout::kNHD, batch, arrays.append(), {}, {memory.executor, {}})
           .throw_if_error();
     }));
     measurement.checks = check_append(arrays, options.seed);
@@ -62,7 +62,7 @@ Measurement measure(const Workload& workload, const MeasureOptions& options, Exe
   }
 
   const Attention attention(Device::cpu(), arrays.spec(), arrays.layout().limits(),
-                            {&executor, {}});
+                            {memory.executor, {}});
   const WorkspaceSizes sizes = attention.workspace_sizes();
   const DeviceMemory schedule(*place, sizes.schedule);
   const DeviceMemory scratch(*place, sizes.scratch);

@@ -5,12 +5,13 @@
 #include "bench/ceilings.hpp"
 #include "bench/course.hpp"
 #include "bench/measurement.hpp"
-#include "quire/executor.hpp"
+#include "device/place.hpp"
 
 namespace quire::tool {
 
 /// Measures a workload on the CPU. Before each repetition the caches are emptied by a stream.
-Measurement measure(const Workload& workload, const MeasureOptions& options, Executor& executor,
-                    Stream& stream);
+/// @param memory  Of the batch; its executor computes.
+Measurement measure(const Workload& workload, const MeasureOptions& options,
+                    const HostMemory& memory, Stream& stream);
 
 }  // namespace quire::tool

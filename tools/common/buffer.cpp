@@ -24,7 +24,7 @@ std::size_t round_up(std::size_t bytes, std::size_t unit) {
 
 }  // namespace
 
-std::byte* allocate_on_huge_pages(std::size_t bytes) {
+std::byte* allocate_on(PageKind pages, std::size_t bytes) {
   const std::size_t alignment = bytes >= kHugePage ? kHugePage : kAlignment;
   const std::size_t rounded = round_up(bytes == 0 ? 1 : bytes, alignment);
   auto* const data = static_cast<std::byte*>(std::aligned_alloc(alignment, rounded));
@@ -34,7 +34,8 @@ std::byte* allocate_on_huge_pages(std::size_t bytes) {
   }
 #ifdef __linux__
   // Best effort: without huge pages everything works, only slower.
-  if (alignment == kHugePage) static_cast<void>(madvise(data, rounded, MADV_HUGEPAGE));
+  const int advice = pages == PageKind::kHuge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE;
+  if (alignment == kHugePage) static_cast<void>(madvise(data, rounded, advice));
 #endif
   return data;
 }

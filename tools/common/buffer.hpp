@@ -7,9 +7,12 @@
 
 namespace quire::tool {
 
+/// What the system is asked to make memory of.
+enum class PageKind { kHuge, kOrdinary };
+
 /// @return Bytes to be freed with `std::free`, as `Buffer` has them.
 /// @throws CommandError if there is not that much memory.
-[[nodiscard]] std::byte* allocate_on_huge_pages(std::size_t bytes);
+[[nodiscard]] std::byte* allocate_on(PageKind pages, std::size_t bytes);
 
 /// Host memory on huge pages where the system has them: scattered reads of a cache run a third
 /// faster on them. The content is not initialised.
@@ -17,7 +20,7 @@ class Buffer {
  public:
   Buffer() = default;
   /// @throws CommandError if there is not that much memory.
-  explicit Buffer(std::size_t bytes) : data_(allocate_on_huge_pages(bytes)), size_(bytes) {}
+  explicit Buffer(std::size_t bytes) : data_(allocate_on(PageKind::kHuge, bytes)), size_(bytes) {}
 
   [[nodiscard]] std::byte* data() const noexcept { return data_.get(); }
   [[nodiscard]] std::size_t size() const noexcept { return size_; }

@@ -221,6 +221,12 @@ CLI::Option* add_choice(CLI::App& app, const std::string& name, std::string& val
                     });
 }
 
+CLI::Option* add_page_kind(CLI::App& app, PageKind& value) {
+  return app.add_flag_callback(
+      "--no-huge-pages", [&value] { value = PageKind::kOrdinary; },
+      "On the CPU: keep the cache on the system's ordinary pages");
+}
+
 CLI::Option* add_json(CLI::App& app, bool& value, const std::string& help) {
   return app.add_flag("--json", value, help);
 }

@@ -10,6 +10,7 @@
 #include <string_view>
 #include <vector>
 
+#include "common/buffer.hpp"
 #include "common/shape.hpp"
 #include "quire/attention.hpp"
 
@@ -46,6 +47,8 @@ CLI::Option* add_real(CLI::App& app, const std::string& name, double& value, dou
 /// A word out of a few.
 CLI::Option* add_choice(CLI::App& app, const std::string& name, std::string& value,
                         const std::vector<std::string>& choices, const std::string& help);
+/// `--no-huge-pages`.
+CLI::Option* add_page_kind(CLI::App& app, PageKind& value);
 CLI::Option* add_json(CLI::App& app, bool& value, const std::string& help);
 
 /// Bounds of options that are not obvious.

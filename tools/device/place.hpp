@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "common/buffer.hpp"
+#include "quire/executor.hpp"
 #include "quire/tensor.hpp"
 
 namespace quire::tool {
@@ -87,8 +88,16 @@ class Gpu : public Place {
 
 /// @return The GPU. @throws CommandError (no device) if it is not there or CUDA is not built.
 std::unique_ptr<Gpu> open_gpu(Device device);
+/// How the host's memory is made.
+struct HostMemory {
+  PageKind pages = PageKind::kHuge;
+  /// Whose threads touch it first; null: whoever writes first. Outlives the place.
+  Executor* executor = nullptr;
+};
+
+/// @param memory  Of the CPU; a GPU has its own.
 /// @return The CPU or the GPU. @throws CommandError likewise.
-std::unique_ptr<Place> open_place(Device device);
+std::unique_ptr<Place> open_place(Device device, const HostMemory& memory = {});
 
 /// Gives memory back to its place.
 struct Release {

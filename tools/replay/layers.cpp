@@ -56,8 +56,10 @@ double Stopwatch::lap() {
 
 Layers::Layers(const ReplayOptions& options, std::int32_t max_kv_len)
     : options_(options),
-      place_(open_place(options.device)),
       threads_(make_threads(options.threads)),
+      place_(open_place(
+          options.device,
+          {options.pages_of_memory, threads_ != nullptr ? threads_.get() : &default_executor()})),
       call_options_{threads_.get(), {}},
       attention_(options.device, options.shape.spec(), limits_of(options, max_kv_len),
                  call_options_),

@@ -97,8 +97,8 @@ class Layers {
   [[nodiscard]] AttentionTensors tensors(const Cache& cache, std::int64_t rows) const;
 
   ReplayOptions options_;
-  std::unique_ptr<Place> place_;
   std::unique_ptr<Executor> threads_;
+  std::unique_ptr<Place> place_;
   AttentionOptions call_options_;
   Attention attention_;
   Noise q_noise_;

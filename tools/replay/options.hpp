@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "common/buffer.hpp"
 #include "common/shape.hpp"
 #include "replay/cost_model.hpp"
 
@@ -34,6 +35,7 @@ struct ReplayOptions {
   std::int64_t chosen_step = -1;  ///< Its page map is kept; −1 is none.
   std::uint64_t seed = 1;
   std::int32_t threads = 0;
+  PageKind pages_of_memory = PageKind::kHuge;  ///< On the CPU.
 };
 
 }  // namespace quire::tool

@@ -94,7 +94,7 @@ class BlockAttend {
       const TileSight& seen = sight.tiles[tile];
       LinesAhead k_ahead = walk_.k_ahead(next.tiles[tile], head, keys.keys.count);
       LinesAhead v_ahead = walk_.v_ahead(next.tiles[tile], head, keys.keys.count);
-      pack_keys(keys, rows.head_dim_qk, panels.k + tile * kKvTile, k_ahead);
+      pack_keys(keys, rows.head_dim_qk, panels.k_of(tile, rows.head_dim_qk), k_ahead);
       poisoned[tile] = poisoned_keys(keys, seen, rows.head_dim_vo);
       const std::int32_t end = tile + 1 < sight.count ? kKvTile : padded_depth(keys.keys.count);
       pack_values(keys, seen.any & ~poisoned[tile], end, rows.head_dim_vo,
@@ -107,7 +107,7 @@ class BlockAttend {
   void attend_slices(std::int32_t head, const Block& now, const BlockSight& sight,
                      const std::uint64_t* poisoned) const {
     const BlockRows rows = rows_of_head(task_, buffers_, head);
-    const std::int32_t slice_queries = std::max(1, kSliceRows / rows.group);
+    const std::int32_t slice_queries = Multiply::slice_queries(rows.group);
     const std::int32_t queries = rows.count / rows.group;
     TokenFactors factors[kBlockTiles];
     for (std::int32_t tile = 0; tile < sight.count; ++tile) {
@@ -120,13 +120,14 @@ class BlockAttend {
       LogitRule rule = walk_.rule_of(head);
       rule.first_position += first;
       for (std::int32_t tile = 0; tile < sight.count; ++tile) {
-        score_many<Multiply>(slice, seen.tiles[tile], tile, buffers_.panels.k);
+        score_many<Multiply>(slice, seen.tiles[tile], tile,
+                             buffers_.panels.k_of(tile, slice.head_dim_qk));
       }
-      BlockSoftmax(slice, rule, seen, given).run();
+      BlockSoftmax<typename Multiply::Power>(slice, rule, seen, given).run();
       accumulate_many<Multiply>(slice, seen, buffers_.panels.v);
       for (std::int32_t tile = 0; tile < sight.count; ++tile) {
         add_poisoned<LaneOrder::kPlain>(slice, walk_.keys_of<T>(now.tiles[tile], head),
-                                        seen.tiles[tile], tile, poisoned[tile]);
+                                        seen.tiles[tile], poisoned[tile], powers_of(slice, tile));
       }
     }
   }
@@ -136,29 +137,37 @@ class BlockAttend {
   BlockBuffers buffers_;
 };
 
+/// How VDPBF16PS goes through an item.
+struct WayOfDots {
+  template <typename T>
+  using Few = FewAttend<T>;
+  template <typename T>
+  using Many = BlockAttend<T, Dots>;
+};
+
 /// All rows of an item against its keys. `T` is the element type of K and V.
-template <typename T, class Multiply>
+template <typename T, class Way>
 void attend_in_bf16(const ItemTask& task) {
-  if (task.rows_per_kv_head() <= kFewRows) {
-    FewAttend<T>(task).run();
+  if (task.rows_per_kv_head() <= Way::template Few<T>::kMostRows) {
+    typename Way::template Few<T>(task).run();
   } else {
-    BlockAttend<T, Multiply>(task).run();
+    typename Way::template Many<T>(task).run();
   }
 }
 
-template <class Multiply>
+template <class Way>
 void block_attend(const ItemTask& task) noexcept {
   clear_states(task);
   if (task.item.kv_begin >= task.item.kv_end) return;
   switch (task.shape.kv_dtype) {
     case DType::kInt8:
-      return attend_in_bf16<Int8, Multiply>(task);
+      return attend_in_bf16<Int8, Way>(task);
     case DType::kFloat8E4M3:
-      return attend_in_bf16<Float8E4M3, Multiply>(task);
+      return attend_in_bf16<Float8E4M3, Way>(task);
     case DType::kFloat8E5M2:
-      return attend_in_bf16<Float8E5M2, Multiply>(task);
+      return attend_in_bf16<Float8E5M2, Way>(task);
     default:
-      return attend_in_bf16<BFloat16, Multiply>(task);
+      return attend_in_bf16<BFloat16, Way>(task);
   }
 }
 

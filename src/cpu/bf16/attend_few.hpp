@@ -17,11 +17,15 @@ namespace quire::cpu::HWY_NAMESPACE {
 
 /// Keys of a tile: what is worked on and what is fetched for all heads shares a second-level cache.
 inline constexpr std::int32_t kFewKeys = 64;
+/// Rows of as many heads as fit go through the softmax together.
+inline constexpr std::int32_t kScoreRows = 48;
 
 /// `T` is the element type of K and V.
 template <typename T>
 class FewAttend {
  public:
+  static constexpr std::int32_t kMostRows = kFewRows;
+
   explicit FewAttend(const ItemTask& task)
       : task_(task),
         walk_(task),
@@ -67,7 +71,7 @@ class FewAttend {
     const bool bent = task.shape.logits_soft_cap > 0.0F || tensors.alibi_slopes != nullptr;
     const bool of_tokens = tensors.k_token_scale.data != nullptr;
     if (!one_scale || bent || of_tokens) return 1;
-    return std::max(1, kSliceRows / task.rows_per_kv_head());
+    return std::max(1, kScoreRows / task.rows_per_kv_head());
   }
 
   void attend_heads(std::int32_t begin, std::int32_t end, const TileKeys& now, const TileKeys& next,
@@ -85,7 +89,7 @@ class FewAttend {
       LinesAhead ahead = walk_.v_ahead(next, head, now.count);
       const std::uint64_t poisoned = poisoned_keys(keys, sight, rows.head_dim_vo);
       accumulate_few(rows, ValuesTask<T>{keys, sight.any & ~poisoned, ahead});
-      add_poisoned<LaneOrder::kCheapest>(rows, keys, sight, 0, poisoned);
+      add_poisoned<LaneOrder::kCheapest>(rows, keys, sight, poisoned, powers_of(rows, 0));
     }
   }
 
@@ -106,7 +110,9 @@ class FewAttend {
       rows.group = 1;
     }
     TokenFactors factors;
-    BlockSoftmax(rows, walk_.rule_of(head), seen, walk_.factors_of(keys, head, factors)).run();
+    BlockSoftmax<Dots::Power>(rows, walk_.rule_of(head), seen,
+                              walk_.factors_of(keys, head, factors))
+        .run();
   }
 
   const ItemTask& task_;

@@ -14,12 +14,13 @@
 
 #if HWY_TARGET == HWY_AVX3_DL
 #include "cpu/bf16/attend.hpp"
+#include "cpu/bf16/attend_few_amx.hpp"
 #include "cpu/bf16/multiply_amx.hpp"
 
 QUIRE_BEGIN_BF16
 namespace quire::cpu::HWY_NAMESPACE {
 
-void attend_by_dots(const ItemTask& task) noexcept { block_attend<Dots>(task); }
+void attend_by_dots(const ItemTask& task) noexcept { block_attend<WayOfDots>(task); }
 std::size_t buffer_bytes_of_blocks(const core::ProblemShape& shape, std::int32_t rows) noexcept {
   return BlockBuffers(nullptr, shape, rows).bytes;
 }
@@ -30,11 +31,17 @@ QUIRE_END_BF16
 QUIRE_BEGIN_AMX
 namespace quire::cpu::HWY_NAMESPACE {
 
-/// Rows that do not fill a tile of AMX are no work for it.
+/// How TDPBF16PS goes through an item.
+struct WayOfTiles {
+  template <typename T>
+  using Few = FewTiles<T>;
+  template <typename T>
+  using Many = BlockAttend<T, Tiles>;
+};
+
 void attend_by_tiles(const ItemTask& task) noexcept {
-  if (task.rows_per_kv_head() < kTileRows) return block_attend<Dots>(task);
-  const Tiles::Session session;
-  block_attend<Tiles>(task);
+  const Tiles::Session session;  // few rows set tiles up for themselves
+  block_attend<WayOfTiles>(task);
 }
 
 }  // namespace quire::cpu::HWY_NAMESPACE
@@ -62,7 +69,13 @@ const Tier& avx512_bf16_tier() noexcept {
 }
 
 const Tier& amx_bf16_tier() noexcept {
-  static const Tier tier = tier_of_blocks(N_AVX3_DL::attend_by_tiles);
+  static const Tier tier = [] {
+    constexpr std::int32_t kItemElements = 196608;  // cores with AMX have caches of 2 MiB
+    Tier blocks = tier_of_blocks(N_AVX3_DL::attend_by_tiles);
+    blocks.item_elements = kItemElements;
+    blocks.few_rows = 16;
+    return blocks;
+  }();
   return tier;
 }
 

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "cpu/bf16/multiply_amx.hpp"
 #include "cpu/bf16/places.hpp"
 #include "cpu/bf16/softmax.hpp"
 #include "cpu/elements.hpp"
@@ -16,9 +17,10 @@
 QUIRE_BEGIN_BF16
 namespace quire::cpu::HWY_NAMESPACE {
 
-/// Rows that go through both products and the softmax between them together: few, so that their
-/// logits are still near when they are needed.
-inline constexpr std::int32_t kSliceRows = 48;
+/// Rows whose scores are held at a time, of whichever way through an item.
+constexpr std::int32_t max_slice_rows(std::int32_t group) {
+  return group * std::max(Dots::slice_queries(group), Tiles::slice_queries(group));
+}
 
 /// The parts of a thread's buffers. A null base gives offsets, of which the end is the size.
 struct BlockBuffers {
@@ -27,7 +29,7 @@ struct BlockBuffers {
     const auto depth = static_cast<std::size_t>(padded_depth(shape.head_dim_qk));
     const auto vo = static_cast<std::size_t>(padded(shape.head_dim_vo));
     const auto slice_rows =
-        static_cast<std::size_t>(std::min(max_rows, std::max(kSliceRows, shape.group_size)));
+        static_cast<std::size_t>(std::min(max_rows, max_slice_rows(shape.group_size)));
     constexpr std::size_t kKeys = kBlockKeys;
     const auto take = [&](std::size_t size) {
       std::byte* part = base == nullptr ? nullptr : base + bytes;
@@ -35,18 +37,22 @@ struct BlockBuffers {
       return part;
     };
     q = reinterpret_cast<std::uint16_t*>(take(rows * depth * sizeof(std::uint16_t)));
-    scores = reinterpret_cast<float*>(take(slice_rows * kKeys * sizeof(float)));
+    scores = reinterpret_cast<float*>(take(slice_rows * ScoreRow::kStride * sizeof(float)));
     rescale = reinterpret_cast<float*>(take(slice_rows * sizeof(float)));
     panels.k = reinterpret_cast<std::uint32_t*>(take(depth * kKeys * sizeof(std::uint16_t)));
     panels.v = reinterpret_cast<std::uint32_t*>(take(kKeys * vo * sizeof(std::uint16_t)));
     words = reinterpret_cast<std::uint64_t*>(take(kBlockTiles * rows * sizeof(std::uint64_t)));
+    const auto columns = static_cast<std::size_t>(shape.num_kv_heads) * kTileRows;
+    q_columns = reinterpret_cast<std::uint32_t*>(take(columns * depth * sizeof(std::uint16_t)));
   }
 
   std::uint16_t* q = nullptr;  // [rows, padded_depth(head_dim_qk)]
-  float* scores = nullptr;     // [slice's rows, kBlockKeys]
+  float* scores = nullptr;     // [slice's rows]: ScoreRow
   float* rescale = nullptr;    // [slice's rows]
   PairPanels panels;
   std::uint64_t* words = nullptr;  // [kBlockTiles, queries]
+  std::uint32_t* q_columns =
+      nullptr;  // [kv heads, padded_depth(head_dim_qk) / 2, columns]: few rows
   std::size_t bytes = 0;
 };
 
@@ -82,22 +88,30 @@ inline BlockRows rows_of_head(const ItemTask& task, const BlockBuffers& buffers,
   rows.head_dim_qk = shape.head_dim_qk;
   rows.head_dim_vo = shape.head_dim_vo;
   rows.q = buffers.q + first * padded_depth(shape.head_dim_qk);
-  rows.scores = buffers.scores + static_cast<std::ptrdiff_t>(score_row) * kBlockKeys;
+  rows.scores = buffers.scores + static_cast<std::ptrdiff_t>(score_row) * ScoreRow::kStride;
   rows.rescale = buffers.rescale + score_row;
   rows.states = {task.states.o + first * padded(shape.head_dim_vo), task.states.max + first,
                  task.states.sum + first};
   return rows;
 }
 
+/// Of a tile of a block, for `add_poisoned`.
+inline auto powers_of(const BlockRows& rows, std::int32_t tile) {
+  return [&rows, tile](std::int32_t row, std::int32_t key) {
+    return rows.score_row(row).powers()[tile * kKvTile + key];
+  };
+}
+
 /// Adds the values of poisoned keys to the rows that see them, one by one.
-template <LaneOrder kOrder, typename T>
+/// @param power_of  (row, key) → bf16
+template <LaneOrder kOrder, typename T, typename F>
 void add_poisoned(const BlockRows& rows, const HeadKeys<T>& keys, const TileSight& sight,
-                  std::int32_t tile, std::uint64_t poisoned) {
+                  std::uint64_t poisoned, const F& power_of) {
   for (; poisoned != 0; poisoned &= poisoned - 1) {
     const auto key = static_cast<std::int32_t>(std::countr_zero(poisoned));
     for (std::int32_t row = 0; row < rows.count; ++row) {
       if (((sight.words[row / rows.group] >> key) & 1U) == 0) continue;
-      const std::uint16_t power = rows.score_row(row).powers()[tile * kKvTile + key];
+      const std::uint16_t power = power_of(row, key);
       float* o = rows.o_row(row);
       for (std::int32_t i = 0; i < rows.head_dim_vo; ++i) {
         const std::int32_t place =

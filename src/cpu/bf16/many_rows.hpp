@@ -33,9 +33,9 @@ void score_many(const BlockRows& rows, const TileSight& sight, std::int32_t tile
                 const std::uint32_t* panel) {
   PairProduct product;
   product.a_stride = padded_depth(rows.head_dim_qk);
-  product.b = panel + tile * kKvTile;
-  product.b_stride = kBlockKeys;
-  product.c_stride = kBlockKeys;
+  product.b = panel;
+  product.b_stride = kKvTile;
+  product.c_stride = ScoreRow::kStride;
   product.pairs = padded_depth(rows.head_dim_qk) / 2;
   for (std::int32_t first = 0; first < rows.count;) {
     const std::int32_t count = Multiply::next_rows(rows.count - first);
@@ -54,7 +54,7 @@ template <class Multiply>
 void accumulate_many(const BlockRows& rows, const BlockSight& sight, const std::uint32_t* panel) {
   constexpr std::int32_t kColumns = kDotColumns * kRowPadding;
   PairProduct product;
-  product.a_stride = 2 * kBlockKeys;  // powers lie where logits did
+  product.a_stride = 2 * ScoreRow::kStride;  // powers lie where logits did
   product.b_stride = padded(rows.head_dim_vo);
   product.c_stride = product.b_stride;
   for (std::int32_t column = 0; column < product.b_stride; column += kColumns) {

@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "cpu/bf16/softmax.hpp"
 #include "cpu/bf16/widen.hpp"
 #include "cpu/portable/vector-inl.hpp"
 
@@ -79,6 +80,14 @@ inline constexpr std::array<void (*)(const PairProduct&), kDotRows> kDotBlocks =
 /// The micro-kernels of AVX512-BF16.
 struct Dots {
   static constexpr std::int32_t kDepth = 2;  // elements that the depth is a multiple of
+  using Power = PowerByRounding;
+
+  /// Queries whose rows go through both products and the softmax between them together: few, so that
+  /// their logits are still near when they are needed.
+  static constexpr std::int32_t slice_queries(std::int32_t group) {
+    constexpr std::int32_t kRows = 8 * kDotRows;
+    return std::max(1, kRows / group);
+  }
 
   /// @return Rows of the next block, of so many.
   static std::int32_t next_rows(std::int32_t left) {

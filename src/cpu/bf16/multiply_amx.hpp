@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <numeric>
 
 #include "cpu/bf16/multiply.hpp"
 #include "cpu/bf16/rows.hpp"
@@ -26,6 +27,16 @@ struct alignas(64) TileConfig {
   std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
 static_assert(sizeof(TileConfig) == 64);
+
+inline bool all_are(float value, const float* factors, std::int32_t count) {
+  const __m512 wanted = _mm512_set1_ps(value);
+  for (std::int32_t i = 0; i < count; i += kRowPadding) {
+    const auto lanes = static_cast<__mmask16>(first_lanes(count - i));
+    const __m512 found = _mm512_maskz_loadu_ps(lanes, factors + i);
+    if (_mm512_mask_cmp_ps_mask(lanes, found, wanted, _CMP_NEQ_UQ) != 0) return false;
+  }
+  return true;
+}
 
 /// Multiplies c by the rows' factors, before sums are added to it.
 inline void rescale_rows(const PairProduct& product, std::int32_t rows, std::int32_t vectors) {
@@ -122,13 +133,20 @@ inline void tile_row(std::int32_t vectors, PairProduct product) {
 /// The micro-kernels of AMX.
 struct Tiles {
   static constexpr std::int32_t kDepth = kDepthPadding;
+  using Power = PowerByReducing;
+
+  /// Rows of whole tiles, two or more: see `Dots::slice_queries`.
+  static constexpr std::int32_t slice_queries(std::int32_t group) {
+    std::int32_t queries = kTileRows / std::gcd(kTileRows, group);
+    while (queries * group < 2 * kTileRows) queries *= 2;
+    return queries;
+  }
 
   /// Sets the tiles up for this thread, and gives them back: an idle tile register file is not
   /// saved and lets the core sleep deeper.
   class Session {
    public:
-    Session() {
-      const TileConfig config;
+    explicit Session(const TileConfig& config = {}) {
       __asm__ volatile("" : : "r"(&config) : "memory");
       _tile_loadconfig(&config);
     }
@@ -144,11 +162,18 @@ struct Tiles {
 
   static void multiply(std::int32_t rows, std::int32_t vectors, const PairProduct& product) {
     if (rows < kTileRows) return Dots::multiply(rows, vectors, product);
-    if (product.rescale != nullptr) rescale_rows(product, rows, vectors);
+    PairProduct sums = product;
+    if (sums.rescale != nullptr) {
+      if (all_are(0.0F, sums.rescale, rows)) {
+        sums.rescale = nullptr;  // the first keys: nothing to add to
+      } else if (!all_are(1.0F, sums.rescale, rows)) {
+        rescale_rows(sums, rows, vectors);
+      }
+    }
     if (rows == 2 * kTileRows) {
-      tile_row<2>(vectors, product);
+      tile_row<2>(vectors, sums);
     } else {
-      tile_row<1>(vectors, product);
+      tile_row<1>(vectors, sums);
     }
   }
 };

@@ -42,8 +42,8 @@ HWY_INLINE void pack_key_pairs(const __m512i* keys, std::uint32_t* to) {
     const __m512i odd_low = _mm512_shuffle_i32x4(v[j], v[4 + j], kOddLanes);
     const __m512i even_high = _mm512_shuffle_i32x4(v[8 + j], v[12 + j], kEvenLanes);
     const __m512i odd_high = _mm512_shuffle_i32x4(v[8 + j], v[12 + j], kOddLanes);
-    std::uint32_t* row = to + j * kBlockKeys;
-    constexpr int kNext = 4 * kBlockKeys;
+    std::uint32_t* row = to + j * kKvTile;
+    constexpr int kNext = 4 * kKvTile;
     _mm512_store_si512(row, _mm512_shuffle_i32x4(even_low, even_high, kEvenLanes));
     _mm512_store_si512(row + kNext, _mm512_shuffle_i32x4(odd_low, odd_high, kEvenLanes));
     _mm512_store_si512(row + 2 * kNext, _mm512_shuffle_i32x4(even_low, even_high, kOddLanes));
@@ -51,7 +51,7 @@ HWY_INLINE void pack_key_pairs(const __m512i* keys, std::uint32_t* to) {
   }
 }
 
-/// Keys → columns of panel.k from `to` on, zeros beyond head_dim. Columns beyond the last key, up to
+/// Keys → a tile of panel.k, zeros beyond head_dim. Columns beyond the last key, up to
 /// a whole vector, repeat it. @param ahead  A key is a step.
 template <typename T>
 void pack_keys(const HeadKeys<T>& keys, std::int32_t head_dim, std::uint32_t* to,
@@ -71,9 +71,9 @@ void pack_keys(const HeadKeys<T>& keys, std::int32_t head_dim, std::uint32_t* to
         low[i] = wide.low;
         high[i] = wide.high;
       }
-      std::uint32_t* block = to + static_cast<std::ptrdiff_t>(at / 2) * kBlockKeys + key;
+      std::uint32_t* block = to + static_cast<std::ptrdiff_t>(at / 2) * kKvTile + key;
       pack_key_pairs(low, block);
-      if (at + kDepthPadding < head_dim) pack_key_pairs(high, block + kLanes * kBlockKeys);
+      if (at + kDepthPadding < head_dim) pack_key_pairs(high, block + kLanes * kKvTile);
     }
   }
 }

@@ -13,7 +13,7 @@ namespace quire::cpu {
 
 /// Tiles of keys that many rows are multiplied with at a time: few passes over o, panels that stay
 /// in the caches.
-inline constexpr std::int32_t kBlockTiles = 2;
+inline constexpr std::int32_t kBlockTiles = 4;
 inline constexpr std::int32_t kBlockKeys = kBlockTiles * kKvTile;
 /// Elements of bf16 that the depth of a product is padded to: what a tile of AMX holds in a row.
 inline constexpr std::int32_t kDepthPadding = 32;
@@ -24,6 +24,9 @@ constexpr std::int32_t padded_depth(std::int32_t depth) {
 
 /// A row of a block's logits, of which the first half becomes its powers of 2 in bf16.
 struct ScoreRow {
+  /// Elements from one to the next: rows at powers of two apart would share a few sets of a cache.
+  static constexpr std::int32_t kStride = kBlockKeys + kRowPadding;
+
   float* logits = nullptr;                       // [kBlockKeys]
   [[nodiscard]] std::uint16_t* powers() const {  // [kBlockKeys]
     return reinterpret_cast<std::uint16_t*>(logits);
@@ -37,7 +40,7 @@ struct BlockRows {
   std::int32_t head_dim_qk = 0;
   std::int32_t head_dim_vo = 0;
   const std::uint16_t* q = nullptr;  // bf16 [count, padded_depth(head_dim_qk)], zeros at the end
-  float* scores = nullptr;           // [count of a slice, kBlockKeys]: ScoreRow
+  float* scores = nullptr;           // [count of a slice]: ScoreRow
   float* rescale = nullptr;          // [count of a slice]: what becomes of o when the maximum grows
   RowStates states;                  // of these rows
 
@@ -45,7 +48,7 @@ struct BlockRows {
     return q + static_cast<std::ptrdiff_t>(row) * padded_depth(head_dim_qk);
   }
   [[nodiscard]] ScoreRow score_row(std::int32_t row) const {
-    return {scores + static_cast<std::ptrdiff_t>(row) * kBlockKeys};
+    return {scores + static_cast<std::ptrdiff_t>(row) * ScoreRow::kStride};
   }
   [[nodiscard]] float* o_row(std::int32_t row) const {
     return states.o + static_cast<std::ptrdiff_t>(row) * padded(head_dim_vo);
@@ -66,8 +69,14 @@ struct BlockRows {
 /// A block's keys and values as pairs of bf16, so that a vector holds one pair of 16 columns: what
 /// VDPBF16PS and, with a stride, a tile of AMX multiply with.
 struct PairPanels {
-  std::uint32_t* k = nullptr;  // [padded_depth(head_dim_qk) / 2, kBlockKeys]: pairs of components
-  std::uint32_t* v = nullptr;  // [kBlockKeys / 2, padded(head_dim_vo)]: pairs of keys
+  std::uint32_t* k =
+      nullptr;  // [kBlockTiles, padded_depth(head_dim_qk) / 2, kKvTile]: of components
+  std::uint32_t* v = nullptr;  // [kBlockKeys / 2, padded(head_dim_vo)]: of keys
+
+  /// Where a tile's keys are.
+  [[nodiscard]] std::uint32_t* k_of(std::int32_t tile, std::int32_t head_dim_qk) const {
+    return k + static_cast<std::ptrdiff_t>(tile) * padded_depth(head_dim_qk) / 2 * kKvTile;
+  }
 };
 
 }  // namespace quire::cpu
