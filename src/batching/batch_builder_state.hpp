@@ -4,6 +4,7 @@
 /// where, so that `update` finds what of it stays.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -63,15 +64,22 @@ struct BatchBuilderState {
   std::size_t used_pages = 0;         ///< of its CSR table, likewise
 
  private:
+  [[nodiscard]] bool has_csr() const noexcept { return shape.total_pages != BatchShape::kOmitted; }
+  /// @return Of the dense table; 0 without one.
+  [[nodiscard]] std::size_t columns() const noexcept {
+    return static_cast<std::size_t>(std::max(shape.pages_per_seq, 0));
+  }
   [[nodiscard]] std::int32_t row_with(SeqId seq) const noexcept;
   void find_kept(std::span<Row> now) noexcept;
   std::size_t write_lengths(std::span<const BatchEntry> entries,
                             const batching::Arrays& to) noexcept;
-  void carry_out_moves(std::span<PageId> pages) noexcept;
   void add_move(const Move& move) noexcept;
-  void write_csr(std::span<const Row> now, std::size_t num_pages,
-                 std::span<PageId> indices) noexcept;
-  void write_dense(std::span<const Row> now, std::span<PageId> cells) noexcept;
+  void carry_out_moves(std::span<PageId> pages) noexcept;
+  void move_kept(std::span<const Row> now, const batching::Arrays& to) noexcept;
+  void patch_csr(const Row& row, PageId* begin) const noexcept;
+  void patch_dense(const Row& row, PageId* begin) const noexcept;
+  void write_pages(std::span<const Row> now, std::size_t num_pages,
+                   const batching::Arrays& to) noexcept;
   void fill_new_holes(const Row& row, PageId* begin) const noexcept;
   [[nodiscard]] std::span<const PageId> table_row(const Row& row) const noexcept {
     return {table->row(static_cast<std::int32_t>(row.seq.slot)),

@@ -79,7 +79,6 @@ void BatchBuilderState::find_kept(std::span<Row> now) noexcept {
 std::size_t BatchBuilderState::write_lengths(std::span<const BatchEntry> entries,
                                              const batching::Arrays& to) noexcept {
   const std::int32_t page_size = table->pool->spec.page_size;
-  const bool csr = !to.kv_page_indptr.empty();
   std::size_t tokens = 0;
   std::size_t num_pages = 0;
   for (std::size_t index = 0; index < entries.size(); ++index) {
@@ -100,7 +99,7 @@ std::size_t BatchBuilderState::write_lengths(std::span<const BatchEntry> entries
     tokens += static_cast<std::size_t>(new_tokens);
     row.begin = num_pages;
     num_pages += pages.size();
-    if (!csr) continue;
+    if (!has_csr()) continue;
     to.kv_page_indptr[index] = static_cast<std::int32_t>(row.begin);
     to.kv_last_page_len[index] = in_last_page;
   }
@@ -111,7 +110,7 @@ std::size_t BatchBuilderState::write_lengths(std::span<const BatchEntry> entries
   pad(to.kv_len, entries.size(), 0);
   pad(to.positions, tokens, 0);
   std::ranges::fill(to.slot_mapping.subspan(tokens), std::int64_t{-1});
-  if (!csr) return num_pages;
+  if (!has_csr()) return num_pages;
   pad(to.kv_page_indptr, entries.size(), num_pages);
   pad(to.kv_last_page_len, entries.size(), 0);
   return num_pages;
@@ -141,8 +140,7 @@ void BatchBuilderState::carry_out_moves(std::span<PageId> pages) noexcept {
   }
 }
 
-void BatchBuilderState::write_csr(std::span<const Row> now, std::size_t num_pages,
-                                  std::span<PageId> indices) noexcept {
+void BatchBuilderState::move_kept(std::span<const Row> now, const batching::Arrays& to) noexcept {
   moves.clear();
   for (const Row& row : now) {
     if (row.from == kNowhere) continue;
@@ -150,46 +148,51 @@ void BatchBuilderState::write_csr(std::span<const Row> now, std::size_t num_page
               .to = row.begin,
               .count = static_cast<std::size_t>(row.kept)});
   }
-  carry_out_moves(indices);
-  for (const Row& row : now) {
-    PageId* const begin = indices.data() + row.begin;
-    std::ranges::copy(table_row(row).subspan(static_cast<std::size_t>(row.kept)), begin + row.kept);
-    fill_new_holes(row, begin);
-  }
-  if (num_pages < used_pages) {
-    std::ranges::fill(indices.subspan(num_pages, used_pages - num_pages), kNoPage);
-  }
-  used_pages = num_pages;
-}
-
-void BatchBuilderState::write_dense(std::span<const Row> now, std::span<PageId> cells) noexcept {
-  const auto columns = static_cast<std::size_t>(shape.pages_per_seq);
+  if (has_csr()) carry_out_moves(to.kv_page_indices);
   moves.clear();
   for (std::size_t index = 0; index < now.size(); ++index) {
     if (now[index].from == kNowhere) continue;
-    add_move({.from = static_cast<std::size_t>(now[index].from) * columns,
-              .to = index * columns,
-              .count = columns});
+    add_move({.from = static_cast<std::size_t>(now[index].from) * columns(),
+              .to = index * columns(),
+              .count = columns()});
   }
-  carry_out_moves(cells);
+  if (columns() > 0) carry_out_moves(to.page_table);
+}
+
+void BatchBuilderState::patch_csr(const Row& row, PageId* begin) const noexcept {
+  std::ranges::copy(table_row(row).subspan(static_cast<std::size_t>(row.kept)), begin + row.kept);
+  fill_new_holes(row, begin);
+}
+
+void BatchBuilderState::patch_dense(const Row& row, PageId* begin) const noexcept {
+  const std::span<const PageId> pages = table_row(row);
+  PageId* const end =
+      std::ranges::copy(pages.subspan(static_cast<std::size_t>(row.kept)), begin + row.kept).out;
+  const std::size_t used =
+      row.from == kNowhere
+          ? columns()
+          : static_cast<std::size_t>(rows[static_cast<std::size_t>(row.from)].pages);
+  if (end < begin + used) std::fill(end, begin + used, kNoPage);
+  fill_new_holes(row, begin);
+}
+
+// The pages of the tables. A row is read once for both.
+void BatchBuilderState::write_pages(std::span<const Row> now, std::size_t num_pages,
+                                    const batching::Arrays& to) noexcept {
+  move_kept(now, to);
   for (std::size_t index = 0; index < now.size(); ++index) {
-    const Row& row = now[index];
-    PageId* const begin = cells.data() + index * columns;
-    PageId* const end =
-        std::ranges::copy(table_row(row).subspan(static_cast<std::size_t>(row.kept)),
-                          begin + row.kept)
-            .out;
-    const std::size_t used =
-        row.from == kNowhere
-            ? columns
-            : static_cast<std::size_t>(rows[static_cast<std::size_t>(row.from)].pages);
-    if (end < begin + used) std::fill(end, begin + used, kNoPage);
-    fill_new_holes(row, begin);
+    if (has_csr()) patch_csr(now[index], to.kv_page_indices.data() + now[index].begin);
+    if (columns() > 0) patch_dense(now[index], to.page_table.data() + index * columns());
+  }
+  if (has_csr() && num_pages < used_pages) {
+    std::ranges::fill(to.kv_page_indices.subspan(num_pages, used_pages - num_pages), kNoPage);
   }
   if (now.size() < used_rows) {
-    std::ranges::fill(cells.subspan(now.size() * columns, (used_rows - now.size()) * columns),
-                      kNoPage);
+    std::ranges::fill(
+        to.page_table.subspan(now.size() * columns(), (used_rows - now.size()) * columns()),
+        kNoPage);
   }
+  used_pages = num_pages;
   used_rows = now.size();
 }
 
@@ -206,9 +209,7 @@ void BatchBuilderState::write(std::span<const BatchEntry> entries,
                               const batching::Arrays& to) noexcept {
   const std::span<Row> now = std::span(next).first(entries.size());
   find_kept(now);
-  const std::size_t num_pages = write_lengths(entries, to);
-  if (shape.total_pages != BatchShape::kOmitted) write_csr(now, num_pages, to.kv_page_indices);
-  if (shape.pages_per_seq != BatchShape::kOmitted) write_dense(now, to.page_table);
+  write_pages(now, write_lengths(entries, to), to);
   std::swap(rows, next);
   num_rows = entries.size();
 }
