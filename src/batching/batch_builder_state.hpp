@@ -76,7 +76,7 @@ struct BatchBuilderState {
   void add_move(const Move& move) noexcept;
   void carry_out_moves(std::span<PageId> pages) noexcept;
   void move_kept(std::span<const Row> now, const batching::Arrays& to) noexcept;
-  void patch_csr(const Row& row, PageId* begin) const noexcept;
+  PageId* copy_changed(const Row& row, PageId* begin) const noexcept;
   void patch_dense(const Row& row, PageId* begin) const noexcept;
   void write_pages(std::span<const Row> now, std::size_t num_pages,
                    const batching::Arrays& to) noexcept;

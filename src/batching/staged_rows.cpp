@@ -60,7 +60,6 @@ void BatchBuilderState::find_kept(std::span<Row> now) noexcept {
   std::int32_t passed = 0;  // rows of the block that nothing further comes from
   for (std::size_t index = 0; index < now.size(); ++index) {
     Row& row = now[index];
-    row_of[row.seq.slot] = static_cast<std::uint32_t>(index);
     const std::int32_t behind = index + 1 < now.size() ? now[index + 1].from : kNowhere;
     const bool leaps = passed <= behind && behind < row.from;
     if (row.from < passed || leaps) {
@@ -83,6 +82,7 @@ std::size_t BatchBuilderState::write_lengths(std::span<const BatchEntry> entries
   std::size_t num_pages = 0;
   for (std::size_t index = 0; index < entries.size(); ++index) {
     Row& row = next[index];
+    row_of[row.seq.slot] = static_cast<std::uint32_t>(index);
     const std::span<const PageId> pages = table_row(row);
     const std::int32_t length = table->at(slot_of(row.seq)).length;
     const std::int32_t in_last_page = length == 0 ? 0 : length - (row.pages - 1) * page_size;
@@ -159,29 +159,29 @@ void BatchBuilderState::move_kept(std::span<const Row> now, const batching::Arra
   if (columns() > 0) carry_out_moves(to.page_table);
 }
 
-void BatchBuilderState::patch_csr(const Row& row, PageId* begin) const noexcept {
-  std::ranges::copy(table_row(row).subspan(static_cast<std::size_t>(row.kept)), begin + row.kept);
-  fill_new_holes(row, begin);
+// Returns the end of the row.
+PageId* BatchBuilderState::copy_changed(const Row& row, PageId* begin) const noexcept {
+  const auto changed = static_cast<std::size_t>(row.pages - row.kept);
+  const PageId* const from = table->row(slot_of(row.seq)) + row.kept;
+  std::memcpy(begin + row.kept, from, changed * sizeof(PageId));
+  if (row.from != kNowhere) fill_new_holes(row, begin);
+  return begin + row.pages;
 }
 
 void BatchBuilderState::patch_dense(const Row& row, PageId* begin) const noexcept {
-  const std::span<const PageId> pages = table_row(row);
-  PageId* const end =
-      std::ranges::copy(pages.subspan(static_cast<std::size_t>(row.kept)), begin + row.kept).out;
+  PageId* const end = copy_changed(row, begin);
   const std::size_t used =
       row.from == kNowhere
           ? columns()
           : static_cast<std::size_t>(rows[static_cast<std::size_t>(row.from)].pages);
   if (end < begin + used) std::fill(end, begin + used, kNoPage);
-  fill_new_holes(row, begin);
 }
 
 // The pages of the tables. A row is read once for both.
 void BatchBuilderState::write_pages(std::span<const Row> now, std::size_t num_pages,
                                     const batching::Arrays& to) noexcept {
-  move_kept(now, to);
   for (std::size_t index = 0; index < now.size(); ++index) {
-    if (has_csr()) patch_csr(now[index], to.kv_page_indices.data() + now[index].begin);
+    if (has_csr()) copy_changed(now[index], to.kv_page_indices.data() + now[index].begin);
     if (columns() > 0) patch_dense(now[index], to.page_table.data() + index * columns());
   }
   if (has_csr() && num_pages < used_pages) {
@@ -198,7 +198,6 @@ void BatchBuilderState::write_pages(std::span<const Row> now, std::size_t num_pa
 
 // Pages given back since; those of the rest of the row are copied as holes.
 void BatchBuilderState::fill_new_holes(const Row& row, PageId* begin) const noexcept {
-  if (row.from == kNowhere) return;
   const std::int32_t end = std::min(row.holes, row.kept);
   for (std::int32_t i = rows[static_cast<std::size_t>(row.from)].holes; i < end; ++i) {
     begin[i] = kNoPage;
@@ -208,8 +207,10 @@ void BatchBuilderState::fill_new_holes(const Row& row, PageId* begin) const noex
 void BatchBuilderState::write(std::span<const BatchEntry> entries,
                               const batching::Arrays& to) noexcept {
   const std::span<Row> now = std::span(next).first(entries.size());
-  find_kept(now);
-  write_pages(now, write_lengths(entries, to), to);
+  if (num_rows > 0) find_kept(now);
+  const std::size_t num_pages = write_lengths(entries, to);
+  if (num_rows > 0) move_kept(now, to);
+  write_pages(now, num_pages, to);
   std::swap(rows, next);
   num_rows = entries.size();
 }
