@@ -146,9 +146,8 @@ TEST_F(CBatching, AnUpdatedBlockHasTheBytesOfABuild) {
   EXPECT_EQ(quire_batch_builder_update(builder_, entries.data(), 2, nullptr, staging_.data(), size,
                                        &updated),
             QUIRE_INVALID_ARGUMENT);
-  EXPECT_STREQ(
-      quire_last_error(),
-      "[quire_batch_builder_update] shape: expected a quire_batch_shape, got NULL");
+  EXPECT_STREQ(quire_last_error(),
+               "[quire_batch_builder_update] shape: expected a quire_batch_shape, got NULL");
   quire_batch_builder_destroy(builder);
 }
 
