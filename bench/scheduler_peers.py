@@ -11,7 +11,8 @@ All running sequences decode one token a step, at 8,192 tokens on average over t
 a pool that holds 14 % more; nobody samples, no model runs, no GPU is needed. Nothing of the peers is
 replaced or stubbed: the schedulers are theirs, made as their engines make them.
 
-- quire: `plan`, `commit`, `finish`; and with the arrays of both table forms. `step_benchmark`.
+- quire: `plan`, `commit`, `finish`; and with the arrays of both table forms, written anew or where they were in
+  the step before. `step_benchmark`.
 - vLLM: `Scheduler.schedule` and `update_from_output`, with and without its prefix cache. The block table
   of a step is the model runner's affair there and not included.
 - transformers: `prepare_next_batch`, which makes the tensors of the step as well, and `update_batch`;
@@ -66,7 +67,7 @@ def timed(steps: int, step: Callable[[], tuple[int, float]], seqs: int) -> list[
 def quire(seqs: int, _: int) -> Iterator[tuple[str, list[float]]]:
     command = [
         str(FOLDER.parent / "build" / "bench" / "step_benchmark"),
-        f"--benchmark_filter=^(plan_and_commit|whole_step)/{seqs}/{num_pages(seqs)}/0$",
+        f"--benchmark_filter=^(plan_and_commit|whole_step)/{seqs}/{num_pages(seqs)}/[03]/0$",
         "--benchmark_repetitions=40",
         "--benchmark_min_time=0.01",
         "--benchmark_enable_random_interleaving=true",
@@ -74,11 +75,16 @@ def quire(seqs: int, _: int) -> Iterator[tuple[str, list[float]]]:
     ]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True)
     rows = json.loads(done.stdout)["benchmarks"]
-    for case, text in (("plan_and_commit", ""), ("whole_step", ", arrays of both table forms")):
+    for case, form, text in (
+        ("plan_and_commit", 0, ""),
+        ("whole_step", 3, ", arrays of both table forms"),
+        ("whole_step", 0, ", arrays of both table forms written anew"),
+    ):
+        name = f"{case}/{seqs}/{num_pages(seqs)}/{form}/0"
         times = [
             row["cpu_time"]
             for row in rows
-            if row["run_type"] == "iteration" and row["name"].startswith(case)
+            if row["run_type"] == "iteration" and row["name"].startswith(name)
         ]
         yield f"quire{text}", times
 

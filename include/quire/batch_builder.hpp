@@ -6,8 +6,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <span>
-#include <vector>
 
 #include "quire/attention.hpp"
 #include "quire/error.hpp"
@@ -17,6 +17,9 @@
 
 namespace quire {
 inline namespace v0 {
+namespace internal {
+struct BatchBuilderState;
+}  // namespace internal
 
 /// One request of a step: a sequence whose last `new_tokens` tokens are computed in it.
 struct BatchEntry {
@@ -112,14 +115,26 @@ class QUIRE_API BatchBuilder {
                                           const BatchShape& shape,
                                           std::span<std::byte> staging) noexcept;
 
- private:
-  Status check_entry(const BatchEntry& entry, std::size_t index) noexcept;
-  Result<StagedBatch> stage(std::span<const BatchEntry> entries, const BatchShape& need,
-                            const BatchShape& shape, std::span<std::byte> staging) const noexcept;
+  /// As `build`, into a block that still holds what the last call of this builder wrote there, with the
+  /// same shape: only what has changed since is written. If the last call wrote elsewhere, or with another
+  /// shape, everything is. The bytes are those that `build` writes.
+  ///
+  /// A decode costs its entries in the arrays by token and by sequence and, once in a page, one entry of
+  /// each table; what is behind that in the CSR table, which has no gaps, moves up. So do the rows behind a
+  /// sequence that has left or joined, in both tables. Sequences are best kept in their order: a row that
+  /// has changed places with others is written anew.
+  /// O(entries + tokens + shape.num_seqs + shape.total_q + entries of the tables that change or move).
+  ///
+  /// A builder knows one block. With two blocks in turn, so that one can be uploaded while the next is
+  /// written, take two builders.
+  /// @param staging  As for `build`. Nobody else may have written to the bytes of the last call since.
+  /// @return As `build`.
+  [[nodiscard]] Result<StagedBatch> update(std::span<const BatchEntry> entries,
+                                           const BatchShape& shape,
+                                           std::span<std::byte> staging) noexcept;
 
-  PageTable table_;
-  std::vector<std::uint64_t> last_use_;  // by slot of the table: number of the call that saw it
-  std::uint64_t num_calls_ = 0;
+ private:
+  std::unique_ptr<internal::BatchBuilderState> state_;
 };
 
 }  // namespace v0

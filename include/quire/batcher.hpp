@@ -163,7 +163,9 @@ struct BatcherState;
 /// first table), which hold its window and the new tokens of a
 /// step, so prefill chunks are as long as the smallest share allows, and nobody ever waits for such a page. What
 /// is said of pages here is of those of the first table. A table with a window may also be the only one,
-/// without a prefix cache. With a cache, a request begins with the longest prefix that all tables can serve: the
+/// without a prefix cache. A model whose layers all have a window shares prefixes with a first table too: it
+/// names the whole sequences, in a pool of pages for which the device has no memory, and its copies and arrays
+/// are left alone. With a cache, a request begins with the longest prefix that all tables can serve: the
 /// cache has its pages, and each window table has kept the window at its end. Windows are kept at
 /// the ends of prompts and of requests, and where a prompt has left what the cache knew before it.
 ///
@@ -197,7 +199,7 @@ class QUIRE_API Batcher {
   /// Likewise, with a prefix cache on the table's pool, whose state it keeps alive too. The cache may
   /// be used by others, as long as calls do not overlap in time; pages that they hold are not free.
   /// @throws Error also `kBadHandle` (the cache is on another pool), `kInvalidArgument` (the table has a
-  ///   window).
+  ///   window: see above).
   Batcher(PageTable& table, PrefixCache& cache, const BatcherSpec& spec = {});
   /// With window tables, whose state it keeps alive and which nobody else uses.
   /// @param windows  Each has a window, at least the sequences and tokens of `table`, and pages enough that each

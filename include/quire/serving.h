@@ -491,6 +491,22 @@ QUIRE_API quire_status quire_batch_builder_build(quire_batch_builder* builder,
                                                  size_t staging_bytes,
                                                  quire_staged_batch* staged) QUIRE_NOEXCEPT;
 
+/** As `quire_batch_builder_build`, into a block that still holds what the last call of this builder
+ *  wrote there, with the same shape: only what has changed since is written. If the last call wrote
+ *  elsewhere, or with another shape, everything is. The bytes are those that it would write. A
+ *  builder knows one block; with two in turn, take two builders. Sequences are best kept in their
+ *  order. O(entries + tokens + sizes of the shape but the tables' + entries of the tables that
+ *  change or move). Does not allocate.
+ *  @param shape    Not NULL.
+ *  @param staging  [staging_bytes], likewise. Nobody else may have written to the bytes of the last
+ *                  call since.
+ *  @return As `quire_batch_builder_build`. */
+QUIRE_API quire_status quire_batch_builder_update(quire_batch_builder* builder,
+                                                  const quire_batch_entry* entries, size_t count,
+                                                  const quire_batch_shape* shape, void* staging,
+                                                  size_t staging_bytes,
+                                                  quire_staged_batch* staged) QUIRE_NOEXCEPT;
+
 /* ---------------------------------------- Continuous batching -------------------------------- */
 
 /** Continuous batching as pure bookkeeping: requests go in, step plans come out, and pages change

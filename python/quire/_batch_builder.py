@@ -261,6 +261,35 @@ class BatchBuilder(c.Owner):
         )
         return StagedBatch(block, staged)
 
+    def update(self, entries: Entries, *, shape: BatchShape, staging: Any) -> StagedBatch:
+        """As `build()`, into a block that still holds what this builder's last call wrote there,
+        with the same shape: only what has changed since is written. If the last call wrote
+        elsewhere, or with another shape, everything is. The bytes are those that `build()` writes.
+
+        A builder knows one block; with two in turn, take two builders. Sequences are best kept in
+        their order. O(entries + tokens + sizes of the shape but the tables' + entries of the tables
+        that change or move).
+
+        Args:
+          entries: As for `build()`.
+          shape: What the arrays are padded to.
+          staging: Written; as for `build()`. Nobody else may have written to it since.
+
+        Raises:
+          BadHandle, InvalidArgument, TooLong, Error: As `build()`.
+        """
+        where = "update"
+        packed, count = _packed(entries, where)
+        block = _host_bytes(staging, where)
+        staged = s.StagedBatch()
+        padded = byref(_c_shape(shape, where))
+        c.check(
+            s.locked.quire_batch_builder_update(
+                self._handle, packed, count, padded, block.ctypes.data, block.size, byref(staged)
+            )
+        )
+        return StagedBatch(block, staged)
+
 
 def _c_shape(shape: BatchShape, where: str) -> s.BatchShape:
     return s.BatchShape(*(int32(size, where, "shape") for size in BatchShape(*shape)))

@@ -144,7 +144,7 @@ bool advance(BatcherState::Place& place, std::size_t parity) noexcept {
   return place.in_flight() == 0 && !place.goes_on();
 }
 
-std::unique_ptr<BatcherState> make_state(PageTable table, const internal::PageTableState& rows,
+std::unique_ptr<BatcherState> make_state(PageTable table, internal::PageTableState& rows,
                                          std::shared_ptr<internal::PrefixCacheState> cache,
                                          const BatcherSpec& spec) {
   if (spec.max_requests < 1) {
@@ -251,9 +251,10 @@ Batcher::Batcher(PageTable& table, PrefixCache& cache, const BatcherSpec& spec) 
                 "[batcher] cache: expected a prefix cache on the table's pool, got one on another");
   }
   if (table.spec().window_left >= 0) {
-    throw Error(
-        ErrorCode::kInvalidArgument,
-        "[batcher] table: expected one without a window beside a prefix cache, got one with");
+    throw Error(ErrorCode::kInvalidArgument,
+                "[batcher] table: expected one without a window beside a prefix cache, got one "
+                "with; give it as "
+                "a window table beside one of the whole sequences");
   }
   state_ = make_state(PageTable(table.state_), *table.state_, cache.state_, spec);
   state_->cache.emplace(PrefixCache(cache.state_));

@@ -7,7 +7,7 @@ namespace quire {
 inline namespace v0 {
 namespace internal {
 
-BatcherState::BatcherState(PageTable shared_table, const PageTableState& table_state,
+BatcherState::BatcherState(PageTable shared_table, PageTableState& table_state,
                            std::shared_ptr<PrefixCacheState> cache_state,
                            const BatcherSpec& batcher_spec)
     : spec(batcher_spec),

@@ -119,7 +119,7 @@ struct BatcherState {
   class WindowDemand;
 
   /// @param table_state  Of the table, which keeps it alive.
-  BatcherState(PageTable shared_table, const PageTableState& table_state,
+  BatcherState(PageTable shared_table, PageTableState& table_state,
                std::shared_ptr<PrefixCacheState> cache_state, const BatcherSpec& batcher_spec);
   BatcherState(const BatcherState&) = delete;
   BatcherState& operator=(const BatcherState&) = delete;
@@ -231,7 +231,7 @@ struct BatcherState {
   /// @return Pages that can be had without preempting anybody.
   [[nodiscard]] std::int64_t available_pages() const noexcept;
   /// @return Pages that can be had once the transfers of others have retired.
-  [[nodiscard]] std::int64_t landed_pages() const noexcept;
+  [[nodiscard]] std::int64_t pages_once_retired() const noexcept;
   /// @return True if others hold pages of the index, so that those before them are idle and cannot go.
   [[nodiscard]] bool holds_are_mixed() const noexcept {
     return others_hold || (prefixes && prefixes->num_fetching > 0);
@@ -342,7 +342,7 @@ struct BatcherState {
   PageTable table;
   std::shared_ptr<PrefixCacheState> prefixes;  ///< null without a prefix cache
   std::optional<PrefixCache> cache;            ///< it
-  const PageTableState& sequences;  ///< the table's, for what is asked of every item of every step
+  PageTableState& sequences;  ///< the table's, for what is asked of every item of every step
   std::vector<Window> windows;
   std::uint64_t suffix_clock = 0;
   /// New tokens that a request may compute in a step: what the smallest share of a window table holds.

@@ -17,14 +17,14 @@ using Phase = BatcherState::Phase;
 
 // Whoever is said to take part in a step takes part in one that is in flight, and who ends with the
 // steps in flight takes part in one.
-Status check_flight(const BatcherState& state, const BatcherState::Place& place) noexcept {
+Status check_steps(const BatcherState& state, const BatcherState::Place& place) noexcept {
   for (std::size_t parity = 0; parity < place.submitted.size(); ++parity) {
-    bool flies = false;
+    bool in_flight = false;
     for (std::uint64_t step = state.oldest; step < state.step; ++step) {
-      flies = flies || BatcherState::parity(step) == parity;
+      in_flight = in_flight || BatcherState::parity(step) == parity;
     }
     const bool takes_part = place.submitted[parity] > 0;
-    if ((flies || !takes_part) && (takes_part || !place.samples[parity])) continue;
+    if ((in_flight || !takes_part) && (takes_part || !place.samples[parity])) continue;
     return failure(ErrorCode::kInternal,
                    "[batcher] check: request {} takes part in a step that is not in flight",
                    place.request.id);
@@ -60,7 +60,7 @@ Status check_running(const BatcherState& state) noexcept {
           "its {} tokens have others",
           place.request.id, place.num_pages, place.tail_room, place.cached);
     }
-    if (Status status = check_flight(state, place); !status.ok()) return status;
+    if (Status status = check_steps(state, place); !status.ok()) return status;
     for (const BatcherState::Window& window : state.windows) {
       const SeqId seq = window.seqs[static_cast<std::size_t>(index)];
       const std::int64_t share = window.share;

@@ -132,7 +132,7 @@ std::int32_t Planner::make_room(std::int32_t rank) noexcept {
 bool Planner::pages_come_free(const BatcherState::Place& place) const noexcept {
   if (!state_.prefixes || state_.prefixes->stats.in_flight == 0) return false;
   const std::int64_t taken = state_.available_pages() - free_pages_;
-  return state_.room(place, state_.landed_pages() - taken) > 0;
+  return state_.room(place, state_.pages_once_retired() - taken) > 0;
 }
 
 // Decodes among those that may take part.

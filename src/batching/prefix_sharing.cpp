@@ -109,7 +109,7 @@ std::int64_t BatcherState::available_pages() const noexcept {
          (holds_are_mixed() ? prefixes->count_evictable({}) : prefixes->pool->num_idle);
 }
 
-std::int64_t BatcherState::landed_pages() const noexcept {
+std::int64_t BatcherState::pages_once_retired() const noexcept {
   return std::int64_t{table.num_free_pages()} + prefixes->count_parked() +
          prefixes->count_evictable({}, true);
 }
@@ -167,7 +167,8 @@ void BatcherState::publish_filled(Place& place, std::int32_t written) noexcept {
   const Text& text = text_of(place);
   const auto told =
       static_cast<std::int32_t>(std::min(text.tokens.size(), static_cast<std::size_t>(written)));
-  PageId* const row = sequences.row(static_cast<std::int32_t>(place.seq.slot));
+  const auto slot = static_cast<std::int32_t>(place.seq.slot);
+  PageId* const row = sequences.row(slot);
   while (told - place.published * page_size >= page_size) {
     const PageId parent = place.published == 0 ? kNoPage : row[place.published - 1];
     if (parent != kNoPage && prefixes->node_of(parent) == kNoNode) {  // erased meanwhile
@@ -184,6 +185,7 @@ void BatcherState::publish_filled(Place& place, std::int32_t written) noexcept {
     const PageId known = prefixes->extend(parent, {text.name_space, run}, page, text.retention);
     if (known == kNoPage) return;
     if (known != page) {  // somebody else's with the same tokens: one of them is enough
+      sequences.edit(slot, place.published);
       prefixes->pool->add_ref(known);
       prefixes->pool->drop_ref(page);
       page = known;

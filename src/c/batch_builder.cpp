@@ -130,24 +130,46 @@ Status tight_shape(quire_batch_builder* builder, const quire_batch_entry* entrie
   return tight.status();
 }
 
-Status build(quire_batch_builder* builder, const quire_batch_entry* entries, std::size_t count,
-             const quire_batch_shape* shape, std::span<std::byte> staging,
-             quire_staged_batch* staged) {
-  constexpr std::string_view kFunction = "quire_batch_builder_build";
-  quire_staged_batch known;
-  Status status = check_entries(kFunction, builder, entries, count);
-  if (status.ok()) {
-    status = check_array(kFunction, "staging", "bytes", staging.data(), staging.size());
+// What both ways of staging are given.
+struct Staging {
+  quire_batch_builder* builder;
+  const quire_batch_entry* entries;
+  std::size_t count;
+  const quire_batch_shape* shape;
+  std::span<std::byte> bytes;
+  quire_staged_batch* staged;
+
+  [[nodiscard]] Status check(std::string_view function) const {
+    quire_staged_batch known;
+    Status status = check_entries(function, builder, entries, count);
+    if (status.ok()) status = check_array(function, "staging", "bytes", bytes.data(), bytes.size());
+    // A struct of a wrong size is refused before the block is written.
+    return status.ok() ? read_struct(function, "staged", staged, known) : status;
   }
-  // A struct of a wrong size is refused before the block is written.
-  if (status.ok()) status = read_struct(kFunction, "staged", staged, known);
+  Status hand_over(std::string_view function, const Result<StagedBatch>& batch) const {
+    return batch.ok() ? write_struct(function, "staged", c_staged(*batch), staged) : batch.status();
+  }
+};
+
+Status build(const Staging& staging) {
+  constexpr std::string_view kFunction = "quire_batch_builder_build";
+  if (Status status = staging.check(kFunction); !status.ok()) return status;
+  BatchBuilder& builder = staging.builder->builder;
+  const std::span<const BatchEntry> list = in_place(staging.entries, staging.count);
+  return staging.hand_over(kFunction,
+                           staging.shape != nullptr
+                               ? builder.build(list, cpp_shape(*staging.shape), staging.bytes)
+                               : builder.build(list, staging.bytes));
+}
+
+Status update(const Staging& staging) {
+  constexpr std::string_view kFunction = "quire_batch_builder_update";
+  Status status = staging.check(kFunction);
+  if (status.ok()) status = check_place(kFunction, "shape", "a quire_batch_shape", staging.shape);
   if (!status.ok()) return status;
-  const std::span<const BatchEntry> list = in_place(entries, count);
-  const Result<StagedBatch> built = shape != nullptr
-                                        ? builder->builder.build(list, cpp_shape(*shape), staging)
-                                        : builder->builder.build(list, staging);
-  if (!built.ok()) return built.status();
-  return write_struct(kFunction, "staged", c_staged(*built), staged);
+  return staging.hand_over(
+      kFunction, staging.builder->builder.update(in_place(staging.entries, staging.count),
+                                                 cpp_shape(*staging.shape), staging.bytes));
 }
 
 Status as_batch(const quire_staged_batch* staged, const void* base, quire_device device,
@@ -218,8 +240,26 @@ quire_status quire_batch_builder_build(quire_batch_builder* builder,
                                        const quire_batch_shape* shape, void* staging,
                                        size_t staging_bytes, quire_staged_batch* staged) noexcept {
   return quire::c::guarded([&] {
-    return quire::c::build(builder, entries, count, shape,
-                           {static_cast<std::byte*>(staging), staging_bytes}, staged);
+    return quire::c::build({builder,
+                            entries,
+                            count,
+                            shape,
+                            {static_cast<std::byte*>(staging), staging_bytes},
+                            staged});
+  });
+}
+
+quire_status quire_batch_builder_update(quire_batch_builder* builder,
+                                        const quire_batch_entry* entries, size_t count,
+                                        const quire_batch_shape* shape, void* staging,
+                                        size_t staging_bytes, quire_staged_batch* staged) noexcept {
+  return quire::c::guarded([&] {
+    return quire::c::update({builder,
+                             entries,
+                             count,
+                             shape,
+                             {static_cast<std::byte*>(staging), staging_bytes},
+                             staged});
   });
 }
 

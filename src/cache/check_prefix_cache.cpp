@@ -233,7 +233,7 @@ Status check_heap(const PrefixCacheState& cache, PageTier tier, const PageHeap& 
     }
     if (should) ++members;
   }
-  if (heap.num_parked() != 0 || heap.size() != members) {
+  if (heap.num_aside() != 0 || heap.size() != members) {
     return failure(ErrorCode::kInternal, "[prefix_cache] check: {} pages in a heap of {}", members,
                    heap.size());
   }
@@ -265,24 +265,26 @@ Status check_heaps(const PrefixCacheState& cache, PageTier tier) noexcept {
 }
 
 // Every copy in flight holds a page of each pool, and no page is held by two.
-Status check_flights(const PrefixCacheState& cache) {
+Status check_transfers(const PrefixCacheState& cache) {
   if (!cache.has_host()) return {};
   const PagePoolState& device = *cache.pool;
   const PagePoolState& host = *cache.at(PageTier::kHost).pool;
-  std::vector<bool> flying(host.pages.size());
+  std::vector<bool> seen(host.pages.size());
   std::int32_t listed = 0;
   for (PageId page = cache.first_in_flight; page != kNoPage && listed <= cache.stats.in_flight;
-       page = cache.flights[static_cast<std::size_t>(page)].next) {
-    const PrefixCacheState::Flight& flight = cache.flights[static_cast<std::size_t>(page)];
+       page = cache.transfers[static_cast<std::size_t>(page)].next) {
+    const PrefixCacheState::Transfer& transfer = cache.transfers[static_cast<std::size_t>(page)];
     ++listed;
-    if (flight.ticket == 0 || device.page(page).flights != 1 || !host.has(flight.host) ||
-        host.page(flight.host).flights != 1 || flying[static_cast<std::size_t>(flight.host)]) {
-      return broken(PageTier::kDevice, page, "is in a flight that does not hold both of its pages");
+    if (transfer.ticket == 0 || device.page(page).transfers != 1 || !host.has(transfer.host) ||
+        host.page(transfer.host).transfers != 1 || seen[static_cast<std::size_t>(transfer.host)]) {
+      return broken(PageTier::kDevice, page,
+                    "is in a transfer that does not hold both of its pages");
     }
-    flying[static_cast<std::size_t>(flight.host)] = true;
+    seen[static_cast<std::size_t>(transfer.host)] = true;
   }
   std::int32_t held = 0;
-  for (const PrefixCacheState::Flight& flight : cache.flights) held += flight.ticket != 0 ? 1 : 0;
+  for (const PrefixCacheState::Transfer& transfer : cache.transfers)
+    held += transfer.ticket != 0 ? 1 : 0;
   if (listed == cache.stats.in_flight && held == listed) return {};
   return failure(ErrorCode::kInternal,
                  "[prefix_cache] check: {} copies in flight are listed and {} noted, the counter "
@@ -303,7 +305,7 @@ Status PrefixCache::check() const noexcept {
     for (const PageTier tier : {PageTier::kDevice, PageTier::kHost}) {
       if (status.ok()) status = check_heaps(*state_, tier);
     }
-    if (status.ok()) status = check_flights(*state_);
+    if (status.ok()) status = check_transfers(*state_);
     return status;
   } catch (const std::exception&) {
     return failure(ErrorCode::kOutOfMemory,

@@ -17,7 +17,7 @@ namespace internal {
 /// A page's key may grow without the heap hearing of it: a key in the heap is a lower bound, brought
 /// up to date (`raise_top`) when its page comes to the top. All memory is taken at construction.
 ///
-/// Pages at the top can be set aside (`park_top`) and come back with `unpark`: they wait behind the
+/// Pages at the top can be set aside (`set_top_aside`) and come back with `put_back`: they wait behind the
 /// heap in the same array.
 class PageHeap {
  public:
@@ -32,13 +32,13 @@ class PageHeap {
         position_(static_cast<std::size_t>(num_pages), kAbsent) {}
 
   [[nodiscard]] std::int32_t size() const noexcept { return size_; }
-  [[nodiscard]] std::int32_t num_parked() const noexcept { return parked_; }
+  [[nodiscard]] std::int32_t num_aside() const noexcept { return aside_; }
   [[nodiscard]] bool empty() const noexcept { return size_ == 0; }
   [[nodiscard]] bool contains(PageId page) const noexcept {
     return position_[static_cast<std::size_t>(page)] != kAbsent;
   }
   [[nodiscard]] const Entry& top() const noexcept { return entries_[0]; }
-  /// @return The entry at a position of the array; parked ones from `size()` on.
+  /// @return The entry at a position of the array; those set aside from `size()` on.
   [[nodiscard]] const Entry& at(std::int32_t position) const noexcept {
     return entries_[static_cast<std::size_t>(position)];
   }
@@ -49,18 +49,18 @@ class PageHeap {
 
   /// Takes in a page that is not there.
   void push(PageId page, std::uint64_t key) noexcept {
-    if (parked_ > 0) place(size_ + parked_, at(size_));  // the first parked one makes room
+    if (aside_ > 0) place(size_ + aside_, at(size_));  // the first of those set aside makes room
     place(size_, {key, page});
     sift_up(size_++);
   }
 
-  /// Takes out a page if it is there, parked or not.
+  /// Takes out a page if it is there, set aside or not.
   void remove(PageId page) noexcept {
     const std::int32_t hole = position(page);
     if (hole == kAbsent) return;
     position_[static_cast<std::size_t>(page)] = kAbsent;
     if (hole >= size_) {
-      fill_parked(hole);
+      fill_aside(hole);
       return;
     }
     const Entry last = at(--size_);
@@ -68,7 +68,7 @@ class PageHeap {
       place(hole, last);
       sift_down(sift_up(hole));
     }
-    if (parked_ > 0) place(size_, at(size_ + parked_));
+    if (aside_ > 0) place(size_, at(size_ + aside_));
   }
 
   /// Brings the key of the top up to date. It must not be less than it was.
@@ -78,18 +78,18 @@ class PageHeap {
   }
 
   /// Sets the top aside.
-  void park_top() noexcept {
-    const Entry parked = top();
+  void set_top_aside() noexcept {
+    const Entry entry = top();
     const std::int32_t last = --size_;
     place(0, at(last));
-    place(last, parked);
-    ++parked_;
+    place(last, entry);
+    ++aside_;
     if (size_ > 0) sift_down(0);
   }
 
   /// Puts back what was set aside.
-  void unpark() noexcept {
-    for (; parked_ > 0; --parked_) sift_up(size_++);
+  void put_back() noexcept {
+    for (; aside_ > 0; --aside_) sift_up(size_++);
   }
 
  private:
@@ -97,9 +97,9 @@ class PageHeap {
     entries_[static_cast<std::size_t>(position)] = entry;
     position_[static_cast<std::size_t>(entry.page)] = position;
   }
-  void fill_parked(std::int32_t hole) noexcept {
-    --parked_;
-    if (hole != size_ + parked_) place(hole, at(size_ + parked_));
+  void fill_aside(std::int32_t hole) noexcept {
+    --aside_;
+    if (hole != size_ + aside_) place(hole, at(size_ + aside_));
   }
   std::int32_t sift_up(std::int32_t position) noexcept {
     const Entry entry = at(position);
@@ -123,10 +123,10 @@ class PageHeap {
     place(position, entry);
   }
 
-  std::vector<Entry> entries_;          // the heap, then what is parked
+  std::vector<Entry> entries_;          // the heap, then what is set aside
   std::vector<std::int32_t> position_;  // by page
   std::int32_t size_ = 0;
-  std::int32_t parked_ = 0;
+  std::int32_t aside_ = 0;
 };
 
 }  // namespace internal

@@ -21,13 +21,13 @@ struct PagePoolState {
     std::int32_t refs = 0;         ///< all references; 0 is free
     std::int32_t caller_refs = 0;  ///< those of them that callers hold
     bool indexed = false;          ///< a prefix cache holds one of them
-    std::uint8_t flights = 0;      ///< copies in flight hold so many; the rest are table entries
+    std::uint8_t transfers = 0;    ///< copies in flight hold so many; the rest are table entries
 
     [[nodiscard]] std::int32_t table_refs() const noexcept {
-      return refs - caller_refs - (indexed ? 1 : 0) - flights;
+      return refs - caller_refs - (indexed ? 1 : 0) - transfers;
     }
     /// @return True if it becomes free with the copies in flight, unless it is used again.
-    [[nodiscard]] bool parked() const noexcept { return flights > 0 && refs == flights; }
+    [[nodiscard]] bool parked() const noexcept { return transfers > 0 && refs == transfers; }
 
     friend bool operator==(const Page&, const Page&) = default;
   };
@@ -79,12 +79,12 @@ struct PagePoolState {
     drop_ref(id);
   }
   /// A copy that reads or writes a page in use is in flight, or has retired.
-  void take_off(PageId id) noexcept {
+  void begin_transfer(PageId id) noexcept {
     add_ref(id);
-    ++page(id).flights;
+    ++page(id).transfers;
   }
-  void land(PageId id) noexcept {
-    --page(id).flights;
+  void end_transfer(PageId id) noexcept {
+    --page(id).transfers;
     drop_ref(id);
   }
   /// Undoes the last `drop_ref` that has not been undone.

@@ -24,7 +24,8 @@ PageTableState::PageTableState(std::shared_ptr<PagePoolState> pages_of,
                    : pages_for(spec.max_tokens_per_seq)),
       sequences(static_cast<std::size_t>(spec.max_seqs)),
       entries(std::make_unique_for_overwrite<PageId[]>(static_cast<std::size_t>(spec.max_seqs) *
-                                                       static_cast<std::size_t>(row_size))) {
+                                                       static_cast<std::size_t>(row_size))),
+      row_edits(sequences.size()) {
   for (std::int32_t slot = 0; slot + 1 < spec.max_seqs; ++slot) at(slot).next_free = slot + 1;
   ++pool->num_tables;
 }
@@ -50,10 +51,10 @@ SeqId PageTableState::take_slot(std::int32_t length) noexcept {
 
 // Gives back the pages from `keep` on, the last first: the head of a sequence is reused last.
 void PageTableState::drop_pages(std::int32_t slot, std::int32_t keep) noexcept {
-  const std::int32_t end = std::max(keep, at(slot).holes);
-  for (std::int32_t index = pages_for(at(slot).length); index-- > end;) {
-    pool->drop_ref(row(slot)[index]);
-  }
+  const std::int32_t begin = std::max(keep, at(slot).holes);
+  const std::int32_t end = pages_for(at(slot).length);
+  if (begin < end) edit(slot, begin);
+  for (std::int32_t index = end; index-- > begin;) pool->drop_ref(row(slot)[index]);
 }
 
 void PageTableState::free_slot(std::int32_t slot) noexcept {
@@ -265,7 +266,9 @@ Status PageTable::append(SeqId seq, std::int32_t n, std::vector<CopyOp>& copies)
                      "[page_table] append: expected memory for a copy plan of {} ops, got none",
                      copies.size() + 1);
     }
-    table.row(slot)[sequence.length / page_size] = table.pool->take();
+    const std::int32_t last = sequence.length / page_size;
+    table.edit(slot, last);
+    table.row(slot)[last] = table.pool->take();
     table.pool->drop_ref(tail);
   }
   const std::int32_t end = table.pages_for(sequence.length + n);

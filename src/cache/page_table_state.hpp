@@ -4,8 +4,10 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <span>
 #include <vector>
@@ -30,6 +32,16 @@ struct PageTableState {
     bool live = false;
 
     friend bool operator==(const Sequence&, const Sequence&) = default;
+  };
+
+  /// Entries of a row that became others or went: all its changes but those of `append` behind its end and
+  /// of `slide`. How many there were, and where the last of them began, so that who has a copy of the
+  /// row finds what of it still holds.
+  struct Edits {
+    static constexpr std::size_t kRemembered = 4;
+
+    std::uint64_t count = 0;
+    std::array<std::int32_t, kRemembered> first{};  ///< entry, by number of the edit
   };
 
   PageTableState(std::shared_ptr<PagePoolState> pages_of, const PageTableSpec& table_spec);
@@ -85,6 +97,26 @@ struct PageTableState {
     return pool->page(tail).refs > 1 ? tail : kNoPage;
   }
 
+  /// Entries of a row from `first` on are about to be others.
+  void edit(std::int32_t slot, std::int32_t first) noexcept {
+    Edits& edits = row_edits[static_cast<std::size_t>(slot)];
+    edits.first[edits.count++ % Edits::kRemembered] = first;
+  }
+  [[nodiscard]] std::uint64_t num_edits(std::int32_t slot) const noexcept {
+    return row_edits[static_cast<std::size_t>(slot)].count;
+  }
+  /// @return How many of the entries that the row had after `count` edits, from the first on, are what they
+  ///   were, new holes excepted: at least so many, and no bound if there were no more edits.
+  [[nodiscard]] std::int32_t unedited_since(std::int32_t slot, std::uint64_t count) const noexcept {
+    const Edits& edits = row_edits[static_cast<std::size_t>(slot)];
+    if (edits.count - count > Edits::kRemembered) return 0;
+    std::int32_t first = std::numeric_limits<std::int32_t>::max();
+    for (; count < edits.count; ++count) {
+      first = std::min(first, edits.first[count % Edits::kRemembered]);
+    }
+    return first;
+  }
+
   /// Changes of state that cannot fail; callers have checked that they are allowed.
   SeqId take_slot(std::int32_t length) noexcept;
   void drop_pages(std::int32_t slot, std::int32_t keep) noexcept;
@@ -95,6 +127,7 @@ struct PageTableState {
   std::int32_t row_size;  ///< entries of the longest sequence; without holes no page is in it twice
   std::vector<Sequence> sequences;
   std::unique_ptr<PageId[]> entries;  ///< [max_seqs, row_size], uninitialised beyond the lengths
+  std::vector<Edits> row_edits;       ///< by slot
   std::int32_t first_free_slot = 0;
   std::int32_t num_live = 0;
 };

@@ -42,7 +42,7 @@ PrefixCacheState::PrefixCacheState(std::shared_ptr<PagePoolState> pages_of,
           nodes.size() * static_cast<std::size_t>(pool->spec.page_size))),
       buckets(std::bit_ceil(nodes.size()), kNoNode),
       seen(pool->pages.size()),
-      flights(has_host() ? pool->pages.size() : 0) {
+      transfers(has_host() ? pool->pages.size() : 0) {
   for (std::size_t id = 0; id + 1 < nodes.size(); ++id) {
     nodes[id].next_in_bucket = static_cast<NodeId>(id + 1);
   }
@@ -50,7 +50,7 @@ PrefixCacheState::PrefixCacheState(std::shared_ptr<PagePoolState> pages_of,
 
 PrefixCacheState::~PrefixCacheState() {
   while (first_in_flight != kNoPage) {
-    retire(flights[static_cast<std::size_t>(first_in_flight)].ticket);
+    retire(transfers[static_cast<std::size_t>(first_in_flight)].ticket);
   }
 }
 

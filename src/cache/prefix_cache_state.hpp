@@ -91,13 +91,13 @@ struct PrefixCacheState {
     std::int32_t common = 0;
   };
   /// A copy in flight that reads a page of the device, or writes it. No page has two.
-  struct Flight {
+  struct Transfer {
     std::uint64_t ticket = 0;  ///< 0: none
     PageId host = kNoPage;     ///< the other page
     PageId next = kNoPage;     ///< page of the device that has the next one
     bool fetches = false;      ///< it writes the page of the device
 
-    friend bool operator==(const Flight&, const Flight&) = default;
+    friend bool operator==(const Transfer&, const Transfer&) = default;
   };
   /// What belongs to the pages of one pool.
   struct TierState {
@@ -230,7 +230,7 @@ struct PrefixCacheState {
   [[nodiscard]] NodeId next_expired(PageTier tier) noexcept;
   [[nodiscard]] NodeId least_wanted(PageTier tier) noexcept;
   /// Puts back what the two set aside.
-  void unpark() noexcept;
+  void put_back() noexcept;
   void announce(PrefixEvent::Kind kind, NodeId id) noexcept;
   /// A page as an event says it, and telling it: what has gone is told when it has gone.
   [[nodiscard]] PrefixEvent event_of(PrefixEvent::Kind kind, NodeId id) const noexcept;
@@ -242,10 +242,10 @@ struct PrefixCacheState {
   std::int32_t evict(std::int32_t count) noexcept;
   std::int32_t evict_expired(PageTier tier) noexcept;
   /// @param dropped  By page: references that are about to go; empty for none.
-  /// @param landed   As if no copies were in flight.
+  /// @param once_retired  As if no copies were in transfer.
   /// @return Pages of the device that `evict` could remove then. O(num_pages).
   [[nodiscard]] std::int32_t count_evictable(std::span<const std::int32_t> dropped,
-                                             bool landed = false) noexcept;
+                                             bool once_retired = false) noexcept;
 
   /// The host tier: prefix_tiers.cpp.
   /// When the pages of a plan have been read and written.
@@ -255,7 +255,7 @@ struct PrefixCacheState {
   };
   [[nodiscard]] bool is_written(const Node& of) const noexcept {
     return !has_host() || of.tier == PageTier::kHost ||
-           flights[static_cast<std::size_t>(of.page)].ticket == 0;
+           transfers[static_cast<std::size_t>(of.page)].ticket == 0;
   }
   /// @return True if getting a page back from the host takes less time than computing it.
   [[nodiscard]] bool worth_offloading(const Node& of) const noexcept;
@@ -271,7 +271,7 @@ struct PrefixCacheState {
   void send(NodeId id, PageId host_page, TransferPlan& plan, Fencing fencing) noexcept;
   void drop_displaced(TransferPlan& plan, std::size_t first, Fencing fencing) noexcept;
   /// A copy is in flight; the page of the device is held already.
-  void fly(PageId page, PageId host_page, TransferPlan& plan, bool fetches) noexcept;
+  void track(PageId page, PageId host_page, TransferPlan& plan, bool fetches) noexcept;
   std::int32_t retire(std::uint64_t ticket) noexcept;
   /// @return Pages of the device that become free with the copies in flight. O(in flight).
   [[nodiscard]] std::int32_t count_parked() const noexcept;
@@ -293,7 +293,7 @@ struct PrefixCacheState {
   std::vector<NodeId> buckets;             ///< a power of two
   NodeId first_free = 0;
   std::vector<std::uint64_t> seen;   ///< by page of the device: the last `publish` that named it
-  std::vector<Flight> flights;       ///< by page of the device; none without a host
+  std::vector<Transfer> transfers;   ///< by page of the device; none without a host
   std::int32_t num_fetching = 0;     ///< of the copies in flight
   PageId first_in_flight = kNoPage;  ///< of the device
   std::uint64_t last_ticket = 0;

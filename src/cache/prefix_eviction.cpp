@@ -52,7 +52,7 @@ NodeId PrefixCacheState::next_expired(PageTier tier) noexcept {
     } else if (!expired(node(id))) {
       break;
     } else if (held(id) || node(id).has_children()) {
-      heap.park_top();
+      heap.set_top_aside();
     } else {
       return id;
     }
@@ -67,7 +67,7 @@ NodeId PrefixCacheState::least_wanted(PageTier tier) noexcept {
     if (heap.top().key != worth(node(id))) {
       heap.raise_top(worth(node(id)));
     } else if (held(id)) {
-      heap.park_top();
+      heap.set_top_aside();
     } else {
       return id;
     }
@@ -75,10 +75,10 @@ NodeId PrefixCacheState::least_wanted(PageTier tier) noexcept {
   return kNoNode;
 }
 
-void PrefixCacheState::unpark() noexcept {
+void PrefixCacheState::put_back() noexcept {
   for (TierState& tier : tiers) {
-    tier.by_worth.unpark();
-    tier.by_expiry.unpark();
+    tier.by_worth.put_back();
+    tier.by_expiry.put_back();
   }
 }
 
@@ -134,7 +134,7 @@ std::int32_t PrefixCacheState::evict(std::int32_t count) noexcept {
     remove_with_host_children(id);
     ++evicted;
   }
-  unpark();
+  put_back();
   stats.evicted += evicted;
   return evicted;
 }
@@ -145,19 +145,19 @@ std::int32_t PrefixCacheState::evict_expired(PageTier tier) noexcept {
     remove_and_announce(id);
     ++evicted;
   }
-  unpark();
+  put_back();
   (tier == PageTier::kDevice ? stats.evicted : stats.host_evicted) += evicted;
   return evicted;
 }
 
 // Marks what is held and what that keeps in the index; the rest can be evicted.
 std::int32_t PrefixCacheState::count_evictable(std::span<const std::int32_t> dropped,
-                                               bool landed) noexcept {
+                                               bool once_retired) noexcept {
   ++last_mark;
   std::int32_t marked = 0;
   for (PageId page = 0; page < pool->spec.num_pages; ++page) {
     const std::int32_t gone = (dropped.empty() ? 0 : dropped[static_cast<std::size_t>(page)]) +
-                              (landed ? pool->page(page).flights : 0);
+                              (once_retired ? pool->page(page).transfers : 0);
     const NodeId held_node = node_of(page);
     if (held_node == kNoNode ||
         (node(held_node).leases == 0 && pool->page(page).refs - gone <= 1)) {

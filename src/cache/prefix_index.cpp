@@ -180,13 +180,15 @@ PrefixCacheState::HostPart PrefixCacheState::host_part(const Path& path,
   std::int32_t behind = 0;
   for (NodeId id = path.deepest; id != path.last; id = node(id).parent) {
     ++behind;
-    if (page_of(node(id)).flights > 0) part = {node(id).parent, path.host_pages - behind, 0, false};
+    if (page_of(node(id)).transfers > 0) {
+      part = {node(id).parent, path.host_pages - behind, 0, false};
+    }
   }
   part.tokens = part.pages * page_size();
   if (part.pages == path.host_pages) {
     const PrefixRun run = run_behind(prefix, path.pages + path.host_pages, page_size());
     const Closest best = closest_child(path.deepest, PageTier::kHost, run);
-    if (best.common >= spec.min_partial_tokens && page_of(node(best.node)).flights == 0) {
+    if (best.common >= spec.min_partial_tokens && page_of(node(best.node)).transfers == 0) {
       part = {best.node, part.pages + 1, part.tokens + best.common, true};
     }
   }

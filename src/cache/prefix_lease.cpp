@@ -53,7 +53,7 @@ void PrefixLease::copy_pages(std::span<PageId> pages) const noexcept {
 std::uint64_t PrefixLease::pending() const noexcept {
   for (NodeId id = node_; id != kNoNode; id = state_->node(id).parent) {
     if (!state_->is_written(state_->node(id))) {
-      return state_->flights[static_cast<std::size_t>(state_->node(id).page)].ticket;
+      return state_->transfers[static_cast<std::size_t>(state_->node(id).page)].ticket;
     }
   }
   return 0;

@@ -40,11 +40,11 @@ PageId PrefixCacheState::take_host_page(const Node& leaf) noexcept {
   return host.pool->take();
 }
 
-void PrefixCacheState::fly(PageId page, PageId host_page, TransferPlan& plan,
-                           bool fetches) noexcept {
+void PrefixCacheState::track(PageId page, PageId host_page, TransferPlan& plan,
+                             bool fetches) noexcept {
   if (plan.ticket == 0) plan.ticket = ++last_ticket;
-  at(PageTier::kHost).pool->take_off(host_page);
-  flights[static_cast<std::size_t>(page)] = {plan.ticket, host_page, first_in_flight, fetches};
+  at(PageTier::kHost).pool->begin_transfer(host_page);
+  transfers[static_cast<std::size_t>(page)] = {plan.ticket, host_page, first_in_flight, fetches};
   first_in_flight = page;
   num_fetching += fetches ? 1 : 0;
   ++stats.in_flight;
@@ -64,7 +64,7 @@ std::int32_t PrefixCacheState::offload(std::int32_t count, TransferPlan& plan,
     if (host_page != kNoPage) {
       send(id, host_page, plan, fencing);
     } else if (node(id).has_children() && fencing == Fencing::kTicket) {
-      at(PageTier::kDevice).by_worth.park_top();  // until what is behind it has got there
+      at(PageTier::kDevice).by_worth.set_top_aside();  // until what is behind it has got there
       continue;
     } else {
       remove_with_host_children(id);
@@ -72,7 +72,7 @@ std::int32_t PrefixCacheState::offload(std::int32_t count, TransferPlan& plan,
     }
     ++gone;
   }
-  unpark();
+  put_back();
   drop_displaced(plan, first, fencing);
   return gone;
 }
@@ -82,7 +82,7 @@ void PrefixCacheState::send(NodeId id, PageId host_page, TransferPlan& plan,
                             Fencing fencing) noexcept {
   const PrefixEvent before = event_of(PrefixEvent::Kind::kRemoved, id);
   plan.offloads.push_back({before.page, host_page, node(id).num_tokens});
-  if (fencing == Fencing::kTicket) pool->take_off(before.page);
+  if (fencing == Fencing::kTicket) pool->begin_transfer(before.page);
   move(id, PageTier::kHost, host_page);
   at(PageTier::kHost).pool->drop_ref(host_page);  // the index' own is left
   ++stats.offloaded;
@@ -100,10 +100,10 @@ void PrefixCacheState::drop_displaced(TransferPlan& plan, std::size_t first,
     const NodeId id = at(PageTier::kHost).node_of(op.dst);
     if (id != kNoNode && node(id).mark != last_mark) {
       node(id).mark = last_mark;
-      if (fencing == Fencing::kTicket) fly(op.src, op.dst, plan, false);
+      if (fencing == Fencing::kTicket) track(op.src, op.dst, plan, false);
       plan.offloads[--kept] = op;
     } else if (fencing == Fencing::kTicket) {
-      pool->land(op.src);
+      pool->end_transfer(op.src);
     }
   }
   const auto begin = plan.offloads.begin();
@@ -124,8 +124,8 @@ void PrefixCacheState::fetch(const HostPart& part, TransferPlan& plan, Fencing f
     const PageId page = pool->take();
     plan.fetches[i] = {before.page, page, node(id).num_tokens};
     if (fencing == Fencing::kTicket) {
-      pool->take_off(page);
-      fly(page, before.page, plan, true);
+      pool->begin_transfer(page);
+      track(page, before.page, plan, true);
     }
     move(id, PageTier::kDevice, page);
     pool->drop_ref(page);  // the index' own is left
@@ -148,16 +148,16 @@ std::int32_t PrefixCacheState::retire(std::uint64_t ticket) noexcept {
   PageId* link = &first_in_flight;
   while (*link != kNoPage) {
     const PageId page = *link;
-    Flight& flight = flights[static_cast<std::size_t>(page)];
-    if (flight.ticket != ticket) {
-      link = &flight.next;
+    Transfer& transfer = transfers[static_cast<std::size_t>(page)];
+    if (transfer.ticket != ticket) {
+      link = &transfer.next;
       continue;
     }
-    *link = flight.next;
-    num_fetching -= flight.fetches ? 1 : 0;
-    at(PageTier::kHost).pool->land(flight.host);
-    flight = {};
-    pool->land(page);
+    *link = transfer.next;
+    num_fetching -= transfer.fetches ? 1 : 0;
+    at(PageTier::kHost).pool->end_transfer(transfer.host);
+    transfer = {};
+    pool->end_transfer(page);
     ++retired;
   }
   stats.in_flight -= retired;
@@ -167,7 +167,7 @@ std::int32_t PrefixCacheState::retire(std::uint64_t ticket) noexcept {
 std::int32_t PrefixCacheState::count_parked() const noexcept {
   std::int32_t parked = 0;
   for (PageId page = first_in_flight; page != kNoPage;
-       page = flights[static_cast<std::size_t>(page)].next) {
+       page = transfers[static_cast<std::size_t>(page)].next) {
     if (std::as_const(*pool).page(page).parked()) ++parked;
   }
   return parked;
@@ -251,7 +251,7 @@ std::int32_t PrefixCache::evict_host(std::int32_t num_pages) noexcept {
     cache.remove_and_announce(id);
     ++evicted;
   }
-  cache.unpark();
+  cache.put_back();
   cache.stats.host_evicted += evicted;
   return evicted;
 }

@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "batching/updated_block.hpp"
 #include "quire/batcher.hpp"
 
 namespace quire {
@@ -44,6 +45,7 @@ class Simulation {
         table_(pool_, world.table),
         batcher_(table_, {.max_requests = world.num_requests}),
         builder_(table_),
+        block_(table_),
         staging_(1U << 20U) {}
 
   /// Runs until every request has ended. Reports what must not be as test failures.
@@ -182,6 +184,7 @@ class Simulation {
 
   // The committed plan builds, and every new token has a slot of its own.
   void watch_batch() {
+    block_.expect_as_built(plan_.batch);
     const Result<StagedBatch> batch = builder_.build(plan_.batch, staging_);
     ASSERT_TRUE(batch.ok()) << batch.status().message();
     ASSERT_EQ(batch->num_tokens, plan_.num_tokens);
@@ -217,6 +220,7 @@ class Simulation {
   PageTable table_;
   Batcher batcher_;
   BatchBuilder builder_;
+  test::UpdatedBlock block_;
   std::vector<std::byte> staging_;
   StepPlan plan_;
   std::vector<CopyOp> copies_;

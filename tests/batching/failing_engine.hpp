@@ -119,7 +119,7 @@ class FailingEngine {
          {&pool_, &host_, &window_pools_[0], &window_pools_[1], &sliding_pool_}) {
       const auto& pool = internal::TestAccess::state(*each);
       for (const auto& page : pool.pages) {
-        all.insert(all.end(), {page.refs, page.caller_refs, page.indexed ? 1 : 0, page.flights});
+        all.insert(all.end(), {page.refs, page.caller_refs, page.indexed ? 1 : 0, page.transfers});
       }
       all.insert(all.end(), pool.free_pages.begin(), pool.free_pages.begin() + pool.num_free);
       all.push_back(pool.num_idle);
@@ -329,6 +329,11 @@ class FailingEngine {
     }
     call("BatchBuilder::build", [&] {
       const Result<StagedBatch> batch = builder_.build(entries, staging_);
+      return batch.ok() ? Status() : batch.status();
+    });
+    call("BatchBuilder::update", [&] {
+      const BatchShape shape{10, 10 * kMaxTokens, kMaxTokens / kPageSize, 10 * kPages};
+      const Result<StagedBatch> batch = builder_.update(entries, shape, staging_);
       return batch.ok() ? Status() : batch.status();
     });
   }

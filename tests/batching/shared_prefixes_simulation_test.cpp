@@ -14,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+#include "batching/stamped_table.hpp"
 #include "quire/batcher.hpp"
 
 namespace quire {
@@ -65,35 +66,15 @@ struct World {
   std::vector<std::int32_t> windows{};  // as many
 };
 
-/// A window table and what the device holds of it.
-struct Window {
-  Window(const PagePoolSpec& pool_spec, const PageTableSpec& spec)
-      : pool(pool_spec),
-        table(pool, spec),
-        builder(table),
-        device(static_cast<std::size_t>(pool_spec.num_pages) *
-               static_cast<std::size_t>(pool_spec.page_size)) {}
-
-  PagePool pool;
-  PageTable table;
-  BatchBuilder builder;
-  std::vector<std::uint64_t> device;
-};
-
 class Simulation {
  public:
   Simulation(const World& world, unsigned seed)
       : random_(seed),
         world_(world),
-        pool_(world.pool),
-        table_(pool_, world.table),
+        first_(world.pool, world.table),
         host_pool_({std::max(world.host_pages, 1), world.pool.page_size}),
         cache_(world.host_pages > 0 ? PrefixCache(pool_, host_pool_, world.cache)
                                     : PrefixCache(pool_, world.cache)),
-        builder_(table_),
-        staging_(1U << 20U),
-        device_(static_cast<std::size_t>(world.pool.num_pages) *
-                static_cast<std::size_t>(world.pool.page_size)),
         host_(static_cast<std::size_t>(world.host_pages) *
               static_cast<std::size_t>(world.pool.page_size)) {
     std::vector<PageTable*> tables;
@@ -134,7 +115,7 @@ class Simulation {
     EXPECT_EQ(stats.finished + stats.cancelled, num_accepted_);
     EXPECT_EQ(stats.prefill_tokens + stats.decode_tokens, computed_);
     batcher_.reset();
-    for (const Window& window : windows_) {
+    for (const test::StampedTable& window : windows_) {
       EXPECT_EQ(window.pool.num_free(), window.pool.spec().num_pages) << "window pages are lost";
       EXPECT_EQ(window.table.num_seqs(), 0);
     }
@@ -287,81 +268,51 @@ class Simulation {
           op.tokens,
           to.begin() + static_cast<std::ptrdiff_t>(static_cast<std::size_t>(op.dst) * size));
     };
-    for (const CopyOp& op : plan.offloads) copy(op, device_, host_);
-    for (const CopyOp& op : plan.fetches) copy(op, host_, device_);
+    for (const CopyOp& op : plan.offloads) copy(op, first_.stamps, host_);
+    for (const CopyOp& op : plan.fetches) copy(op, host_, first_.stamps);
   }
 
   void compute() {
     ASSERT_EQ(plan_.transfers.ticket, 0U);
     execute(plan_.transfers);
-    for (const CopyOp& copy : copies_) {
-      ++num_copies_;
-      for (std::int32_t i = 0; i < copy.tokens; ++i) at(copy.dst, i) = at(copy.src, i);
-    }
-    ASSERT_TRUE(builder_.build(plan_.batch, staging_).ok()) << "tokens in shared pages";
-    for (const StepItem& item : plan_.items) {  // all write before any reads
+    num_copies_ += std::ssize(copies_);
+    first_.copy(copies_);
+    first_.block.expect_as_built(plan_.batch);
+    for (const StepItem& item : plan_.items) {
       const Life& life = lives_.at(item.request);
-      const std::vector<std::uint64_t> contents = contents_of(life.name_space, life.text);
       ASSERT_FALSE(life.cancelled || life.stopped);
-      ASSERT_LE(item.position + item.num_new_tokens, std::ssize(contents));
+      ASSERT_LE(item.position + item.num_new_tokens, std::ssize(life.text));
       ASSERT_EQ(item.awaits_token, item.position + item.num_new_tokens > life.told);
       num_ahead_ += item.awaits_token ? 1 : 0;
       computed_ += item.num_new_tokens;
-      for (std::int32_t i = item.position; i < item.position + item.num_new_tokens; ++i) {
-        device_[static_cast<std::size_t>(table_.slot(item.seq, i))] =
-            contents[static_cast<std::size_t>(i)];
-      }
     }
-    for (const StepItem& item : plan_.items) {
-      const Life& life = lives_.at(item.request);
-      const std::vector<std::uint64_t> contents = contents_of(life.name_space, life.text);
-      for (std::int32_t i = 0; i < item.position + item.num_new_tokens; ++i) {
-        ASSERT_EQ(device_[static_cast<std::size_t>(table_.slot(item.seq, i))],
-                  contents[static_cast<std::size_t>(i)])
-            << "request " << item.request << " reads somebody else's token " << i;
-      }
-    }
+    write_and_read(first_, plan_.batch);
     ASSERT_EQ(plan_.windows.size(), windows_.size());
     for (std::size_t i = 0; i < windows_.size(); ++i) {
-      compute_window(windows_[i], plan_.windows[i]);
+      windows_[i].copy(plan_.windows[i].copies);
+      windows_[i].block.expect_as_built(plan_.windows[i].batch);
+      write_and_read(windows_[i], plan_.windows[i].batch);
     }
   }
 
-  // Likewise in a window table: what each query sees is its own.
-  void compute_window(Window& window, const StepPlan::Window& part) {
-    const auto at_slot = [&](PageId page, std::int32_t offset) -> std::uint64_t& {
-      return window.device[static_cast<std::size_t>(page) *
-                               static_cast<std::size_t>(window.pool.spec().page_size) +
-                           static_cast<std::size_t>(offset)];
-    };
-    for (const CopyOp& copy : part.copies) {
-      for (std::int32_t i = 0; i < copy.tokens; ++i) at_slot(copy.dst, i) = at_slot(copy.src, i);
-    }
-    const Result<StagedBatch> staged = window.builder.build(part.batch, staging_);
-    ASSERT_TRUE(staged.ok()) << staged.status().message();
-    for (const bool writes : {true, false}) {  // all write before any reads
-      for (std::size_t i = 0; i < part.batch.size(); ++i) {
+  // All write before any reads; what each query sees is its own.
+  void write_and_read(test::StampedTable& on, const std::vector<BatchEntry>& batch) {
+    for (const bool writes : {true, false}) {
+      for (std::size_t i = 0; i < batch.size(); ++i) {
         const StepItem& item = plan_.items[i];
         const Life& life = lives_.at(item.request);
         const std::vector<std::uint64_t> contents = contents_of(life.name_space, life.text);
+        const auto stamp_of = [&](std::int32_t p) { return contents[static_cast<std::size_t>(p)]; };
         const std::int32_t end = item.position + item.num_new_tokens;
-        const std::int32_t sees = std::max(0, item.position - window.table.spec().window_left);
-        for (std::int32_t p = writes ? item.position : sees; p < end; ++p) {
-          const std::int64_t slot = window.table.slot(part.batch[i].seq, p);
-          ASSERT_GE(slot, 0) << "a hole inside a window";
-          std::uint64_t& held = window.device[static_cast<std::size_t>(slot)];
-          if (writes) held = contents[static_cast<std::size_t>(p)];
-          ASSERT_EQ(held, contents[static_cast<std::size_t>(p)])
-              << "request " << item.request << " sees somebody else's token " << p;
+        const std::int32_t window = on.table.spec().window_left;
+        if (writes) {
+          on.write(batch[i].seq, item.position, end, stamp_of);
+        } else {
+          on.expect(batch[i].seq, window < 0 ? 0 : std::max(0, item.position - window), end,
+                    stamp_of);
         }
       }
     }
-  }
-
-  std::uint64_t& at(PageId page, std::int32_t offset) {
-    return device_[static_cast<std::size_t>(page) *
-                       static_cast<std::size_t>(world_.pool.page_size) +
-                   static_cast<std::size_t>(offset)];
   }
 
   // What the device yields at the end of the step: it goes on with it at once.
@@ -422,15 +373,13 @@ class Simulation {
 
   std::mt19937 random_;
   World world_;
-  PagePool pool_;
-  PageTable table_;
+  test::StampedTable first_;  // and what the device holds of it
+  PagePool& pool_ = first_.pool;
+  PageTable& table_ = first_.table;
   PagePool host_pool_;
   PrefixCache cache_;
-  std::deque<Window> windows_;
+  std::deque<test::StampedTable> windows_;
   std::optional<Batcher> batcher_;
-  BatchBuilder builder_;
-  std::vector<std::byte> staging_;
-  std::vector<std::uint64_t> device_;
   std::vector<std::uint64_t> host_;
   StepPlan plan_;
   std::vector<CopyOp> copies_;

@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "batching/updated_block.hpp"
 #include "quire/batcher.hpp"
 #include "quire/prefix_cache.hpp"
 
@@ -24,6 +25,7 @@ struct Engine {
   PageTable table{pool, {.max_seqs = 8, .max_tokens_per_seq = 128}};
   PrefixCache cache{pool};
   Batcher batcher{table, {.max_requests = 16}};
+  UpdatedBlock block{table};
   StepPlan plan;
   std::vector<CopyOp> copies;
   std::vector<std::uint64_t> ended;
@@ -37,6 +39,7 @@ struct Engine {
     cache.evict(8 - pool.num_free());
     EXPECT_TRUE(batcher.plan({32, 8}, plan).ok());
     EXPECT_TRUE(batcher.commit(plan, copies).ok());
+    block.expect_as_built(plan.batch);
     EXPECT_TRUE(batcher.finish(plan, {}, ended).ok());
     const std::vector<std::int32_t> tokens(6, static_cast<std::int32_t>(submitted));
     std::array<PageId, 2> pages{};

@@ -14,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "batching/stamped_table.hpp"
 #include "cache/failing_new.hpp"
 #include "quire/batcher.hpp"
 
@@ -29,26 +30,6 @@ struct World {
   BatcherSpec batcher;
 };
 
-/// A table, its pool, and a stamp of the request and position on each slot.
-struct Group {
-  Group(const PagePoolSpec& pool_spec, const PageTableSpec& spec)
-      : pool(pool_spec),
-        table(pool, spec),
-        builder(table),
-        stamps(static_cast<std::size_t>(pool_spec.num_pages) *
-               static_cast<std::size_t>(pool_spec.page_size)) {}
-
-  std::uint64_t& at(PageId page, std::int32_t offset) {
-    return stamps[static_cast<std::size_t>(page) * static_cast<std::size_t>(pool.spec().page_size) +
-                  static_cast<std::size_t>(offset)];
-  }
-
-  PagePool pool;
-  PageTable table;
-  BatchBuilder builder;
-  std::vector<std::uint64_t> stamps;
-};
-
 struct Life {
   std::uint64_t prompt_of = 0;  // whose prompt it is: further samples share their first one's
   std::int32_t prompt = 0;
@@ -61,16 +42,15 @@ std::uint64_t stamp(std::uint64_t owner, std::int32_t position) {
 
 class Simulation {
  public:
-  Simulation(const World& world, unsigned seed)
-      : random_(seed), world_(world), staging_(1U << 18U) {
-    groups_.emplace_back(world.pool, world.table);
+  Simulation(const World& world, unsigned seed) : random_(seed), world_(world) {
+    tables_.emplace_back(world.pool, world.table);
     std::vector<PageTable*> windows;
     for (std::size_t i = 0; i < world.windows.size(); ++i) {
       PageTableSpec spec = world.table;
       spec.window_left = world.windows[i];
-      windows.push_back(&groups_.emplace_back(world.window_pools[i], spec).table);
+      windows.push_back(&tables_.emplace_back(world.window_pools[i], spec).table);
     }
-    batcher_.emplace(groups_[0].table, windows, world.batcher);
+    batcher_.emplace(tables_[0].table, windows, world.batcher);
   }
 
   void run(int num_requests) {
@@ -84,9 +64,9 @@ class Simulation {
       one_step();
       if (testing::Test::HasFailure()) return;
     }
-    for (Group& group : groups_) {
-      EXPECT_EQ(group.table.num_seqs(), 0);
-      EXPECT_EQ(group.pool.num_free(), group.pool.spec().num_pages) << "pages are lost";
+    for (test::StampedTable& each : tables_) {
+      EXPECT_EQ(each.table.num_seqs(), 0);
+      EXPECT_EQ(each.pool.num_free(), each.pool.spec().num_pages) << "pages are lost";
     }
   }
 
@@ -123,9 +103,9 @@ class Simulation {
       std::vector<CopyOp> copies;
       status = batcher_->commit(plan, copies);
       ASSERT_TRUE(status.ok()) << status.message();
-      compute(groups_[0], plan, plan.batch, copies);
+      compute(tables_[0], plan, plan.batch, copies);
       for (std::size_t i = 0; i < plan.windows.size(); ++i) {
-        compute(groups_[i + 1], plan, plan.windows[i].batch, plan.windows[i].copies);
+        compute(tables_[i + 1], plan, plan.windows[i].batch, plan.windows[i].copies);
       }
       flights_.push_back(plan);
       sound();
@@ -140,39 +120,29 @@ class Simulation {
   }
 
   // Copies, then all write, then all read what they see.
-  void compute(Group& group, const StepPlan& plan, const std::vector<BatchEntry>& batch,
+  void compute(test::StampedTable& on, const StepPlan& plan, const std::vector<BatchEntry>& batch,
                const std::vector<CopyOp>& copies) {
-    for (const CopyOp& copy : copies) {
-      ++num_copies_;
-      for (std::int32_t i = 0; i < copy.tokens; ++i) {
-        group.at(copy.dst, i) = group.at(copy.src, i);
-      }
-    }
-    const Result<StagedBatch> staged = group.builder.build(batch, staging_);
-    ASSERT_TRUE(staged.ok()) << staged.status().message();
+    num_copies_ += std::ssize(copies);
+    on.copy(copies);
+    on.block.expect_as_built(batch);
     ASSERT_EQ(batch.size(), plan.items.size());
-    const auto owner = [this](std::uint64_t id, std::int32_t position) {
-      const Life& life = lives_.at(id);
-      return position < life.prompt ? life.prompt_of : id;
-    };
-    for (std::size_t i = 0; i < batch.size(); ++i) {
-      const StepItem& item = plan.items[i];
-      ASSERT_EQ(group.table.length(batch[i].seq), item.position + item.num_new_tokens);
-      for (std::int32_t p = item.position; p < item.position + item.num_new_tokens; ++p) {
-        group.stamps[static_cast<std::size_t>(group.table.slot(batch[i].seq, p))] =
-            stamp(owner(item.request, p), p);
-      }
-    }
-    const std::int32_t window = group.table.spec().window_left;
-    for (std::size_t i = 0; i < batch.size(); ++i) {
-      const StepItem& item = plan.items[i];
-      num_holes_ += group.table.num_holes(batch[i].seq);
-      const std::int32_t from = window < 0 ? 0 : std::max(0, item.position - window);
-      for (std::int32_t p = from; p < item.position + item.num_new_tokens; ++p) {
-        const std::int64_t slot = group.table.slot(batch[i].seq, p);
-        ASSERT_GE(slot, 0) << "a query sees a hole";
-        ASSERT_EQ(group.stamps[static_cast<std::size_t>(slot)], stamp(owner(item.request, p), p))
-            << "request " << item.request << " reads somebody else's token " << p;
+    for (const bool writes : {true, false}) {
+      for (std::size_t i = 0; i < batch.size(); ++i) {
+        const StepItem& item = plan.items[i];
+        const Life& life = lives_.at(item.request);
+        const auto stamp_of = [&](std::int32_t position) {
+          return stamp(position < life.prompt ? life.prompt_of : item.request, position);
+        };
+        const std::int32_t end = item.position + item.num_new_tokens;
+        ASSERT_EQ(on.table.length(batch[i].seq), end);
+        if (writes) {
+          on.write(batch[i].seq, item.position, end, stamp_of);
+          continue;
+        }
+        num_holes_ += on.table.num_holes(batch[i].seq);
+        const std::int32_t window = on.table.spec().window_left;
+        on.expect(batch[i].seq, window < 0 ? 0 : std::max(0, item.position - window), end,
+                  stamp_of);
       }
     }
   }
@@ -184,9 +154,8 @@ class Simulation {
 
   std::mt19937 random_;
   World world_;
-  std::deque<Group> groups_;
+  std::deque<test::StampedTable> tables_;
   std::optional<Batcher> batcher_;
-  std::vector<std::byte> staging_;
   std::map<std::uint64_t, Life> lives_;  // those that have ended too
   std::deque<StepPlan> flights_;
   std::uint64_t next_id_ = 1;

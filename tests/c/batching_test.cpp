@@ -2,6 +2,7 @@
 // Batch builders, batchers and recorders through the C ABI: their edges. tests/c/serving.c serves.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <array>
 #include <string>
 #include <vector>
@@ -114,6 +115,40 @@ TEST_F(CBatching, AStagedBatchIsWhatAttentionTakes) {
   ASSERT_EQ(quire_staged_batch_slots(&staged, nullptr, kCpu, &slots), QUIRE_OK);
   EXPECT_EQ(slots.data, staged.slot_mapping);
   EXPECT_EQ(slots.shape[0], 4);
+}
+
+TEST_F(CBatching, AnUpdatedBlockHasTheBytesOfABuild) {
+  const quire_batch_shape shape = {3, 8, 4, 12};
+  const std::size_t size = quire_staging_size(shape);
+  ASSERT_LE(size, staging_.size());
+  alignas(QUIRE_STAGING_ALIGNMENT) std::array<unsigned char, 1024> built{};
+  std::array entries{entry(5, 1), entry(3, 3)};
+  quire_batch_builder* builder = nullptr;
+  ASSERT_EQ(quire_batch_builder_create(table_, &builder), QUIRE_OK);
+  quire_staged_batch updated = QUIRE_STAGED_BATCH_INIT;
+  quire_staged_batch expected = QUIRE_STAGED_BATCH_INIT;
+  for (int step = 0; step < 4; ++step) {
+    ASSERT_EQ(quire_batch_builder_update(builder_, entries.data(), 2, &shape, staging_.data(), size,
+                                         &updated),
+              QUIRE_OK)
+        << quire_last_error();
+    ASSERT_EQ(quire_batch_builder_build(builder, entries.data(), 2, &shape, built.data(), size,
+                                        &expected),
+              QUIRE_OK);
+    EXPECT_EQ(updated.max_kv_len, expected.max_kv_len);
+    EXPECT_TRUE(std::equal(built.begin(), built.begin() + static_cast<std::ptrdiff_t>(size),
+                           staging_.begin()));
+    entries[1].new_tokens = 1;
+    for (quire_batch_entry& each : entries) {
+      ASSERT_EQ(quire_page_table_append(table_, each.seq, 1, copies_), QUIRE_OK);
+    }
+  }
+  EXPECT_EQ(quire_batch_builder_update(builder_, entries.data(), 2, nullptr, staging_.data(), size,
+                                       &updated),
+            QUIRE_INVALID_ARGUMENT);
+  EXPECT_STREQ(quire_last_error(),
+               "[quire_batch_builder_update] shape: expected a quire_batch_shape, got NULL");
+  quire_batch_builder_destroy(builder);
 }
 
 TEST_F(CBatching, AFixedShapeIsPaddedAndOmitsWhatItSays) {

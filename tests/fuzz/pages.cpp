@@ -1,16 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 // Page pools, page tables and copy plans through the C ABI: any order of calls, with ids that are
 // alive, dead and made up. A table of lengths says what must come out; the library's own check must
-// hold after every call; a token that was written must be found again, whatever was forked.
+// hold after every call; a token that was written must be found again, whatever was forked; a block of
+// bytes that is updated from batch to batch must be what a build makes.
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <cstdlib>
+#include <cstring>
 #include <functional>
 #include <utility>
 #include <vector>
 
 #include "fuzz/bytes.hpp"
 #include "quire/quire.h"
+#include "quire/serving.h"
 
 namespace quire::fuzz {
 namespace {
@@ -43,10 +47,18 @@ class Tables {
     require(quire_page_pool_create(&pool_spec, &pool_) == QUIRE_OK);
     require(quire_page_table_create(pool_, &table_spec, &table_) == QUIRE_OK);
     require(quire_copy_plan_create(&copies_) == QUIRE_OK);
+    require(quire_batch_builder_create(table_, &updater_) == QUIRE_OK);
+    require(quire_batch_builder_create(table_, &builder_) == QUIRE_OK);
+    const std::int32_t columns = (max_tokens_ + page_size_ - 1) / page_size_;
+    shape_ = {kMaxSeqs, 0, columns, kMaxSeqs * columns};
+    updated_.resize(quire_staging_size(shape_) / sizeof(std::max_align_t));
+    built_.resize(updated_.size());
     cache_.assign(static_cast<std::size_t>(num_pages_ * page_size_), -1);
   }
   ~Tables() {
     quire_copy_plan_destroy(copies_);
+    quire_batch_builder_destroy(builder_);
+    quire_batch_builder_destroy(updater_);
     quire_page_table_destroy(table_);
     std::sort(own_.begin(), own_.end());
     const auto own = std::unique(own_.begin(), own_.end()) - own_.begin();
@@ -66,7 +78,7 @@ class Tables {
 
  private:
   void step() {
-    switch (bytes_.between(0, 10)) {
+    switch (bytes_.between(0, 11)) {
       case 0:
         create();
         break;
@@ -95,6 +107,9 @@ class Tables {
       case 9:
         slide();
         break;
+      case 10:
+        update();
+        break;
       default:
         made_up();
     }
@@ -119,6 +134,26 @@ class Tables {
         seq->alive && position >= 0 && position <= static_cast<std::int32_t>(seq->written.size());
     require((quire_page_table_slide(table_, seq->id, position) == QUIRE_OK) == fits);
     if (fits) seq->holes = std::max(seq->holes, unseen(position));
+  }
+
+  /// A batch of some sequences, in the order that the bytes say.
+  void update() {
+    std::vector<quire_batch_entry> entries;
+    for (const Expected& seq : seqs_) {
+      if (seq.alive && bytes_.between(0, 7) > 0) entries.push_back({seq.id, 0});
+    }
+    if (entries.size() > 1 && bytes_.once_in(3)) {
+      std::swap(entries.front(), entries[bytes_.take<std::uint8_t>() % entries.size()]);
+    }
+    quire_staged_batch updated = QUIRE_STAGED_BATCH_INIT;
+    quire_staged_batch built = QUIRE_STAGED_BATCH_INIT;
+    const std::size_t size = quire_staging_size(shape_);
+    require(size <= updated_.size() * sizeof(std::max_align_t));
+    require(quire_batch_builder_update(updater_, entries.data(), entries.size(), &shape_,
+                                       updated_.data(), size, &updated) == QUIRE_OK);
+    require(quire_batch_builder_build(builder_, entries.data(), entries.size(), &shape_,
+                                      built_.data(), size, &built) == QUIRE_OK);
+    require(std::memcmp(updated_.data(), built_.data(), size) == 0);
   }
 
   void add(quire_seq_id id, std::vector<std::int64_t> written, std::int32_t holes = 0) {
@@ -317,6 +352,11 @@ class Tables {
   quire_page_pool* pool_ = nullptr;
   quire_page_table* table_ = nullptr;
   quire_copy_plan* copies_ = nullptr;
+  quire_batch_builder* updater_ = nullptr;
+  quire_batch_builder* builder_ = nullptr;
+  quire_batch_shape shape_ = {0, 0, 0, 0};
+  std::vector<std::max_align_t> updated_;
+  std::vector<std::max_align_t> built_;
   std::vector<Expected> seqs_;
   std::vector<std::int32_t> own_;
   std::vector<std::int64_t> cache_;

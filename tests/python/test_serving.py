@@ -345,6 +345,25 @@ def test_a_fixed_shape_is_padded_and_omits_what_it_says() -> None:
         staged.dense(np.zeros(4, np.uint8))
 
 
+def test_an_updated_block_has_the_bytes_of_a_build() -> None:
+    _, table = make()
+    builder = quire.BatchBuilder(table)
+    shape = quire.BatchShape(3, 8, pages_per_seq=4, total_pages=12)
+    staging = np.zeros(builder.staging_size(shape), np.uint8)
+    given = entries(table, (5, 1), (3, 3))
+    copies = quire.CopyPlan()
+    for _ in range(4):
+        updated = builder.update(given, shape=shape, staging=staging)
+        assert np.shares_memory(updated.bytes, staging)
+        expected = quire.BatchBuilder(table).build(given, shape=shape)
+        np.testing.assert_array_equal(updated.bytes, expected.bytes)
+        given = [quire.BatchEntry(seq, 1) for seq, _ in given]
+        for seq, n in given:
+            table.append(seq, n, copies)
+    with pytest.raises(quire.TooLong):
+        builder.update(given, shape=quire.BatchShape(1, 0, 2), staging=staging)
+
+
 def test_builders_refuse_what_does_not_fit() -> None:
     _, table = make()
     builder = quire.BatchBuilder(table)

@@ -21,6 +21,12 @@ constexpr double kPercent = 100;
 constexpr double kMilliseconds = 1e3;
 constexpr double kHigh = 0.95;
 
+// What became of the tokens that preemptions took away.
+const char* fate(const ReplayOptions& options) {
+  const bool left = options.prefix_cache || options.host_pages > 0;
+  return left ? "taken away, or left to the prefix cache" : "computed again";
+}
+
 double share(double part, double whole) { return whole > 0 ? part / whole : 0; }
 double percent(double part, double whole) { return kPercent * share(part, whole); }
 
@@ -126,11 +132,8 @@ void add_memory(Table& table, const ReplayOptions& options, const ReplayReport& 
                          tail.page_size);
   }
   if (!waste.empty()) table.add({"tail waste", waste + " (of the pages at final length)"});
-  const bool left = options.prefix_cache || options.host_pages > 0;
-  table.add({"preemptions",
-             fmt::format("{} ({} tokens {})", human_count(stats.preemptions),
-                         human_count(stats.recomputed_tokens),
-                         left ? "taken away, or left to the prefix cache" : "computed again")});
+  table.add({"preemptions", fmt::format("{} ({} tokens {})", human_count(stats.preemptions),
+                                        human_count(stats.recomputed_tokens), fate(options))});
 }
 
 void add_host_tier(Table& table, const ReplayOptions& options, const ReplayReport& report) {
@@ -253,10 +256,11 @@ nlohmann::json report_settings(const ReplayOptions& options, const ReplayReport&
   rows.push_back(row("arrivals", arrivals_text(options)));
   rows.push_back(row("kernel", report.kernel.empty() ? "none: bookkeeping only" : report.kernel));
   if (!options.attention) rows.push_back(row("step time", cost_text(options)));
-  rows.push_back(row("tokens", fmt::format("{} prefill, {} decode, of them {} computed again",
-                                           human_count(report.batcher.prefill_tokens),
-                                           human_count(report.batcher.decode_tokens),
-                                           human_count(report.batcher.recomputed_tokens))));
+  rows.push_back(
+      row("tokens", fmt::format("{} prefill, {} decode; by preemptions {} {}",
+                                human_count(report.batcher.prefill_tokens),
+                                human_count(report.batcher.decode_tokens),
+                                human_count(report.batcher.recomputed_tokens), fate(options))));
   rows.push_back(row("seed", fmt::format("{}", options.seed)));
   rows.push_back(row("made by", fmt::format("quire {}, commit {}", version(), kBuildCommit)));
   return rows;
