@@ -330,7 +330,7 @@ MUTANTS = [
         "fence",
         "tokens that a step in flight has yet to write are found by others",
         BATCHER,
-        "      state.publish_filled(place, place.cached - place.submitted[1 - parity]);\n",
+        "      state.publish_filled(place, place.cached - place.step_tokens[1 - parity]);\n",
         "      state.publish_filled(place, place.cached);\n",
     ),
     Mutant(

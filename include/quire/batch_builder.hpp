@@ -116,12 +116,13 @@ class QUIRE_API BatchBuilder {
                                           std::span<std::byte> staging) noexcept;
 
   /// As `build`, into a block that still holds what the last call of this builder wrote there, with the
-  /// same shape: only what has changed since is written. If the last call wrote elsewhere, or with another
+  /// same shape: of the tables only what has changed since is written. If the last call wrote elsewhere, or with another
   /// shape, everything is. The bytes are those that `build` writes.
   ///
   /// A decode costs its entries in the arrays by token and by sequence and, once in a page, one entry of
-  /// each table; what is behind that in the CSR table, which has no gaps, moves up. So do the rows behind a
-  /// sequence that has left or joined, in both tables. Sequences are best kept in their order: a row that
+  /// each table; what is behind that in the CSR table, which has no gaps, moves. So do the rows behind a
+  /// sequence that has left or joined, in both tables. Only the host's writes are saved: which bytes have
+  /// changed is not said, and all of them are to be uploaded. Sequences are best kept in their order: a row that
   /// has changed places with others is written anew.
   /// O(entries + tokens + shape.num_seqs + shape.total_q + entries of the tables that change or move).
   ///

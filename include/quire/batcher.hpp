@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /// @file
 /// `Batcher`: continuous batching as pure bookkeeping. Requests go in, step plans come out; pages
-/// change hands only when a plan is committed.
+/// are taken only when a plan is committed.
 #pragma once
 
 #include <cstdint>
@@ -71,7 +71,7 @@ struct StepItem {
 /// object from step to step and its vectors stop allocating.
 struct StepPlan {
   std::uint64_t step = 0;                ///< Number of the step, from 0.
-  std::vector<StepItem> items;           ///< Who runs, then who is admitted, by arrival.
+  std::vector<StepItem> items;           ///< Who runs, then who is admitted, each by turn.
   std::vector<std::uint64_t> preempted;  ///< Ids of those that lose their pages, newest first.
   std::int32_t num_tokens = 0;           ///< New tokens of all items.
   std::vector<BatchEntry> batch;  ///< Written by `commit`: the items as `BatchBuilder` takes them.
@@ -130,7 +130,10 @@ struct BatcherState;
 
 /// Continuous batching, first come, first served. A step is
 ///
-///     plan(budget, plan) → commit(plan, copies) → execute copies, build, run → finish(plan, …)
+///     plan(budget, plan) → commit(plan, copies) → execute plan.transfers, then copies → build, run
+///         → finish(plan, …)
+///
+/// (and the copies of each of plan.windows, whose batches are built likewise).
 ///
 /// A running request takes part with one token if all but its last token are cached (decode), else
 /// with a chunk of what is missing (prefill). Prefills leave one token of the budget to each decode
@@ -144,7 +147,7 @@ struct BatcherState;
 /// the steps that filled them are finished; when a request ends, is cancelled or preempted, so does
 /// the partial one. Where the cache has the same page already, the request takes that one and gives
 /// its own back. A request at the head of the queue waits while another computes, in the step being
-/// planned, whole pages of a prefix that both share: at most as many steps as these have tokens.
+/// planned or in one in flight, whole pages of a prefix that both share: at most as many steps as these have tokens.
 /// Pages that only the cache holds count as free; `commit` evicts as many of them as it needs.
 ///
 /// If the cache has a host tier, `commit` sends these to the host instead, as far as `TierCosts` finds it

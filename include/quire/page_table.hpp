@@ -132,7 +132,8 @@ class QUIRE_API PageTable {
   /// @return Tokens of a live sequence, else −1. O(1).
   [[nodiscard]] std::int32_t length(SeqId seq) const noexcept;
   /// @return The pages in the order of the tokens, holes first; empty if the sequence is not live. Valid until
-  ///   the sequence is destroyed, its contents until it next changes. O(1).
+  ///   the sequence is destroyed, its contents until it next changes (`Batcher::finish` may put the prefix
+  ///   cache's pages of the same tokens into a row; steps that are enqueued may go on with the old ids). O(1).
   [[nodiscard]] std::span<const PageId> pages(SeqId seq) const noexcept;
   /// @return Entries at the beginning that are holes, −1 if the sequence is not live. O(1).
   [[nodiscard]] std::int32_t num_holes(SeqId seq) const noexcept;

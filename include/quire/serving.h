@@ -492,8 +492,8 @@ QUIRE_API quire_status quire_batch_builder_build(quire_batch_builder* builder,
                                                  quire_staged_batch* staged) QUIRE_NOEXCEPT;
 
 /** As `quire_batch_builder_build`, into a block that still holds what the last call of this builder
- *  wrote there, with the same shape: only what has changed since is written. If the last call wrote
- *  elsewhere, or with another shape, everything is. The bytes are those that it would write. A
+ *  wrote there, with the same shape: of the tables only what has changed since is written. If the last
+ *  call wrote elsewhere, or with another shape, everything is. The bytes are those that it would write. A
  *  builder knows one block; with two in turn, take two builders. Sequences are best kept in their
  *  order. O(entries + tokens + sizes of the shape but the tables' + entries of the tables that
  *  change or move). Does not allocate.

@@ -263,8 +263,9 @@ class BatchBuilder(c.Owner):
 
     def update(self, entries: Entries, *, shape: BatchShape, staging: Any) -> StagedBatch:
         """As `build()`, into a block that still holds what this builder's last call wrote there,
-        with the same shape: only what has changed since is written. If the last call wrote
-        elsewhere, or with another shape, everything is. The bytes are those that `build()` writes.
+        with the same shape: of the tables only what has changed since is written. If the last call
+        wrote elsewhere, or with another shape, everything is. The bytes are those that `build()`
+        writes, and all of them are to be uploaded.
 
         A builder knows one block; with two in turn, take two builders. Sequences are best kept in
         their order. O(entries + tokens + sizes of the shape but the tables' + entries of the tables

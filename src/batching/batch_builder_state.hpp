@@ -56,12 +56,13 @@ struct BatchBuilderState {
   std::vector<Row> next;  ///< rows of the call
   std::vector<Row> rows;  ///< rows of the block, of which `num_rows` are in use
   std::size_t num_rows = 0;
-  std::vector<std::uint32_t> row_of;  ///< by slot: a row of the block, of it or of another sequence
-  std::vector<Move> moves;            ///< scratch of `move_pages`
-  const std::byte* block = nullptr;   ///< what was written last
-  BatchShape shape;                   ///< its
-  std::size_t used_rows = 0;          ///< of its dense table: those beyond are padding
-  std::size_t used_pages = 0;         ///< of its CSR table, likewise
+  std::vector<std::uint32_t>
+      row_of;  ///< by slot: the row that it had when last staged; another's by now, unless it says so
+  std::vector<Move> moves;           ///< scratch of `move_pages`
+  const std::byte* block = nullptr;  ///< what was written last
+  BatchShape shape;                  ///< its
+  std::size_t used_rows = 0;         ///< of its dense table: those beyond are padding
+  std::size_t used_pages = 0;        ///< of its CSR table, likewise
 
  private:
   [[nodiscard]] bool has_csr() const noexcept { return shape.total_pages != BatchShape::kOmitted; }

@@ -137,7 +137,7 @@ Status enter(BatcherState& state, const Request& request) noexcept {
 // Returns true if that was its last, and no other step in flight has it.
 bool advance(BatcherState::Place& place, std::size_t parity) noexcept {
   if (place.samples[parity] && !place.stopped) ++place.generated;
-  place.submitted[parity] = 0;
+  place.step_tokens[parity] = 0;
   place.samples[parity] = false;
   place.stopped = place.stopped || place.stops;
   place.stops = false;
@@ -237,7 +237,7 @@ void add_texts(BatcherState& state, const StepPlan& plan,
     }
     if (!place.shares || place.stopped) continue;
     std::vector<std::int32_t>& tokens = state.text_of(place).tokens;
-    if (std::cmp_equal(tokens.size(), place.told())) tokens.push_back(token);
+    if (std::cmp_equal(tokens.size(), place.known())) tokens.push_back(token);
   }
 }
 
@@ -401,12 +401,12 @@ Status Batcher::finish(const StepPlan& plan, std::span<const std::int32_t> sampl
   for (const std::int32_t index : state.running) {
     BatcherState::Place& place = state.at(index);
     if (place.shares && place.has_filled()) {
-      state.publish_filled(place, place.cached - place.submitted[1 - parity]);
+      state.publish_filled(place, place.cached - place.step_tokens[1 - parity]);
     }
     if (place.bears(parity)) state.bear(place);
     if (state.slides()) {
-      const std::int32_t written = place.cached - place.submitted[1 - parity];
-      state.keep_windows_between(place, written - place.submitted[parity], written);
+      const std::int32_t written = place.cached - place.step_tokens[1 - parity];
+      state.keep_windows_between(place, written - place.step_tokens[parity], written);
       state.slide(place, written);
     }
     if (advance(place, parity)) {

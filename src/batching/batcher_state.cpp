@@ -38,14 +38,14 @@ StepItem BatcherState::item(std::int32_t index, std::int32_t n, std::int32_t fou
   item.admitted = place.phase == Phase::kWaiting;
   item.position = item.admitted ? found : place.cached;
   item.num_new_tokens = n;
-  const std::int32_t missing = place.known() - item.position;
-  item.is_prefill = missing != 1 || place.known() == place.request.prompt_tokens;
+  const std::int32_t missing = place.known_or_awaited() - item.position;
+  item.is_prefill = missing != 1 || place.known_or_awaited() == place.request.prompt_tokens;
   item.samples = n == missing;
   if (item.samples) item.num_samples = 1;
-  if (item.samples && place.known() == place.request.prompt_tokens) {
+  if (item.samples && place.known_or_awaited() == place.request.prompt_tokens) {
     item.num_samples += count_unborn(place);
   }
-  item.awaits_token = item.position + n > place.told();
+  item.awaits_token = item.position + n > place.known();
   return item;
 }
 

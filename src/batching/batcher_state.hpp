@@ -53,7 +53,7 @@ struct BatcherState {
     Phase phase = Phase::kFree;
     /// Its part in the steps in flight, each at the parity of its number: tokens, and whether the last
     /// row yields its next one.
-    std::array<std::int32_t, 2> submitted{};
+    std::array<std::int32_t, 2> step_tokens{};
     std::array<bool, 2> samples{};
     bool stops = false;          ///< scratch of `finish`: by the step being finished
     bool stopped = false;        ///< by a step before; ends with the last one in flight
@@ -63,15 +63,17 @@ struct BatcherState {
     std::int32_t junction = 0;   ///< whole pages that the cache had of it as it was admitted
 
     /// @return Tokens whose text the host knows.
-    [[nodiscard]] std::int32_t told() const noexcept { return request.prompt_tokens + generated; }
+    [[nodiscard]] std::int32_t known() const noexcept { return request.prompt_tokens + generated; }
     [[nodiscard]] std::int32_t awaited() const noexcept {
       return (samples[0] ? 1 : 0) + (samples[1] ? 1 : 0);
     }
     /// @return Tokens whose text is known, by the device at least once the steps in flight have run:
     ///   all of them have to be cached before the next is sampled.
-    [[nodiscard]] std::int32_t known() const noexcept { return told() + awaited(); }
-    [[nodiscard]] std::int32_t missing() const noexcept { return known() - cached; }
-    [[nodiscard]] std::int32_t in_flight() const noexcept { return submitted[0] + submitted[1]; }
+    [[nodiscard]] std::int32_t known_or_awaited() const noexcept { return known() + awaited(); }
+    [[nodiscard]] std::int32_t missing() const noexcept { return known_or_awaited() - cached; }
+    [[nodiscard]] std::int32_t in_flight() const noexcept {
+      return step_tokens[0] + step_tokens[1];
+    }
     /// @return True if its further samples begin with that step.
     [[nodiscard]] bool bears(std::size_t parity) const noexcept {
       return samples[parity] && generated == 0 && first_sample != kNobody;

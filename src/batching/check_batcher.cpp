@@ -18,12 +18,12 @@ using Phase = BatcherState::Phase;
 // Whoever is said to take part in a step takes part in one that is in flight, and who ends with the
 // steps in flight takes part in one.
 Status check_steps(const BatcherState& state, const BatcherState::Place& place) noexcept {
-  for (std::size_t parity = 0; parity < place.submitted.size(); ++parity) {
+  for (std::size_t parity = 0; parity < place.step_tokens.size(); ++parity) {
     bool in_flight = false;
     for (std::uint64_t step = state.oldest; step < state.step; ++step) {
       in_flight = in_flight || BatcherState::parity(step) == parity;
     }
-    const bool takes_part = place.submitted[parity] > 0;
+    const bool takes_part = place.step_tokens[parity] > 0;
     if ((in_flight || !takes_part) && (takes_part || !place.samples[parity])) continue;
     return failure(ErrorCode::kInternal,
                    "[batcher] check: request {} takes part in a step that is not in flight",
@@ -49,7 +49,8 @@ Status check_running(const BatcherState& state) noexcept {
     if (state.table.length(place.seq) != place.cached || place.missing() < 1) {
       return failure(ErrorCode::kInternal,
                      "[batcher] check: request {} has a sequence of {} tokens, {} cached, {} known",
-                     place.request.id, state.table.length(place.seq), place.cached, place.known());
+                     place.request.id, state.table.length(place.seq), place.cached,
+                     place.known_or_awaited());
     }
     if (place.num_pages != state.pages_for(place.cached) ||
         std::int64_t{place.num_pages} * state.table.pool_spec().page_size - place.cached !=

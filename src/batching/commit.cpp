@@ -193,7 +193,7 @@ void carry_out(BatcherState& state, StepItem& item, const PrefixLease* lease,
   static_cast<void>(state.table.append(place.seq, item.num_new_tokens, copies));
   state.grow(place, item.num_new_tokens);
   const std::size_t parity = BatcherState::parity(state.step);
-  place.submitted[parity] = item.num_new_tokens;
+  place.step_tokens[parity] = item.num_new_tokens;
   place.samples[parity] = item.samples;
   (item.is_prefill ? state.counters.prefill_tokens : state.counters.decode_tokens) +=
       item.num_new_tokens;

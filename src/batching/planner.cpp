@@ -72,10 +72,11 @@ void Planner::admit_waiting() {
       return state_.pages_for(tokens) - hit.whole_pages + hit.idle_pages + hit.copied_pages;
     };
     if (hit.pending) return;  // a transfer has to retire
-    if (pages_beyond(place.known()) > free_pages) hit = state_.without_partial_page(hit);
-    if (pages_beyond(place.known()) > free_pages) return;
+    if (pages_beyond(place.known_or_awaited()) > free_pages) hit = state_.without_partial_page(hit);
+    if (pages_beyond(place.known_or_awaited()) > free_pages) return;
     if (waits_for_prefix(place, hit.tokens)) return;
-    const std::int32_t n = std::min({place.known() - hit.tokens, tokens_left_, state_.max_chunk});
+    const std::int32_t n =
+        std::min({place.known_or_awaited() - hit.tokens, tokens_left_, state_.max_chunk});
     add(index, n, pages_beyond(hit.tokens + n), hit.tokens);
     ++num_running;
     ++num_seqs;
@@ -98,7 +99,7 @@ bool Planner::waits_for_prefix(const BatcherState::Place& place,
   return std::ranges::any_of(plan_.items, [&](const StepItem& item) {
     const BatcherState::Place& other = state_.at(item.index);
     const std::int32_t known = std::max(found, item.position);
-    if (!other.shares || std::min(most, other.known()) <= known) return false;
+    if (!other.shares || std::min(most, other.known_or_awaited()) <= known) return false;
     return state_.left_for_others(other, state_.shared_tokens(other, place)) > known;
   });
 }
@@ -180,8 +181,8 @@ Status Planner::explain_standstill() const noexcept {
                           "one that was destroyed or changed",
                           oldest.request.id);
   }
-  const std::int32_t pages =
-      waits ? state_.pages_for(oldest.known()) : state_.table.pages_needed(oldest.seq, 1);
+  const std::int32_t pages = waits ? state_.pages_for(oldest.known_or_awaited())
+                                   : state_.table.pages_needed(oldest.seq, 1);
   return cache::failure(
       ErrorCode::kOutOfPages,
       "[batcher] plan: expected {} free pages for request {}, got {}: others keep "

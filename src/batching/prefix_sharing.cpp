@@ -12,7 +12,7 @@ namespace internal {
 std::span<const std::int32_t> BatcherState::askable(const Place& place) const noexcept {
   if (!place.shares) return {};
   const std::vector<std::int32_t>& tokens = text_of(place).tokens;
-  const auto all_but_last = static_cast<std::size_t>(place.known() - 1);
+  const auto all_but_last = static_cast<std::size_t>(place.known_or_awaited() - 1);
   return std::span(tokens).first(std::min(tokens.size(), all_but_last));
 }
 

@@ -35,8 +35,9 @@ struct PageTableState {
   };
 
   /// Entries of a row that became others or went: all its changes but those of `append` behind its end and
-  /// of `slide`. How many there were, and where the last of them began, so that who has a copy of the
-  /// row finds what of it still holds.
+  /// of `slide` (shown by the length and by `holes`). How many there were, and where the last of them
+  /// began, so that who has a copy of the row finds what of it still holds: nothing, after more than
+  /// `kRemembered`.
   struct Edits {
     static constexpr std::size_t kRemembered = 4;
 

@@ -61,7 +61,7 @@ std::string summary_of_16_bit(DType dtype) {
 }
 
 void add_mma_row(std::vector<core::KernelRow>& rows, std::string_view name, DType dtype) {
-  static std::map<DType, std::string> summaries;  // rows point into it
+  static std::map<DType, std::string> summaries;                // rows point into it
   static std::map<DType, std::vector<core::HeadDims>> dims_of;  // rows point into it
   const std::vector<core::HeadDims>& dims = dims_of[dtype] = mma_head_dims(dtype);
   if (dims.empty()) return;

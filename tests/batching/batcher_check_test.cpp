@@ -46,7 +46,7 @@ TEST_F(BrokenBatcher, ARoomThatTheLastPageDoesNotHaveIsNoticed) {
 }
 
 TEST_F(BrokenBatcher, ALeftOverPartInAStepIsNoticed) {
-  state().at(1).submitted[0] = 1;
+  state().at(1).step_tokens[0] = 1;
   expect_noticed("[batcher] check: request 2 takes part in a step that is not in flight");
 }
 

@@ -38,6 +38,7 @@ inline constexpr int kHalves = 2;
 
 /// What the warps of the first warpgroup do for large units: three load, one finds the units.
 enum LoadingWarp : int { kKeyWarp = 0, kValueWarp = 1, kQueryWarp = 2, kUnitWarp = 3 };
+inline constexpr int kLoadersOfUnits = kUnitWarp;  // that read the units: all but the last
 
 /// What a block does, one after another: a digit each, to the base of 4, the lowest first.
 using Phases = std::uint32_t;

@@ -76,7 +76,7 @@ struct ConsumerState {
     if (lane == 0) barrier_arrive(shared_address(&empty));
   }
 
-  /// @param is_edge  The tile's rows were not copied in boxes, whatever the others were.
+  /// @param is_edge  Some of the tile's rows may not have been copied in boxes, whatever others were.
   __device__ void wait_for_slot(mma::RingPosition<C::kSlots> at, bool is_edge) const {
     barrier_wait(shared_address(&shared.full[at.slot]), at.parity);
     if (is_edge || !has_boxes) show_to_products();
@@ -114,7 +114,7 @@ struct ConsumerState {
     }
     commit_products();
   }
-  /// Waits for the unit and its queries and begins the scores of its first tile: of whatever memory
+  /// Waits for the queries, before which the unit has come, and begins the scores of its first tile: of whatever memory
   /// holds if it has none, since products must not depend on a condition.
   __device__ __forceinline__ void begin_unit(float (&scores)[kScores]) const {
     barrier_wait(shared_address(&shared.fixed.queries_full[place.queries.slot]),
@@ -248,8 +248,8 @@ class UnitAttention {
   static constexpr int kStepColumns = kColumns % 128 == 0 ? 128 : 64;  // per product
   static constexpr float kSlack = 8.0F;  // of a score above its base, in units of log 2
   /// Sum of a thread's weights for a row that 16 bits hold, and more than `raise_bases` leaves.
-  static constexpr float kMostWeight = 32768.0F;
-  static_assert(kScores / 2 * 256 < kMostWeight);
+  static constexpr float kMostWeightSum = 32768.0F;
+  static_assert(kScores / 2 * 256 < kMostWeightSum);
   static constexpr float kNoBase = -FLT_MAX;  // of a row that has seen no key
   static constexpr int kChains = 4;           // of dependent instructions that run side by side
   static constexpr int kKeySteps = C::kTileKeys / kProductStep;
@@ -272,6 +272,9 @@ class UnitAttention {
     // If the keys that all see end with the tile, some rows have seen none of the tile before.
     return is_scaled_ && key + C::kTileKeys < seen.end ? seen.begin : INT32_MAX;
   }
+
+  // The ring holds K(t) V(t) K(t+1) V(t+1) …, t in the order of attending. While t + 1 is to be scored
+  // next, keys() is K(t+1), values() V(t), and values().before() K(t).
 
   /// The tile that is scored next: `state_.position` is that of its keys.
   [[nodiscard]] __device__ mma::RingPosition<C::kSlots> keys() const { return state_.position; }
@@ -309,7 +312,7 @@ class UnitAttention {
     wait_for_products<1>();
     hold(scores);
     to_powers(scores, pending_sum_);
-    exceeds_ = pending_sum_[0] > kMostWeight || pending_sum_[1] > kMostWeight;
+    exceeds_ = pending_sum_[0] > kMostWeightSum || pending_sum_[1] > kMostWeightSum;
     if (exceeds_) state_.exceeds(tile) = 1;
     wait_for_products<0>();
     hold(o_);
@@ -336,7 +339,7 @@ class UnitAttention {
     state_.release_slot(values());
   }
 
-  /// Of the pending tile.
+  /// Goes back to the pending tile, whose weights are dropped.
   __device__ __forceinline__ void score_again(float (&scores)[kScores]) {
     state_.exceeds(0) = 0;
     state_.exceeds(1) = 0;
@@ -691,7 +694,7 @@ class UnitAttention {
   float base_[2] = {kNoBase, kNoBase};  // in units of log 2
   float sum_[2] = {};
   float pending_sum_[2];
-  bool exceeds_ = false;  // what `kMostWeight` says, for this thread
+  bool exceeds_ = false;  // what `kMostWeightSum` says, for this thread
 };
 
 }  // namespace quire::cuda::sm90

@@ -36,7 +36,7 @@ __device__ void init_barriers(typename C::Large& shared) {
   }
   for (int unit = 0; unit < C::kUnits; ++unit) {
     barrier_init(shared_address(&shared.fixed.units_full[unit]), 1);
-    barrier_init(shared_address(&shared.fixed.units_empty[unit]), kUnitWarp + kConsumerWarps);
+    barrier_init(shared_address(&shared.fixed.units_empty[unit]), kLoadersOfUnits + kConsumerWarps);
   }
   for (int buffer = 0; buffer < C::kQueryBuffers; ++buffer) {
     barrier_init(shared_address(&shared.fixed.queries_full[buffer]), kWarpSize);
@@ -162,7 +162,8 @@ __device__ __forceinline__ Phases phases_of(const schedule::Overview& overview) 
   return small | large << kPhaseBits;
 }
 
-/// Says what the block does, and brings its ranges near meanwhile. One warp calls it.
+/// Says what the block does, and brings the ranges of its small units near meanwhile (if all blocks take
+/// both kinds). One warp calls it.
 template <typename C>
 __device__ __forceinline__ void look_ahead(const AttendParams& params, typename C::Shared& shared) {
   const schedule::LineView& small = params.schedule.lines[schedule::kSmallUnits];

@@ -35,7 +35,7 @@ class TileLoader {
     Tiles tiles(params_, cache_, kElementBytes, units, lane_);
 #pragma unroll 1
     while (tiles.unit().rows > 0) {
-      if (!tiles.unit().sees_nothing()) load(tiles);  // nothing delays the first tile
+      if (!tiles.unit().sees_nothing()) load(tiles);  // before asking for the next tiles' pages
       tiles.look_ahead();
       tiles.advance();
     }
