@@ -144,7 +144,7 @@ class FailingEngine {
       all.insert(all.end(), {id, place.seq.slot, place.seq.generation, place.cached,
                              place.num_pages, place.tail_room, place.generated, place.prev,
                              place.next, place.first_sample, static_cast<int>(place.phase),
-                             place.submitted[0], place.submitted[1], place.published,
+                             place.step_tokens[0], place.step_tokens[1], place.published,
                              place.stops ? 1 : 0, place.stopped ? 1 : 0, place.cancelled ? 1 : 0});
       if (!batcher.texts.empty()) all.push_back(std::ssize(batcher.text_of(place).tokens));
     }
