@@ -34,7 +34,8 @@ static_assert(fit(kForSmallUnits) && fit(kForLargeUnits));
 
 /// Shares of each line that a block takes: those of small units both at the same time, half of its
 /// warps and memory each, those of large units one after another with all of them.
-inline constexpr int kHalves = 2;
+inline constexpr int kSharesPerBlock = 2;
+inline constexpr int kHalves = kSharesPerBlock;  ///< of a block, for small units
 
 /// What the warps of the first warpgroup do for large units: three load, one finds the units.
 enum LoadingWarp : int { kKeyWarp = 0, kValueWarp = 1, kQueryWarp = 2, kUnitWarp = 3 };

@@ -284,7 +284,7 @@ AttendKernel describe_kernel() {
   kernel.shared_bytes = sizeof(typename C::Shared);
   kernel.blocks_per_multiprocessor = 1;
   kernel.compute_capability = 90;
-  kernel.shares_per_block = kHalves;
+  kernel.shares_per_block = kSharesPerBlock;
   kernel.tile_rows = C::Small::kTileRows;
   kernel.large_tile_rows = C::kTileRows;
   kernel.large_tile_keys = C::kTileKeys;

@@ -29,7 +29,7 @@ __device__ __forceinline__ LargeShares large_shares(const AttendParams& params,
   const std::int32_t workers =
       overview.large_workers > 0 ? overview.large_workers : static_cast<std::int32_t>(gridDim.x);
   if (total <= workers) return {block, block < total ? 1 : 0};
-  return {block * kHalves, min(kHalves, max(0, total - block * kHalves))};
+  return {block * kSharesPerBlock, min(kSharesPerBlock, max(0, total - block * kSharesPerBlock))};
 }
 
 /// Puts the large units of the block's shares into the queue, and one without rows behind them.
@@ -72,6 +72,7 @@ class UnitFinder {
 
   __device__ __forceinline__ void put(const Unit& unit) {
     LargeUnit large{unit};
+    // Tiles lie 128 keys apart, from a multiple of 64 on, as `mma::TileStream` has them.
     large.first_key = unit.kv_begin / mma::kTileKeys * mma::kTileKeys;
     large.last_key =
         large.first_key + (unit.kv_end - large.first_key - 1) / C::kTileKeys * C::kTileKeys;
