@@ -86,9 +86,8 @@ struct Config {
     std::uint64_t units_full[kUnits];           // filled by one warp, one arrival
     std::uint64_t units_empty[kUnits];          // drained: one arrival of each warp that reads them
     std::uint64_t queries_full[kQueryBuffers];  // filled by one warp's copies
-    std::uint64_t queries_empty[kQueryBuffers];      // drained: one arrival of each computing warp
-    std::uint32_t complete[4];                       // queries of the unit, or a split unit
-    std::uint32_t exceeds[kComputingWarpgroups][2];  // weights of an even, an odd tile do not fit
+    std::uint64_t queries_empty[kQueryBuffers];  // drained: one arrival of each computing warp
+    std::uint32_t complete[4];                   // queries of the unit, or a split unit
   };
   static constexpr int kSlots =
       static_cast<int>((mma::kWhole - sizeof(Fixed)) / (kSlotBytes + 2 * sizeof(std::uint64_t)));

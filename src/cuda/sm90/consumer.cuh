@@ -92,12 +92,6 @@ struct ConsumerState {
     return any_at_barrier<kWarpgroupSize>(kFit + warpgroup, value);
   }
 
-  /// Whether weights of any row of this warpgroup do not fit, of an even or an odd tile: those of the
-  /// next tile may be known to some before all have asked for those of this one.
-  [[nodiscard]] __device__ volatile std::uint32_t& exceeds(int tile) const {
-    return *const_cast<volatile std::uint32_t*>(&shared.fixed.exceeds[warpgroup][tile & 1]);
-  }
-
   /// Begins scores = Q · Kᵀ for this warpgroup's rows of the unit and the tile at `position`.
   __device__ __forceinline__ void score(float (&scores)[kScores]) const {
     const auto rows = Operand<typename C::QueryLayout>::at(
@@ -196,23 +190,12 @@ class UnitAttention {
       weigh_edge_tile(scores, key);
       if ((key -= C::kTileKeys) < unit_.first_key) break;
       const std::int32_t inner_begin = begin_of_inner(key);
-      if (key >= inner_begin) {
-        bool fits = true;
+      bool fits = true;
 #pragma unroll 1
-        while (key >= inner_begin && (fits = attend_inner_tile(scores, key))) {
-          key -= C::kTileKeys;
-        }
-        if (state_.any_in_warpgroup(!fits || exceeds_)) {
-          key += C::kTileKeys;
-          score_again(scores);
-          continue;
-        }
-        if (key < unit_.first_key) break;
-      }
-      settle();
-      score_edge_tile(scores);
+      while (key >= inner_begin && (fits = attend_inner_tile(scores))) key -= C::kTileKeys;
+      if (key < unit_.first_key) break;
+      score_edge_tile(scores, fits);
     }
-    settle();
     state_.wait_for_slot(values(), values_are_edge_);
     accumulate();
     wait_for_products<0>();
@@ -274,7 +257,7 @@ class UnitAttention {
   }
 
   // The ring holds K(t) V(t) K(t+1) V(t+1) …, t in the order of attending. While t + 1 is to be scored
-  // next, keys() is K(t+1), values() V(t), and values().before() K(t).
+  // next, keys() is K(t+1) and values() V(t).
 
   /// The tile that is scored next: `state_.position` is that of its keys.
   [[nodiscard]] __device__ mma::RingPosition<C::kSlots> keys() const { return state_.position; }
@@ -283,39 +266,27 @@ class UnitAttention {
     return state_.position.before();
   }
 
-  // The tile that was weighed last is pending: its keys are held, and its weights are not in the sums,
-  // until it is known that they fit the bases.
-
-  __device__ __forceinline__ void settle() {
-    sum_[0] += pending_sum_[0];
-    sum_[1] += pending_sum_[1];
-    state_.release_slot(values().before());
-  }
-
   /// A tile that all rows see: its scores become weights while the weights of the one before are
-  /// multiplied. That they fit the bases is assumed and found out when the next one begins, so that
-  /// nobody waits for a maximum, nor for the other warps.
-  /// @return False if those of the one before do not: it must be attended again, as an edge.
-  __device__ __forceinline__ bool attend_inner_tile(float (&scores)[kScores], std::int32_t key) {
+  /// multiplied. That they fit the bases is assumed first and looked at afterwards, so that nobody
+  /// waits for a maximum.
+  /// @return False if they do not: the tile must be attended again, as an edge.
+  __device__ __forceinline__ bool attend_inner_tile(float (&scores)[kScores]) {
     state_.wait_for_slot(keys(), false);
-    state_.wait_for_turn();  // all that the warpgroup has said is known from here on
-    const int tile = key / C::kTileKeys;
-    if (state_.exceeds(tile + 1) != 0) {
-      state_.pass_turn();
-      return false;
-    }
-    settle();
+    state_.wait_for_turn();
     state_.score(scores);
     state_.wait_for_slot(values(), values_are_edge_);
     accumulate();
     state_.pass_turn();
     wait_for_products<1>();
     hold(scores);
-    to_powers(scores, pending_sum_);
-    exceeds_ = pending_sum_[0] > kMostWeightSum || pending_sum_[1] > kMostWeightSum;
-    if (exceeds_) state_.exceeds(tile) = 1;
+    float sum[2];
+    to_powers(scores, sum);
     wait_for_products<0>();
     hold(o_);
+    if (state_.any_in_warpgroup(sum[0] > kMostWeightSum || sum[1] > kMostWeightSum)) return false;
+    sum_[0] += sum[0];
+    sum_[1] += sum[1];
+    state_.release_slot(keys());
     state_.release_slot(values());
     state_.position.advance(2);
     values_are_edge_ = false;
@@ -326,37 +297,33 @@ class UnitAttention {
   // Edges are the first tile, those at an end of what some rows see, and those whose scores need
   // more than a scale or do not fit the bases.
 
-  __device__ __forceinline__ void score_edge_tile(float (&scores)[kScores]) {
+  /// @param accumulates  The tile before has not been accumulated yet.
+  __device__ __forceinline__ void score_edge_tile(float (&scores)[kScores], bool accumulates) {
     state_.wait_for_slot(keys(), true);
-    state_.wait_for_turn();
+    if (accumulates) state_.wait_for_turn();
     state_.score(scores);
-    state_.wait_for_slot(values(), values_are_edge_);
-    accumulate();
-    state_.pass_turn();
+    if (accumulates) {
+      state_.wait_for_slot(values(), values_are_edge_);
+      accumulate();
+      state_.pass_turn();
+    }
     wait_for_products<0>();
     hold(scores);
     hold(o_);
     state_.release_slot(values());
   }
 
-  /// Goes back to the pending tile, whose weights are dropped.
-  __device__ __forceinline__ void score_again(float (&scores)[kScores]) {
-    state_.exceeds(0) = 0;
-    state_.exceeds(1) = 0;
-    state_.position = values().before();
-    state_.score(scores);
-    wait_for_products<0>();
-    hold(scores);
-    hold(o_);
-  }
-
   /// Scores become weights. No product is on its way.
   __device__ __forceinline__ void weigh_edge_tile(float (&scores)[kScores], std::int32_t key) {
+    state_.release_slot(keys());
     state_.position.advance(2);
     values_are_edge_ = true;
     to_logits(scores, key);
     raise_bases(scores, key < unit_.last_key);
-    to_powers(scores, pending_sum_);
+    float sum[2];
+    to_powers(scores, sum);
+    sum_[0] += sum[0];
+    sum_[1] += sum[1];
     to_weights(scores);
   }
 
@@ -693,8 +660,6 @@ class UnitAttention {
   float o_[kColumns / 2] = {};
   float base_[2] = {kNoBase, kNoBase};  // in units of log 2
   float sum_[2] = {};
-  float pending_sum_[2];
-  bool exceeds_ = false;  // what `kMostWeightSum` says, for this thread
 };
 
 }  // namespace quire::cuda::sm90

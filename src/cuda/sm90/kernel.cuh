@@ -42,7 +42,6 @@ __device__ void init_barriers(typename C::Large& shared) {
     barrier_init(shared_address(&shared.fixed.queries_full[buffer]), kWarpSize);
     barrier_init(shared_address(&shared.fixed.queries_empty[buffer]), kConsumerWarps);
   }
-  for (auto& of_warpgroup : shared.fixed.exceeds) of_warpgroup[0] = of_warpgroup[1] = 0;
 }
 
 /// Frees the memory of barriers that nobody uses any more. One thread calls it.
