@@ -142,10 +142,6 @@ __device__ __forceinline__ void commit_boxes() {
 __device__ __forceinline__ void wait_for_boxes_read() {
   asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
 }
-/// Brings a map near.
-__device__ __forceinline__ void prefetch_map(const CUtensorMap& map) {
-  asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
-}
 
 /// Four 8 × 8 matrices of 16-bit elements into rows of 16 bytes, as an accumulator's registers hold
 /// them.
