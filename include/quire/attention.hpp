@@ -92,6 +92,12 @@ struct AttentionSpec {
   /// queries see all earlier keys (`kCausal`, `kNone` or `kTree` without a window) and there is no
   /// ALiBi.
   bool share_prefixes = true;
+  /// Whether the result of a request is bitwise the same alone and in any batch, in any order, with
+  /// its prefix shared or not (none is looked for then). The same for attentions of any limits on one
+  /// kind of device (on the CPU, on one tier). Costs time in small batches of long requests: a unit of
+  /// work is never split, and keys are divided at fixed places (docs/concepts/batch_invariance.md, which
+  /// also says for which chunks of a prompt the result is the same as for the whole of it).
+  bool batch_invariant = false;
 
   /// Equal in every field.
   friend bool operator==(const AttentionSpec&, const AttentionSpec&) = default;

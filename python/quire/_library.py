@@ -72,7 +72,7 @@ class AttentionSpec(Sized):
         ("alibi", c_int32),
         ("kv_scale", c_int32),
         ("no_shared_prefixes", c_int32),
-        ("reserved", c_int32),
+        ("batch_invariant", c_int32),
     )
 
 

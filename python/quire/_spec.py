@@ -46,6 +46,8 @@ class AttentionSpec:
         page_size] in both layouts ([num_kv_heads, tokens] for contiguous K/V).
       share_prefixes: Whether `schedule()` looks for requests whose tables begin with the same
         pages, which are then read once for all of them (on CUDA).
+      batch_invariant: Whether the result of a request is bitwise the same alone and in any batch;
+        shared prefixes are not looked for then.
 
     Raises:
       InvalidArgument: A name that does not exist. Numbers are judged where a spec is used.
@@ -68,6 +70,7 @@ class AttentionSpec:
     alibi: bool = False
     kv_scale: KvScale = "none"
     share_prefixes: bool = True
+    batch_invariant: bool = False
 
     def __post_init__(self) -> None:
         fill = object.__setattr__  # it is frozen for everybody else
@@ -98,6 +101,7 @@ class AttentionSpec:
             alibi=bool(self.alibi),
             kv_scale=enumerator(c.KV_SCALES, self.kv_scale, where, "kv_scale"),
             no_shared_prefixes=not self.share_prefixes,
+            batch_invariant=bool(self.batch_invariant),
         )
 
 

@@ -60,6 +60,7 @@ quire_attention_spec to_c(const AttentionSpec& spec) noexcept {
   out.alibi = spec.alibi ? 1 : 0;
   out.kv_scale = static_cast<std::int32_t>(spec.kv_scale);
   out.no_shared_prefixes = spec.share_prefixes ? 0 : 1;
+  out.batch_invariant = spec.batch_invariant ? 1 : 0;
   return out;
 }
 
@@ -120,9 +121,10 @@ Status read_spec(std::string_view function, const quire_attention_spec* given, A
   if (Status status = read_flag(function, "spec.alibi", spec.alibi, out.alibi); !status.ok()) {
     return status;
   }
-  if (spec.reserved != 0) {
-    return {ErrorCode::kInvalidArgument,
-            fmt::format("[{}] spec.reserved: expected 0, got {}", function, spec.reserved)};
+  if (Status status =
+          read_flag(function, "spec.batch_invariant", spec.batch_invariant, out.batch_invariant);
+      !status.ok()) {
+    return status;
   }
   bool apart = false;
   const Status status =

@@ -21,7 +21,7 @@ constexpr bool ends_with(std::size_t offset_of_last) {
 static_assert(ends_with<quire_executor_callbacks, std::int32_t>(offsetof(quire_executor_callbacks,
                                                                          reserved)));
 static_assert(ends_with<quire_attention_spec, std::int32_t>(offsetof(quire_attention_spec,
-                                                                     reserved)));
+                                                                     batch_invariant)));
 static_assert(ends_with<quire_batch_limits, std::int32_t>(offsetof(quire_batch_limits, reserved)));
 static_assert(ends_with<quire_attention_options, const char*>(offsetof(quire_attention_options,
                                                                        kernel)));

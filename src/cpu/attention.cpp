@@ -175,7 +175,7 @@ struct Plan {
   explicit Plan(const core::AttentionConfig& config)
       : tier(tier_of(*config.kernel)),
         threads(config.executor->concurrency()),
-        policy(tile_policy(tier, config.shape, threads)),
+        policy(tile_policy(tier, config.shape, threads, config.spec.batch_invariant)),
         layout(tier, config.shape, policy.lines[schedule::kSmallUnits], threads) {
     sizes.schedule = schedule::schedule_bytes(policy, config.limits.max_num_seqs);
     sizes.scratch = layout.bytes();

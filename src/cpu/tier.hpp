@@ -85,7 +85,8 @@ const Tier& tier_of(const core::KernelRow& kernel) noexcept;
 const Tier& row_tier() noexcept;
 
 /// How this backend wants a batch cut.
+/// @param batch_invariant  No unit is split.
 schedule::TilePolicy tile_policy(const Tier& tier, const core::ProblemShape& shape,
-                                 std::int32_t concurrency);
+                                 std::int32_t concurrency, bool batch_invariant);
 
 }  // namespace quire::cpu

@@ -18,7 +18,7 @@ constexpr std::int32_t kMaxRanges = 256;  // beyond, one per thread
 }  // namespace
 
 schedule::TilePolicy tile_policy(const Tier& tier, const core::ProblemShape& shape,
-                                 std::int32_t concurrency) {
+                                 std::int32_t concurrency, bool batch_invariant) {
   const std::int32_t row_elements =
       std::max(kMinRowElements, padded(shape.head_dim_qk) + padded(shape.head_dim_vo));
   const std::int32_t rows = std::max(kMinTileRows, tier.item_elements / row_elements);
@@ -32,7 +32,7 @@ schedule::TilePolicy tile_policy(const Tier& tier, const core::ProblemShape& sha
       concurrency == 1
           ? 1
           : std::max(concurrency, std::min(concurrency * kRangesPerThread, kMaxRanges));
-  policy.min_split_tiles = 4;
+  policy.min_split_tiles = batch_invariant ? INT32_MAX : 4;  // never, or pieces of so many
   policy.cost_of_unit = 8;
   policy.cost_of_tile = 6;
   policy.cost_of_row = 1;

@@ -35,8 +35,19 @@ static_assert(2LL * kMostMultiprocessors * simt::kBlocksPerMultiprocessor * simt
 /// Bytes for results that wait to be joined with those of shared prefixes.
 constexpr std::int64_t kStateBytes = 11 << 20;
 
+/// Keys of a part, at least, where results do not depend on the batch: with fewer, batches that fill
+/// the machine anyway lose more than small ones gain (notebook of the schedule).
+constexpr std::int32_t kFixedPartKeys = 2048;
+
 /// Bytes that queries, keys and values are read at once.
 constexpr std::int64_t kAlignment = 16;
+
+/// Whether queries may attend to some of their request's earlier keys apart from the others: all see
+/// all of them, and nothing depends on how far away they are.
+bool can_part_keys(const core::AttentionConfig& config) {
+  const core::ProblemShape& shape = config.shape;
+  return shape.mask != Mask::kFull && shape.window_left < 0 && !config.spec.alibi;
+}
 
 /// When shared prefixes are read once for all who share them. Their results cost two trips through
 /// the second-level cache, and the batch ends later, since the last ones are joined when all else is
@@ -44,10 +55,9 @@ constexpr std::int64_t kAlignment = 16;
 schedule::PrefixPolicy prefix_policy(const core::AttentionConfig& config,
                                      const schedule::TilePolicy& small) {
   const core::ProblemShape& shape = config.shape;
-  const bool all_see_earlier_keys = shape.mask != Mask::kFull && shape.window_left < 0;
   schedule::PrefixPolicy prefixes;
-  if (!config.spec.share_prefixes || !all_see_earlier_keys || config.spec.alibi ||
-      shape.page_size == kContiguousKv || config.limits.max_num_seqs < 2) {
+  if (!config.spec.share_prefixes || !can_part_keys(config) || shape.page_size == kContiguousKv ||
+      config.limits.max_num_seqs < 2) {
     return prefixes;
   }
   const std::int64_t state_bytes = static_cast<std::int64_t>(shape.num_qo_heads) *
@@ -62,6 +72,16 @@ schedule::PrefixPolicy prefix_policy(const core::AttentionConfig& config,
   prefixes.least_gain = std::int64_t{2} * small.cost_of_tile * small.num_ranges *
                         small.heads_abreast / shape.num_kv_heads;
   return prefixes;
+}
+
+/// Lets nothing depend on the batch: no unit is split, and keys are divided at fixed places.
+void make_invariant(const core::AttentionConfig& config, schedule::Policy& policy) {
+  for (schedule::TilePolicy& line : policy.lines) line.min_split_tiles = INT32_MAX;
+  if (!can_part_keys(config)) return;
+  policy.fixed_part_keys = kFixedPartKeys;
+  policy.prefixes.max_states =
+      schedule::kMostFixedParts * std::min(config.limits.max_num_seqs, config.limits.max_total_q);
+  policy.prefixes.num_kv_heads = config.shape.num_kv_heads;
 }
 
 /// @param shares  Of small units: a range in one of the heads that go abreast each. Shares that read
@@ -104,7 +124,11 @@ schedule::Policy policy_for(const core::AttentionConfig& config, const AttendKer
     policy.lines[schedule::kSmallUnits].most_workers = policy.workers * 5 / 6;  // memory is busy
     policy.cost_of_change = 48;
   }
-  policy.prefixes = prefix_policy(config, small);
+  if (config.spec.batch_invariant) {
+    make_invariant(config, policy);
+  } else {
+    policy.prefixes = prefix_policy(config, small);
+  }
   return policy;
 }
 

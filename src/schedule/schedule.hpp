@@ -3,7 +3,8 @@
 /// How a ragged batch is cut into equal work.
 ///
 /// A **segment** is a request with its keys. Where requests share a prefix and it pays, the prefix is
-/// a segment of its own, with the queries of all of them (`prefixes.hpp`), and theirs have the rest.
+/// a segment of its own, with the queries of all of them (`prefixes.hpp`), and theirs have the rest; or
+/// the keys of one request are several segments (`fixed_parts.hpp`).
 /// A **unit** is a tile of a segment's queries for one kv head (or, for requests with few rows, for
 /// all of them; or for several heads that go abreast) against all its keys that the tile can see, in
 /// tiles of `keys_per_tile` keys. Segments of few rows have small units and those of many rows have
@@ -38,7 +39,8 @@ namespace quire::schedule {
 
 /// When a shared prefix becomes a segment, and what that costs, in the unit of all lines.
 struct PrefixPolicy {
-  std::int32_t max_states = 0;  ///< results of a query that can wait to be joined; 0: never
+  /// Results of a query that can wait to be joined, of prefixes or of fixed parts; 0: there are none.
+  std::int32_t max_states = 0;
   std::int32_t num_kv_heads = 0;
   std::int32_t most_rows = 0;  ///< of a request for one kv head; those with more gain nothing
   std::int32_t queries_per_cost = 1;  ///< whose results cost 1 to leave and to join
@@ -77,6 +79,10 @@ inline constexpr int kLines = 2;
 struct Policy {
   TilePolicy lines[kLines];
   PrefixPolicy prefixes;
+  /// > 0: no prefixes are looked for; requests' keys are divided into parts of at least so many, as
+  /// `fixed_parts_of` says. Together with units that are never split (`min_split_tiles`), the result
+  /// of a request does not depend on the batch.
+  std::int32_t fixed_part_keys = 0;
   std::int32_t workers = 0;         ///< 0: each takes its part of all lines
   std::int64_t cost_of_change = 0;  ///< from one line to the other
 
@@ -92,7 +98,8 @@ struct Overview {
   std::int32_t num_ranges[kLines] = {};  ///< in use; 0 for a line without units
   std::int32_t large_workers = 0;        ///< the first ones, that take large units only, and all
                                          ///< others small ones; 0: all take both
-  std::int32_t num_prefixes = 0;         ///< segments that are shared prefixes: the first ones
+  std::int32_t num_prefixes = 0;         ///< segments that are shared prefixes, or parts of a
+                                         ///< request's keys: the first ones
   std::int32_t num_queries = 0;          ///< of all requests: rows of q from here on are padding
 };
 
@@ -101,7 +108,7 @@ struct Header {
   Overview overview;
   std::int32_t num_seqs = 0;
   std::int32_t num_segments = 0;
-  std::int32_t num_listed = 0;  ///< queries that attend to some of the prefixes
+  std::int32_t num_listed = 0;  ///< queries whose results are joined with those of these
   std::uint32_t levels = 0;     ///< bit i: there are prefixes of level i
   std::int64_t total_cost[kLines] = {};
   std::uint64_t digest = 0;  ///< of lengths and policy, see `describes`; 0 where a device made it
@@ -154,14 +161,14 @@ struct Range {
   PlacedCut end;
 };
 
-/// A segment of a schedule with prefixes.
+/// A segment of a schedule with prefixes or parts.
 struct StoredSegment {
   Segment segment;
   QueryPlace queries;
 };
 
-/// A query of a request that has shared prefixes. Its results, one of each prefix and one of its
-/// own keys, are joined by whoever leaves the last of them.
+/// A query of a request that has shared prefixes, or parts. Its results, one of each and one of its
+/// own (or last) keys, are joined by whoever leaves the last of them.
 struct ListedQuery {
   std::int32_t token = 0;    ///< row of q
   std::uint32_t levels = 0;  ///< bit i: there is a result of the prefix of level i, and of its own
@@ -188,8 +195,13 @@ struct ScheduleView {
   ListedQuery* listed = nullptr;             // [max_states / 2]
   std::uint32_t* listed_arrivals = nullptr;  // [max_states / 2, num_kv_heads]: results left of a
                                              // query; 0 between runs
-  void* prefix_scratch = nullptr;            // of `find_prefixes`
+  void* prefix_scratch = nullptr;            // of `find_prefixes`, if they are looked for
 };
+
+/// Whether requests that share a prefix are looked for.
+QUIRE_HOST_DEVICE inline bool looks_for_prefixes(const Policy& policy) {
+  return policy.prefixes.max_states > 0 && policy.fixed_part_keys == 0;
+}
 
 /// Queries that can be listed: each has two results at least.
 QUIRE_HOST_DEVICE inline std::int32_t max_listed(const Policy& policy) {
@@ -203,6 +215,11 @@ QUIRE_HOST_DEVICE constexpr std::size_t prefix_scratch_bytes(std::int32_t max_nu
 /// queries and the header's counts. O(num_seqs · (pages + log² num_seqs)).
 inline void find_prefixes(const Policy& policy, const core::ProblemShape& shape,
                           const core::BatchArrays& batch, ScheduleView schedule);
+
+/// Divides the keys of requests at fixed places (`fixed_parts.hpp`), and fills the same parts of the
+/// schedule. O(num_seqs).
+inline void divide_keys(const Policy& policy, const core::ProblemShape& shape,
+                        const core::BatchArrays& batch, ScheduleView schedule);
 
 /// Bytes that a `ScheduleView` needs.
 QUIRE_HOST_DEVICE inline std::size_t schedule_bytes(const Policy& policy,
@@ -325,4 +342,5 @@ class WorkCursor {
 
 #include "schedule/schedule_impl.hpp"  // IWYU pragma: export
 
-#include "schedule/prefixes.hpp"  // IWYU pragma: export
+#include "schedule/fixed_parts.hpp"  // IWYU pragma: export
+#include "schedule/prefixes.hpp"     // IWYU pragma: export

@@ -238,10 +238,11 @@ QUIRE_HOST_DEVICE inline SplitUnit split_unit(const EqualCuts& cuts, const UnitL
 
 }  // namespace detail
 
-/// With prefixes, of which each is shared by more requests or prefixes than one.
+/// With prefixes, of which each is shared by more requests or prefixes than one; or with parts.
 QUIRE_HOST_DEVICE inline std::int32_t max_segments(const Policy& policy,
                                                    std::int32_t max_num_seqs) {
-  return policy.prefixes.max_states > 0 ? 2 * max_num_seqs : max_num_seqs;
+  if (policy.prefixes.max_states == 0) return max_num_seqs;
+  return (looks_for_prefixes(policy) ? 2 : kPrefixLevels + 1) * max_num_seqs;
 }
 
 QUIRE_HOST_DEVICE inline std::size_t schedule_bytes(const Policy& policy,
@@ -261,8 +262,10 @@ QUIRE_HOST_DEVICE inline std::size_t schedule_bytes(const Policy& policy,
              static_cast<std::size_t>(max_listed(policy)) *
                  (sizeof(ListedQuery) +
                   static_cast<std::size_t>(policy.prefixes.num_kv_heads) * sizeof(std::uint32_t)) +
-             sizeof(std::int64_t) +
-             prefix_scratch_bytes(detail::min_of(max_num_seqs, policy.prefixes.most_seqs));
+             sizeof(std::int64_t);
+  }
+  if (looks_for_prefixes(policy)) {
+    bytes += prefix_scratch_bytes(detail::min_of(max_num_seqs, policy.prefixes.most_seqs));
   }
   return bytes;
 }
@@ -501,6 +504,7 @@ inline std::uint64_t digest_of(const Policy& policy, const core::ProblemShape& s
   }
   add(policy.workers);
   add(policy.cost_of_change);
+  add(policy.fixed_part_keys);
   for (const std::int64_t value :
        {std::int64_t{shape.num_kv_heads}, std::int64_t{shape.group_size},
         static_cast<std::int64_t>(shape.mask), std::int64_t{shape.window_left}}) {
@@ -558,7 +562,11 @@ inline void build(const Policy& policy, const core::ProblemShape& shape,
   header.num_segments = batch.num_seqs;
   header.overview.num_queries = batch.num_seqs > 0 ? batch.qo_indptr[batch.num_seqs] : 0;
   header.digest = detail::digest_of(policy, shape, batch);
-  if (policy.prefixes.max_states > 0) find_prefixes(policy, shape, batch, schedule);
+  if (looks_for_prefixes(policy)) {
+    find_prefixes(policy, shape, batch, schedule);
+  } else if (policy.prefixes.max_states > 0) {
+    divide_keys(policy, shape, batch, schedule);
+  }
   const bool has_large = policy.lines[kLargeUnits].num_ranges > 0;
   const int num_lines = has_large ? kLines : 1;
   for (int line = 0; line < num_lines; ++line) {

@@ -79,6 +79,7 @@ TEST(CStructs, DefaultsAreThoseOfCpp) {
   EXPECT_EQ(c_spec.sm_scale, spec.sm_scale);
   EXPECT_EQ(c_spec.kv_scale, static_cast<std::int32_t>(spec.kv_scale));
   EXPECT_EQ(c_spec.no_shared_prefixes, spec.share_prefixes ? 0 : 1);
+  EXPECT_EQ(c_spec.batch_invariant, spec.batch_invariant ? 1 : 0);
   const BatchLimits limits;
   const quire_batch_limits c_limits = QUIRE_BATCH_LIMITS_INIT;
   EXPECT_EQ(c_limits.max_num_seqs, limits.max_num_seqs);

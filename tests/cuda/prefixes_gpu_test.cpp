@@ -122,6 +122,17 @@ TEST(PrefixesOnTheDevice, AreTheHostsBitForBitOverRandomForests) {
   EXPECT_GT(with_prefixes, 300);
 }
 
+TEST(FixedPartsOnTheDevice, AreTheHostsBitForBitOverRandomForests) {
+  std::mt19937 random(6);
+  int with_parts = 0;
+  for (int round = 0; round < 500 && !HasFailure(); ++round) {
+    SCOPED_TRACE(round);
+    expect_host_schedule(testing::invariant_forest(random, round % 50 == 0 ? 2000 : 60), 0,
+                         with_parts);
+  }
+  EXPECT_GT(with_parts, 100);
+}
+
 /// Requests that share 64 pages, those of a branch 17 more, with some queries and own keys each.
 RandomBatchOptions sharing(DType dtype, std::int32_t group, std::int32_t head_dim) {
   RandomBatchOptions options = testing::exact_options(dtype, group, 2, head_dim);

@@ -118,4 +118,13 @@ inline PageForest random_forest(std::mt19937& random, std::int32_t most_seqs) {
   return forest;
 }
 
+/// A forest whose prefixes are not looked for, and whose units do not depend on the batch.
+inline PageForest invariant_forest(std::mt19937& random, std::int32_t most_seqs) {
+  PageForest forest = random_forest(random, most_seqs);
+  for (schedule::TilePolicy& line : forest.policy.lines) line.min_split_tiles = INT32_MAX;
+  forest.policy.fixed_part_keys = 24;
+  forest.policy.prefixes.max_states = schedule::kMostFixedParts * std::max(1, forest.num_seqs());
+  return forest;
+}
+
 }  // namespace quire::testing

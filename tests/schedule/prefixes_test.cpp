@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Shared prefixes: the tree is the one that the tables make, every query attends to every key that
-// it sees exactly once, and what waits to be joined is complete and has a place of its own.
+// it sees exactly once, and what waits to be joined is complete and has a place of its own. The latter
+// two of a request's fixed parts, too.
 #include "schedule/prefixes.hpp"
 
 #include <gmock/gmock.h>
@@ -20,6 +21,7 @@
 namespace quire::schedule {
 namespace {
 
+using testing::invariant_forest;
 using testing::PageForest;
 using testing::random_forest;
 using testing::sharing_policy;
@@ -133,75 +135,136 @@ TEST(Prefixes, AreTheTreeOfTheTables) {
 /// Where a key lies: its page and its place in it.
 using Place = std::pair<std::int32_t, std::int32_t>;
 
-TEST(Prefixes, LeaveEveryQueryEveryKeyOnce) {
-  std::mt19937 random(7);
-  int with_prefixes = 0;
-  for (int round = 0; round < 2000; ++round) {
-    const PageForest forest = random_forest(random, 24);
-    const Scheduled scheduled(forest);
-    const Header& header = *scheduled.view.header;
-    with_prefixes += static_cast<int>(header.overview.num_prefixes > 0);
-    // [token, kv head]: places of the keys that were attended, and states that were left.
-    std::map<std::pair<std::int32_t, std::int32_t>, std::vector<Place>> attended;
-    std::map<std::pair<std::int32_t, std::int32_t>, std::set<std::int32_t>> states;
-    for (const auto& [line, range] : scheduled.ranges()) {
-      WorkCursor cursor(forest.policy, forest.shape, scheduled.batch, scheduled.view, line, range);
-      WorkItem item;
-      Lengths lengths;
-      QueryPlace queries;
-      while (cursor.next(item, lengths, queries)) {
-        for (std::int32_t i = item.q_begin; i < item.q_end; ++i) {
-          const bool is_final = queries.state == QueryPlace::kFinal;
-          const std::int32_t token =
-              is_final ? queries.first + i : scheduled.view.listed[queries.first + i].token;
-          const KeyRange seen = visible_keys(forest.shape, lengths, i, i + 1);
-          for (std::int32_t head = item.kv_head_begin; head < item.kv_head_end; ++head) {
-            if (!is_final) states[{token, head}].insert(queries.state + i);
-            for (std::int32_t key = std::max(item.kv_begin, seen.begin);
-                 key < std::min(item.kv_end, seen.end); ++key) {
-              attended[{token, head}].push_back(
-                  {forest.table_of(item.seq)[key / forest.shape.page_size],
-                   key % forest.shape.page_size});
-            }
+/// What waits to be joined is complete, and every query attends to every key that it sees once.
+void expect_every_key_once(const PageForest& forest, const Scheduled& scheduled) {
+  const Header& header = *scheduled.view.header;
+  // [token, kv head]: places of the keys that were attended, and states that were left.
+  std::map<std::pair<std::int32_t, std::int32_t>, std::vector<Place>> attended;
+  std::map<std::pair<std::int32_t, std::int32_t>, std::set<std::int32_t>> states;
+  for (const auto& [line, range] : scheduled.ranges()) {
+    WorkCursor cursor(forest.policy, forest.shape, scheduled.batch, scheduled.view, line, range);
+    WorkItem item;
+    Lengths lengths;
+    QueryPlace queries;
+    while (cursor.next(item, lengths, queries)) {
+      for (std::int32_t i = item.q_begin; i < item.q_end; ++i) {
+        const bool is_final = queries.state == QueryPlace::kFinal;
+        const std::int32_t token =
+            is_final ? queries.first + i : scheduled.view.listed[queries.first + i].token;
+        const KeyRange seen = visible_keys(forest.shape, lengths, i, i + 1);
+        for (std::int32_t head = item.kv_head_begin; head < item.kv_head_end; ++head) {
+          if (!is_final) states[{token, head}].insert(queries.state + i);
+          for (std::int32_t key = std::max(item.kv_begin, seen.begin);
+               key < std::min(item.kv_end, seen.end); ++key) {
+            attended[{token, head}].push_back(
+                {forest.table_of(item.seq)[key / forest.shape.page_size],
+                 key % forest.shape.page_size});
           }
         }
       }
     }
-    std::map<std::int32_t, std::int32_t> results_of;  // of a listed query's token
-    for (std::int32_t i = 0; i < header.num_listed; ++i) {
-      const ListedQuery& query = scheduled.view.listed[i];
-      ASSERT_TRUE(results_of.insert({query.token, std::popcount(query.levels)}).second);
-    }
-    std::set<std::int32_t> used;
-    for (std::int32_t seq = 0; seq < forest.num_seqs(); ++seq) {
-      const Lengths lengths = lengths_of(forest.shape, scheduled.batch, seq);
-      for (std::int32_t i = 0; i < lengths.qo_len; ++i) {
-        const std::int32_t token = scheduled.batch.qo_indptr[seq] + i;
-        const KeyRange seen = visible_keys(forest.shape, lengths, i, i + 1);
-        std::vector<Place> expected;
-        for (std::int32_t key = seen.begin; key < seen.end; ++key) {
-          expected.push_back(
-              {forest.table_of(seq)[key / forest.shape.page_size], key % forest.shape.page_size});
-        }
-        std::ranges::sort(expected);
-        for (std::int32_t head = 0; head < forest.shape.num_kv_heads; ++head) {
-          std::ranges::sort(attended[{token, head}]);
-          ASSERT_EQ((attended[{token, head}]), expected) << "round " << round;
-          const auto results = results_of.find(token);
-          ASSERT_EQ((states[{token, head}].size()),
-                    results == results_of.end() ? 0U : static_cast<std::size_t>(results->second));
-        }
-        for (const std::int32_t state : states[{token, 0}]) {
-          ASSERT_TRUE(used.insert(state).second) << "two results share a place";
-          ASSERT_LT(state, forest.policy.prefixes.max_states);
-        }
+  }
+  std::map<std::int32_t, std::int32_t> results_of;  // of a listed query's token
+  for (std::int32_t i = 0; i < header.num_listed; ++i) {
+    const ListedQuery& query = scheduled.view.listed[i];
+    ASSERT_TRUE(results_of.insert({query.token, std::popcount(query.levels)}).second);
+  }
+  std::set<std::int32_t> used;
+  for (std::int32_t seq = 0; seq < forest.num_seqs(); ++seq) {
+    const Lengths lengths = lengths_of(forest.shape, scheduled.batch, seq);
+    for (std::int32_t i = 0; i < lengths.qo_len; ++i) {
+      const std::int32_t token = scheduled.batch.qo_indptr[seq] + i;
+      const KeyRange seen = visible_keys(forest.shape, lengths, i, i + 1);
+      std::vector<Place> expected;
+      for (std::int32_t key = seen.begin; key < seen.end; ++key) {
+        expected.push_back(
+            {forest.table_of(seq)[key / forest.shape.page_size], key % forest.shape.page_size});
+      }
+      std::ranges::sort(expected);
+      for (std::int32_t head = 0; head < forest.shape.num_kv_heads; ++head) {
+        std::ranges::sort(attended[{token, head}]);
+        ASSERT_EQ((attended[{token, head}]), expected);
+        const auto results = results_of.find(token);
+        ASSERT_EQ((states[{token, head}].size()),
+                  results == results_of.end() ? 0U : static_cast<std::size_t>(results->second));
+      }
+      for (const std::int32_t state : states[{token, 0}]) {
+        ASSERT_TRUE(used.insert(state).second) << "two results share a place";
+        ASSERT_LT(state, forest.policy.prefixes.max_states);
       }
     }
-    for (std::int32_t i = 0; i < header.num_listed * forest.shape.num_kv_heads; ++i) {
-      ASSERT_EQ(scheduled.view.listed_arrivals[i], 0U);
-    }
+  }
+  for (std::int32_t i = 0; i < header.num_listed * forest.shape.num_kv_heads; ++i) {
+    ASSERT_EQ(scheduled.view.listed_arrivals[i], 0U);
+  }
+}
+
+TEST(Prefixes, LeaveEveryQueryEveryKeyOnce) {
+  std::mt19937 random(7);
+  int with_prefixes = 0;
+  for (int round = 0; round < 2000; ++round) {
+    SCOPED_TRACE(round);
+    const PageForest forest = random_forest(random, 24);
+    const Scheduled scheduled(forest);
+    with_prefixes += static_cast<int>(scheduled.view.header->overview.num_prefixes > 0);
+    ASSERT_NO_FATAL_FAILURE(expect_every_key_once(forest, scheduled));
   }
   EXPECT_GT(with_prefixes, 300);
+}
+
+TEST(FixedParts, LeaveEveryQueryEveryKeyOnce) {
+  std::mt19937 random(7);
+  int with_parts = 0;
+  for (int round = 0; round < 2000; ++round) {
+    SCOPED_TRACE(round);
+    const PageForest forest = invariant_forest(random, 24);
+    const Scheduled scheduled(forest);
+    with_parts += static_cast<int>(scheduled.view.header->overview.num_prefixes > 0);
+    ASSERT_NO_FATAL_FAILURE(expect_every_key_once(forest, scheduled));
+  }
+  EXPECT_GT(with_parts, 300);
+}
+
+/// All units of a request: line, kv heads, queries, keys and place in the order in which they are
+/// joined.
+using UnitsOfRequest = std::multiset<std::tuple<int, std::int32_t, std::int32_t, std::int32_t,
+                                                std::int32_t, std::int32_t, std::int32_t>>;
+
+std::vector<UnitsOfRequest> units_of_requests(const PageForest& forest) {
+  const Scheduled scheduled(forest);
+  std::vector<UnitsOfRequest> units(static_cast<std::size_t>(forest.num_seqs()));
+  for (const auto& [line, range] : scheduled.ranges()) {
+    WorkCursor cursor(forest.policy, forest.shape, scheduled.batch, scheduled.view, line, range);
+    WorkItem item;
+    Lengths lengths;
+    QueryPlace queries;
+    while (cursor.next(item, lengths, queries)) {
+      EXPECT_EQ(item.num_pieces, 1);
+      units[static_cast<std::size_t>(item.seq)].insert({line, item.kv_head_begin, item.q_begin,
+                                                        item.q_end, item.kv_begin, item.kv_end,
+                                                        queries.level});
+    }
+  }
+  return units;
+}
+
+TEST(FixedParts, MakeUnitsThatDependOnTheRequestAlone) {
+  std::mt19937 random(5);
+  for (int round = 0; round < 300; ++round) {
+    const PageForest forest = invariant_forest(random, 24);
+    const std::vector<UnitsOfRequest> together = units_of_requests(forest);
+    for (std::int32_t seq = 0; seq < forest.num_seqs(); ++seq) {
+      const auto at = static_cast<std::size_t>(seq);
+      PageForest alone;
+      alone.shape = forest.shape;
+      alone.policy = forest.policy;
+      const std::int32_t* const pages = forest.table_of(seq);
+      alone.add(forest.qo_indptr[at + 1] - forest.qo_indptr[at], forest.kv_len[at],
+                {pages, pages + forest.width - 1});
+      alone.finish();
+      ASSERT_EQ(units_of_requests(alone).front(), together[at]) << "round " << round;
+    }
+  }
 }
 
 /// Decodes of `num_seqs` requests that share `shared` pages of 16 keys and have `own` of their own.

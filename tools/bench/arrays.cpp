@@ -40,6 +40,7 @@ AttentionSpec spec_of(const Workload& workload, const MeasureOptions& options) {
   shape.kv_scale = options.kv_scale;
   AttentionSpec spec = shape.spec();
   spec.share_prefixes = options.share_prefixes;
+  spec.batch_invariant = options.batch_invariant;
   spec.mask = workload.mask;
   return spec;
 }

@@ -130,6 +130,7 @@ Json json_of(const BenchOptions& options, const Run& run, const Workload& worklo
            {"commit", options.commit},
            {"machine", run.machine},
            {"date", run.date}};
+  row["batch_invariant"] = options.measure.batch_invariant;
   if (cpu) {
     row["threads"] = run.threads;
     row["huge_pages"] = options.pages == PageKind::kHuge;

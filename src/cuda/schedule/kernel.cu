@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// schedule::build for lengths and tables that only the device knows: shared prefixes, a running sum
-// over the segments for each line, then every cut on its own.
+// schedule::build for lengths and tables that only the device knows: shared prefixes (or parts), a
+// running sum over the segments for each line, then every cut on its own.
 //
 //   tables    ->  segments [num_segments]
 //   segments  ->  cost_before [num_segments + 1], header  ->  cuts  ->  ranges [num_ranges]
@@ -132,7 +132,7 @@ struct Shared {
 };
 
 /// Segments; the header counts them.
-__device__ void find_prefixes(const Arguments& arguments, std::int32_t num_seqs, Shared& shared) {
+__device__ void find_segments(const Arguments& arguments, std::int32_t num_seqs, Shared& shared) {
   extern __shared__ std::int64_t near_scratch[];
   if (threadIdx.x == 0) {
     shared.header = {};
@@ -142,6 +142,12 @@ __device__ void find_prefixes(const Arguments& arguments, std::int32_t num_seqs,
   }
   __syncthreads();
   if (arguments.policy.prefixes.max_states == 0 || num_seqs == 0) return;
+  if (!schedule::looks_for_prefixes(arguments.policy)) {
+    schedule::divide_keys(arguments.policy, arguments.shape, arguments.batch, arguments.schedule,
+                          Block{}, shared.header);
+    __syncthreads();
+    return;
+  }
   const std::size_t table_bytes = schedule::prefix_table_bytes(num_seqs);
   auto* const near = reinterpret_cast<std::byte*>(near_scratch);
   auto* const far = static_cast<std::byte*>(arguments.schedule.prefix_scratch);
@@ -205,7 +211,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   __shared__ Shared shared;
   const bool refused = arguments.check != nullptr && arguments.check->what != 0;
   const std::int32_t num_seqs = refused ? 0 : arguments.batch.num_seqs;
-  find_prefixes(arguments, num_seqs, shared);
+  find_segments(arguments, num_seqs, shared);
   schedule::ScheduleView known = arguments.schedule;
   known.header = &shared.header;
   if (shared.header.num_segments <= kSharedSegments) {
@@ -253,7 +259,7 @@ cudaError_t launch_schedule(const schedule::Policy& policy, const core::ProblemS
                             const core::BatchArrays& batch, schedule::ScheduleView schedule,
                             std::size_t near_bytes, const CheckRecord* check,
                             cudaStream_t stream) noexcept {
-  if (policy.prefixes.max_states == 0) near_bytes = 0;
+  if (!schedule::looks_for_prefixes(policy)) near_bytes = 0;
   schedule_kernel<<<1, kThreads, near_bytes, stream>>>(
       Arguments{policy, shape, batch, schedule, near_bytes, check});
   return cudaGetLastError();

@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file
+/// Results that do not depend on the batch: no unit is ever split, and where that would leave much of
+/// the machine idle, a request's keys are divided at places that depend on the request alone. A part
+/// is a segment, as a shared prefix is one, of one request; the results of all parts are joined in the
+/// order of the keys. Include schedule.hpp instead.
+#pragma once
+
+#include <cstdint>
+
+#include "schedule/schedule.hpp"
+#include "schedule/team.hpp"
+
+namespace quire::schedule {
+
+/// Parts of a request at most: levels of results that can be joined. Of a request's queries and parts,
+/// so many results wait to be joined.
+inline constexpr std::int32_t kMostFixedParts = kPrefixLevels + 1;
+
+/// How a request's keys are divided.
+struct FixedParts {
+  std::int32_t count = 1;
+  std::int32_t keys = 0;  ///< of each part but the last, which has the rest
+};
+
+QUIRE_HOST_DEVICE inline FixedParts fixed_parts_of(const Policy& policy,
+                                                   const core::ProblemShape& shape,
+                                                   Lengths lengths) {
+  FixedParts parts;
+  if (lengths.qo_len <= 0 || line_of(policy, shape, lengths) != kSmallUnits) return parts;
+  const std::int32_t count =
+      detail::min_of(kMostFixedParts / lengths.qo_len, lengths.kv_len / policy.fixed_part_keys);
+  if (count < 2) return parts;
+  const std::int32_t tile = policy.lines[kSmallUnits].keys_per_tile;
+  parts.count = count;
+  parts.keys = ((lengths.kv_len - 1) / (count * tile) + 1) * tile;
+  return parts;
+}
+
+/// Writes the parts as segments, and the queries whose results are joined. All threads of a team run
+/// it.
+/// @param header  Its counts are written; the team sees them.
+/// @tparam Team   Like `SingleThread`.
+template <typename Team>
+QUIRE_HOST_DEVICE inline void divide_keys(const Policy& policy, const core::ProblemShape& shape,
+                                          const core::BatchArrays& batch,
+                                          const ScheduleView& schedule, const Team& team,
+                                          Header& header) {
+  const std::int32_t share = (batch.num_seqs + team.size() - 1) / team.size();
+  const std::int32_t first = detail::min_of(team.rank() * share, batch.num_seqs);
+  const std::int32_t last = detail::min_of(first + share, batch.num_seqs);
+  std::int64_t segments = 0;  // of this thread's requests, besides one of each
+  std::int64_t listed = 0;
+  std::int64_t states = 0;
+  QUIRE_ROLLED
+  for (std::int32_t seq = first; seq < last; ++seq) {
+    const Lengths lengths = lengths_of(shape, batch, seq);
+    const FixedParts parts = fixed_parts_of(policy, shape, lengths);
+    if (parts.count == 1) continue;
+    segments += parts.count - 1;
+    listed += lengths.qo_len;
+    states += parts.count * lengths.qo_len;
+  }
+  std::int64_t num_parts = 0;
+  std::int64_t num_listed = 0;
+  std::int64_t num_states = 0;
+  auto at_segment = static_cast<std::int32_t>(team.sum_before(segments, num_parts));
+  auto at_listed = static_cast<std::int32_t>(team.sum_before(listed, num_listed));
+  auto at_state = static_cast<std::int32_t>(team.sum_before(states, num_states));
+  if (num_parts == 0) return;
+
+  const auto num_first_parts = static_cast<std::int32_t>(num_parts);
+  QUIRE_ROLLED
+  for (std::int32_t seq = first; seq < last; ++seq) {
+    const std::int32_t token = batch.qo_indptr[seq];
+    StoredSegment last_part{whole_segment(shape, batch, seq), {token}};
+    const std::int32_t queries = last_part.segment.lengths.qo_len;
+    const FixedParts parts = fixed_parts_of(policy, shape, last_part.segment.lengths);
+    if (parts.count > 1) {
+      QUIRE_ROLLED
+      for (std::int32_t part = 0; part < parts.count - 1; ++part) {
+        Segment segment;
+        segment.seq = seq;
+        segment.key_begin = part * parts.keys;
+        segment.key_end = segment.key_begin + parts.keys;
+        segment.lengths = {queries, segment.key_end + queries};
+        schedule.segments[at_segment++] = {segment, {at_listed, at_state, part}};
+        at_state += queries;
+      }
+      last_part.segment.key_begin = (parts.count - 1) * parts.keys;
+      last_part.queries = {at_listed, at_state, kOwnLevel};
+      at_state += queries;
+      const std::uint32_t first_levels = (1U << static_cast<unsigned>(parts.count - 1)) - 1;
+      QUIRE_ROLLED
+      for (std::int32_t query = 0; query < queries; ++query) {
+        schedule.listed[at_listed++] = {token + query,
+                                        first_levels | 1U << static_cast<unsigned>(kOwnLevel)};
+      }
+    }
+    schedule.segments[num_first_parts + seq] = last_part;
+  }
+  if (team.rank() == 0) {
+    header.num_listed = static_cast<std::int32_t>(num_listed);
+    header.overview.num_prefixes = num_first_parts;
+    header.num_segments = num_first_parts + batch.num_seqs;
+  }
+  team.sync();
+  QUIRE_ROLLED
+  for (std::int32_t i = team.rank(); i < header.num_listed * policy.prefixes.num_kv_heads;
+       i += team.size()) {
+    schedule.listed_arrivals[i] = 0;
+  }
+}
+
+inline void divide_keys(const Policy& policy, const core::ProblemShape& shape,
+                        const core::BatchArrays& batch, ScheduleView schedule) {
+  divide_keys(policy, shape, batch, schedule, SingleThread{}, *schedule.header);
+}
+
+}  // namespace quire::schedule
