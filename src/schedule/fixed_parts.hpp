@@ -2,8 +2,8 @@
 /// @file
 /// Results that do not depend on the batch: no unit is ever split, and where that would leave much of
 /// the machine idle, a request's keys are divided at places that depend on the request alone. A part
-/// is a segment, as a shared prefix is one, of one request; the results of all parts are joined in the
-/// order of the keys. Include schedule.hpp instead.
+/// is a segment of its own; the results of all parts, [parts, queries] states, are joined in the order of
+/// the keys. Include schedule.hpp instead.
 #pragma once
 
 #include <cstdint>
@@ -12,10 +12,6 @@
 #include "schedule/team.hpp"
 
 namespace quire::schedule {
-
-/// Parts of a request at most: levels of results that can be joined. Of a request's queries and parts,
-/// so many results wait to be joined.
-inline constexpr std::int32_t kMostFixedParts = kPrefixLevels + 1;
 
 /// How a request's keys are divided.
 struct FixedParts {
@@ -28,12 +24,14 @@ QUIRE_HOST_DEVICE inline FixedParts fixed_parts_of(const Policy& policy,
                                                    Lengths lengths) {
   FixedParts parts;
   if (lengths.qo_len <= 0 || line_of(policy, shape, lengths) != kSmallUnits) return parts;
-  const std::int32_t count =
-      detail::min_of(kMostFixedParts / lengths.qo_len, lengths.kv_len / policy.fixed_part_keys);
-  if (count < 2) return parts;
+  const std::int32_t most = kMostFixedParts / lengths.qo_len;
+  if (most < 2) return parts;
   const std::int32_t tile = policy.lines[kSmallUnits].keys_per_tile;
-  parts.count = count;
-  parts.keys = ((lengths.kv_len - 1) / (count * tile) + 1) * tile;
+  const std::int32_t least = detail::max_of(policy.fixed_part_keys, lengths.kv_len / most);
+  parts.keys = (least + tile - 1) / tile * tile;
+  // The last part holds all that not every query sees, and half as much as another at least.
+  const std::int32_t seen_by_all = lengths.kv_len - lengths.qo_len - parts.keys / 2;
+  if (seen_by_all > 0) parts.count += detail::min_of(most - 1, seen_by_all / parts.keys);
   return parts;
 }
 
@@ -77,24 +75,23 @@ QUIRE_HOST_DEVICE inline void divide_keys(const Policy& policy, const core::Prob
     const std::int32_t queries = last_part.segment.lengths.qo_len;
     const FixedParts parts = fixed_parts_of(policy, shape, last_part.segment.lengths);
     if (parts.count > 1) {
+      last_part.segment.key_begin = (parts.count - 1) * parts.keys;
+      last_part.segment.part = parts.count - 1;
+      last_part.segment.num_parts = parts.count;
+      last_part.queries = {at_listed, at_state, kOwnLevel};
+      at_state += parts.count * queries;
       QUIRE_ROLLED
       for (std::int32_t part = 0; part < parts.count - 1; ++part) {
-        Segment segment;
-        segment.seq = seq;
-        segment.key_begin = part * parts.keys;
-        segment.key_end = segment.key_begin + parts.keys;
-        segment.lengths = {queries, segment.key_end + queries};
-        schedule.segments[at_segment++] = {segment, {at_listed, at_state, part}};
-        at_state += queries;
+        StoredSegment& stored = schedule.segments[at_segment++];
+        stored = last_part;
+        stored.segment.part = part;
+        stored.segment.key_begin = part * parts.keys;
+        stored.segment.key_end = stored.segment.key_begin + parts.keys;
+        stored.segment.lengths.kv_len = stored.segment.key_end + queries;
       }
-      last_part.segment.key_begin = (parts.count - 1) * parts.keys;
-      last_part.queries = {at_listed, at_state, kOwnLevel};
-      at_state += queries;
-      const std::uint32_t first_levels = (1U << static_cast<unsigned>(parts.count - 1)) - 1;
       QUIRE_ROLLED
       for (std::int32_t query = 0; query < queries; ++query) {
-        schedule.listed[at_listed++] = {token + query,
-                                        first_levels | 1U << static_cast<unsigned>(kOwnLevel)};
+        schedule.listed[at_listed++] = {token + query, 1U << static_cast<unsigned>(kOwnLevel)};
       }
     }
     schedule.segments[num_first_parts + seq] = last_part;

@@ -138,6 +138,8 @@ struct PlacedCut {
 
 /// A piece of work: queries [q_begin, q_end) of a segment against keys [kv_begin, kv_end).
 struct WorkItem {
+  static constexpr std::int32_t kFixedParts = -1;
+
   std::int32_t seq = 0;  ///< whose keys they are
   std::int32_t kv_head_begin = 0;
   std::int32_t kv_head_end = 0;
@@ -145,9 +147,11 @@ struct WorkItem {
   std::int32_t q_end = 0;
   std::int32_t kv_begin = 0;  ///< within the request; kv_begin ≥ kv_end: no key is visible
   std::int32_t kv_end = 0;
-  std::int32_t piece = 0;        ///< of the split unit, in the order of the keys
-  std::int32_t num_pieces = 1;   ///< 1: not split, the result is final
-  std::int32_t first_range = 0;  ///< of the split unit; names its arrival counter
+  std::int32_t piece = 0;       ///< of the split unit, in the order of the keys
+  std::int32_t num_pieces = 1;  ///< 1: not split
+  std::int32_t first_range =
+      0;  ///< of the split unit, names its arrival counter; or `kFixedParts`:
+          ///< the pieces are the request's parts, results lie with states
 };
 
 /// An equal part of a line. Only the units at its two ends can be split. The first item is stored
@@ -174,9 +178,12 @@ struct ListedQuery {
   std::uint32_t levels = 0;  ///< bit i: there is a result of the prefix of level i, and of its own
 };
 
-/// Prefixes of prefixes of prefixes; and the level of a request's own keys.
+/// Prefixes of prefixes of prefixes; and the level of a request's own keys, all its parts.
 inline constexpr std::int32_t kPrefixLevels = 3;
 inline constexpr std::int32_t kOwnLevel = kPrefixLevels;
+
+/// Parts of a request's keys at most; and results of it that wait to be joined, of all its queries.
+inline constexpr std::int32_t kMostFixedParts = 16;
 
 /// A line in the schedule's workspace.
 struct LineView {

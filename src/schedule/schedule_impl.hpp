@@ -140,7 +140,7 @@ class UnitLine {
 
  private:
   QUIRE_HOST_DEVICE std::int64_t full_kv_tiles_before(std::int32_t q_tile) const {
-    if (segment_.is_shared_prefix()) return static_cast<std::int64_t>(q_tile) * kv_tiles(0);
+    if (segment_.is_seen_by_all()) return static_cast<std::int64_t>(q_tile) * kv_tiles(0);
     const std::int64_t step = units_.tokens_per_tile;
     const std::int64_t tile = policy_.keys_per_tile;
     const std::int64_t base = segment_.lengths.position(0);
@@ -242,7 +242,7 @@ QUIRE_HOST_DEVICE inline SplitUnit split_unit(const EqualCuts& cuts, const UnitL
 QUIRE_HOST_DEVICE inline std::int32_t max_segments(const Policy& policy,
                                                    std::int32_t max_num_seqs) {
   if (policy.prefixes.max_states == 0) return max_num_seqs;
-  return (looks_for_prefixes(policy) ? 2 : kPrefixLevels + 1) * max_num_seqs;
+  return (looks_for_prefixes(policy) ? 2 : kMostFixedParts) * max_num_seqs;
 }
 
 QUIRE_HOST_DEVICE inline std::size_t schedule_bytes(const Policy& policy,
@@ -674,6 +674,11 @@ QUIRE_HOST_DEVICE inline bool WorkCursor::next_of_rest(WorkItem& item) {
   item.piece = index_ - split.first_range;
   item.num_pieces = split.num_pieces;
   item.first_range = split.first_range;
+  if (at_.segment.num_parts > 1) {
+    item.piece = at_.segment.part;
+    item.num_pieces = at_.segment.num_parts;
+    item.first_range = WorkItem::kFixedParts;
+  }
 
   if (in_last_unit) {
     at_ = range_.end;

@@ -28,15 +28,19 @@ struct KeyRange {
   std::int32_t end = 0;
 };
 
-/// Some keys, with the queries that attend to them: a request with all of its keys, or with what
-/// shared prefixes leave of them; or a shared prefix with the queries of all who share it.
+/// Some keys, with the queries that attend to them: a request with all of its keys, with what shared
+/// prefixes leave of them, or with a fixed part of them; or a shared prefix with the queries of all who
+/// share it.
 struct Segment {
-  Lengths lengths;             ///< of a shared prefix: such that all queries come behind it
+  Lengths lengths;             ///< of keys that all queries see: such that these come behind them
   std::int32_t seq = 0;        ///< whose pages these are; of a shared prefix: of one who shares it
   std::int32_t key_begin = 0;  ///< keys before are other segments'
   std::int32_t key_end = INT32_MAX;  ///< and so are those from here on
+  std::int32_t part = 0;             ///< of the request's fixed parts, in the order of the keys
+  std::int32_t num_parts = 1;
 
-  [[nodiscard]] QUIRE_HOST_DEVICE bool is_shared_prefix() const { return key_end < lengths.kv_len; }
+  /// Every query sees every key.
+  [[nodiscard]] QUIRE_HOST_DEVICE bool is_seen_by_all() const { return key_end < lengths.kv_len; }
 };
 
 /// Where queries behind one another, of which this is the first, are found and leave their results.

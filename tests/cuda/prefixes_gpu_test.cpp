@@ -200,6 +200,19 @@ TEST(GpuPrefixes, AgreeAtTwoLevels) {
   expect_shared(options, "long branches", 2);
 }
 
+// So many prefixes that some are read after the keys behind them, which others take meanwhile.
+TEST(GpuPrefixes, AgreeWhereOwnKeysAreReadFirst) {
+  RandomBatchOptions options = sharing(DType::kBFloat16, 4, 128);
+  options.shared_pages = 0;
+  options.num_branches = 256;
+  options.branch_pages = 128;
+  options.requests.clear();
+  for (std::int32_t seq = 0; seq < 2 * options.num_branches; ++seq) {
+    options.requests.push_back({1, 128 * 16 + 1 + seq % 20});
+  }
+  expect_shared(options, "pairs");
+}
+
 TEST(GpuPrefixes, AgreeForOptionsTablesAndPageSizes) {
   RandomBatchOptions options = sharing(DType::kBFloat16, 4, 128);
   for (const std::int32_t page_size : {1, 5, 16, 48, 64}) {

@@ -141,6 +141,7 @@ void expect_every_key_once(const PageForest& forest, const Scheduled& scheduled)
   // [token, kv head]: places of the keys that were attended, and states that were left.
   std::map<std::pair<std::int32_t, std::int32_t>, std::vector<Place>> attended;
   std::map<std::pair<std::int32_t, std::int32_t>, std::set<std::int32_t>> states;
+  std::map<std::int32_t, std::int32_t> parts_of;  // a token's keys
   for (const auto& [line, range] : scheduled.ranges()) {
     WorkCursor cursor(forest.policy, forest.shape, scheduled.batch, scheduled.view, line, range);
     WorkItem item;
@@ -153,7 +154,10 @@ void expect_every_key_once(const PageForest& forest, const Scheduled& scheduled)
             is_final ? queries.first + i : scheduled.view.listed[queries.first + i].token;
         const KeyRange seen = visible_keys(forest.shape, lengths, i, i + 1);
         for (std::int32_t head = item.kv_head_begin; head < item.kv_head_end; ++head) {
-          if (!is_final) states[{token, head}].insert(queries.state + i);
+          const bool is_part = item.first_range == WorkItem::kFixedParts;
+          const std::int32_t before = is_part ? item.piece * lengths.qo_len : 0;
+          if (!is_final) states[{token, head}].insert(queries.state + before + i);
+          if (is_part) parts_of[token] = item.num_pieces;
           for (std::int32_t key = std::max(item.kv_begin, seen.begin);
                key < std::min(item.kv_end, seen.end); ++key) {
             attended[{token, head}].push_back(
@@ -167,7 +171,9 @@ void expect_every_key_once(const PageForest& forest, const Scheduled& scheduled)
   std::map<std::int32_t, std::int32_t> results_of;  // of a listed query's token
   for (std::int32_t i = 0; i < header.num_listed; ++i) {
     const ListedQuery& query = scheduled.view.listed[i];
-    ASSERT_TRUE(results_of.insert({query.token, std::popcount(query.levels)}).second);
+    const auto parts = parts_of.find(query.token);
+    const std::int32_t more = parts == parts_of.end() ? 0 : parts->second - 1;
+    ASSERT_TRUE(results_of.insert({query.token, std::popcount(query.levels) + more}).second);
   }
   std::set<std::int32_t> used;
   for (std::int32_t seq = 0; seq < forest.num_seqs(); ++seq) {
@@ -225,10 +231,10 @@ TEST(FixedParts, LeaveEveryQueryEveryKeyOnce) {
   EXPECT_GT(with_parts, 300);
 }
 
-/// All units of a request: line, kv heads, queries, keys and place in the order in which they are
-/// joined.
-using UnitsOfRequest = std::multiset<std::tuple<int, std::int32_t, std::int32_t, std::int32_t,
-                                                std::int32_t, std::int32_t, std::int32_t>>;
+/// All units of a request: line, kv heads, queries, keys, and which part of how many they are.
+using UnitsOfRequest =
+    std::multiset<std::tuple<int, std::int32_t, std::int32_t, std::int32_t, std::int32_t,
+                             std::int32_t, std::int32_t, std::int32_t>>;
 
 std::vector<UnitsOfRequest> units_of_requests(const PageForest& forest) {
   const Scheduled scheduled(forest);
@@ -239,10 +245,10 @@ std::vector<UnitsOfRequest> units_of_requests(const PageForest& forest) {
     Lengths lengths;
     QueryPlace queries;
     while (cursor.next(item, lengths, queries)) {
-      EXPECT_EQ(item.num_pieces, 1);
+      EXPECT_TRUE(item.num_pieces == 1 || item.first_range == WorkItem::kFixedParts);
       units[static_cast<std::size_t>(item.seq)].insert({line, item.kv_head_begin, item.q_begin,
                                                         item.q_end, item.kv_begin, item.kv_end,
-                                                        queries.level});
+                                                        item.piece, item.num_pieces});
     }
   }
   return units;

@@ -26,8 +26,8 @@ struct alignas(16) PieceRows {
 /// Results that wait to be joined with others. First those of pieces of split units, a slot each
 /// (`schedule::partial_slot`) of the line's max_rows rows, small units' and then large ones': a row is
 /// a query of one head of the unit's group; rows are ordered by query, then head. Behind them, from
-/// row `first_state` on, those of whole units that attend to shared prefixes: [states, num_qo_heads]
-/// rows (`schedule::QueryPlace::state`).
+/// row `first_state` on, those of whole units that attend to shared prefixes or to parts of a request's
+/// keys: [states, num_qo_heads] rows (`schedule::QueryPlace::state`).
 struct PartialStates {
   float* o = nullptr;             // [rows, head_dim_vo]: Σ 2^(x − max) · v
   float2* max_and_sum = nullptr;  // [rows]: max of the logits x, in units of log 2 (−inf:

@@ -129,14 +129,15 @@ __device__ inline void store_empty_unit(const AttendParams& params, const Unit& 
 }
 
 /// Where the results of a unit of a line that are not final lie: those of its pieces, or, if it is
-/// whole, those of its queries. There are few enough rows that 32 bits count their elements.
+/// whole or a fixed part of a request's keys, those of its queries. There are few enough rows that 32
+/// bits count their elements.
 template <schedule::Line kLine>
 __device__ inline PieceRows rows_of_pieces(const AttendParams& params, const Unit& unit) {
-  if (unit.num_pieces == 1) {
+  if (unit.lies_with_states()) {
     const std::int32_t first = params.partials.first_state +
                                unit.queries.state * params.shape.num_qo_heads +
                                unit.kv_head_begin * params.shape.group_size;
-    return {first, 0, 0, 1};
+    return {first, unit.lengths.qo_len * params.shape.num_qo_heads, 0, unit.num_pieces};
   }
   const std::int32_t heads = params.policy.lines[kLine].heads_abreast;
   const std::int32_t max_rows = params.partials.max_rows[kLine];
@@ -154,7 +155,7 @@ __device__ __forceinline__ std::int32_t row_of_piece(const PieceRows& rows, std:
 /// From one query's rows to the next one's.
 __device__ __forceinline__ std::int32_t row_stride_of_queries(const AttendParams& params,
                                                               const Unit& unit) {
-  return unit.num_pieces == 1 ? params.shape.num_qo_heads : params.shape.group_size;
+  return unit.lies_with_states() ? params.shape.num_qo_heads : params.shape.group_size;
 }
 
 /// Row of `PartialStates` where a unit, or a piece of one, leaves its row `row`.
@@ -470,12 +471,14 @@ __device__ inline bool arrive_last_of_query(const AttendParams& params, const Un
 }
 
 /// Whether all results of some listed queries but those of their own keys are there, which one unit
-/// has that is not split. A warp asks early and looks later.
+/// has that is not split. (A unit of a prefix may be the last one, too: it is joined from memory, where
+/// the own keys' results are.) A warp asks early and looks later.
 class OtherResults {
  public:
   /// @param lane  Each lane asks for one query; there are 32 at most.
   __device__ void ask(const AttendParams& params, const Unit& unit, int lane) {
-    can_join_ = unit.leaves_states() && unit.num_pieces == 1;
+    can_join_ =
+        unit.leaves_states() && unit.num_pieces == 1 && unit.queries.level == schedule::kOwnLevel;
     if (!can_join_ || lane >= unit.q_end - unit.q_begin) return;
     const std::int32_t listed = unit.queries.first + lane;
     counter_ =

@@ -23,6 +23,11 @@ struct Unit : schedule::WorkItem {
   [[nodiscard]] __device__ bool leaves_states() const {
     return queries.state != schedule::QueryPlace::kFinal;
   }
+  /// Results that are not final lie with those of other segments of its queries, not with a split
+  /// unit's pieces.
+  [[nodiscard]] __device__ bool lies_with_states() const {
+    return num_pieces == 1 || first_range == kFixedParts;
+  }
 };
 
 /// A row of q, o and lse.
