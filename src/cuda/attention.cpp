@@ -37,7 +37,7 @@ constexpr std::int64_t kStateBytes = 11 << 20;
 
 /// Keys of a part, at least, where results do not depend on the batch: with fewer, batches that fill
 /// the machine anyway lose more than small ones gain (notebook of the schedule).
-constexpr std::int32_t kFixedPartKeys = 256;
+constexpr std::int32_t kFixedPartKeys = 512;
 
 /// Bytes that queries, keys and values are read at once.
 constexpr std::int64_t kAlignment = 16;

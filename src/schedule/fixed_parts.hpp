@@ -27,7 +27,9 @@ QUIRE_HOST_DEVICE inline FixedParts fixed_parts_of(const Policy& policy,
   const std::int32_t most = kMostFixedParts / lengths.qo_len;
   if (most < 2) return parts;
   const std::int32_t tile = policy.lines[kSmallUnits].keys_per_tile;
-  const std::int32_t least = detail::max_of(policy.fixed_part_keys, lengths.kv_len / most);
+  const bool is_long = lengths.kv_len >= 8 * policy.fixed_part_keys;
+  const std::int32_t least =
+      detail::max_of((is_long ? 2 : 1) * policy.fixed_part_keys, lengths.kv_len / most);
   parts.keys = (least + tile - 1) / tile * tile;
   // The last part holds all that not every query sees, and half as much as another at least.
   const std::int32_t seen_by_all = lengths.kv_len - lengths.qo_len - parts.keys / 2;
@@ -76,15 +78,13 @@ QUIRE_HOST_DEVICE inline void divide_keys(const Policy& policy, const core::Prob
     const FixedParts parts = fixed_parts_of(policy, shape, last_part.segment.lengths);
     if (parts.count > 1) {
       last_part.segment.key_begin = (parts.count - 1) * parts.keys;
-      last_part.segment.part = parts.count - 1;
-      last_part.segment.num_parts = parts.count;
-      last_part.queries = {at_listed, at_state, kOwnLevel};
+      last_part.queries = {at_listed, at_state, kOwnLevel, parts.count - 1, parts.count};
       at_state += parts.count * queries;
       QUIRE_ROLLED
       for (std::int32_t part = 0; part < parts.count - 1; ++part) {
         StoredSegment& stored = schedule.segments[at_segment++];
         stored = last_part;
-        stored.segment.part = part;
+        stored.queries.part = part;
         stored.segment.key_begin = part * parts.keys;
         stored.segment.key_end = stored.segment.key_begin + parts.keys;
         stored.segment.lengths.kv_len = stored.segment.key_end + queries;

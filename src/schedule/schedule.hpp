@@ -12,7 +12,9 @@
 ///
 /// All units of one kind, one after another, form a **line** whose length is their cost. Each line is
 /// cut into `num_ranges` **ranges** of equal cost; a cut inside a unit splits its keys (**split KV**)
-/// and its pieces are merged by whoever finishes last, always in the order of the keys. Where heads go
+/// and its pieces are merged by whoever finishes last, always in the order of the keys. If ranges of
+/// whole units are hardly longer than equal ones, units are left whole: nothing is merged, and those
+/// who attend to the same keys do so at the same time, out of one cache. Where heads go
 /// abreast, a range is walked once for each of them, by somebody else: a range in one of these heads is
 /// a **share**.
 ///
@@ -79,8 +81,8 @@ inline constexpr int kLines = 2;
 struct Policy {
   TilePolicy lines[kLines];
   PrefixPolicy prefixes;
-  /// > 0: no prefixes are looked for; requests' keys are divided into parts of at least so many, as
-  /// `fixed_parts_of` says. Together with units that are never split (`min_split_tiles`), the result
+  /// > 0: no prefixes are looked for; requests' keys are divided into parts of at least so many (twice
+  /// as many of long ones), as `fixed_parts_of` says. Together with units that are never split (`min_split_tiles`), the result
   /// of a request does not depend on the batch.
   std::int32_t fixed_part_keys = 0;
   std::int32_t workers = 0;         ///< 0: each takes its part of all lines
@@ -101,6 +103,7 @@ struct Overview {
   std::int32_t num_prefixes = 0;         ///< segments that are shared prefixes, or parts of a
                                          ///< request's keys: the first ones
   std::int32_t num_queries = 0;          ///< of all requests: rows of q from here on are padding
+  std::uint32_t whole_lines = 0;         ///< bit i: no unit of line i is split
 };
 
 /// What `schedule()` writes and everything else reads.
@@ -183,7 +186,7 @@ inline constexpr std::int32_t kPrefixLevels = 3;
 inline constexpr std::int32_t kOwnLevel = kPrefixLevels;
 
 /// Parts of a request's keys at most; and results of it that wait to be joined, of all its queries.
-inline constexpr std::int32_t kMostFixedParts = 16;
+inline constexpr std::int32_t kMostFixedParts = 32;
 
 /// A line in the schedule's workspace.
 struct LineView {
@@ -283,6 +286,17 @@ QUIRE_HOST_DEVICE inline void divide(const Policy& policy, const core::ProblemSh
 QUIRE_HOST_DEVICE inline std::int64_t cost_of(const TilePolicy& policy,
                                               const core::ProblemShape& shape,
                                               const Segment& segment, const SegmentUnits& units);
+
+/// Where range `index` starts on the line if units are left whole; the line's end from `num_ranges` on.
+/// Needs what `place_cut` needs.
+QUIRE_HOST_DEVICE inline std::int64_t whole_cut(const Policy& policy,
+                                                const core::ProblemShape& shape,
+                                                const core::BatchArrays& batch,
+                                                const ScheduleView& schedule, int line,
+                                                std::int32_t index);
+/// Whether units cannot be left whole, since a range between two such cuts is much longer than others.
+QUIRE_HOST_DEVICE inline bool is_too_long(const Header& header, int line, std::int64_t begin,
+                                          std::int64_t end);
 
 /// The start of range `index`, which is the end of the one before it; that of `num_ranges` and
 /// beyond is the end of the line. Needs `header` and `cost_before`; O(log num_segments).

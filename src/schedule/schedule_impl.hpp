@@ -129,9 +129,10 @@ class UnitLine {
 
   /// Where a cut at `cost` from the unit's start falls: a tile in [0, kv_tiles], 0 and kv_tiles
   /// being the unit's ends. Pieces shorter than `min_split_tiles` are not made.
-  QUIRE_HOST_DEVICE std::int32_t snap(std::int32_t q_tile, std::int64_t cost) const {
+  /// @param is_whole  None are.
+  QUIRE_HOST_DEVICE std::int32_t snap(std::int32_t q_tile, std::int64_t cost, bool is_whole) const {
     const std::int64_t tiles = kv_tiles(q_tile);
-    if (cost <= policy_.cost_of_unit) return 0;
+    if (is_whole || cost <= policy_.cost_of_unit) return 0;
     const std::int64_t at = quotient(cost - policy_.cost_of_unit, cost_of_kv_tile(q_tile));
     if (at < policy_.min_split_tiles) return 0;
     if (tiles - at < policy_.min_split_tiles) return static_cast<std::int32_t>(tiles);
@@ -216,7 +217,7 @@ QUIRE_HOST_DEVICE inline Cut after_unit(const SegmentUnits& units, Cut cut) {
   return cut;
 }
 
-/// The ranges that start inside a unit, past its first tile, as a split unit.
+/// The ranges that start inside a unit that may be split, past its first tile, as a split unit.
 QUIRE_HOST_DEVICE inline SplitUnit split_unit(const EqualCuts& cuts, const UnitLine& line,
                                               std::int32_t q_tile, std::int64_t unit_begin) {
   const std::int64_t unit_end = unit_begin + line.cost_of_unit(q_tile);
@@ -224,7 +225,7 @@ QUIRE_HOST_DEVICE inline SplitUnit split_unit(const EqualCuts& cuts, const UnitL
   const auto is_inner = [&](std::int64_t index) {
     const std::int64_t cost = cuts.at(index);
     if (cost >= unit_end) return false;
-    const std::int32_t at = line.snap(q_tile, cost - unit_begin);
+    const std::int32_t at = line.snap(q_tile, cost - unit_begin, false);
     return at > 0 && at < tiles;
   };
   std::int64_t first = cuts.first_from(unit_begin);
@@ -429,6 +430,57 @@ QUIRE_HOST_DEVICE inline const StoredSegment* segments_of(const ScheduleView& sc
   return schedule.header->overview.num_prefixes > 0 ? schedule.segments : nullptr;
 }
 
+namespace detail {
+
+/// The unit that holds a place on a line.
+struct PlacedUnit {
+  std::int64_t begin = 0;  ///< where it begins
+  Cut cut;                 ///< its first tile
+  Segment segment;
+};
+
+QUIRE_HOST_DEVICE inline PlacedUnit unit_at(const Policy& policy, const core::ProblemShape& shape,
+                                            const core::BatchArrays& batch,
+                                            const ScheduleView& schedule, int line,
+                                            std::int64_t cost) {
+  const TilePolicy& tiles = policy.lines[line];
+  const std::int64_t* const cost_before = schedule.lines[line].cost_before;
+  PlacedUnit unit;
+  unit.cut.segment = segment_at(cost_before, schedule.header->num_segments, cost);
+  unit.begin = cost_before[unit.cut.segment];
+  unit.segment = segment_of(shape, batch, segments_of(schedule), unit.cut.segment);
+  const SegmentUnits units = units_of(tiles, shape, unit.segment.lengths);
+  const UnitLine unit_line(tiles, shape, unit.segment, units);
+  const std::int64_t head_unit_cost =
+      quotient(cost_before[unit.cut.segment + 1] - unit.begin, units.head_units);
+  unit.cut.head_unit = static_cast<std::int32_t>(quotient(cost - unit.begin, head_unit_cost));
+  unit.begin += unit.cut.head_unit * head_unit_cost;
+  unit.cut.q_tile = unit_line.q_tile_at(cost - unit.begin);
+  unit.begin += unit_line.cost_before(unit.cut.q_tile);
+  return unit;
+}
+
+}  // namespace detail
+
+QUIRE_HOST_DEVICE inline std::int64_t whole_cut(const Policy& policy,
+                                                const core::ProblemShape& shape,
+                                                const core::BatchArrays& batch,
+                                                const ScheduleView& schedule, int line,
+                                                std::int32_t index) {
+  const Header& header = *schedule.header;
+  const std::int32_t num_ranges = header.overview.num_ranges[line];
+  const std::int64_t total_cost = header.total_cost[line];
+  if (index >= num_ranges) return total_cost;
+  const std::int64_t cost = detail::EqualCuts(total_cost, num_ranges).at(index);
+  return detail::unit_at(policy, shape, batch, schedule, line, cost).begin;
+}
+
+QUIRE_HOST_DEVICE inline bool is_too_long(const Header& header, int line, std::int64_t begin,
+                                          std::int64_t end) {
+  // A sixteenth more than the average.
+  return (end - begin) * header.overview.num_ranges[line] * 16 > header.total_cost[line] * 17;
+}
+
 QUIRE_HOST_DEVICE inline PlacedCut place_cut(const Policy& policy, const core::ProblemShape& shape,
                                              const core::BatchArrays& batch,
                                              const ScheduleView& schedule, int line,
@@ -437,34 +489,27 @@ QUIRE_HOST_DEVICE inline PlacedCut place_cut(const Policy& policy, const core::P
   const TilePolicy& tiles = policy.lines[line];
   const std::int64_t* const cost_before = schedule.lines[line].cost_before;
   const std::int64_t total_cost = header.total_cost[line];
-  const auto segment_at = [&](std::int64_t cost) {
-    return detail::segment_at(cost_before, header.num_segments, cost);
-  };
   PlacedCut placed;
   Cut& cut = placed.cut;
   if (index >= header.overview.num_ranges[line]) {
     // After the last segment that has units: nobody walks over the others behind it.
-    cut.segment = total_cost == 0 ? 0 : segment_at(total_cost - 1) + 1;
+    cut.segment = total_cost == 0
+                      ? 0
+                      : detail::segment_at(cost_before, header.num_segments, total_cost - 1) + 1;
     return placed;
   }
   const detail::EqualCuts cuts(total_cost, header.overview.num_ranges[line]);
   const std::int64_t cost = cuts.at(index);
-  cut.segment = segment_at(cost);
-  std::int64_t begin = cost_before[cut.segment];
-  const StoredSegment* const segments = segments_of(schedule);
-  placed.segment = segment_of(shape, batch, segments, cut.segment);
+  const detail::PlacedUnit unit = detail::unit_at(policy, shape, batch, schedule, line, cost);
+  cut = unit.cut;
+  placed.segment = unit.segment;
   const SegmentUnits units = units_of(tiles, shape, placed.segment.lengths);
   const detail::UnitLine unit_line(tiles, shape, placed.segment, units);
-  const std::int64_t head_unit_cost =
-      detail::quotient(cost_before[cut.segment + 1] - begin, units.head_units);
-  cut.head_unit = static_cast<std::int32_t>(detail::quotient(cost - begin, head_unit_cost));
-  begin += cut.head_unit * head_unit_cost;
-  cut.q_tile = unit_line.q_tile_at(cost - begin);
-  begin += unit_line.cost_before(cut.q_tile);
-  cut.kv_tile = unit_line.snap(cut.q_tile, cost - begin);
+  const bool is_whole = (header.overview.whole_lines >> static_cast<unsigned>(line) & 1U) != 0;
+  cut.kv_tile = unit_line.snap(cut.q_tile, cost - unit.begin, is_whole);
   if (cut.kv_tile == 0) return placed;
   if (cut.kv_tile < unit_line.kv_tiles(cut.q_tile)) {
-    placed.split = detail::split_unit(cuts, unit_line, cut.q_tile, begin);
+    placed.split = detail::split_unit(cuts, unit_line, cut.q_tile, unit.begin);
     return placed;
   }
   const std::int32_t before = cut.segment;
@@ -472,8 +517,8 @@ QUIRE_HOST_DEVICE inline PlacedCut place_cut(const Policy& policy, const core::P
   if (cut.segment == before) return placed;
   // Ranges start at units, so step over the segments that have none.
   if (cost_before[cut.segment] < total_cost) {
-    cut.segment = segment_at(cost_before[cut.segment]);
-    placed.segment = segment_of(shape, batch, segments, cut.segment);
+    cut.segment = detail::segment_at(cost_before, header.num_segments, cost_before[cut.segment]);
+    placed.segment = segment_of(shape, batch, segments_of(schedule), cut.segment);
   }
   return placed;
 }
@@ -538,6 +583,21 @@ inline void measure_line(const Policy& policy, const core::ProblemShape& shape,
   header.total_cost[line] = cost;
 }
 
+/// Whether the line's units are left whole.
+inline void find_whether_whole(const Policy& policy, const core::ProblemShape& shape,
+                               const core::BatchArrays& batch, const ScheduleView& schedule,
+                               int line) {
+  Header& header = *schedule.header;
+  bool is_whole = policy.fixed_part_keys == 0;
+  std::int64_t begin = 0;
+  for (std::int32_t index = 0; is_whole && index < header.overview.num_ranges[line]; ++index) {
+    const std::int64_t end = whole_cut(policy, shape, batch, schedule, line, index + 1);
+    is_whole = !is_too_long(header, line, begin, end);
+    begin = end;
+  }
+  if (is_whole) header.overview.whole_lines |= 1U << static_cast<unsigned>(line);
+}
+
 inline void cut_line(const Policy& policy, const core::ProblemShape& shape,
                      const core::BatchArrays& batch, const ScheduleView& schedule, int line) {
   const TilePolicy& tiles = policy.lines[line];
@@ -573,6 +633,9 @@ inline void build(const Policy& policy, const core::ProblemShape& shape,
     detail::measure_line(policy, shape, batch, schedule, line);
   }
   divide(policy, shape, header.total_cost, header.overview);
+  for (int line = 0; line < kLines; ++line) {
+    detail::find_whether_whole(policy, shape, batch, schedule, line);
+  }
   for (int line = 0; line < num_lines; ++line) {
     detail::cut_line(policy, shape, batch, schedule, line);
   }
@@ -604,6 +667,18 @@ QUIRE_HOST_DEVICE inline WorkCursor::WorkCursor(const Policy& policy,
     : WorkCursor(policy.lines[line], shape, batch, segments_of(schedule),
                  schedule.lines[line].ranges[index], index) {}
 
+namespace detail {
+
+/// A fixed part is a piece whose place the request knows.
+QUIRE_HOST_DEVICE inline void name_part(WorkItem& item, const QueryPlace& queries) {
+  if (queries.num_parts == 1) return;
+  item.piece = queries.part;
+  item.num_pieces = queries.num_parts;
+  item.first_range = WorkItem::kFixedParts;
+}
+
+}  // namespace detail
+
 QUIRE_HOST_DEVICE inline bool WorkCursor::next(WorkItem& item) {
   Lengths lengths;
   QueryPlace queries;
@@ -624,6 +699,7 @@ QUIRE_HOST_DEVICE inline bool WorkCursor::next(WorkItem& item, Lengths& lengths,
   const std::int32_t segment = at_.cut.segment;
   if (!next_of_rest(item)) return false;
   queries = queries_of(batch_, segments_, segment);
+  detail::name_part(item, queries);
   return true;
 }
 
@@ -674,11 +750,6 @@ QUIRE_HOST_DEVICE inline bool WorkCursor::next_of_rest(WorkItem& item) {
   item.piece = index_ - split.first_range;
   item.num_pieces = split.num_pieces;
   item.first_range = split.first_range;
-  if (at_.segment.num_parts > 1) {
-    item.piece = at_.segment.part;
-    item.num_pieces = at_.segment.num_parts;
-    item.first_range = WorkItem::kFixedParts;
-  }
 
   if (in_last_unit) {
     at_ = range_.end;
@@ -701,8 +772,9 @@ QUIRE_HOST_DEVICE inline Range make_range(const TilePolicy& policy, const core::
   cursor.begin_rest();
   WorkItem first;
   if (!cursor.next_of_rest(first)) return range;
-  range.first = first;
   range.first_queries = queries_of(batch, segments, begin.cut.segment);
+  detail::name_part(first, range.first_queries);
+  range.first = first;
   range.rest = cursor.at_;
   return range;
 }

@@ -36,8 +36,6 @@ struct Segment {
   std::int32_t seq = 0;        ///< whose pages these are; of a shared prefix: of one who shares it
   std::int32_t key_begin = 0;  ///< keys before are other segments'
   std::int32_t key_end = INT32_MAX;  ///< and so are those from here on
-  std::int32_t part = 0;             ///< of the request's fixed parts, in the order of the keys
-  std::int32_t num_parts = 1;
 
   /// Every query sees every key.
   [[nodiscard]] QUIRE_HOST_DEVICE bool is_seen_by_all() const { return key_end < lengths.kv_len; }
@@ -50,6 +48,8 @@ struct QueryPlace {
   std::int32_t first = 0;       ///< row of q; of queries that leave states: place among the listed
   std::int32_t state = kFinal;  ///< of its result; kFinal: o and lse
   std::int32_t level = 0;       ///< of the shared prefix that states are of, or `kOwnLevel`
+  std::int32_t part = 0;        ///< the keys are so many-th of the request's fixed parts
+  std::int32_t num_parts = 1;
 };
 
 /// A run of keys that lie at equal strides: `tokens` keys from token `token` of page `page`.

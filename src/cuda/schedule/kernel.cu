@@ -202,6 +202,40 @@ __device__ void sum_up(const Arguments& arguments, const schedule::ScheduleView&
   }
   if (threadIdx.x == 0) {
     schedule::divide(policy, arguments.shape, shared.header.total_cost, shared.header.overview);
+  }
+}
+
+/// Whether units of the lines are left whole; completes the header.
+__device__ void find_whether_whole(const Arguments& arguments, const schedule::ScheduleView& known,
+                                   Shared& shared) {
+  const schedule::Overview& overview = shared.header.overview;
+  std::uint32_t whole_lines = 0;
+  QUIRE_ROLLED
+  for (int line = 0; line < schedule::kLines; ++line) {
+    const std::int32_t num_ranges = overview.num_ranges[line];
+    auto* const cuts = reinterpret_cast<std::int64_t*>(shared.cuts);
+    bool is_too_long = arguments.policy.fixed_part_keys > 0;
+    QUIRE_ROLLED
+    for (auto first = 0; first < num_ranges; first += kCutsAtOnce - 1) {
+      const std::int32_t index = first + static_cast<std::int32_t>(threadIdx.x);
+      const bool has_cut = threadIdx.x < kCutsAtOnce && index <= num_ranges;
+      if (has_cut) {
+        cuts[threadIdx.x] = schedule::whole_cut(arguments.policy, arguments.shape, arguments.batch,
+                                                known, line, index);
+      }
+      __syncthreads();
+      if (has_cut && threadIdx.x + 1 < kCutsAtOnce && index < num_ranges) {
+        is_too_long |=
+            schedule::is_too_long(shared.header, line, cuts[threadIdx.x], cuts[threadIdx.x + 1]);
+      }
+      __syncthreads();  // cuts are made anew
+    }
+    if (__syncthreads_or(static_cast<int>(is_too_long)) == 0) {
+      whole_lines |= 1U << static_cast<unsigned>(line);
+    }
+  }
+  if (threadIdx.x == 0) {
+    shared.header.overview.whole_lines = whole_lines;
     *arguments.schedule.header = shared.header;
   }
 }
@@ -222,6 +256,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   const schedule::StoredSegment* const segments = schedule::segments_of(known);
   sum_up(arguments, known, segments, shared);
   __syncthreads();  // header and running costs are read by all
+  find_whether_whole(arguments, known, shared);
+  __syncthreads();
 
   // The cuts of one line, then those of the other.
   const auto thread = static_cast<std::int32_t>(threadIdx.x);

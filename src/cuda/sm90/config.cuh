@@ -22,7 +22,7 @@ struct Registers {
   int loader;
   int consumer;
 };
-inline constexpr Registers kForSmallUnits{128, 184};
+inline constexpr Registers kForSmallUnits{136, 184};
 inline constexpr Registers kForLargeUnits{88, 208};
 /// What the kernel is launched with: 168 for each thread, the same for all.
 constexpr bool fit(Registers registers) {
@@ -86,8 +86,9 @@ struct Config {
     std::uint64_t units_full[kUnits];           // filled by one warp, one arrival
     std::uint64_t units_empty[kUnits];          // drained: one arrival of each warp that reads them
     std::uint64_t queries_full[kQueryBuffers];  // filled by one warp's copies
-    std::uint64_t queries_empty[kQueryBuffers];  // drained: one arrival of each computing warp
-    std::uint32_t complete[4];                   // queries of the unit, or a split unit
+    std::uint64_t queries_empty[kQueryBuffers];      // drained: one arrival of each computing warp
+    std::uint32_t exceeds[kComputingWarpgroups][2];  // weights of an even, an odd tile do not fit
+    std::uint32_t complete[4];                       // queries of the unit, or a split unit
   };
   static constexpr int kSlots =
       static_cast<int>((mma::kWhole - sizeof(Fixed)) / (kSlotBytes + 2 * sizeof(std::uint64_t)));

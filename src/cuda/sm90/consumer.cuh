@@ -92,6 +92,12 @@ struct ConsumerState {
     return any_at_barrier<kWarpgroupSize>(kFit + warpgroup, value);
   }
 
+  /// Whether weights of any row of this warpgroup do not fit, of an even or an odd tile: those of the
+  /// next tile may be known to some before all have asked for those of this one.
+  [[nodiscard]] __device__ volatile std::uint32_t& exceeds(int tile) const {
+    return *const_cast<volatile std::uint32_t*>(&shared.fixed.exceeds[warpgroup][tile & 1]);
+  }
+
   /// Begins scores = Q · Kᵀ for this warpgroup's rows of the unit and the tile at `position`.
   __device__ __forceinline__ void score(float (&scores)[kScores]) const {
     const auto rows = Operand<typename C::QueryLayout>::at(
@@ -190,12 +196,20 @@ class UnitAttention {
       weigh_edge_tile(scores, key);
       if ((key -= C::kTileKeys) < unit_.first_key) break;
       const std::int32_t inner_begin = begin_of_inner(key);
-      bool fits = true;
+      if (key >= inner_begin) {
 #pragma unroll 1
-      while (key >= inner_begin && (fits = attend_inner_tile(scores))) key -= C::kTileKeys;
-      if (key < unit_.first_key) break;
-      score_edge_tile(scores, fits);
+        while (key >= inner_begin && attend_inner_tile(scores, key)) key -= C::kTileKeys;
+        if (state_.any_in_warpgroup(exceeds_)) {
+          key += C::kTileKeys;
+          score_again(scores);
+          continue;
+        }
+        if (key < unit_.first_key) break;
+      }
+      settle();
+      score_edge_tile(scores);
     }
+    settle();
     state_.wait_for_slot(values(), values_are_edge_);
     accumulate();
     wait_for_products<0>();
@@ -210,16 +224,10 @@ class UnitAttention {
       sum_[half] += __shfl_xor_sync(kAllLanes, sum_[half], 1);
       sum_[half] += __shfl_xor_sync(kAllLanes, sum_[half], 2);
     }
-    if constexpr (kIsPlain) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        scale_row(half, sum_[half] == 0.0F ? 0.0F : __fdividef(1.0F, sum_[half]));
-      }
-      if (first_row_of_warp() >= unit_.rows) return;
-      put_chunks();
-      store_boxes();
-    } else if (unit_.num_pieces > 1 || unit_.leaves_states()) {
+    if (unit_.num_pieces > 1 || unit_.leaves_states()) {
       store_partial();
+    } else if constexpr (kIsPlain) {
+      store_plain();
     } else {
       store_final();
     }
@@ -266,27 +274,46 @@ class UnitAttention {
     return state_.position.before();
   }
 
+  // The tile that was weighed last is pending until it is known whether its weights fit the bases: its
+  // keys are held, and the weights are not in the sums.
+
+  __device__ __forceinline__ void settle() {
+    sum_[0] += pending_sum_[0];
+    sum_[1] += pending_sum_[1];
+    state_.release_slot(values().before());
+  }
+
+  /// The turn is kept if the tile before is attended again: both warpgroups take as many.
+  __device__ __forceinline__ void take_turn() {
+    if (!has_turn_) state_.wait_for_turn();
+    has_turn_ = true;
+  }
+  __device__ __forceinline__ void pass_turn() {
+    state_.pass_turn();
+    has_turn_ = false;
+  }
+
   /// A tile that all rows see: its scores become weights while the weights of the one before are
-  /// multiplied. That they fit the bases is assumed first and looked at afterwards, so that nobody
-  /// waits for a maximum.
-  /// @return False if they do not: the tile must be attended again, as an edge.
-  __device__ __forceinline__ bool attend_inner_tile(float (&scores)[kScores]) {
+  /// multiplied. That they fit the bases is assumed and found out when the next tile begins, so that
+  /// nobody waits for a maximum, nor for the other warps.
+  /// @return False if those of the tile before do not: it must be attended again, as an edge.
+  __device__ __forceinline__ bool attend_inner_tile(float (&scores)[kScores], std::int32_t key) {
     state_.wait_for_slot(keys(), false);
-    state_.wait_for_turn();
+    take_turn();  // what any of the warpgroup said before is known now
+    const int tile = key / C::kTileKeys;
+    if (state_.exceeds(tile + 1) != 0) return false;
+    settle();
     state_.score(scores);
     state_.wait_for_slot(values(), values_are_edge_);
     accumulate();
-    state_.pass_turn();
+    pass_turn();
     wait_for_products<1>();
     hold(scores);
-    float sum[2];
-    to_powers(scores, sum);
+    to_powers(scores, pending_sum_);
+    exceeds_ = pending_sum_[0] > kMostWeightSum || pending_sum_[1] > kMostWeightSum;
+    if (exceeds_) state_.exceeds(tile) = 1;
     wait_for_products<0>();
     hold(o_);
-    if (state_.any_in_warpgroup(sum[0] > kMostWeightSum || sum[1] > kMostWeightSum)) return false;
-    sum_[0] += sum[0];
-    sum_[1] += sum[1];
-    state_.release_slot(keys());
     state_.release_slot(values());
     state_.position.advance(2);
     values_are_edge_ = false;
@@ -297,33 +324,38 @@ class UnitAttention {
   // Edges are the first tile, those at an end of what some rows see, and those whose scores need
   // more than a scale or do not fit the bases.
 
-  /// @param accumulates  The tile before has not been accumulated yet.
-  __device__ __forceinline__ void score_edge_tile(float (&scores)[kScores], bool accumulates) {
+  __device__ __forceinline__ void score_edge_tile(float (&scores)[kScores]) {
     state_.wait_for_slot(keys(), true);
-    if (accumulates) state_.wait_for_turn();
+    take_turn();
     state_.score(scores);
-    if (accumulates) {
-      state_.wait_for_slot(values(), values_are_edge_);
-      accumulate();
-      state_.pass_turn();
-    }
+    state_.wait_for_slot(values(), values_are_edge_);
+    accumulate();
+    pass_turn();
     wait_for_products<0>();
     hold(scores);
     hold(o_);
     state_.release_slot(values());
   }
 
+  /// Of the pending tile, for which all of the warpgroup have come here.
+  __device__ __forceinline__ void score_again(float (&scores)[kScores]) {
+    state_.exceeds(0) = 0;
+    state_.exceeds(1) = 0;
+    exceeds_ = false;
+    state_.position = values().before();
+    state_.score(scores);
+    wait_for_products<0>();
+    hold(scores);
+    hold(o_);
+  }
+
   /// Scores become weights. No product is on its way.
   __device__ __forceinline__ void weigh_edge_tile(float (&scores)[kScores], std::int32_t key) {
-    state_.release_slot(keys());
     state_.position.advance(2);
     values_are_edge_ = true;
     to_logits(scores, key);
     raise_bases(scores, key < unit_.last_key);
-    float sum[2];
-    to_powers(scores, sum);
-    sum_[0] += sum[0];
-    sum_[1] += sum[1];
+    to_powers(scores, pending_sum_);
     to_weights(scores);
   }
 
@@ -528,6 +560,16 @@ class UnitAttention {
     }
   }
 
+  __device__ __forceinline__ void store_plain() {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      scale_row(half, sum_[half] == 0.0F ? 0.0F : __fdividef(1.0F, sum_[half]));
+    }
+    if (first_row_of_warp() >= unit_.rows) return;
+    put_chunks();
+    store_boxes();
+  }
+
   __device__ __forceinline__ void store_final() {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -660,6 +702,9 @@ class UnitAttention {
   float o_[kColumns / 2] = {};
   float base_[2] = {kNoBase, kNoBase};  // in units of log 2
   float sum_[2] = {};
+  float pending_sum_[2];
+  bool exceeds_ = false;  // pending weights of this thread do not fit
+  bool has_turn_ = false;
 };
 
 }  // namespace quire::cuda::sm90

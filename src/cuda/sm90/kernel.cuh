@@ -42,6 +42,7 @@ __device__ void init_barriers(typename C::Large& shared) {
     barrier_init(shared_address(&shared.fixed.queries_full[buffer]), kWarpSize);
     barrier_init(shared_address(&shared.fixed.queries_empty[buffer]), kConsumerWarps);
   }
+  for (auto& of_warpgroup : shared.fixed.exceeds) of_warpgroup[0] = of_warpgroup[1] = 0;
 }
 
 /// Frees the memory of barriers that nobody uses any more. One thread calls it.
@@ -127,16 +128,17 @@ __device__ __forceinline__ void attend_units(ConsumerState<C>& state) {
       if (unit.rows == 0) return;
       if (unit.sees_nothing()) {
         store_empty_unit<typename C::Element>(state.params, unit, state.thread(), kConsumers);
-      } else {
-        UnitAttention<C, false> attention(state, unit, ends);
-        attention.run(scores);
-        attention.finish();
-        if (unit.num_pieces > 1 || unit.leaves_states()) {
-          finish_partial<schedule::kLargeUnits, typename C::Element>(
-              state.params, unit, state.shared.fixed.complete, state.thread(), kConsumers,
-              [] { named_barrier<kConsumers>(kUnitEnd); });
-        }
+        state.place.advance();
+        continue;
       }
+      UnitAttention<C, false> attention(state, unit, ends);
+      attention.run(scores);
+      attention.finish();
+    }
+    if (unit.num_pieces > 1 || unit.leaves_states()) {
+      finish_partial<schedule::kLargeUnits, typename C::Element>(
+          state.params, unit, state.shared.fixed.complete, state.thread(), kConsumers,
+          [] { named_barrier<kConsumers>(kUnitEnd); });
     }
     state.place.advance();
   }

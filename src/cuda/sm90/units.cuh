@@ -76,8 +76,8 @@ class UnitFinder {
     large.first_key = unit.kv_begin / mma::kTileKeys * mma::kTileKeys;
     large.last_key =
         large.first_key + (unit.kv_end - large.first_key - 1) / C::kTileKeys * C::kTileKeys;
-    large.is_plain = is_plain_ && unit.rows % kBoxResults == 0 && unit.num_pieces == 1 &&
-                     !unit.leaves_states() && !unit.sees_nothing() &&
+    large.is_plain = is_plain_ && unit.rows % kBoxResults == 0 && !unit.leaves_states() &&
+                     !unit.sees_nothing() &&
                      (unit.kv_begin == large.first_key || params_.shape.window_left >= 0);
     barrier_wait(shared_address(&shared_.units_empty[at_.slot]), at_.parity ^ 1);
     if (lane_ == 0) {
