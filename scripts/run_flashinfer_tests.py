@@ -46,6 +46,7 @@ FILES = [
     "attention/test_non_contiguous_prefill.py",
     "attention/test_page.py",
     "attention/test_shared_prefix_kernels.py",
+    "attention/test_block_sparse.py",
     "attention/test_workspace_size.py",
     "utils/test_quantization.py",
 ]
