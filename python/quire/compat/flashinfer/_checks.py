@@ -22,7 +22,7 @@ def check_layout(kv_layout: str) -> None:
         raise KeyError(f"Invalid kv_layout {kv_layout}")
 
 
-def check_positions(mode: str, logits_soft_cap: Optional[float]) -> None:
+def check_positions(mode: str) -> None:
     """Raises for a mode of positions that does not exist or is not served."""
     if mode not in POSITIONS:
         raise KeyError(f"Invalid pos_encoding_mode {mode}")
@@ -31,8 +31,6 @@ def check_positions(mode: str, logits_soft_cap: Optional[float]) -> None:
             "pos_encoding_mode ROPE_LLAMA: quire does not rotate inside attention; "
             "rotate q and k before the keys are cached"
         )
-    if mode == "ALIBI" and (logits_soft_cap or 0.0) > 0.0:
-        raise NotImplementedError("ALIBI together with a soft cap: the order of the two differs")
 
 
 def unsupported(**options: Any) -> None:
@@ -48,12 +46,12 @@ def check_backend(backend: str) -> None:
         raise NotImplementedError(f'backend "{backend}": expected "auto", "fa2" or "fa3"')
 
 
-def check_workspace(workspace: Tensor) -> None:
+def check_workspace(workspace: Tensor, name: str = "float_workspace_buffer") -> None:
     """Raises ValueError for one that is not aligned to 16 bytes."""
     if workspace.data_ptr() % 16:
         raise ValueError(
-            "The workspace buffer must be aligned to 16 bytes, got an address of "
-            f"{workspace.data_ptr() % 16} modulo 16"
+            f"{name} must be 16-byte aligned, got an address of {workspace.data_ptr() % 16} "
+            "modulo 16"
         )
 
 

@@ -170,8 +170,8 @@ class BatchDecodeWithPagedKVCacheWrapper(PagedWrapper):
             raise ValueError("fixed_split_size is only supported with use_tensor_cores=True")
         if window_right not in (0, -1):
             unsupported(window_right=window_right)
-        if data_type is not None:
-            q_data_type = kv_data_type = data_type
+        q_data_type = data_type if q_data_type is None else q_data_type
+        kv_data_type = data_type if kv_data_type is None else kv_data_type
         batch_size = last_page_len.shape[0]
         qo_indptr = torch.arange(batch_size + 1, dtype=torch.int32) * q_len_per_req
         self._q_len_per_req = q_len_per_req

@@ -127,7 +127,7 @@ class BlockSparseAttentionWrapper(_SparseWrapper):
         Raises ValueError for blocks outside of the matrix, NotImplementedError for what quire does
         not serve."""
         unsupported(block_mask=block_mask)
-        check_positions(pos_encoding_mode, logits_soft_cap)
+        check_positions(pos_encoding_mode)
         if pos_encoding_mode == "ALIBI":
             raise NotImplementedError("ALIBI over blocks: keys have no distance there")
         if indptr is None or indices is None:
@@ -222,7 +222,7 @@ class VariableBlockSparseAttentionWrapper(_SparseWrapper):
 
         Raises ValueError for shapes that do not agree, NotImplementedError for what quire does not
         serve."""
-        check_positions(pos_encoding_mode, logits_soft_cap)
+        check_positions(pos_encoding_mode)
         if pos_encoding_mode == "ALIBI":
             raise NotImplementedError("ALIBI over blocks: keys have no distance there")
         seen = block_mask_map.bool()
