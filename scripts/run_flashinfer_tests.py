@@ -168,9 +168,10 @@ def main() -> int:
         counts = collections.Counter(outcome for _, outcome, _ in found["outcomes"])
         passed, failed = passed + counts["passed"], failed + counts["failed"]
         ran = counts["passed"] + counts["failed"]
+        missed = found["chosen"] - sum(counts.values())
         print(
             f"| {file} | {found['collected']} | {found['in_scope']} | {counts['passed']} "
-            f"| {counts['failed']} | {counts['skipped']} | {found['chosen'] - sum(counts.values())} "
+            f"| {counts['failed']} | {counts['skipped']} | {missed} "
             f"| {100 * counts['passed'] / max(ran, 1):.1f} % |",
             flush=True,
         )

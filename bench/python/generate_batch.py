@@ -32,12 +32,21 @@ NEW_TOKENS = 64
 _GRAPHS = {"use_cuda_graph": True, "use_async_batching": True}
 _FEW = {**_GRAPHS, "kv_padding_interval_size": 1 << 30, "allow_block_sharing": False}
 _KEPT = {"persistent_manager": True, "warmup": False}
+# Attention stays outside of what is compiled, and so whole graphs cannot be had.
+_COMPILED = {"varlen_compile_config": transformers.CompileConfig(fullgraph=False, dynamic=True)}
 SETTINGS: dict[str, dict[str, Any]] = {
     "stock": {},
     "kept": {"scheduler_type": "prefill_first", "allow_block_sharing": False, "call": _KEPT},
+    "kept-compiled": {
+        "scheduler_type": "prefill_first",
+        "allow_block_sharing": False,
+        **_COMPILED,
+        "call": _KEPT,
+    },
     "graphs": _GRAPHS,
     "graphs-once": {**_FEW, "call": {"warmup": False}},
     "graphs-kept": {**_FEW, "call": _KEPT},
+    "graphs-compiled": {**_FEW, **_COMPILED, "call": _KEPT},
 }
 RUNS = ["paged|sdpa:stock", "paged|sdpa:kept", "paged|quire:graphs-once", "paged|quire:graphs-kept"]
 
