@@ -30,10 +30,15 @@ NEW_TOKENS = 64
 # each is for. Prompts share nothing, and a manager that is kept would find those of the round
 # before in its cache: no blocks are shared then.
 _GRAPHS = {"use_cuda_graph": True, "use_async_batching": True}
+# A graph of steps without block tables serves all numbers of requests: fewer captures in one call.
+_ONCE = {"max_blocks_per_request": 0}
 _FEW = {**_GRAPHS, "kv_padding_interval_size": 1 << 30, "allow_block_sharing": False}
 _KEPT = {"persistent_manager": True, "warmup": False}
 # Attention stays outside of what is compiled, and so whole graphs cannot be had.
-_COMPILED = {"varlen_compile_config": transformers.CompileConfig(fullgraph=False, dynamic=True)}
+_COMPILED = dict.fromkeys(
+    ("varlen_compile_config", "decode_compile_config"),
+    transformers.CompileConfig(fullgraph=False, dynamic=True),
+)
 SETTINGS: dict[str, dict[str, Any]] = {
     "stock": {},
     "kept": {"scheduler_type": "prefill_first", "allow_block_sharing": False, "call": _KEPT},
@@ -43,8 +48,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
         **_COMPILED,
         "call": _KEPT,
     },
-    "graphs": _GRAPHS,
-    "graphs-once": {**_FEW, "call": {"warmup": False}},
+    "graphs": {**_GRAPHS, **_ONCE},
+    "graphs-once": {**_FEW, **_ONCE, "call": {"warmup": False}},
     "graphs-kept": {**_FEW, "call": _KEPT},
     "graphs-compiled": {**_FEW, **_COMPILED, "call": _KEPT},
 }

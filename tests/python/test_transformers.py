@@ -103,6 +103,41 @@ def continuous(
 LENGTHS = [12, 1, 100, 37, 16, 70]
 
 
+@pytest.fixture
+def block_tables(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many calls of attention came with one, as it grows."""
+    calls: list[int] = []
+    name, attend = "paged|quire", quire.integrations.transformers.paged_attention
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        if options.get("block_table") is not None:
+            calls.append(options["block_table"].shape[1])
+        return attend(*arguments, **options)
+
+    monkeypatch.setitem(transformers.AttentionInterface._global_mapping, name, counted)
+    return calls
+
+
+@pytest.mark.parametrize("most_blocks", [0, 7, None])
+def test_block_tables_come_in_decode_steps(
+    device: str, block_tables: list[int], most_blocks: Any
+) -> None:
+    model = make_model(device)
+    prompts = prompts_of(LENGTHS)
+    expected = one_by_one(model, prompts, 12)
+    model.set_attn_implementation("paged|quire")
+    assert continuous(model, prompts, 12, max_blocks_per_request=most_blocks) == expected
+    assert bool(block_tables) == (most_blocks != 0)
+    # Layers with windows have none, and stock implementations are left alone.
+    del block_tables[:]
+    window = make_model(device, window=True)
+    window.set_attn_implementation("paged|quire")
+    continuous(window, prompts, 2, max_blocks_per_request=most_blocks)
+    model.set_attn_implementation("paged|sdpa")
+    assert continuous(model, prompts, 12, max_blocks_per_request=most_blocks) == expected
+    assert not block_tables
+
+
 @pytest.mark.parametrize("window", [False, True])
 @pytest.mark.parametrize("use_cuda_graph", [False, True])
 def test_tokens_are_those_of_eager(device: str, window: bool, use_cuda_graph: bool) -> None:
