@@ -83,6 +83,14 @@ class Sample:
                 text = str(report.longrepr[2] if isinstance(report.longrepr, tuple) else "")
             self._outcomes.append((report.nodeid, report.outcome, text[:160]))
             self.pytest_sessionfinish()  # a process that is ended at the time limit says this much
+        torch = sys.modules.get("torch")
+        if report.when == "teardown" and torch is not None:  # several files share the GPU
+            self._give_back(torch)
+
+    @staticmethod
+    def _give_back(torch: Any) -> None:
+        if torch.cuda.memory_reserved() > 4 << 30:
+            torch.cuda.empty_cache()
 
     def pytest_sessionfinish(self) -> None:
         """Writes the outcomes."""
