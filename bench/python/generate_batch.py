@@ -138,6 +138,7 @@ def measure(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
         "tokens_per_s_min": min(rates),
         "tokens_per_s_max": max(rates),
         "first_s": seconds[0],
+        "max_batch_tokens": arguments.max_batch_tokens,
         "new_tokens": new,
         "prompt_tokens": sum(map(len, prompts)),
     }
