@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, Optional
 
@@ -500,6 +501,56 @@ def test_packbits_is_numpys(device: str, bitorder: Any, n: int) -> None:
     ]
     assert packed.tolist() == np.concatenate(parts).tolist()
     assert offsets.tolist() == np.cumsum([0, *(len(part) for part in parts)]).tolist()
+
+
+INVARIANT: list[dict[str, Any]] = [{"fixed_split_size": 128}, {"disable_split_kv": True}]
+
+
+@pytest.mark.parametrize("options", INVARIANT)
+@pytest.mark.parametrize("kind", ["decode", "fast decode", "paged", "ragged"])
+def test_results_do_not_depend_on_the_batch(
+    device: str, kind: str, options: dict[str, Any]
+) -> None:
+    lengths = [(3, 700), (1, 40), (4, 2000), (2, 9), (6, 300)]
+    if "decode" in kind:
+        lengths = [(1, keys) for _, keys in lengths]
+    case = Case(device, lengths)
+    kv_indptr = torch.tensor([0, *(keys for _, keys in lengths)]).cumsum(0).int()
+    contiguous = [
+        torch.from_numpy(np.concatenate(each)) for each in (case.requests.k, case.requests.v)
+    ]
+    k, v = (each.to(device, case.dtype) for each in contiguous)
+
+    def run(count: int) -> tuple[Any, Any]:
+        """The first requests alone."""
+        qo_indptr = case.qo_indptr[: count + 1]
+        q = case.q[: int(qo_indptr[-1])]
+        table = (case.indptr[: count + 1], case.indices, case.last_page_len[:count])
+        wrapper: Any
+        if kind == "ragged":
+            wrapper = fi.BatchPrefillWithRaggedKVCacheWrapper(case.workspace)
+            wrapper.plan(qo_indptr, kv_indptr[: count + 1], 4, 2, 64, causal=True, **options)
+            assert wrapper._engine.spec.batch_invariant
+            keys = int(kv_indptr[count])
+            return wrapper.run(q, k[:keys], v[:keys], return_lse=True)  # type: ignore[no-any-return]
+        if kind == "paged":
+            wrapper = fi.BatchPrefillWithPagedKVCacheWrapper(case.workspace)
+            wrapper.plan(qo_indptr, *table, 4, 2, 64, 16, causal=True, **options)
+        else:
+            wrapper = fi.BatchDecodeWithPagedKVCacheWrapper(case.workspace, use_tensor_cores=True)
+            plan = wrapper.plan
+            if kind == "fast decode":
+                plan = functools.partial(fi.fast_decode_plan, wrapper)
+            plan(*table, 4, 2, 64, 16, **options)
+        assert wrapper._engine.spec.batch_invariant
+        return wrapper.run(q, (case.k, case.v), return_lse=True)  # type: ignore[no-any-return]
+
+    o, lse = run(len(lengths))
+    case.check(o, lse)
+    for count in (1, 2, 3):
+        some_o, some_lse = run(count)
+        assert torch.equal(o[: len(some_o)], some_o)
+        assert torch.equal(lse[: len(some_o)], some_lse)
 
 
 def test_what_is_not_served_raises(device: str) -> None:

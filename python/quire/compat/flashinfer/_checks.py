@@ -104,6 +104,12 @@ def unpack_pages(paged_kv_cache: Any, kv_layout: str) -> tuple[Tensor, Tensor]:
     return k, v
 
 
+def is_batch_invariant(fixed_split_size: Optional[int], disable_split_kv: bool) -> bool:
+    """Whether a plan asks for results that do not depend on the batch: FlashInfer's way to say so
+    is how keys are split, which quire then chooses by the request alone."""
+    return disable_split_kv or (fixed_split_size or 0) > 0
+
+
 def make_spec(
     *,
     num_qo_heads: int,
@@ -118,6 +124,7 @@ def make_spec(
     window_left: int = -1,
     logits_soft_cap: Optional[float] = None,
     sm_scale: Optional[float] = None,
+    batch_invariant: bool = False,
 ) -> AttentionSpec:
     """The spec of a plan. Queries of 8 bits are computed as float16, which holds them exactly."""
     is_float8 = q_dtype.itemsize == 1
@@ -135,6 +142,7 @@ def make_spec(
         window_left=max(window_left, -1),
         logits_soft_cap=cap,
         sm_scale=1.0 / math.sqrt(head_dim_qk) if sm_scale is None else float(sm_scale),
+        batch_invariant=batch_invariant,
     )
 
 

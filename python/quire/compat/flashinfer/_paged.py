@@ -142,6 +142,7 @@ class PagedWrapper(Wrapper):
         total_q: Optional[int] = None,
         host_indptr: Optional[Tensor] = None,
         full_mask: Optional[tuple[Tensor, Tensor]] = None,
+        batch_invariant: bool = False,
     ) -> None:
         check_positions(pos_encoding_mode)
         batch_size = indptr.shape[0] - 1
@@ -180,6 +181,7 @@ class PagedWrapper(Wrapper):
             window_left=window_left,
             logits_soft_cap=logits_soft_cap,
             sm_scale=sm_scale,
+            batch_invariant=batch_invariant,
         )
         self._dense: Optional[DenseAlibi] = None
         if self._alibi is not None:

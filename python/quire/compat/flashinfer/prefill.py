@@ -20,6 +20,7 @@ from ._checks import (
     check_positions,
     check_written,
     dtype_of,
+    is_batch_invariant,
     make_spec,
     unsupported,
 )
@@ -259,6 +260,7 @@ class BatchPrefillWithPagedKVCacheWrapper(PagedWrapper):
             kv_dtype=dtype_of(q_data_type if kv_data_type is None else kv_data_type),
             o_dtype=None if o_data_type is None else dtype_of(o_data_type),
             full_mask=full_mask,
+            batch_invariant=is_batch_invariant(fixed_split_size, disable_split_kv),
         )
 
     begin_forward = plan
@@ -466,6 +468,7 @@ class BatchPrefillWithRaggedKVCacheWrapper(Wrapper):
             window_left=window_left,
             logits_soft_cap=logits_soft_cap,
             sm_scale=sm_scale,
+            batch_invariant=is_batch_invariant(fixed_split_size, disable_split_kv),
         )
         masks = {}
         if full_mask is not None:
