@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, Optional
 
@@ -290,24 +291,97 @@ def test_alibi_of_causal_queries(device: str) -> None:
     plan = (case.qo_indptr, *case.table, 4, 2, 64, 16)
     wrapper.plan(*plan, causal=True, pos_encoding_mode="ALIBI")
     slopes = np.array([2.0**-2, 2.0**-4, 2.0**-6, 2.0**-8])
-    case.check(wrapper.run(case.q, (case.k, case.v)), alibi_slopes=slopes)
-    with pytest.raises(NotImplementedError, match="on both sides"):
-        wrapper.plan(*plan, causal=False, pos_encoding_mode="ALIBI")
+    o = wrapper.run(case.q, (case.k, case.v))
+    case.check(o, alibi_slopes=slopes)
+    # With lse, which depends on where positions are counted from, torch computes it.
+    o_lse, lse = wrapper.run(case.q, (case.k, case.v), return_lse=True)
+    torch.testing.assert_close(o_lse, o, atol=4e-3, rtol=4e-3)
+    _, expected = attention(case.q_rows, case.requests, alibi_slopes=slopes)
+    requests = case.requests
+    offsets = [
+        np.full(end - begin, keys.shape[0] - (end - begin))
+        for begin, end, keys in zip(requests.qo_indptr[:-1], requests.qo_indptr[1:], requests.k)
+    ]
+    expected = (expected + slopes * np.concatenate(offsets)[:, None]) * LOG2E
+    np.testing.assert_allclose(lse.cpu(), expected, atol=2e-3, rtol=1e-4)
 
 
-def test_alibi_without_causal_grows_to_the_right(device: str) -> None:
-    torch.manual_seed(0)
-    q, k, v = (
-        torch.randn(n, heads, 64, device=device, dtype=torch.float16)
-        for n, heads in ((7, 4), (11, 2), (11, 2))
+def alibi_attention(
+    q: Any, k: Any, v: Any, visible: Any, cap: Optional[float] = None
+) -> tuple[Any, Any]:
+    """As FlashInfer's variant of attention has it: query and key counted from 0, the sum scaled
+    again under a soft cap."""
+    k, v = (each.float().repeat_interleave(q.shape[1] // k.shape[1], 1) for each in (k, v))
+    scores = torch.einsum("qhd,khd->qhk", q.float(), k) / 8
+    slopes = torch.tensor([2.0**-2, 2.0**-4, 2.0**-6, 2.0**-8], device=q.device)
+    distance = (
+        torch.arange(len(k), device=q.device) - torch.arange(len(q), device=q.device)[:, None]
     )
-    scores = torch.einsum("qhd,khd->qhk", q.float(), k.float().repeat_interleave(2, 1)) / 8
-    slopes = torch.tensor([2.0**-2, 2.0**-4, 2.0**-6, 2.0**-8], device=device)
-    distance = torch.arange(11.0, device=device) - torch.arange(7.0, device=device)[:, None]
-    weights = torch.softmax(scores + slopes[None, :, None] * distance[:, None, :], -1)
-    expected = torch.einsum("qhk,khd->qhd", weights, v.float().repeat_interleave(2, 1))
-    o = fi.single_prefill_with_kv_cache(q, k, v, pos_encoding_mode="ALIBI")
-    torch.testing.assert_close(o.float(), expected, atol=4e-3, rtol=4e-3)
+    scores += slopes[None, :, None] * distance[:, None, :]
+    if cap:
+        scores = cap * torch.tanh(scores / 8 / cap)
+    scores = scores.masked_fill(~visible[:, None, :], -math.inf)
+    weights = torch.softmax(scores, -1).nan_to_num(0.0)
+    return torch.einsum("qhk,khd->qhd", weights, v), scores.logsumexp(-1) * LOG2E
+
+
+@pytest.mark.parametrize("cap", [None, 3.0])
+@pytest.mark.parametrize("masked", ["none", "causal", "full"])
+def test_alibi_that_kernels_do_not_compute(device: str, masked: str, cap: Optional[float]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    lengths = [(7, 11), (1, 20), (5, 3), (4, 32)]
+
+    def rows(n: int, heads: int) -> Any:
+        return torch.randn(n, heads, 64, generator=generator).half().to(device)
+
+    q = [rows(m, 4) for m, _ in lengths]
+    k, v = ([rows(n, 2) for _, n in lengths] for _ in range(2))
+    visible = []
+    for m, n in lengths:
+        causal = torch.ones(m, n).tril(n - m).bool()
+        full = torch.rand(m, n, generator=generator) < 0.5
+        every = torch.ones(m, n).bool()
+        visible.append({"none": every, "causal": causal, "full": full}[masked].to(device))
+    expected = [alibi_attention(*each, cap) for each in zip(q, k, v, visible)]
+    options: dict[str, Any] = {"causal": masked == "causal", "pos_encoding_mode": "ALIBI"}
+    options["logits_soft_cap"] = cap
+    masks = visible if masked == "full" else [None] * len(lengths)
+
+    def check(got: tuple[Any, Any], o: Any, lse: Any) -> None:
+        torch.testing.assert_close(got[0].float(), o, atol=4e-3, rtol=4e-3)
+        torch.testing.assert_close(got[1], lse, atol=2e-3, rtol=1e-4)
+
+    single = fi.single_prefill_with_kv_cache
+    for inputs, mask, (o, lse) in zip(zip(q, k, v), masks, expected):
+        check(single(*inputs, custom_mask=mask, return_lse=True, **options), o, lse)
+        check((single(*inputs, custom_mask=mask, **options), lse), o, lse)
+    o, lse = (torch.cat(each) for each in zip(*expected))
+    flat = torch.cat([each.flatten() for each in visible])
+    if masked == "full":
+        options["custom_mask"] = flat
+    qo_indptr, kv_indptr = (
+        torch.tensor([0, *each]).cumsum(0).int().to(device) for each in zip(*lengths)
+    )
+    workspace = torch.empty(1 << 20, dtype=torch.uint8, device=device)
+    ragged = fi.BatchPrefillWithRaggedKVCacheWrapper(workspace)
+    ragged.plan(qo_indptr, kv_indptr, 4, 2, 64, **options)
+    check(ragged.run(torch.cat(q), torch.cat(k), torch.cat(v), return_lse=True), o, lse)
+    check((ragged.run(torch.cat(q), torch.cat(k), torch.cat(v)), lse), o, lse)
+    for layout in ("NHD", "HND"):
+        pages = torch.tensor([0, 3, 5, 1, 4, 2], dtype=torch.int32, device=device)
+        indptr = torch.tensor([0, 1, 3, 4, 6], dtype=torch.int32)
+        last = torch.tensor([(n - 1) % 16 + 1 for _, n in lengths], dtype=torch.int32)
+        caches = []
+        for each in (k, v):
+            cache = torch.zeros(6, 16, 2, 64, dtype=torch.float16, device=device)
+            for i, one in enumerate(each):
+                for at, page in enumerate(pages[indptr[i] : indptr[i + 1]].tolist()):
+                    part = one[16 * at : 16 * at + 16]
+                    cache[page, : len(part)] = part
+            caches.append(cache if layout == "NHD" else cache.transpose(1, 2).contiguous())
+        paged_wrapper = fi.BatchPrefillWithPagedKVCacheWrapper(workspace, layout)
+        paged_wrapper.plan(qo_indptr, indptr, pages, last, 4, 2, 64, 16, **options)
+        check(paged_wrapper.run(torch.cat(q), tuple(caches), return_lse=True), o, lse)
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -429,6 +503,56 @@ def test_packbits_is_numpys(device: str, bitorder: Any, n: int) -> None:
     assert offsets.tolist() == np.cumsum([0, *(len(part) for part in parts)]).tolist()
 
 
+INVARIANT: list[dict[str, Any]] = [{"fixed_split_size": 128}, {"disable_split_kv": True}]
+
+
+@pytest.mark.parametrize("options", INVARIANT)
+@pytest.mark.parametrize("kind", ["decode", "fast decode", "paged", "ragged"])
+def test_results_do_not_depend_on_the_batch(
+    device: str, kind: str, options: dict[str, Any]
+) -> None:
+    lengths = [(3, 700), (1, 40), (4, 2000), (2, 9), (6, 300)]
+    if "decode" in kind:
+        lengths = [(1, keys) for _, keys in lengths]
+    case = Case(device, lengths)
+    kv_indptr = torch.tensor([0, *(keys for _, keys in lengths)]).cumsum(0).int()
+    contiguous = [
+        torch.from_numpy(np.concatenate(each)) for each in (case.requests.k, case.requests.v)
+    ]
+    k, v = (each.to(device, case.dtype) for each in contiguous)
+
+    def run(count: int) -> tuple[Any, Any]:
+        """The first requests alone."""
+        qo_indptr = case.qo_indptr[: count + 1]
+        q = case.q[: int(qo_indptr[-1])]
+        table = (case.indptr[: count + 1], case.indices, case.last_page_len[:count])
+        wrapper: Any
+        if kind == "ragged":
+            wrapper = fi.BatchPrefillWithRaggedKVCacheWrapper(case.workspace)
+            wrapper.plan(qo_indptr, kv_indptr[: count + 1], 4, 2, 64, causal=True, **options)
+            assert wrapper._engine.spec.batch_invariant
+            keys = int(kv_indptr[count])
+            return wrapper.run(q, k[:keys], v[:keys], return_lse=True)  # type: ignore[no-any-return]
+        if kind == "paged":
+            wrapper = fi.BatchPrefillWithPagedKVCacheWrapper(case.workspace)
+            wrapper.plan(qo_indptr, *table, 4, 2, 64, 16, causal=True, **options)
+        else:
+            wrapper = fi.BatchDecodeWithPagedKVCacheWrapper(case.workspace, use_tensor_cores=True)
+            plan = wrapper.plan
+            if kind == "fast decode":
+                plan = functools.partial(fi.fast_decode_plan, wrapper)
+            plan(*table, 4, 2, 64, 16, **options)
+        assert wrapper._engine.spec.batch_invariant
+        return wrapper.run(q, (case.k, case.v), return_lse=True)  # type: ignore[no-any-return]
+
+    o, lse = run(len(lengths))
+    case.check(o, lse)
+    for count in (1, 2, 3):
+        some_o, some_lse = run(count)
+        assert torch.equal(o[: len(some_o)], some_o)
+        assert torch.equal(lse[: len(some_o)], some_lse)
+
+
 def test_what_is_not_served_raises(device: str) -> None:
     case = Case(device, DECODE)
     decode = fi.BatchDecodeWithPagedKVCacheWrapper(case.workspace)
@@ -443,8 +567,10 @@ def test_what_is_not_served_raises(device: str) -> None:
         fi.BatchPrefillWithPagedKVCacheWrapper(case.workspace, backend="cudnn")
     with pytest.raises(NotImplementedError, match="jit_args"):
         fi.BatchPrefillWithPagedKVCacheWrapper(case.workspace, jit_args=["uri"])
-    with pytest.raises(ValueError, match="aligned to 16"):
+    with pytest.raises(ValueError, match="float_workspace_buffer must be 16-byte aligned"):
         fi.BatchDecodeWithPagedKVCacheWrapper(case.workspace[1:])
+    with pytest.raises(ValueError, match="int_workspace_buffer must be 16-byte aligned"):
+        decode.reset_workspace_buffer(case.workspace, case.workspace[1:])
     with pytest.raises(RuntimeError, match=r"plan\(\) must be called"):
         decode.run(case.q, cache)
     decode.plan(*case.table, 4, 2, 64, 16)
@@ -463,6 +589,18 @@ def test_what_is_not_served_raises(device: str) -> None:
     prefill = fi.BatchPrefillWithPagedKVCacheWrapper(case.workspace)
     with pytest.raises(NotImplementedError, match="prefix_len_ptr"):
         prefill.plan(case.qo_indptr, *case.table, 4, 2, 64, 16, prefix_len_ptr=case.indptr)
+
+
+@pytest.mark.parametrize("narrow", ["float8_e4m3fn", "float8_e5m2"])
+def test_data_type_is_that_of_the_cache(device: str, narrow: str) -> None:
+    case = Case(device, DECODE)
+    decode = fi.BatchDecodeWithPagedKVCacheWrapper(case.workspace)
+    decode.plan(*case.table, 4, 2, 64, 16, data_type=getattr(torch, narrow))
+    k, v = (each.to(getattr(torch, narrow)) for each in (case.k, case.v))
+    o = decode.run(case.q, (k, v), k_scale=0.5, v_scale=2.0)
+    decode.plan(*case.table, 4, 2, 64, 16)
+    exact = decode.run(case.q, (0.5 * k.half(), 2.0 * v.half()))
+    torch.testing.assert_close(o, exact, atol=4e-3, rtol=4e-3)
 
 
 def test_options_of_decode_plans_by_position_warn(device: str) -> None:

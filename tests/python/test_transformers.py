@@ -81,7 +81,9 @@ def one_by_one(model: Any, prompts: list[list[int]], n: int) -> list[list[int]]:
     return results
 
 
-def continuous(model: Any, prompts: list[list[int]], n: int, **options: Any) -> list[list[int]]:
+def continuous(
+    model: Any, prompts: list[list[int]], n: int, kept: bool = False, **options: Any
+) -> list[list[int]]:
     config = transformers.ContinuousBatchingConfig(
         num_blocks=64, block_size=16, max_batch_tokens=64, **options
     )
@@ -90,6 +92,8 @@ def continuous(model: Any, prompts: list[list[int]], n: int, **options: Any) -> 
         generation_config=greedy(n),
         continuous_batching_config=config,
         progress_bar=False,
+        persistent_manager=kept,
+        warmup=not kept,
     )
     found = [outputs[name] for name in outputs]
     by_prompt = {tuple(each.prompt_ids): each.generated_tokens for each in found}
@@ -97,6 +101,41 @@ def continuous(model: Any, prompts: list[list[int]], n: int, **options: Any) -> 
 
 
 LENGTHS = [12, 1, 100, 37, 16, 70]
+
+
+@pytest.fixture
+def block_tables(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many calls of attention came with one, as it grows."""
+    calls: list[int] = []
+    name, attend = "paged|quire", quire.integrations.transformers.paged_attention
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        if options.get("block_table") is not None:
+            calls.append(options["block_table"].shape[1])
+        return attend(*arguments, **options)
+
+    monkeypatch.setitem(transformers.AttentionInterface._global_mapping, name, counted)
+    return calls
+
+
+@pytest.mark.parametrize("most_blocks", [0, 7, None])
+def test_block_tables_come_in_decode_steps(
+    device: str, block_tables: list[int], most_blocks: Any
+) -> None:
+    model = make_model(device)
+    prompts = prompts_of(LENGTHS)
+    expected = one_by_one(model, prompts, 12)
+    model.set_attn_implementation("paged|quire")
+    assert continuous(model, prompts, 12, max_blocks_per_request=most_blocks) == expected
+    assert bool(block_tables) == (most_blocks != 0)
+    # Layers with windows have none, and stock implementations are left alone.
+    del block_tables[:]
+    window = make_model(device, window=True)
+    window.set_attn_implementation("paged|quire")
+    continuous(window, prompts, 2, max_blocks_per_request=most_blocks)
+    model.set_attn_implementation("paged|sdpa")
+    assert continuous(model, prompts, 12, max_blocks_per_request=most_blocks) == expected
+    assert not block_tables
 
 
 @pytest.mark.parametrize("window", [False, True])
@@ -110,6 +149,22 @@ def test_tokens_are_those_of_eager(device: str, window: bool, use_cuda_graph: bo
     model.set_attn_implementation("paged|quire")
     got = continuous(model, prompts, 12, use_cuda_graph=use_cuda_graph)
     assert got == expected
+
+
+def test_a_kept_manager_gives_the_same_tokens(device: str) -> None:
+    # As docs/compat.md advises: graphs of the first call serve later ones, of any number of keys.
+    model = make_model(device)
+    calls = [prompts_of(LENGTHS), prompts_of([90, 3, 50]), prompts_of(LENGTHS[::-1])]
+    expected = [one_by_one(model, prompts, 12) for prompts in calls]
+    model.set_attn_implementation("paged|quire")
+    options: dict[str, Any] = {"allow_block_sharing": False, "kept": True}
+    if device == "cuda":
+        options.update(use_cuda_graph=True, use_async_batching=True)
+        options.update(kv_padding_interval_size=1 << 30)
+    try:
+        assert [continuous(model, prompts, 12, **options) for prompts in calls] == expected
+    finally:
+        model.destroy_cached_continuous_batching_manager()
 
 
 @pytest.mark.parametrize("window", [False, True])

@@ -8,18 +8,21 @@
         use_cuda_graph=True, num_blocks=2048, max_batch_tokens=4096))
 
 Importing registers two implementations of attention: `paged|quire` for `generate_batch`, and
-`quire`, which is transformers' own SDPA outside of it. docs/compat.md has what a configuration must
-say, as transformers takes implementations that it does not know for such that need a mask.
+`quire`, which is transformers' own SDPA outside of it, and lets the former have block tables in
+decode steps. docs/compat.md has what a configuration must say, as transformers takes
+implementations that it does not know for such that need a mask.
 """
 
 from __future__ import annotations
 
+import functools
 import weakref
 from typing import Any, Optional
 
 import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.generation.continuous_batching import initialization
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -87,6 +90,7 @@ def paged_attention(
     cu_seq_lens_k: Any = None,
     read_index: Any = None,
     write_index: Any = None,
+    block_table: Optional[Tensor] = None,
     softcap: Optional[float] = None,
     s_aux: Optional[Tensor] = None,
     **options: Any,
@@ -103,6 +107,8 @@ def paged_attention(
       read_index: int64 of each group of layers: slots of the keys; empty if no request has any in
         the cache.
       write_index: int64 [total_q] of each group: slots of the new keys.
+      block_table: int32 [num_groups, num_seqs, max_blocks] of a step that only decodes, in place
+        of the two: blocks of each request.
       softcap: Of the scores; None or 0 is off.
       s_aux: [num_qo_heads]: sinks.
 
@@ -121,14 +127,11 @@ def paged_attention(
         cu_seq_lens_k = cu_seq_lens_k["sliding_attention" if is_sliding else "full_attention"]
     q = query.transpose(1, 2).squeeze(0)
     reads, writes = read_index[group], write_index[group]
-    is_paged = not is_sliding and reads.numel() > 0
+    is_paged = block_table is not None or (not is_sliding and reads.numel() > 0)
     if is_paged:
         pages = (-1, cache.block_size, *cache.key_cache[layer_in_group].shape[1:])
         k = cache.key_cache[layer_in_group].view(pages)
         v = cache.value_cache[layer_in_group].view(pages)
-        new_k, new_v = (each.transpose(1, 2).squeeze(0) for each in (key, value))
-        rows = writes.shape[0]
-        append(new_k[:rows], new_v[:rows], k, v, slot_mapping=writes)
     else:  # a window is gathered by transformers, as new keys overwrite old ones that are needed
         k, v = cache.update(
             key_states=key,
@@ -150,6 +153,8 @@ def paged_attention(
         sinks=s_aux is not None,
     )
     most_keys = reads.numel() if reads.numel() > 0 else q.shape[0]
+    if block_table is not None:
+        most_keys = block_table.shape[2] * cache.block_size
     limits = BatchLimits(
         _up(cu_seq_lens_q.shape[0] - 1, 16), _up(q.shape[0], 64), _up(most_keys, 1024)
     )
@@ -157,16 +162,24 @@ def paged_attention(
     def batch() -> Batch:
         if not is_paged:
             return Batch(cu_seq_lens_q, kv_indptr=cu_seq_lens_k)
-        return Batch(
-            cu_seq_lens_q,
-            kv_len=cu_seq_lens_k[1:] - cu_seq_lens_k[:-1],
-            page_table=_page_table(reads, cu_seq_lens_k, cache.block_size),
+        table = (
+            _page_table(reads, cu_seq_lens_k, cache.block_size)
+            if block_table is None
+            else block_table[group]
         )
+        return Batch(cu_seq_lens_q, kv_len=cu_seq_lens_k[1:] - cu_seq_lens_k[:-1], page_table=table)
 
     steps = _steps.get(cache)
     if steps is None:
         steps = _steps[cache] = _Steps()
     schedule = steps.schedule(_Key(group, layer_in_group == 0, q.device), spec, limits, batch)
+    if is_paged:
+        new_k, new_v = (each.transpose(1, 2).squeeze(0) for each in (key, value))
+        if block_table is None:
+            rows = writes.shape[0]
+            append(new_k[:rows], new_v[:rows], k, v, slot_mapping=writes)
+        else:
+            append(new_k, new_v, k, v, batch=schedule.batch)
     sinks = None if s_aux is None else s_aux.float()
     o: Tensor = schedule.attention.run(schedule, q, k, v, sinks=sinks)
     return o.unsqueeze(0), None
@@ -218,11 +231,28 @@ def _plain(
     return o, None
 
 
+def _offer_block_tables() -> None:
+    """transformers keeps block tables to FlashAttention's names. Without them a decode step lists
+    the slot of every key that it reads, on the host: as long as the GPU takes for a small model."""
+    name = "ensure_decode_fast_path_is_available"
+    ensure = getattr(initialization, name, None)
+    if ensure is None or hasattr(ensure, "__wrapped__"):
+        return
+
+    @functools.wraps(ensure)
+    def wrapper(config: Any, *arguments: Any, **options: Any) -> None:
+        if config._attn_implementation != "paged|quire":
+            ensure(config, *arguments, **options)
+
+    setattr(initialization, name, wrapper)
+
+
 def register() -> None:
     """Registers `paged|quire` and `quire` with transformers; importing the module does it."""
     AttentionInterface.register("paged|quire", paged_attention)
     AttentionInterface.register("quire", sdpa_attention_forward)
     AttentionMaskInterface.register("quire", sdpa_mask)
+    _offer_block_tables()
 
 
 register()

@@ -22,7 +22,7 @@ def check_layout(kv_layout: str) -> None:
         raise KeyError(f"Invalid kv_layout {kv_layout}")
 
 
-def check_positions(mode: str, logits_soft_cap: Optional[float]) -> None:
+def check_positions(mode: str) -> None:
     """Raises for a mode of positions that does not exist or is not served."""
     if mode not in POSITIONS:
         raise KeyError(f"Invalid pos_encoding_mode {mode}")
@@ -31,8 +31,6 @@ def check_positions(mode: str, logits_soft_cap: Optional[float]) -> None:
             "pos_encoding_mode ROPE_LLAMA: quire does not rotate inside attention; "
             "rotate q and k before the keys are cached"
         )
-    if mode == "ALIBI" and (logits_soft_cap or 0.0) > 0.0:
-        raise NotImplementedError("ALIBI together with a soft cap: the order of the two differs")
 
 
 def unsupported(**options: Any) -> None:
@@ -48,12 +46,12 @@ def check_backend(backend: str) -> None:
         raise NotImplementedError(f'backend "{backend}": expected "auto", "fa2" or "fa3"')
 
 
-def check_workspace(workspace: Tensor) -> None:
+def check_workspace(workspace: Tensor, name: str = "float_workspace_buffer") -> None:
     """Raises ValueError for one that is not aligned to 16 bytes."""
     if workspace.data_ptr() % 16:
         raise ValueError(
-            "The workspace buffer must be aligned to 16 bytes, got an address of "
-            f"{workspace.data_ptr() % 16} modulo 16"
+            f"{name} must be 16-byte aligned, got an address of {workspace.data_ptr() % 16} "
+            "modulo 16"
         )
 
 
@@ -106,6 +104,12 @@ def unpack_pages(paged_kv_cache: Any, kv_layout: str) -> tuple[Tensor, Tensor]:
     return k, v
 
 
+def is_batch_invariant(fixed_split_size: Optional[int], disable_split_kv: bool) -> bool:
+    """Whether a plan asks for results that do not depend on the batch: FlashInfer's way to say so
+    is how keys are split, which quire then chooses by the request alone."""
+    return disable_split_kv or (fixed_split_size or 0) > 0
+
+
 def make_spec(
     *,
     num_qo_heads: int,
@@ -120,6 +124,7 @@ def make_spec(
     window_left: int = -1,
     logits_soft_cap: Optional[float] = None,
     sm_scale: Optional[float] = None,
+    batch_invariant: bool = False,
 ) -> AttentionSpec:
     """The spec of a plan. Queries of 8 bits are computed as float16, which holds them exactly."""
     is_float8 = q_dtype.itemsize == 1
@@ -137,6 +142,7 @@ def make_spec(
         window_left=max(window_left, -1),
         logits_soft_cap=cap,
         sm_scale=1.0 / math.sqrt(head_dim_qk) if sm_scale is None else float(sm_scale),
+        batch_invariant=batch_invariant,
     )
 
 

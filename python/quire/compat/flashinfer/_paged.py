@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from ..._batch import Batch
+from ..._spec import AttentionSpec
+from ._alibi import DenseAlibi
 from ._checks import (
     alibi_slopes,
     check_backend,
@@ -59,6 +61,8 @@ class Wrapper:
     ) -> None:
         """Takes another workspace from the next `plan()` on."""
         check_workspace(float_workspace_buffer)
+        if int_workspace_buffer is not None:
+            check_workspace(int_workspace_buffer, "int_workspace_buffer")
         self._float_workspace_buffer = float_workspace_buffer
         self._engine.forget_scratch(float_workspace_buffer)
 
@@ -138,8 +142,9 @@ class PagedWrapper(Wrapper):
         total_q: Optional[int] = None,
         host_indptr: Optional[Tensor] = None,
         full_mask: Optional[tuple[Tensor, Tensor]] = None,
+        batch_invariant: bool = False,
     ) -> None:
-        check_positions(pos_encoding_mode, logits_soft_cap)
+        check_positions(pos_encoding_mode)
         batch_size = indptr.shape[0] - 1
         if self._use_cuda_graph and batch_size != self._fixed_batch_size:
             raise ValueError(
@@ -155,10 +160,6 @@ class PagedWrapper(Wrapper):
         else:
             host = indptr.cpu() if host_indptr is None else host_indptr
             max_kv_len = int((host[1:] - host[:-1]).max()) * page_size if batch_size else 0
-        if pos_encoding_mode == "ALIBI" and mask != "causal" and total_q > batch_size:
-            raise NotImplementedError(
-                "ALIBI without causal: quire's bias falls with the distance on both sides"
-            )
         # A captured graph holds grids and addresses of the first plan: later ones keep its limits.
         self._most_q = max(self._most_q, total_q) if self._use_cuda_graph else total_q
         self._total_q, self._page_size = total_q, page_size
@@ -180,9 +181,12 @@ class PagedWrapper(Wrapper):
             window_left=window_left,
             logits_soft_cap=logits_soft_cap,
             sm_scale=sm_scale,
+            batch_invariant=batch_invariant,
         )
+        self._dense: Optional[DenseAlibi] = None
         if self._alibi is not None:
             spec = dataclasses.replace(spec, alibi=True)
+            self._plan_alibi(spec, qo_indptr, indptr, indices, last_page_len, kv_len, full_mask)
         lengths: dict[str, Optional[Tensor]] = {}
         if last_page_len is not None:
             lengths["kv_last_page_len"] = self._filled(
@@ -206,6 +210,32 @@ class PagedWrapper(Wrapper):
         self._engine.plan(*self._planned)
         self._plan_info = [batch_size, total_q, page_size]
 
+    def _plan_alibi(
+        self,
+        spec: AttentionSpec,
+        qo_indptr: Tensor,
+        indptr: Tensor,
+        indices: Tensor,
+        last_page_len: Optional[Tensor],
+        kv_len: Optional[Tensor],
+        full_mask: Optional[tuple[Tensor, Tensor]],
+    ) -> None:
+        assert self._alibi is not None
+        if self._use_cuda_graph:
+            if spec.mask != "causal" or spec.logits_soft_cap is not None:
+                raise NotImplementedError("ALIBI under CUDA graphs: causal, without a soft cap")
+            return
+        pages = indptr[1:].cpu() - indptr[:-1].cpu()
+        if kv_len is None:
+            assert last_page_len is not None
+            kv_len = (pages - 1).clamp(min=0) * self._page_size + last_page_len.cpu()
+        kv_len = kv_len.cpu() * (pages > 0)
+        counts = [*pages.tolist(), len(indices) - int(pages.sum())]
+        self._pages_of = torch.split(self._on_device(indices, torch.int64), counts)
+        self._kv_len = kv_len.tolist()
+        qo_len = qo_indptr[1:].cpu() - qo_indptr[:-1].cpu()
+        self._dense = DenseAlibi(spec, self._alibi, qo_len, kv_len, full_mask)
+
     def _qo_rows(self, qo_indptr: Tensor) -> Tensor:
         """qo_indptr on the device; under CUDA graphs always in the same place."""
         if not self._use_cuda_graph:
@@ -225,7 +255,7 @@ class PagedWrapper(Wrapper):
         sm_scale: Optional[float],
         causal: bool = True,
     ) -> None:
-        check_positions(pos_encoding_mode, logits_soft_cap)
+        check_positions(pos_encoding_mode)
         if (pos_encoding_mode == "ALIBI") != (self._alibi is not None):
             raise NotImplementedError("ALIBI is planned, not given to forward() alone")
         spec, batch, limits = self._planned
@@ -268,8 +298,19 @@ class PagedWrapper(Wrapper):
         o_dtype = o_dtype or (torch.float16 if q.dtype.itemsize == 1 else q.dtype)
         check_written(out, (*q.shape[:-1], self._head_dim_vo), o_dtype, q, "out")
         check_written(lse, q.shape[:2], torch.float32, q, "lse")
-        if self._alibi is not None and (return_lse or lse is not None):
-            raise NotImplementedError("lse with ALIBI: FlashInfer counts positions differently")
+        wants_lse = return_lse or lse is not None
+        if self._dense is not None and self._dense.is_needed(wants_lse):
+
+            def keys_of(i: int) -> tuple[Tensor, Tensor]:
+                rows = [each[self._pages_of[i]] for each in (k, v)]
+                if self._kv_layout == "HND":
+                    rows = [each.transpose(1, 2) for each in rows]
+                k_rows, v_rows = (each.flatten(0, 1)[: self._kv_len[i]] for each in rows)
+                return k_rows, v_rows
+
+            return self._dense.run(q, keys_of, out, o_dtype, lse, return_lse, scales)
+        if self._alibi is not None and wants_lse:
+            raise NotImplementedError("lse with ALIBI under CUDA graphs")
         return self._engine.run(
             q,
             k,

@@ -10,7 +10,7 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
-from ._checks import dtype_of, unsupported
+from ._checks import dtype_of, is_batch_invariant, unsupported
 from ._paged import PagedWrapper
 from .prefill import single_prefill_with_kv_cache
 
@@ -170,8 +170,8 @@ class BatchDecodeWithPagedKVCacheWrapper(PagedWrapper):
             raise ValueError("fixed_split_size is only supported with use_tensor_cores=True")
         if window_right not in (0, -1):
             unsupported(window_right=window_right)
-        if data_type is not None:
-            q_data_type = kv_data_type = data_type
+        q_data_type = data_type if q_data_type is None else q_data_type
+        kv_data_type = data_type if kv_data_type is None else kv_data_type
         batch_size = last_page_len.shape[0]
         qo_indptr = torch.arange(batch_size + 1, dtype=torch.int32) * q_len_per_req
         self._q_len_per_req = q_len_per_req
@@ -196,6 +196,7 @@ class BatchDecodeWithPagedKVCacheWrapper(PagedWrapper):
             o_dtype=None if o_data_type is None else dtype_of(o_data_type),
             total_q=batch_size * q_len_per_req,
             host_indptr=host_indptr,
+            batch_invariant=is_batch_invariant(fixed_split_size, disable_split_kv),
         )
 
     begin_forward = plan
@@ -336,6 +337,8 @@ def fast_decode_plan(
         q_data_type=q_data_type or data_type or "float16",
         kv_data_type=kv_data_type or data_type,
         sm_scale=sm_scale,
+        fixed_split_size=fixed_split_size,
+        disable_split_kv=disable_split_kv,
         q_len_per_req=q_len_per_req,
         host_indptr=global_override_indptr_cpu,
     )

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..._batch import Batch
+from ._alibi import DenseAlibi
 from ._checks import (
     alibi_slopes,
     check_backend,
@@ -19,6 +20,7 @@ from ._checks import (
     check_positions,
     check_written,
     dtype_of,
+    is_batch_invariant,
     make_spec,
     unsupported,
 )
@@ -64,7 +66,7 @@ def single_prefill_with_kv_cache(
     Raises NotImplementedError for what quire does not serve, KeyError for an unknown layout."""
     check_layout(kv_layout)
     check_backend(backend)
-    check_positions(pos_encoding_mode, logits_soft_cap)
+    check_positions(pos_encoding_mode)
     unsupported(kv_cache_sf=kv_cache_sf)
     if k.dtype == torch.uint8:
         unsupported(nvfp4=True)
@@ -77,15 +79,6 @@ def single_prefill_with_kv_cache(
     elif custom_mask is not None:
         bits = packbits(custom_mask.contiguous().view(-1), bitorder="little")
     mask = "full" if bits is not None else _mask_name(causal)
-    slopes = None
-    if pos_encoding_mode == "ALIBI":
-        if mask == "full" or (mask == "none" and qo_len > 1 and window_left >= 0):
-            raise NotImplementedError(
-                "ALIBI without causal: quire's bias falls with the distance on both sides"
-            )
-        if return_lse:
-            raise NotImplementedError("lse with ALIBI: FlashInfer counts positions differently")
-        slopes = alibi_slopes(q.shape[1], q.device)
     spec = make_spec(
         num_qo_heads=q.shape[1],
         num_kv_heads=k.shape[1],
@@ -98,7 +91,9 @@ def single_prefill_with_kv_cache(
         logits_soft_cap=logits_soft_cap,
         sm_scale=sm_scale,
     )
-    if slopes is not None:
+    slopes = None
+    if pos_encoding_mode == "ALIBI":
+        slopes = alibi_slopes(q.shape[1], q.device)
         spec = dataclasses.replace(spec, alibi=True)
 
     def offsets(n: int, dtype: torch.dtype = torch.int32) -> Tensor:
@@ -107,30 +102,27 @@ def single_prefill_with_kv_cache(
     masks = {}
     if bits is not None:
         masks = {"full_mask": bits, "full_mask_indptr": offsets(bits.numel(), torch.int64)}
-    engine = Engine(None, q.device)
-    if slopes is not None and mask == "none" and qo_len > 1:
-        # FlashInfer's bias grows to the right of a query too: up to a constant, which softmax does
-        # not see, it is that of a query at the end. So each is a request of its own.
-        k, v = k.unsqueeze(1), v.unsqueeze(1)
-        rows = torch.arange(qo_len + 1, dtype=torch.int32, device=q.device)
-        keys = torch.arange(kv_len, dtype=torch.int32, device=q.device).expand(qo_len, kv_len)
-        batch = Batch(rows, kv_len=torch.full_like(rows[1:], kv_len), page_table=keys)
-        spec = dataclasses.replace(spec, page_size=1)
-        engine.plan(spec, batch, limits_of(qo_len, qo_len, kv_len))
-    else:
-        batch = Batch(offsets(qo_len), kv_indptr=offsets(kv_len), **masks)
-        engine.plan(spec, batch, limits_of(1, qo_len, kv_len))
     if o_dtype is None:
         o_dtype = torch.float16 if q.dtype in FLOAT8 else q.dtype
+    scales = (
+        scale_q,
+        scale_k if k_scale is None else k_scale,
+        scale_v if v_scale is None else v_scale,
+    )
+    if slopes is not None:
+        one = (torch.tensor([qo_len]), torch.tensor([kv_len]))
+        whole = None if bits is None else (bits, masks["full_mask_indptr"])
+        dense = DenseAlibi(spec, slopes, *one, whole)
+        if dense.is_needed(return_lse):
+            return dense.run(q, lambda _: (k, v), None, o_dtype, None, return_lse, scales)
+    engine = Engine(None, q.device)
+    batch = Batch(offsets(qo_len), kv_indptr=offsets(kv_len), **masks)
+    engine.plan(spec, batch, limits_of(1, qo_len, kv_len))
     return engine.run(
         q,
         k,
         v,
-        scales=(
-            scale_q,
-            scale_k if k_scale is None else k_scale,
-            scale_v if v_scale is None else v_scale,
-        ),
+        scales=scales,
         out_dtype=o_dtype,
         return_lse=return_lse,
         alibi_slopes=slopes,
@@ -268,6 +260,7 @@ class BatchPrefillWithPagedKVCacheWrapper(PagedWrapper):
             kv_dtype=dtype_of(q_data_type if kv_data_type is None else kv_data_type),
             o_dtype=None if o_data_type is None else dtype_of(o_data_type),
             full_mask=full_mask,
+            batch_invariant=is_batch_invariant(fixed_split_size, disable_split_kv),
         )
 
     begin_forward = plan
@@ -435,7 +428,7 @@ class BatchPrefillWithRaggedKVCacheWrapper(Wrapper):
             v_indptr=v_indptr,
             o_indptr=o_indptr,
         )
-        check_positions(pos_encoding_mode, logits_soft_cap)
+        check_positions(pos_encoding_mode)
         batch_size = qo_indptr.shape[0] - 1
         if kv_indptr.shape[0] != batch_size + 1:
             raise ValueError("The kv_indptr length should be equal to qo_indptr length.")
@@ -459,10 +452,6 @@ class BatchPrefillWithRaggedKVCacheWrapper(Wrapper):
         full_mask = _packed_mask(custom_mask, packed_custom_mask, qo_len, kv_len)
         mask = "full" if full_mask is not None else _mask_name(causal)
         is_alibi = pos_encoding_mode == "ALIBI"
-        if is_alibi and mask != "causal":
-            raise NotImplementedError(
-                "ALIBI without causal: quire's bias falls with the distance on both sides"
-            )
         self._alibi = alibi_slopes(num_qo_heads, self.device) if is_alibi else None
         self._q_dtype = dtype_of(q_data_type)
         self._kv_dtype = dtype_of(q_data_type if kv_data_type is None else kv_data_type)
@@ -479,6 +468,7 @@ class BatchPrefillWithRaggedKVCacheWrapper(Wrapper):
             window_left=window_left,
             logits_soft_cap=logits_soft_cap,
             sm_scale=sm_scale,
+            batch_invariant=is_batch_invariant(fixed_split_size, disable_split_kv),
         )
         masks = {}
         if full_mask is not None:
@@ -492,6 +482,12 @@ class BatchPrefillWithRaggedKVCacheWrapper(Wrapper):
             **masks,
         )
         spec = dataclasses.replace(spec, alibi=is_alibi)
+        self._dense: Optional[DenseAlibi] = None
+        if self._alibi is not None:
+            if self._use_cuda_graph:
+                raise NotImplementedError("ALIBI under CUDA graphs, but over pages")
+            self._kv_rows = kv_host.tolist()
+            self._dense = DenseAlibi(spec, self._alibi, qo_len, kv_len, full_mask)
         self._engine.plan(spec, batch, limits_of(batch_size, *self._most))
         self._plan_info = [batch_size, self._total_q]
 
@@ -528,13 +524,19 @@ class BatchPrefillWithRaggedKVCacheWrapper(Wrapper):
         o_dtype = self._o_dtype or (torch.float16 if q.dtype in FLOAT8 else q.dtype)
         check_written(out, (*q.shape[:-1], self._head_dim_vo), o_dtype, q, "out")
         check_written(lse, q.shape[:2], torch.float32, q, "lse")
-        if self._alibi is not None and return_lse:
-            raise NotImplementedError("lse with ALIBI: FlashInfer counts positions differently")
+        scales = _scales((q_scale, k_scale, v_scale), args, q)
+        if self._dense is not None and self._dense.is_needed(return_lse or lse is not None):
+
+            def keys_of(i: int) -> tuple[Tensor, Tensor]:
+                rows = slice(self._kv_rows[i], self._kv_rows[i + 1])
+                return k[rows], v[rows]
+
+            return self._dense.run(q, keys_of, out, o_dtype, lse, return_lse, scales)
         return self._engine.run(
             q,
             k,
             v,
-            scales=_scales((q_scale, k_scale, v_scale), args, q),
+            scales=scales,
             out=out,
             out_dtype=o_dtype,
             lse=lse,
@@ -560,7 +562,7 @@ class BatchPrefillWithRaggedKVCacheWrapper(Wrapper):
         return_lse: bool = False,
     ) -> Any:
         """The older spelling: `run()` with options that take the place of the plan's."""
-        check_positions(pos_encoding_mode, logits_soft_cap)
+        check_positions(pos_encoding_mode)
         engine, spec = self._engine, self._engine.spec
         if spec is None:
             raise RuntimeError("plan() must be called before forward()")
