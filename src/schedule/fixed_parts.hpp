@@ -27,9 +27,12 @@ QUIRE_HOST_DEVICE inline FixedParts fixed_parts_of(const Policy& policy,
   const std::int32_t most = kMostFixedParts / lengths.qo_len;
   if (most < 2) return parts;
   const std::int32_t tile = policy.lines[kSmallUnits].keys_per_tile;
-  const bool is_long = lengths.kv_len >= 8 * policy.fixed_part_keys;
+  // Twice as many keys of long requests, and of several queries, whose results cost more to join.
+  const std::int32_t doublings =
+      static_cast<std::int32_t>(lengths.kv_len >= 8 * policy.fixed_part_keys) +
+      static_cast<std::int32_t>(lengths.qo_len > 1);
   const std::int32_t least =
-      detail::max_of((is_long ? 2 : 1) * policy.fixed_part_keys, lengths.kv_len / most);
+      detail::max_of(policy.fixed_part_keys << doublings, lengths.kv_len / most);
   parts.keys = (least + tile - 1) / tile * tile;
   // The last part holds all that not every query sees, and half as much as another at least.
   const std::int32_t seen_by_all = lengths.kv_len - lengths.qo_len - parts.keys / 2;

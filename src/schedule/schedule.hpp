@@ -81,8 +81,8 @@ inline constexpr int kLines = 2;
 struct Policy {
   TilePolicy lines[kLines];
   PrefixPolicy prefixes;
-  /// > 0: no prefixes are looked for; requests' keys are divided into parts of at least so many (twice
-  /// as many of long ones), as `fixed_parts_of` says. Together with units that are never split (`min_split_tiles`), the result
+  /// > 0: no prefixes are looked for; requests' keys are divided into parts of at least so many (more
+  /// of long ones), as `fixed_parts_of` says. Together with units that are never split (`min_split_tiles`), the result
   /// of a request does not depend on the batch.
   std::int32_t fixed_part_keys = 0;
   std::int32_t workers = 0;         ///< 0: each takes its part of all lines
@@ -344,9 +344,10 @@ class WorkCursor {
                                                    const core::BatchArrays&, const Header&,
                                                    const StoredSegment*, const PlacedCut&,
                                                    const PlacedCut&, std::int32_t);
-  QUIRE_HOST_DEVICE void begin_rest();
-  QUIRE_HOST_DEVICE bool next_of_rest(WorkItem& item);
-  QUIRE_HOST_DEVICE void step_over_unit();
+  [[nodiscard]] QUIRE_HOST_DEVICE bool is_in_last_unit() const;
+  [[nodiscard]] QUIRE_HOST_DEVICE bool is_at_end() const;
+  QUIRE_HOST_DEVICE void ask_for_segment();
+  QUIRE_HOST_DEVICE bool next_of_rest(WorkItem& item, Lengths& lengths, QueryPlace& queries);
 
   const TilePolicy& policy_;
   const core::ProblemShape& shape_;
@@ -354,9 +355,9 @@ class WorkCursor {
   const StoredSegment* const segments_;
   const Range& range_;
   std::int32_t index_;
-  std::int32_t items_ = 0;  // found so far, up to 2
-  PlacedCut at_;
-  SegmentUnits units_;
+  std::int32_t items_ = 0;  // found so far, up to 1
+  PlacedCut at_;            // where the next item is, or segments without units before it
+  QueryPlace queries_;      // of its segment
 };
 
 }  // namespace quire::schedule

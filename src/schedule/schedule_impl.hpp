@@ -667,18 +667,6 @@ QUIRE_HOST_DEVICE inline WorkCursor::WorkCursor(const Policy& policy,
     : WorkCursor(policy.lines[line], shape, batch, segments_of(schedule),
                  schedule.lines[line].ranges[index], index) {}
 
-namespace detail {
-
-/// A fixed part is a piece whose place the request knows.
-QUIRE_HOST_DEVICE inline void name_part(WorkItem& item, const QueryPlace& queries) {
-  if (queries.num_parts == 1) return;
-  item.piece = queries.part;
-  item.num_pieces = queries.num_parts;
-  item.first_range = WorkItem::kFixedParts;
-}
-
-}  // namespace detail
-
 QUIRE_HOST_DEVICE inline bool WorkCursor::next(WorkItem& item) {
   Lengths lengths;
   QueryPlace queries;
@@ -692,55 +680,55 @@ QUIRE_HOST_DEVICE inline bool WorkCursor::next(WorkItem& item, Lengths& lengths,
     item = range_.first;
     lengths = range_.first_lengths;
     queries = range_.first_queries;
+    at_ = range_.rest;
+    if (!is_at_end()) queries_ = queries_of(batch_, segments_, at_.cut.segment);
     return item.q_end > item.q_begin;
   }
-  if (items_ == 1) begin_rest();
-  lengths = at_.segment.lengths;
-  const std::int32_t segment = at_.cut.segment;
-  if (!next_of_rest(item)) return false;
-  queries = queries_of(batch_, segments_, segment);
-  detail::name_part(item, queries);
-  return true;
+  return next_of_rest(item, lengths, queries);
 }
 
-QUIRE_HOST_DEVICE inline void WorkCursor::begin_rest() {
-  items_ = 2;
-  at_ = range_.rest;
-  units_ = units_of(policy_, shape_, at_.segment.lengths);
+QUIRE_HOST_DEVICE inline bool WorkCursor::is_in_last_unit() const {
+  const Cut& at = at_.cut;
+  const Cut& end = range_.end.cut;
+  return at.segment == end.segment && at.head_unit == end.head_unit && at.q_tile == end.q_tile;
+}
+QUIRE_HOST_DEVICE inline bool WorkCursor::is_at_end() const {
+  return is_in_last_unit() && at_.cut.kv_tile >= range_.end.cut.kv_tile;
 }
 
-QUIRE_HOST_DEVICE inline void WorkCursor::step_over_unit() {
-  const PlacedCut& end = range_.end;
-  const std::int32_t before = at_.cut.segment;
-  at_.cut = detail::after_unit(units_, at_.cut);
-  if (at_.cut.segment == before) return;
-  QUIRE_ROLLED
-  for (; at_.cut.segment < end.cut.segment; ++at_.cut.segment) {
-    at_.segment = segment_of(shape_, batch_, segments_, at_.cut.segment);
-    units_ = units_of(policy_, shape_, at_.segment.lengths);
-    if (units_.q_tiles > 0) return;
-  }
-  at_.segment = end.segment;
-  units_ = units_of(policy_, shape_, at_.segment.lengths);
+QUIRE_HOST_DEVICE inline void WorkCursor::ask_for_segment() {
+  if (is_at_end()) return;
+  const std::int32_t index = at_.cut.segment;
+  at_.segment = index == range_.end.cut.segment ? range_.end.segment
+                                                : segment_of(shape_, batch_, segments_, index);
+  queries_ = queries_of(batch_, segments_, index);
 }
 
-QUIRE_HOST_DEVICE inline bool WorkCursor::next_of_rest(WorkItem& item) {
-  const Cut at = at_.cut;
+QUIRE_HOST_DEVICE inline bool WorkCursor::next_of_rest(WorkItem& item, Lengths& lengths,
+                                                       QueryPlace& queries) {
   const Cut end = range_.end.cut;
-  const bool in_last_unit =
-      at.segment == end.segment && at.head_unit == end.head_unit && at.q_tile == end.q_tile;
-  if (in_last_unit && at.kv_tile >= end.kv_tile) return false;
+  SegmentUnits units;
+  QUIRE_ROLLED
+  while (true) {
+    if (is_at_end()) return false;
+    units = units_of(policy_, shape_, at_.segment.lengths);
+    if (units.q_tiles > 0) break;
+    ++at_.cut.segment;
+    ask_for_segment();
+  }
+  const Cut at = at_.cut;
+  const bool in_last_unit = is_in_last_unit();
 
-  const detail::UnitLine line(policy_, shape_, at_.segment, units_);
+  const detail::UnitLine line(policy_, shape_, at_.segment, units);
   const KeyRange keys = line.keys(at.q_tile);
   const std::int32_t first_tile = keys.begin / policy_.keys_per_tile;
   const auto key_at = [&](std::int32_t tile) {
     return static_cast<std::int64_t>(first_tile + tile) * policy_.keys_per_tile;
   };
   item.seq = at_.segment.seq;
-  item.kv_head_begin = at.head_unit * units_.kv_heads;
-  item.kv_head_end = item.kv_head_begin + units_.kv_heads;
-  item.q_begin = at.q_tile * units_.tokens_per_tile;
+  item.kv_head_begin = at.head_unit * units.kv_heads;
+  item.kv_head_end = item.kv_head_begin + units.kv_heads;
+  item.q_begin = at.q_tile * units.tokens_per_tile;
   item.q_end = item.q_begin + line.queries_in_tile(at.q_tile);
   item.kv_begin = at.kv_tile == 0 ? keys.begin : static_cast<std::int32_t>(key_at(at.kv_tile));
   item.kv_end = in_last_unit ? static_cast<std::int32_t>(key_at(end.kv_tile)) : keys.end;
@@ -750,12 +738,21 @@ QUIRE_HOST_DEVICE inline bool WorkCursor::next_of_rest(WorkItem& item) {
   item.piece = index_ - split.first_range;
   item.num_pieces = split.num_pieces;
   item.first_range = split.first_range;
+  lengths = at_.segment.lengths;
+  queries = queries_;
+  if (queries.num_parts > 1) {  // a fixed part is a piece whose place the request knows
+    item.piece = queries.part;
+    item.num_pieces = queries.num_parts;
+    item.first_range = WorkItem::kFixedParts;
+  }
 
+  // The next item is asked for: what it needs may take its time.
   if (in_last_unit) {
     at_ = range_.end;
-  } else {
-    step_over_unit();
+    return true;
   }
+  at_.cut = detail::after_unit(units, at);
+  if (at_.cut.segment != at.segment) ask_for_segment();
   return true;
 }
 
@@ -765,15 +762,14 @@ QUIRE_HOST_DEVICE inline Range make_range(const TilePolicy& policy, const core::
                                           const PlacedCut& end, std::int32_t index) {
   Range range;
   range.overview = header.overview;
-  range.first_lengths = begin.segment.lengths;
   range.rest = begin;
   range.end = end;
   WorkCursor cursor(policy, shape, batch, segments, range, index);
-  cursor.begin_rest();
+  cursor.at_ = begin;
+  if (cursor.is_at_end()) return range;
+  cursor.queries_ = queries_of(batch, segments, begin.cut.segment);
   WorkItem first;
-  if (!cursor.next_of_rest(first)) return range;
-  range.first_queries = queries_of(batch, segments, begin.cut.segment);
-  detail::name_part(first, range.first_queries);
+  if (!cursor.next_of_rest(first, range.first_lengths, range.first_queries)) return range;
   range.first = first;
   range.rest = cursor.at_;
   return range;

@@ -174,11 +174,10 @@ __device__ inline bool arrive_last(const AttendParams& params, const Unit& unit)
   const std::int32_t heads = params.policy.lines[kLine].heads_abreast;
   std::uint32_t* const counter =
       params.schedule.lines[kLine].arrivals + unit.first_range * heads + unit.kv_head_begin % heads;
-  __threadfence();  // what the barrier has gathered becomes visible before the count does
-  const std::uint32_t before = atomicAdd(counter, 1U);
+  const std::uint32_t before = add_release(counter, 1U);
   if (before + 1 < static_cast<std::uint32_t>(unit.num_pieces)) return false;
   *counter = 0;
-  __threadfence();
+  fence_device();
   return true;
 }
 
@@ -450,23 +449,24 @@ inline constexpr int kJoinTogether = 8;
 inline constexpr std::uint32_t kWholeUnit = 1U << 16U;
 
 /// Counts a result of a listed query for the unit's kv head, and says where it lies.
-/// @param rows  Of the query. @return True for the last result; the counter is 0 again then.
+/// @param rows    Of the query.
+/// @param levels  How many results it has.
+/// @return True for the last result; the counter is 0 again then.
 __device__ inline bool arrive_last_of_query(const AttendParams& params, const Unit& unit,
-                                            std::int32_t listed, const PieceRows& rows) {
+                                            std::int32_t listed, const PieceRows& rows,
+                                            std::uint32_t levels) {
   std::uint32_t* const counter =
       params.schedule.listed_arrivals + listed * params.shape.num_kv_heads + unit.kv_head_begin;
-  const auto levels = static_cast<std::uint32_t>(__popc(params.schedule.listed[listed].levels));
   if (unit.piece == 0) {
     params.partials
         .pieces[index_of_pieces(params, listed, unit.queries.level, unit.kv_head_begin)] = rows;
   }
   const std::uint32_t part =
       unit.piece == 0 ? kWholeUnit - static_cast<std::uint32_t>(unit.num_pieces - 1) : 1U;
-  __threadfence();
-  const std::uint32_t before = atomicAdd(counter, part);
+  const std::uint32_t before = add_release(counter, part);
   if (before + part != levels * kWholeUnit) return false;
   *counter = 0;
-  __threadfence();
+  fence_device();
   return true;
 }
 
@@ -511,6 +511,11 @@ __device__ inline void finish_listed(const AttendParams& params, const Unit& uni
                                      std::uint32_t (&complete)[4], int thread, int threads,
                                      const Barrier& wait) {
   const std::int32_t queries = unit.q_end - unit.q_begin;
+  std::uint32_t levels = 0;  // of the thread's query, asked for before it is needed
+  if (thread < queries) {
+    levels = static_cast<std::uint32_t>(
+        __popc(params.schedule.listed[unit.queries.first + thread].levels));
+  }
   wait();
   if (thread < 4 * kWarpSize) {
     bool is_complete = false;
@@ -518,7 +523,7 @@ __device__ inline void finish_listed(const AttendParams& params, const Unit& uni
       PieceRows rows = rows_of_pieces<kLine>(params, unit);
       const std::int32_t skipped = thread * row_stride_of_queries(params, unit);
       rows.base += skipped;
-      is_complete = arrive_last_of_query(params, unit, unit.queries.first + thread, rows);
+      is_complete = arrive_last_of_query(params, unit, unit.queries.first + thread, rows, levels);
     }
     const unsigned of_warp = __ballot_sync(kAllLanes, is_complete);
     if (thread % kWarpSize == 0) complete[thread / kWarpSize] = of_warp;

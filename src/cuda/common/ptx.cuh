@@ -78,6 +78,17 @@ __device__ __forceinline__ std::uint32_t load_relaxed(const std::uint32_t* from)
 /// of the device.
 __device__ __forceinline__ void fence_device() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
 
+/// Adds to a counter that others see after all that this thread has written, or has seen others write
+/// at barriers. @return What was there.
+__device__ __forceinline__ std::uint32_t add_release(std::uint32_t* to, std::uint32_t value) {
+  std::uint32_t before = 0;
+  asm volatile("atom.release.gpu.global.add.u32 %0, [%1], %2;"
+               : "=r"(before)
+               : "l"(to), "r"(value)
+               : "memory");
+  return before;
+}
+
 /// A barrier in shared memory that counts arrivals; each time all have arrived, its phase flips.
 __device__ __forceinline__ void barrier_init(std::uint32_t barrier, std::uint32_t arrivals) {
   asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
