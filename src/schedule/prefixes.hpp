@@ -80,7 +80,7 @@ struct PrefixOfRequest {
   std::int32_t queries = 0;
   std::int32_t depth = 0;         ///< pages of its deepest node; kAlone: none of the last level
   std::int32_t paid = 0;          ///< of them, those that segments have
-  std::int32_t cost_of_tile = 0;  ///< of keys, to the request alone
+  std::int32_t cost_of_tile = 0;  ///< of keys for all kv heads, to the request alone
   std::int32_t leader[kPrefixLevels] = {};
   // Of nodes. Pages [begin, end) are a segment's; end = 0: the node has none.
   std::int32_t is_shared = 0;          ///< the level's node has more requests than its leader
@@ -160,7 +160,8 @@ class PrefixFinder {
       decide(level);
     }
     team_.sync();
-    if (totals_.gain <= 0 || totals_.gain < policy_.prefixes.least_gain) return;
+    const std::int64_t least = policy_.prefixes.least_gain * policy_.prefixes.num_kv_heads;
+    if (totals_.gain <= 0 || totals_.gain < least) return;
     list_queries(header);
     write_segments(header);
   }
@@ -260,7 +261,8 @@ class PrefixFinder {
       const SegmentUnits units = units_of(tiles, shape_, lengths);
       if (units.q_tiles > 0) {
         const detail::UnitLine line(tiles, shape_, whole, units);
-        request.cost_of_tile = static_cast<std::int32_t>(units.q_tiles * line.cost_of_kv_tile(0));
+        request.cost_of_tile = static_cast<std::int32_t>(units.q_tiles * line.cost_of_kv_tile(0) *
+                                                         turns_of(tiles, units));
       }
       requests_[seq] = request;
     });
@@ -333,7 +335,13 @@ class PrefixFinder {
     team_.sync();
   }
 
-  /// What the batch's cost falls by if the node becomes a segment.
+  /// How often the cost of a head unit is to be paid until all kv heads are done.
+  [[nodiscard]] static QUIRE_HOST_DEVICE std::int32_t turns_of(const TilePolicy& tiles,
+                                                               const SegmentUnits& units) {
+    return units.head_units * tiles.heads_abreast;
+  }
+
+  /// What the batch's cost falls by, over all kv heads, if the node becomes a segment.
   QUIRE_HOST_DEVICE std::int64_t gain_of(const detail::PrefixOfRequest& node,
                                          std::int32_t queries) const {
     const Segment segment = prefix_segment(0, node.paid, node.length, queries);
@@ -343,8 +351,9 @@ class PrefixFinder {
     const TilePolicy& own_tiles = policy_.lines[kSmallUnits];
     const std::int64_t own_kv_tiles =
         detail::ceil_div(segment.key_end - segment.key_begin, own_tiles.keys_per_tile);
-    return node.node_cost_of_tile * own_kv_tiles - line.cost() -
-           queries / policy_.prefixes.queries_per_cost - own_tiles.cost_of_unit;
+    const std::int64_t more = queries / policy_.prefixes.queries_per_cost + own_tiles.cost_of_unit;
+    return node.node_cost_of_tile * own_kv_tiles - line.cost() * turns_of(tiles, units) -
+           more * policy_.prefixes.num_kv_heads;
   }
 
   /// Of the line on which a segment's units are.

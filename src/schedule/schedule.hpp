@@ -41,8 +41,8 @@ struct PrefixPolicy {
   std::int32_t max_states = 0;  ///< results of a query that can wait to be joined; 0: never
   std::int32_t num_kv_heads = 0;
   std::int32_t most_rows = 0;  ///< of a request for one kv head; those with more gain nothing
-  std::int32_t queries_per_cost = 1;  ///< whose results cost 1 to leave and to join
-  std::int64_t least_gain = 0;        ///< of all shared prefixes together
+  std::int32_t queries_per_cost = 1;  ///< whose results for a kv head cost 1 to leave and to join
+  std::int64_t least_gain = 0;        ///< of all shared prefixes together, for each kv head
   std::int32_t most_seqs = 2048;      ///< requests of a batch that is searched
 };
 
