@@ -17,6 +17,10 @@ constexpr std::int32_t kMaxRanges = 256;  // beyond, one per thread
 
 /// Rows of a request for one kv head; those with more make enough of keys that they read alone.
 constexpr std::int32_t kMostRowsToShare = 32;
+/// What a query costs for each kv head, beside a row's 1, if a prefix is taken from its keys: the first
+/// of what is left has not been asked for when it is needed. Measured on AVX2 (notebook of shared
+/// prefixes); elsewhere rows are cheaper and a prefix saves more.
+constexpr std::int32_t kCostOfQuery = 4;
 /// Bytes for results that wait to be joined with those of shared prefixes.
 constexpr std::int64_t kStateBytes = 32 << 20;
 
@@ -62,6 +66,7 @@ schedule::PrefixPolicy prefix_policy(const core::AttentionConfig& config) {
       std::min(most_queries * (schedule::kPrefixLevels + 1), kStateBytes / state_bytes));
   prefixes.num_kv_heads = shape.num_kv_heads;
   prefixes.most_rows = kMostRowsToShare;
+  prefixes.cost_of_queries = kCostOfQuery + shape.group_size;
   return prefixes;
 }
 

@@ -349,11 +349,14 @@ class PrefixFinder {
     const SegmentUnits units = units_of(tiles, shape_, segment.lengths);
     const detail::UnitLine line(tiles, shape_, segment, units);
     const TilePolicy& own_tiles = policy_.lines[kSmallUnits];
-    const std::int64_t own_kv_tiles =
-        detail::ceil_div(segment.key_end - segment.key_begin, own_tiles.keys_per_tile);
-    const std::int64_t more = queries / policy_.prefixes.queries_per_cost + own_tiles.cost_of_unit;
-    return node.node_cost_of_tile * own_kv_tiles - line.cost() * turns_of(tiles, units) -
-           more * policy_.prefixes.num_kv_heads;
+    const std::int64_t own_kv_tiles =  // that its requests are without then
+        segment.key_end / own_tiles.keys_per_tile - segment.key_begin / own_tiles.keys_per_tile;
+    const PrefixPolicy& prefixes = policy_.prefixes;
+    const std::int64_t of_queries =
+        std::int64_t{queries} * prefixes.cost_of_queries / prefixes.queries_per_cost;
+    return node.node_cost_of_tile * own_kv_tiles -
+           (line.cost() + own_tiles.cost_of_unit) * turns_of(tiles, units) -
+           of_queries * prefixes.num_kv_heads;
   }
 
   /// Of the line on which a segment's units are.
