@@ -136,6 +136,16 @@ class CpuAttention final : public internal::AttentionBackend {
     });
   }
 
+  Status count_key_reads(const core::BatchArrays& batch, Workspace schedule,
+                         KeyReads& reads) const noexcept override {
+    return checked({}, "key reads", [&](const CheckContext& context) {
+      Status status = check_batch(context, config.shape, config.limits, batch);
+      if (status.ok()) status = check_schedule(context, batch, view_of(schedule));
+      if (status.ok()) reads = key_reads(batch, view_of(schedule));
+      return status;
+    });
+  }
+
  private:
   /// Runs `body` with the caller's check record; only texts of failures allocate.
   template <typename Body>
@@ -162,6 +172,25 @@ class CpuAttention final : public internal::AttentionBackend {
     return context.refuse({}, fmt::format("schedule workspace: expected what schedule() leaves "
                                           "for a batch of {} requests, got something else",
                                           batch.num_seqs));
+  }
+
+  [[nodiscard]] KeyReads key_reads(const core::BatchArrays& batch,
+                                   const schedule::ScheduleView& schedule) const {
+    const auto keys_of = [&](const schedule::Segment& segment) -> std::int64_t {
+      const std::int32_t queries = segment.lengths.qo_len;
+      if (queries == 0) return 0;
+      const schedule::KeyRange keys = schedule::visible_keys(config.shape, segment, 0, queries);
+      return std::max(0, keys.end - keys.begin);
+    };
+    KeyReads reads;
+    for (std::int32_t seq = 0; seq < batch.num_seqs; ++seq) {
+      reads.apart += keys_of(schedule::whole_segment(config.shape, batch, seq));
+    }
+    const schedule::StoredSegment* const segments = schedule::segments_of(schedule);
+    for (std::int32_t index = 0; index < schedule.header->num_segments; ++index) {
+      reads.grouped += keys_of(schedule::segment_of(config.shape, batch, segments, index));
+    }
+    return reads;
   }
 
   void compute(const core::BatchArrays& batch, const core::LayerTensors& tensors,

@@ -72,6 +72,12 @@ class Step {
     std::memcpy(&header, schedule_.get().data(), sizeof(header));
     return header;
   }
+  KeyReads key_reads(const RandomBatch& batch) {
+    KeyReads reads;
+    const Status status = attention_.count_key_reads(batch.batch, schedule_.get(), reads);
+    EXPECT_TRUE(status.ok()) << status.message();
+    return reads;
+  }
   [[nodiscard]] Workspace schedule() { return schedule_.get(); }
   [[nodiscard]] Workspace scratch() { return scratch_.get(); }
 
@@ -276,6 +282,25 @@ TEST(CpuPrefixes, AreNotSoughtWhereQueriesMayNotSeeAllOfThem) {
   options = sharing(DType::kFloat32, 1, 1, 16);
   options.spec.mask = Mask::kFull;
   EXPECT_EQ(num_prefixes(options), 0);
+}
+
+TEST(CpuPrefixes, AreCountedOnceForAllWhoShareThem) {
+  RandomBatchOptions options = testing::edgy_options(DType::kFloat32, 4, 2, 16);
+  options.requests = {{1, 1100}, {1, 1124}, {0, 1300}, {2, 1150}, {3, 70}, {4, 2}};
+  options.shared_pages = 64;
+  RandomBatch batch(options);
+  KeyReads reads = Step(batch, batch.spec, {}).key_reads(batch);
+  EXPECT_EQ(reads.apart, 1100 + 1124 + 1150 + 70 + 2);
+  EXPECT_EQ(reads.grouped, reads.apart - 2 * 1024);
+  AttentionSpec apart = batch.spec;
+  apart.share_prefixes = false;
+  reads = Step(batch, apart, {}).key_reads(batch);
+  EXPECT_EQ(reads.grouped, reads.apart);
+  options.spec.window_left = 99;
+  RandomBatch windowed(options);
+  reads = Step(windowed, windowed.spec, {}).key_reads(windowed);
+  EXPECT_EQ(reads.apart, 100 + 100 + 101 + 70 + 2);
+  EXPECT_EQ(reads.grouped, reads.apart);
 }
 
 TEST(CpuPrefixes, OfTablesThatWereChangedAreRefused) {
