@@ -19,7 +19,9 @@ using testing::CacheStorage;
 using testing::Difference;
 using testing::for_each_kernel;
 using testing::KeySource;
+using testing::kFloat32Bound;
 using testing::kLseBound;
+using testing::kWeightBound;
 using testing::RandomBatch;
 using testing::RandomBatchOptions;
 
