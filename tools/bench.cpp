@@ -97,7 +97,7 @@ void add_bench(CLI::App& app, Session& session) {
   sub->add_flag("--exact-limits", command->measure.exact_limits,
                 "On a GPU: limits that just fit, not those of an engine");
   sub->add_flag("!--no-shared-prefixes", command->measure.share_prefixes,
-                "On a GPU: every request reads its own keys, shared or not");
+                "Every request reads its own keys, shared or not");
   sub->add_flag("--batch-invariant", command->measure.batch_invariant,
                 "Results of a request do not depend on the batch");
   add_whole(*sub, "--threads", command->threads, 0, kMostThreads, "0 is the default (quire info)");

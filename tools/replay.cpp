@@ -153,6 +153,9 @@ constexpr const char* kFooter =
     "  bytes  weights (2 each, once a step), K and V of the keys that a request's new tokens see\n"
     "         (once a request), K and V that are written\n"
     "  FLOP   2 a weight and new token; 4 x head dim a query head, layer, query and key it sees\n"
+    "Shared prefixes (--prefix-cache): the K and V of all layers that requests of a step see,\n"
+    "  against what is read if a prefix that several have is read once for all of them, where the\n"
+    "  CPU's schedule finds that faster. Simulated time does not know of it.\n"
     "The defaults of bandwidth and peak were measured on an H200 "
     "(docs/benchmarks/2026-11-26-h200).";
 

@@ -87,10 +87,10 @@ struct AttentionSpec {
   bool alibi = false;             ///< `AttentionTensors::alibi_slopes` is applied.
   KvScale kv_scale = KvScale::kNone;  ///< Shape of `AttentionTensors::k_scale` and `v_scale`.
   /// Whether `schedule()` looks for requests whose tables begin with the same pages, which are then
-  /// read once for all of them. Tables must be in place when it runs. Looked for on CUDA, among up
-  /// to 2,048 requests, those of at most 64 rows (queries × group size), if keys are paged, all
-  /// queries see all earlier keys (`kCausal`, `kNone` or `kTree` without a window) and there is no
-  /// ALiBi.
+  /// read once for all of them, if that is faster. Tables must be in place when it runs. Looked for
+  /// among up to 2,048 requests, those of at most 64 rows (queries × group size; 32 on the CPU), if
+  /// keys are paged, all queries see all earlier keys (`kCausal`, `kNone` or `kTree` without a window)
+  /// and there is no ALiBi.
   bool share_prefixes = true;
   /// Whether the result of a request is bitwise the same alone and in any batch, in any order, with
   /// its prefix shared or not (none is looked for then). The same for attentions of any limits on one
@@ -223,6 +223,12 @@ struct Support {
                                                        const BatchLimits& limits,
                                                        const AttentionOptions& options = {});
 
+/// Keys that a step reads in each kv head, those of all requests together.
+struct KeyReads {
+  std::int64_t apart = 0;    ///< If every request reads what its queries see.
+  std::int64_t grouped = 0;  ///< As scheduled: a shared prefix once for all who share it.
+};
+
 namespace internal {
 class AttentionBackend;
 }
@@ -277,6 +283,15 @@ class QUIRE_API Attention {
   ///   elsewhere through `CallOptions::check`).
   Status run(const Batch& batch, const AttentionTensors& tensors, Workspace schedule,
              Workspace scratch, const CallOptions& call = {}) const noexcept;
+
+  /// Counts what shared prefixes save a step. Does not allocate. O(num_seqs + pages of prefixes, for
+  /// each request that shares them).
+  /// @param batch     The batch that `schedule` was made for.
+  /// @param schedule  As `schedule()` left it.
+  /// @param reads     Written if the call succeeds. How a request is cut into tiles, some of which
+  ///   read keys again, does not count.
+  /// @return The codes of `run()`; `kUnsupported` but on the CPU.
+  Status count_key_reads(const Batch& batch, Workspace schedule, KeyReads& reads) const noexcept;
 
  private:
   std::unique_ptr<const internal::AttentionBackend> backend_;

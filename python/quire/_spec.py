@@ -45,7 +45,7 @@ class AttentionSpec:
         "per_head" float32 [num_kv_heads], "per_token" float32 [num_pages, num_kv_heads,
         page_size] in both layouts ([num_kv_heads, tokens] for contiguous K/V).
       share_prefixes: Whether `schedule()` looks for requests whose tables begin with the same
-        pages, which are then read once for all of them (on CUDA).
+        pages, which are then read once for all of them where that is faster.
       batch_invariant: Whether the result of a request is bitwise the same alone and in any batch;
         shared prefixes are not looked for then.
 

@@ -8,6 +8,7 @@
 
 #include "core/backend.hpp"
 #include "core/bind.hpp"
+#include "core/expect.hpp"
 #include "core/resolve.hpp"
 
 namespace quire {
@@ -69,6 +70,14 @@ BatchLimits limits_of(const AttentionSpec& spec, const Batch& batch,
 }
 
 }  // namespace
+
+/// Of a backend whose schedules are not in the host's memory.
+Status internal::AttentionBackend::count_key_reads(const core::BatchArrays& /*batch*/,
+                                                   Workspace /*schedule*/,
+                                                   KeyReads& /*reads*/) const noexcept {
+  return {ErrorCode::kUnsupported,
+          core::invalid("key reads", "device", "expected cpu, got cuda").message()};
+}
 
 Support supports(Device device, const AttentionSpec& spec) {
   Support support;
@@ -133,6 +142,17 @@ Status Attention::run(const Batch& batch, const AttentionTensors& tensors, Works
         core::check_workspace("attention", "scratch workspace", scratch, backend_->sizes.scratch);
   }
   return status.ok() ? backend_->run(arrays, layer, schedule, scratch, call) : status;
+}
+
+Status Attention::count_key_reads(const Batch& batch, Workspace schedule,
+                                  KeyReads& reads) const noexcept {
+  core::BatchArrays arrays;
+  Status status = core::bind_batch("key reads", backend_->config, batch, arrays);
+  if (status.ok()) {
+    status = core::check_workspace("key reads", "schedule workspace", schedule,
+                                   backend_->sizes.schedule);
+  }
+  return status.ok() ? backend_->count_key_reads(arrays, schedule, reads) : status;
 }
 
 void attention(Device device, const AttentionSpec& spec, const Batch& batch,

@@ -46,6 +46,8 @@ class AttentionBackend {
   virtual Status run(const core::BatchArrays& batch, const core::LayerTensors& tensors,
                      Workspace schedule, Workspace scratch,
                      const CallOptions& call) const noexcept = 0;
+  virtual Status count_key_reads(const core::BatchArrays& batch, Workspace schedule,
+                                 KeyReads& reads) const noexcept;
 
   const core::AttentionConfig config;
   const WorkspaceSizes sizes;

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The CPU backend: one call of the executor, in which every thread draws ranges of the schedule and
 // hands their items to the tier. Split units are merged by whoever finishes last, in the order of
-// the keys, so that the result does not depend on who does what.
+// the keys, and so are the results of queries that share prefixes (join.hpp), so that the result does
+// not depend on who does what.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -10,7 +11,9 @@
 
 #include "core/backend.hpp"
 #include "cpu/check_batch.hpp"
+#include "cpu/check_prefixes.hpp"
 #include "cpu/finish.hpp"
+#include "cpu/join.hpp"
 #include "cpu/tier.hpp"
 #include "cpu/workspace.hpp"
 #include "schedule/schedule.hpp"
@@ -29,8 +32,9 @@ struct RunContext {
   const core::ProblemShape& shape;
   const core::BatchArrays& batch;
   const core::LayerTensors& tensors;
-  schedule::ScheduleView schedule;
+  const schedule::ScheduleView& schedule;
   std::byte* scratch = nullptr;
+  const Join join;
   std::atomic<std::int32_t> next_range{0};
   std::atomic<std::int64_t> next_padding{0};
 
@@ -38,9 +42,8 @@ struct RunContext {
     const std::int32_t ranges = schedule.header->overview.num_ranges[schedule::kSmallUnits];
     for (std::int32_t range = next_range.fetch_add(1, std::memory_order_relaxed); range < ranges;
          range = next_range.fetch_add(1, std::memory_order_relaxed)) {
-      schedule::WorkItem item;
       schedule::WorkCursor cursor(policy, shape, batch, schedule, schedule::kSmallUnits, range);
-      while (cursor.next(item)) do_item(item, task_index);
+      do_range(cursor, task_index);
     }
     for (std::int64_t first = next_padding.fetch_add(kPaddingRows, std::memory_order_relaxed);
          first < tensors.total_q;
@@ -49,17 +52,23 @@ struct RunContext {
     }
   }
 
-  void do_item(const schedule::WorkItem& item, std::int32_t task_index) const noexcept {
-    ItemTask task{shape,
-                  batch,
-                  tensors,
-                  item,
-                  layout.task_states(scratch, task_index),
-                  layout.buffers(scratch, task_index)};
+  void do_range(schedule::WorkCursor& cursor, std::int32_t task_index) const noexcept {
+    schedule::WorkItem item;
+    schedule::Lengths lengths;
+    schedule::QueryPlace queries;  // of the segment's first query
+    while (cursor.next(item, lengths, queries)) {
+      queries.first += item.q_begin;
+      if (queries.state != schedule::QueryPlace::kFinal) queries.state += item.q_begin;
+      do_item({shape, batch, tensors, item, lengths, queries, schedule.listed,
+               layout.task_states(scratch, task_index), layout.buffers(scratch, task_index)});
+    }
+  }
+
+  void do_item(ItemTask task) const noexcept {
+    const schedule::WorkItem& item = task.item;
     if (item.num_pieces == 1) {
       tier.attend(task);
-      write_results(tier, task);
-      return;
+      return finish(task);
     }
     const RowStates own = task.states;
     task.states = slot_of(item, item.piece);
@@ -70,7 +79,16 @@ struct RunContext {
     for (std::int32_t piece = 0; piece < item.num_pieces; ++piece) {
       add_piece(tier, task, slot_of(item, piece));
     }
-    write_results(tier, task);
+    finish(task);
+  }
+
+  /// Of a whole unit.
+  void finish(const ItemTask& task) const {
+    if (task.leaves_states()) {
+      join.take(task);
+    } else {
+      write_results(tier, task);
+    }
   }
 
   [[nodiscard]] RowStates slot_of(const schedule::WorkItem& item, std::int32_t piece) const {
@@ -118,6 +136,16 @@ class CpuAttention final : public internal::AttentionBackend {
     });
   }
 
+  Status count_key_reads(const core::BatchArrays& batch, Workspace schedule,
+                         KeyReads& reads) const noexcept override {
+    return checked({}, "key reads", [&](const CheckContext& context) {
+      Status status = check_batch(context, config.shape, config.limits, batch);
+      if (status.ok()) status = check_schedule(context, batch, view_of(schedule));
+      if (status.ok()) reads = key_reads(batch, view_of(schedule));
+      return status;
+    });
+  }
+
  private:
   /// Runs `body` with the caller's check record; only texts of failures allocate.
   template <typename Body>
@@ -137,15 +165,40 @@ class CpuAttention final : public internal::AttentionBackend {
   /// A workspace that `schedule()` did not fill for this batch must not be followed.
   [[nodiscard]] Status check_schedule(const CheckContext& context, const core::BatchArrays& batch,
                                       schedule::ScheduleView schedule) const {
-    if (schedule::describes(schedule, policy_, config.shape, batch)) return {};
+    if (schedule::describes(schedule, policy_, config.shape, batch) &&
+        shares_prefixes(config.shape, batch, schedule)) {
+      return {};
+    }
     return context.refuse({}, fmt::format("schedule workspace: expected what schedule() leaves "
                                           "for a batch of {} requests, got something else",
                                           batch.num_seqs));
   }
 
+  [[nodiscard]] KeyReads key_reads(const core::BatchArrays& batch,
+                                   const schedule::ScheduleView& schedule) const {
+    const auto keys_of = [&](const schedule::Segment& segment) -> std::int64_t {
+      const std::int32_t queries = segment.lengths.qo_len;
+      if (queries == 0) return 0;
+      const schedule::KeyRange keys = schedule::visible_keys(config.shape, segment, 0, queries);
+      return std::max(0, keys.end - keys.begin);
+    };
+    KeyReads reads;
+    for (std::int32_t seq = 0; seq < batch.num_seqs; ++seq) {
+      reads.apart += keys_of(schedule::whole_segment(config.shape, batch, seq));
+    }
+    const schedule::StoredSegment* const segments = schedule::segments_of(schedule);
+    for (std::int32_t index = 0; index < schedule.header->num_segments; ++index) {
+      reads.grouped += keys_of(schedule::segment_of(config.shape, batch, segments, index));
+    }
+    return reads;
+  }
+
   void compute(const core::BatchArrays& batch, const core::LayerTensors& tensors,
-               schedule::ScheduleView schedule, std::byte* scratch) const {
-    RunContext context{tier_, layout_, policy_, config.shape, batch, tensors, schedule, scratch};
+               const schedule::ScheduleView& schedule, std::byte* scratch) const {
+    RunContext context{
+        tier_,        layout_, policy_,
+        config.shape, batch,   tensors,
+        schedule,     scratch, Join(tier_, schedule, layout_.waiting_states(scratch))};
     const std::int64_t padding = batch.qo_indptr[batch.num_seqs];
     context.next_padding.store(padding, std::memory_order_relaxed);
     const std::int64_t parts =
@@ -175,8 +228,8 @@ struct Plan {
   explicit Plan(const core::AttentionConfig& config)
       : tier(tier_of(*config.kernel)),
         threads(config.executor->concurrency()),
-        policy(tile_policy(tier, config.shape, threads, config.spec.batch_invariant)),
-        layout(tier, config.shape, policy.lines[schedule::kSmallUnits], threads) {
+        policy(policy_for(tier, config)),
+        layout(tier, config.shape, policy, threads) {
     sizes.schedule = schedule::schedule_bytes(policy, config.limits.max_num_seqs);
     sizes.scratch = layout.bytes();
   }

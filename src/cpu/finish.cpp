@@ -69,26 +69,32 @@ void add_piece(const Tier& tier, const ItemTask& task, const RowStates& piece) {
 }
 
 void write_results(const Tier& tier, const ItemTask& task) {
-  const core::ProblemShape& shape = task.shape;
-  const core::LayerTensors& tensors = task.tensors;
-  const std::int64_t first = task.batch.qo_indptr[task.item.seq] + task.item.q_begin;
+  const std::int32_t group = task.shape.group_size;
   std::ptrdiff_t row = 0;
   for (std::int32_t kv_head = task.item.kv_head_begin; kv_head < task.item.kv_head_end; ++kv_head) {
-    const float v_scale =
-        tensors.v_scale != nullptr ? tensors.v_scale[kv_head * tensors.scale_head_stride] : 1.0F;
     for (std::int32_t query = 0; query < task.num_queries(); ++query) {
-      for (std::int32_t member = 0; member < shape.group_size; ++member, ++row) {
-        const std::int64_t head = static_cast<std::int64_t>(kv_head) * shape.group_size + member;
-        const double sink = tensors.sinks != nullptr ? tensors.sinks[head] * std::numbers::log2e
-                                                     : -std::numeric_limits<double>::infinity();
-        const RowResult result = result_of(task.states.max[row], task.states.sum[row], sink);
-        tier.store_row(o_row(shape, tensors, first + query, head), shape.o_dtype,
-                       task.states.o + row * padded(shape.head_dim_vo), shape.head_dim_vo,
-                       result.o_scale * v_scale);
-        write_lse(tensors, first + query, head, result.lse);
+      for (std::int32_t member = 0; member < group; ++member, ++row) {
+        write_row(tier, task, task.token_of(query), std::int64_t{kv_head} * group + member,
+                  {task.states.o + row * padded(task.shape.head_dim_vo), task.states.max[row],
+                   task.states.sum[row]});
       }
     }
   }
+}
+
+void write_row(const Tier& tier, const ItemTask& task, std::int64_t token, std::int64_t head,
+               const RowState& state) {
+  const core::ProblemShape& shape = task.shape;
+  const core::LayerTensors& tensors = task.tensors;
+  const float v_scale = tensors.v_scale != nullptr
+                            ? tensors.v_scale[head / shape.group_size * tensors.scale_head_stride]
+                            : 1.0F;
+  const double sink = tensors.sinks != nullptr ? tensors.sinks[head] * std::numbers::log2e
+                                               : -std::numeric_limits<double>::infinity();
+  const RowResult result = result_of(state.max, state.sum, sink);
+  tier.store_row(o_row(shape, tensors, token, head), shape.o_dtype, state.o, shape.head_dim_vo,
+                 result.o_scale * v_scale);
+  write_lse(tensors, token, head, result.lse);
 }
 
 void write_nothing(const core::ProblemShape& shape, const core::LayerTensors& tensors,

@@ -16,7 +16,7 @@ class ItemWalk {
  public:
   explicit ItemWalk(const ItemTask& task)
       : task_(task),
-        mask_(mask_of_request(task.shape, task.batch, task.item.seq)),
+        mask_(mask_of_request(task.shape, task.batch, task.item.seq, task.lengths)),
         element_bytes_(static_cast<std::ptrdiff_t>(size_of(task.shape.kv_dtype))) {}
 
   [[nodiscard]] const ItemTask& task() const { return task_; }

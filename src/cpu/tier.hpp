@@ -41,13 +41,23 @@ struct ItemTask {
   const core::BatchArrays& batch;
   const core::LayerTensors& tensors;
   schedule::WorkItem item;
-  RowStates states;              // written
-  std::byte* buffers = nullptr;  // Tier::buffer_bytes, this thread's own
+  schedule::Lengths lengths;                      // of the item's segment
+  schedule::QueryPlace queries;                   // of the item's first query
+  const schedule::ListedQuery* listed = nullptr;  // if there are shared prefixes
+  RowStates states;                               // written
+  std::byte* buffers = nullptr;                   // Tier::buffer_bytes, this thread's own
 
   [[nodiscard]] std::int32_t num_queries() const { return item.q_end - item.q_begin; }
   [[nodiscard]] std::int32_t num_kv_heads() const { return item.kv_head_end - item.kv_head_begin; }
   [[nodiscard]] std::int32_t rows_per_kv_head() const { return num_queries() * shape.group_size; }
   [[nodiscard]] std::int32_t rows() const { return num_kv_heads() * rows_per_kv_head(); }
+  /// Whether results wait to be joined with those of other segments.
+  [[nodiscard]] bool leaves_states() const { return queries.state != schedule::QueryPlace::kFinal; }
+  /// Row of q and o of the item's query `query`.
+  [[nodiscard]] std::int64_t token_of(std::int32_t query) const {
+    const std::int32_t place = queries.first + query;
+    return leaves_states() ? listed[place].token : place;
+  }
 };
 
 /// Kernels for one kind of core. `n` elements of a row, any n ≥ 0.
@@ -84,9 +94,7 @@ const Tier& tier_of(const core::KernelRow& kernel) noexcept;
 /// @return The tier for work on rows that no kernel of the table names: append and merge.
 const Tier& row_tier() noexcept;
 
-/// How this backend wants a batch cut.
-/// @param batch_invariant  No unit is split.
-schedule::TilePolicy tile_policy(const Tier& tier, const core::ProblemShape& shape,
-                                 std::int32_t concurrency, bool batch_invariant);
+/// How this backend wants a batch cut, and when a shared prefix is read once for all who share it.
+schedule::Policy policy_for(const Tier& tier, const core::AttentionConfig& config);
 
 }  // namespace quire::cpu

@@ -18,7 +18,7 @@ constexpr std::uint64_t low_bits(std::int64_t n) {
   return n >= kBits ? ~std::uint64_t{0} : (std::uint64_t{1} << n) - 1;
 }
 
-/// One request's mask.
+/// The mask of a segment.
 struct MaskOfRequest {
   const core::ProblemShape& shape;
   const core::BatchArrays& batch;
@@ -27,10 +27,13 @@ struct MaskOfRequest {
   const std::uint8_t* full_mask = nullptr;  // the request's bits
 };
 
+/// @param lengths  Of the segment, whose keys are those of request `seq`: of a shared prefix, such
+///   that all keys are earlier than the queries, which no tree hides.
 inline MaskOfRequest mask_of_request(const core::ProblemShape& shape,
-                                     const core::BatchArrays& batch, std::int32_t seq) {
+                                     const core::BatchArrays& batch, std::int32_t seq,
+                                     schedule::Lengths lengths) {
   return {
-      shape, batch, schedule::lengths_of(shape, batch, seq), batch.qo_indptr[seq],
+      shape, batch, lengths, batch.qo_indptr[seq],
       batch.full_mask_indptr == nullptr ? nullptr : batch.full_mask + batch.full_mask_indptr[seq]};
 }
 

@@ -36,7 +36,7 @@ struct PrefixOfRequest {
   std::int32_t queries = 0;
   std::int32_t depth = 0;         ///< pages of its deepest node; kAlone: none of the last level
   std::int32_t paid = 0;          ///< of them, those that segments have
-  std::int32_t cost_of_tile = 0;  ///< of keys, to the request alone
+  std::int32_t cost_of_tile = 0;  ///< of keys for all kv heads, to the request alone
   std::int32_t leader[kPrefixLevels] = {};
   // Of nodes. Pages [begin, end) are a segment's; end = 0: the node has none.
   std::int32_t is_shared = 0;          ///< the level's node has more requests than its leader
@@ -116,7 +116,8 @@ class PrefixFinder {
       decide(level);
     }
     team_.sync();
-    if (totals_.gain <= 0 || totals_.gain < policy_.prefixes.least_gain) return;
+    const std::int64_t least = policy_.prefixes.least_gain * policy_.prefixes.num_kv_heads;
+    if (totals_.gain <= 0 || totals_.gain < least) return;
     list_queries(header);
     write_segments(header);
   }
@@ -216,7 +217,8 @@ class PrefixFinder {
       const SegmentUnits units = units_of(tiles, shape_, lengths);
       if (units.q_tiles > 0) {
         const detail::UnitLine line(tiles, shape_, whole, units);
-        request.cost_of_tile = static_cast<std::int32_t>(units.q_tiles * line.cost_of_kv_tile(0));
+        request.cost_of_tile = static_cast<std::int32_t>(units.q_tiles * line.cost_of_kv_tile(0) *
+                                                         turns_of(tiles, units));
       }
       requests_[seq] = request;
     });
@@ -289,7 +291,13 @@ class PrefixFinder {
     team_.sync();
   }
 
-  /// What the batch's cost falls by if the node becomes a segment.
+  /// How often the cost of a head unit is to be paid until all kv heads are done.
+  [[nodiscard]] static QUIRE_HOST_DEVICE std::int32_t turns_of(const TilePolicy& tiles,
+                                                               const SegmentUnits& units) {
+    return units.head_units * tiles.heads_abreast;
+  }
+
+  /// What the batch's cost falls by, over all kv heads, if the node becomes a segment.
   QUIRE_HOST_DEVICE std::int64_t gain_of(const detail::PrefixOfRequest& node,
                                          std::int32_t queries) const {
     const Segment segment = prefix_segment(0, node.paid, node.length, queries);
@@ -297,10 +305,14 @@ class PrefixFinder {
     const SegmentUnits units = units_of(tiles, shape_, segment.lengths);
     const detail::UnitLine line(tiles, shape_, segment, units);
     const TilePolicy& own_tiles = policy_.lines[kSmallUnits];
-    const std::int64_t own_kv_tiles =
-        detail::ceil_div(segment.key_end - segment.key_begin, own_tiles.keys_per_tile);
-    return node.node_cost_of_tile * own_kv_tiles - line.cost() -
-           queries / policy_.prefixes.queries_per_cost - own_tiles.cost_of_unit;
+    const std::int64_t own_kv_tiles =  // that its requests are without then
+        segment.key_end / own_tiles.keys_per_tile - segment.key_begin / own_tiles.keys_per_tile;
+    const PrefixPolicy& prefixes = policy_.prefixes;
+    const std::int64_t of_queries =
+        std::int64_t{queries} * prefixes.cost_of_queries / prefixes.queries_per_cost;
+    return node.node_cost_of_tile * own_kv_tiles -
+           (line.cost() + own_tiles.cost_of_unit) * turns_of(tiles, units) -
+           of_queries * prefixes.num_kv_heads;
   }
 
   /// Of the line on which a segment's units are.

@@ -45,9 +45,10 @@ struct PrefixPolicy {
   std::int32_t max_states = 0;
   std::int32_t num_kv_heads = 0;
   std::int32_t most_rows = 0;  ///< of a request for one kv head; those with more gain nothing
-  std::int32_t queries_per_cost = 1;  ///< whose results cost 1 to leave and to join
-  std::int64_t least_gain = 0;        ///< of all shared prefixes together
+  std::int32_t queries_per_cost = 1;  ///< whose results for a kv head cost `cost_of_queries`
+  std::int64_t least_gain = 0;        ///< of all shared prefixes together, for each kv head
   std::int32_t most_seqs = 2048;      ///< requests of a batch that is searched
+  std::int32_t cost_of_queries = 1;   ///< to be split from the prefix, to be left and to be joined
 };
 
 /// How a kernel wants a line cut, and what it costs. Costs have one free unit, the same for all lines,

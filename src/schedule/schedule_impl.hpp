@@ -550,6 +550,7 @@ inline std::uint64_t digest_of(const Policy& policy, const core::ProblemShape& s
   add(policy.workers);
   add(policy.cost_of_change);
   add(policy.fixed_part_keys);
+  add(policy.prefixes.max_states);
   for (const std::int64_t value :
        {std::int64_t{shape.num_kv_heads}, std::int64_t{shape.group_size},
         static_cast<std::int64_t>(shape.mask), std::int64_t{shape.window_left}}) {

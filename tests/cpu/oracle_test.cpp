@@ -8,49 +8,25 @@
 #include <cstring>
 #include <string>
 
-#include "core/kernel_table.hpp"
+#include "support/cpu_kernels.hpp"
 #include "support/random_batch.hpp"
 
 namespace quire {
 namespace {
 
+using testing::bound_of;
 using testing::CacheStorage;
 using testing::Difference;
+using testing::for_each_kernel;
 using testing::KeySource;
+using testing::kFloat32Bound;
+using testing::kLseBound;
+using testing::kWeightBound;
 using testing::RandomBatch;
 using testing::RandomBatchOptions;
 
-/// Bounds on |o − oracle| / max |v| before output rounding, and on |lse − oracle|.
-constexpr double kFloat32Bound = 2e-6;
-constexpr double kHalfBound = 1e-3;
-constexpr double kWeightBound = 0x1p-9;
-constexpr double kLseBound = 1e-5;
-
 RandomBatchOptions small(std::int32_t group, std::int32_t kv_heads, std::int32_t head_dim) {
   return testing::edgy_options(DType::kFloat32, group, kv_heads, head_dim);
-}
-
-/// Largest |o − oracle| / max |v| that a kernel may show. Weights rounded to bf16 are off by 2⁻⁹ of
-/// themselves at most.
-double bound_of(const core::KernelRow& kernel, const AttentionSpec& spec) {
-  if (kernel.name.find("bf16") != std::string_view::npos) return kWeightBound;
-  const bool exact = spec.q_dtype == DType::kFloat32 && spec.kv_dtype == DType::kFloat32;
-  return exact ? kFloat32Bound : kHalfBound;
-}
-
-/// Calls `f(kernel)` for all CPU kernels that this machine can run and that serve the spec.
-template <typename F>
-void for_each_kernel(const AttentionSpec& spec, const F& f) {
-  std::int32_t found = 0;
-  for (const core::KernelRow& kernel : core::kernel_table()) {
-    if (kernel.device != DeviceType::kCpu || !kernel.missing.empty()) continue;
-    std::string reason;
-    if (core::find_kernel(DeviceType::kCpu, spec, kernel.name, reason) == nullptr) continue;
-    SCOPED_TRACE(std::string(kernel.name));
-    ++found;
-    f(kernel);
-  }
-  EXPECT_GE(found, 1);
 }
 
 /// Runs the batch on two threads with every kernel that serves it, and compares.

@@ -11,44 +11,18 @@
 #include <vector>
 
 #include "core/kernel_table.hpp"
+#include "support/executors.hpp"
 #include "support/random_batch.hpp"
 
 namespace quire {
 namespace {
 
 using testing::Difference;
+using testing::OneByOne;
 using testing::RandomBatch;
 using testing::RandomBatchOptions;
-
-/// Claims `concurrency` threads and runs the tasks one after another, in an order of its own.
-class OneByOne final : public Executor {
- public:
-  explicit OneByOne(std::int32_t concurrency) : concurrency_(concurrency) {}
-  [[nodiscard]] std::int32_t concurrency() const noexcept override { return concurrency_; }
-  void parallel(std::int32_t count, Task task, void* context) noexcept override {
-    ++calls;
-    for (std::int32_t i = count - 1; i >= 0; --i) task(context, i);
-  }
-  std::int32_t calls = 0;
-
- private:
-  std::int32_t concurrency_;
-};
-
-/// Claims `concurrency` threads and starts as many for each call.
-class ThreadPerTask final : public Executor {
- public:
-  explicit ThreadPerTask(std::int32_t concurrency) : concurrency_(concurrency) {}
-  [[nodiscard]] std::int32_t concurrency() const noexcept override { return concurrency_; }
-  void parallel(std::int32_t count, Task task, void* context) noexcept override {
-    std::vector<std::thread> threads;
-    for (std::int32_t i = 0; i < count; ++i) threads.emplace_back(task, context, i);
-    for (std::thread& thread : threads) thread.join();
-  }
-
- private:
-  std::int32_t concurrency_;
-};
+using testing::result_bytes;
+using testing::ThreadPerTask;
 
 /// Decode, append and prefill, long enough to be split.
 RandomBatchOptions mixed(std::uint32_t seed = 1) {
@@ -65,12 +39,6 @@ RandomBatchOptions mixed(std::uint32_t seed = 1) {
 
 Attention make(const RandomBatch& batch, Executor& executor) {
   return Attention(Device::cpu(), batch.spec, batch.limits(), {.executor = &executor});
-}
-
-std::vector<std::byte> result_bytes(RandomBatch& batch) {
-  std::vector<std::byte> bytes(batch.o_elements.bytes().begin(), batch.o_elements.bytes().end());
-  bytes.insert(bytes.end(), batch.lse_elements.bytes().begin(), batch.lse_elements.bytes().end());
-  return bytes;
 }
 
 void expect_oracle(const RandomBatch& batch) {

@@ -60,7 +60,8 @@ TEST(Visibility, OfEveryTileIsWhatTheMaskSaysKeyByKey) {
     batch.tree_mask_stride = 4;
     batch.full_mask = full.data();
     batch.full_mask_indptr = full_indptr.data();
-    const MaskOfRequest mask = mask_of_request(shape, batch, 1);
+    const MaskOfRequest mask =
+        mask_of_request(shape, batch, 1, schedule::lengths_of(shape, batch, 1));
     const std::int32_t query = below(qo_len);
     const std::int32_t key = below(lengths[1]);
     const std::int32_t count = std::min(1 + below(64), lengths[1] - key);

@@ -70,6 +70,8 @@ struct RandomBatchOptions {
   float magnitude = 1.0F;  ///< standard deviation of q, k and v; int8 steps count 1/32
   /// Scales of V per token lie up to as many powers of two above and below 1.
   int value_scale_powers = 0;
+  /// Most tables begin as another's does, for a random number of pages.
+  bool page_forest = false;
   std::uint32_t seed = 1;
 };
 
@@ -228,8 +230,10 @@ class RandomBatch {
     std::int32_t free = shared + options.num_branches * options.branch_pages;
     for (const Request& request : options.requests) {
       const auto branch = static_cast<std::int32_t>(pages_.size()) % options.num_branches;
-      std::vector<std::int32_t> pages;
-      for (std::int32_t page = 0; page < pages_of(request.kv_len); ++page) {
+      std::vector<std::int32_t> pages =
+          options.page_forest ? random_beginning(request) : std::vector<std::int32_t>();
+      for (auto page = static_cast<std::int32_t>(pages.size()); page < pages_of(request.kv_len);
+           ++page) {
         std::int32_t at = page < common ? page + branch * options.branch_pages : free++;
         if (page < shared) at = page;
         pages.push_back(ids.at(static_cast<std::size_t>(at)));
@@ -241,6 +245,19 @@ class RandomBatch {
     } else {
       make_csr_table();
     }
+  }
+
+  /// Pages that a request's table begins with, of an earlier one; often none.
+  std::vector<std::int32_t> random_beginning(const Request& request) {
+    const auto pick = [&](std::size_t below) {
+      return std::uniform_int_distribution<std::size_t>(0, below - 1)(random_);
+    };
+    constexpr std::size_t kOneIn = 5;  // that begins anew
+    if (pages_.empty() || pick(kOneIn) == 0) return {};
+    std::vector<std::int32_t> pages = pages_[pick(pages_.size())];
+    const auto most = std::min(pages.size(), static_cast<std::size_t>(pages_of(request.kv_len)));
+    pages.resize(pick(most + 1));
+    return pages;
   }
 
   /// The entry of a request's table: its page, or poison if no query needs it.
@@ -595,6 +612,13 @@ inline Difference compare(const RandomBatch& batch, const ReferenceResult& oracl
     }
   }
   return difference;
+}
+
+/// o and lse as computed, bit for bit.
+inline std::vector<std::byte> result_bytes(RandomBatch& batch) {
+  std::vector<std::byte> bytes(batch.o_elements.bytes().begin(), batch.o_elements.bytes().end());
+  bytes.insert(bytes.end(), batch.lse_elements.bytes().begin(), batch.lse_elements.bytes().end());
+  return bytes;
 }
 
 /// Bytes aligned as workspaces must be, full of rubbish.

@@ -186,6 +186,33 @@ TEST(Simulation, PromptsThatBeginWithTheSameBlocksArePagesOfTheCache) {
   EXPECT_NE(report_text(options, report, "").find("512 not computed"), std::string::npos);
 }
 
+TEST(Simulation, DecodingRequestsReadTheBlocksThatTheyShareOnce) {
+  ReplayOptions options = simulation();
+  options.prefix_cache = true;
+  options.shape.page_size = 64;
+  options.pages = 200;
+  options.max_tokens_per_step = 2048;
+  options.arrivals = Arrivals::kTrace;
+  // The first is alone when it is prefilled and until the others come; all decode together then.
+  const std::vector<TraceRequest> requests = {
+      {0, 1000, 60, {7, 8}}, {1e-4, 1024, 40, {7, 9}}, {1e-4, 1024, 40, {7, 1}}};
+  const ReplayReport report = run(options, requests);
+  EXPECT_EQ(report.batcher.hit_tokens, 2 * 512);
+  EXPECT_TRUE(report.passed()) << report.broken_invariant;
+  const std::int64_t saved = report.key_reads.apart - report.key_reads.grouped;
+  EXPECT_EQ(saved % 512, 0);
+  EXPECT_GE(saved, 39 * 2 * 512);
+  EXPECT_LE(saved, 40 * 2 * 512);
+  EXPECT_EQ(report.bytes_not_read(), static_cast<std::uint64_t>(saved) * report.position_bytes);
+  EXPECT_EQ(report_json(options, report, "").at("kv_bytes_not_read"), report.bytes_not_read());
+  EXPECT_NE(report_text(options, report, "").find("shared prefixes"), std::string::npos);
+
+  options.prefix_cache = false;
+  const ReplayReport without = run(options, requests);
+  EXPECT_EQ(without.bytes_not_read(), 0U);
+  EXPECT_EQ(report_text(options, without, "").find("shared prefixes"), std::string::npos);
+}
+
 TEST(Simulation, WhatTheDeviceHasNoRoomForIsFoundOnTheHost) {
   ReplayOptions options = simulation();
   options.prefix_cache = true;

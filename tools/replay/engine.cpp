@@ -110,6 +110,28 @@ struct Model {
   SpotChecker checker;
 };
 
+/// Schedules steps as the CPU would, to tell what they read.
+class ReadCounter {
+ public:
+  ReadCounter(const ReplayOptions& options, std::int32_t max_kv_len)
+      : attention_(Device::cpu(), options.shape.spec(),
+                   {options.max_seqs, options.max_tokens_per_step, max_kv_len}),
+        schedule_(attention_.workspace_sizes().schedule) {}
+
+  void count(const StagedBatch& staged, KeyReads& sums) {
+    const Batch batch = staged.dense(staged.bytes.data(), Device::cpu());
+    attention_.schedule(batch, schedule_.bytes()).throw_if_error();
+    KeyReads reads;
+    attention_.count_key_reads(batch, schedule_.bytes(), reads).throw_if_error();
+    sums.apart += reads.apart;
+    sums.grouped += reads.grouped;
+  }
+
+ private:
+  Attention attention_;
+  Buffer schedule_;
+};
+
 /// With a window pages go back as it moves on, unless a cache keeps them.
 PageTableSpec table_spec(const ReplayOptions& options, std::int32_t longest) {
   const bool keeps = options.prefix_cache || options.host_pages > 0;
@@ -147,6 +169,7 @@ class Engine {
       report_.tree = std::make_unique<PrefixTree>(options.pages, options.host_pages);
       cache_->set_listener(report_.tree.get());
     }
+    if (options.prefix_cache) reads_ = std::make_unique<ReadCounter>(options, work_.longest);
     if (!options.attention) return;
     model_ = std::make_unique<Model>(options, work_.longest);
   }
@@ -226,6 +249,7 @@ class Engine {
     const StagedBatch batch = build();
     times.planning += watch.lap();
     count_positions(batch);
+    if (reads_ != nullptr) reads_->count(batch, report_.key_reads);
     if (model_ != nullptr) compute(*model_, batch, times);
     watch.lap();
     ended_.clear();
@@ -349,7 +373,8 @@ class Engine {
   Batcher batcher_;
   BatchBuilder builder_;
   Recorder recorder_;
-  std::unique_ptr<Model> model_;  // null without attention
+  std::unique_ptr<Model> model_;        // null without attention
+  std::unique_ptr<ReadCounter> reads_;  // null without a prefix cache: nobody shares pages
   StepPlan plan_;
   std::vector<CopyOp> copies_;
   std::vector<std::uint64_t> ended_;

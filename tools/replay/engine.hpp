@@ -11,6 +11,7 @@
 #include <string_view>
 #include <vector>
 
+#include "quire/attention.hpp"
 #include "quire/batcher.hpp"
 #include "quire/recorder.hpp"
 #include "replay/layers.hpp"
@@ -63,12 +64,18 @@ struct ReplayReport {
   std::vector<TailWaste> tail_waste;
   Positions mean;                    ///< Over all steps.
   Positions peak;                    ///< Of the step with the most tokens in cache.
+  KeyReads key_reads;                ///< Sums over all steps, if there is a prefix cache.
   std::uint64_t position_bytes = 0;  ///< K and V of all layers.
   std::string kernel;                ///< Empty without attention.
   SpotCheckResult checks;
   std::int32_t lost_pages = 0;
   std::string broken_invariant;  ///< What `Batcher::check` said at the end; empty if all is well.
 
+  /// @return Bytes of K and V, of all layers, that attention did not read since requests of a step
+  ///   shared a prefix.
+  [[nodiscard]] std::uint64_t bytes_not_read() const {
+    return static_cast<std::uint64_t>(key_reads.apart - key_reads.grouped) * position_bytes;
+  }
   [[nodiscard]] std::int64_t tokens() const {
     return batcher.prefill_tokens + batcher.decode_tokens;
   }

@@ -41,6 +41,10 @@ json tiles_of(const ReplayOptions& options, const ReplayReport& report) {
   tiles.push_back(tile(fmt::format("{:.1f} %", kPercent * stats.peak_used_pages / options.pages),
                        fmt::format("of {} pages in use at most", human_count(options.pages))));
   tiles.push_back(tile(human_count(stats.preemptions), "preemptions"));
+  if (options.prefix_cache) {
+    tiles.push_back(tile(human_count(stats.hit_tokens), "tokens found and not computed"));
+    tiles.push_back(tile(human_bytes(report.bytes_not_read()), "of K and V shared and not read"));
+  }
   const bool sound = report.lost_pages == 0 && report.broken_invariant.empty();
   tiles.push_back(tile(sound ? "none" : human_count(report.lost_pages),
                        sound ? "pages lost, invariants hold" : "pages lost", !sound));

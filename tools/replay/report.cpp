@@ -149,13 +149,20 @@ void add_host_tier(Table& table, const ReplayOptions& options, const ReplayRepor
                                   human_count(report.batcher.preemptions))});
 }
 
-void add_hits(Table& table, const ReplayOptions& options, const BatcherStats& stats) {
+void add_hits(Table& table, const ReplayOptions& options, const ReplayReport& report) {
   if (!options.prefix_cache) return;
+  const BatcherStats& stats = report.batcher;
   table.add({"prefix cache",
              fmt::format("{:.1f} % of {} tokens found at admission: {} not computed",
                          percent(static_cast<double>(stats.hit_tokens),
                                  static_cast<double>(stats.asked_tokens)),
                          human_count(stats.asked_tokens), human_count(stats.hit_tokens))});
+  const auto apart = static_cast<std::uint64_t>(report.key_reads.apart) * report.position_bytes;
+  table.add({"shared prefixes",
+             fmt::format(
+                 "{:.1f} % of {} of K and V that steps see: {} not read",
+                 percent(static_cast<double>(report.bytes_not_read()), static_cast<double>(apart)),
+                 human_bytes(apart), human_bytes(report.bytes_not_read()))});
 }
 
 nlohmann::ordered_json percentiles_json(const Percentiles& seconds) {
@@ -236,7 +243,7 @@ std::string report_text(const ReplayOptions& options, const ReplayReport& report
   add_speed(table, report);
   add_latencies(table, report);
   add_memory(table, options, report);
-  add_hits(table, options, report.batcher);
+  add_hits(table, options, report);
   add_host_tier(table, options, report);
   add_checks(table, options, report);
   return table.text();
@@ -303,6 +310,9 @@ nlohmann::ordered_json report_json(const ReplayOptions& options, const ReplayRep
       {"prefix_cache", options.prefix_cache},
       {"asked_tokens", stats.asked_tokens},
       {"hit_tokens", stats.hit_tokens},
+      {"key_reads_apart", report.key_reads.apart},
+      {"key_reads_grouped", report.key_reads.grouped},
+      {"kv_bytes_not_read", report.bytes_not_read()},
       {"host_pages", options.host_pages},
       {"fetched_tokens", stats.fetched_tokens},
       {"swaps", stats.swaps},

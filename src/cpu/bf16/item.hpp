@@ -63,12 +63,11 @@ inline void copy_queries(const ItemTask& task, std::uint16_t* to) {
   const auto bytes = static_cast<std::size_t>(shape.head_dim_qk) * sizeof(std::uint16_t);
   const auto padding = static_cast<std::size_t>(stride - shape.head_dim_qk) * sizeof(std::uint16_t);
   const auto* base = static_cast<const std::uint16_t*>(task.tensors.q.data);
-  const std::int64_t first = task.batch.qo_indptr[task.item.seq] + task.item.q_begin;
   for (std::int32_t kv_head = task.item.kv_head_begin; kv_head < task.item.kv_head_end; ++kv_head) {
     for (std::int32_t row = 0; row < task.rows_per_kv_head(); ++row, to += stride) {
       const std::int64_t head = kv_head * shape.group_size + row % shape.group_size;
       std::memcpy(to,
-                  base + (first + row / shape.group_size) * task.tensors.q.token_stride +
+                  base + task.token_of(row / shape.group_size) * task.tensors.q.token_stride +
                       head * task.tensors.q.head_stride,
                   bytes);
       std::memset(to + shape.head_dim_qk, 0, padding);

@@ -63,12 +63,12 @@ inline void load_queries(const ItemTask& task, float* to) {
   with_element_type(shape.q_dtype, [&](auto element) HWY_ATTR {
     const Floats d;
     const auto* base = static_cast<decltype(element)>(task.tensors.q.data);
-    const std::int64_t first = task.batch.qo_indptr[task.item.seq] + task.item.q_begin;
     for (std::int32_t kv_head = task.item.kv_head_begin; kv_head < task.item.kv_head_end;
          ++kv_head) {
       for (std::int32_t row = 0; row < task.rows_per_kv_head(); ++row, to += stride) {
         const std::int64_t head = kv_head * shape.group_size + row % shape.group_size;
-        const auto* from = base + (first + row / shape.group_size) * task.tensors.q.token_stride +
+        const auto* from = base +
+                           task.token_of(row / shape.group_size) * task.tensors.q.token_stride +
                            head * task.tensors.q.head_stride;
         std::int32_t at = 0;
         for (; at + kLanes <= shape.head_dim_qk; at += kLanes) {
