@@ -35,9 +35,9 @@ static_assert(2LL * kMostMultiprocessors * simt::kBlocksPerMultiprocessor * simt
 /// Bytes for results that wait to be joined with those of shared prefixes.
 constexpr std::int64_t kStateBytes = 11 << 20;
 
-/// Keys of a part, at least, where results do not depend on the batch: with fewer, batches that fill
-/// the machine anyway lose more than small ones gain (notebook of the schedule).
-constexpr std::int32_t kFixedPartKeys = 512;
+/// Keys of a part where results do not depend on the batch: with fewer, batches that fill the machine
+/// anyway lose more than small ones gain (notebook of the schedule).
+constexpr std::int32_t kFixedPartKeys = 2048;
 
 /// Bytes that queries, keys and values are read at once.
 constexpr std::int64_t kAlignment = 16;

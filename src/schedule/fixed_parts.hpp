@@ -27,12 +27,9 @@ QUIRE_HOST_DEVICE inline FixedParts fixed_parts_of(const Policy& policy,
   const std::int32_t most = kMostFixedParts / lengths.qo_len;
   if (most < 2) return parts;
   const std::int32_t tile = policy.lines[kSmallUnits].keys_per_tile;
-  // Twice as many keys of long requests, and of several queries, whose results cost more to join.
-  const std::int32_t doublings =
-      static_cast<std::int32_t>(lengths.kv_len >= 8 * policy.fixed_part_keys) +
-      static_cast<std::int32_t>(lengths.qo_len > 1);
-  const std::int32_t least =
-      detail::max_of(policy.fixed_part_keys << doublings, lengths.kv_len / most);
+  const std::int32_t usual = policy.fixed_part_keys;
+  const std::int32_t half = detail::max_of(usual / 2, detail::min_of(usual, lengths.kv_len / 2));
+  const std::int32_t least = detail::max_of(half, lengths.kv_len / most);
   parts.keys = (least + tile - 1) / tile * tile;
   // The last part holds all that not every query sees, and half as much as another at least.
   const std::int32_t seen_by_all = lengths.kv_len - lengths.qo_len - parts.keys / 2;

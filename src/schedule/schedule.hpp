@@ -82,8 +82,8 @@ inline constexpr int kLines = 2;
 struct Policy {
   TilePolicy lines[kLines];
   PrefixPolicy prefixes;
-  /// > 0: no prefixes are looked for; requests' keys are divided into parts of at least so many (more
-  /// of long ones), as `fixed_parts_of` says. Together with units that are never split (`min_split_tiles`), the result
+  /// > 0: no prefixes are looked for; requests' keys are divided into parts of about so many, or halves
+  /// of half as many, as `fixed_parts_of` says. Together with units that are never split (`min_split_tiles`), the result
   /// of a request does not depend on the batch.
   std::int32_t fixed_part_keys = 0;
   std::int32_t workers = 0;         ///< 0: each takes its part of all lines
@@ -187,7 +187,7 @@ inline constexpr std::int32_t kPrefixLevels = 3;
 inline constexpr std::int32_t kOwnLevel = kPrefixLevels;
 
 /// Parts of a request's keys at most; and results of it that wait to be joined, of all its queries.
-inline constexpr std::int32_t kMostFixedParts = 32;
+inline constexpr std::int32_t kMostFixedParts = 64;
 
 /// A line in the schedule's workspace.
 struct LineView {
@@ -356,7 +356,7 @@ class WorkCursor {
   const StoredSegment* const segments_;
   const Range& range_;
   std::int32_t index_;
-  std::int32_t items_ = 0;  // found so far, up to 1
+  std::int32_t items_ = 0;  // found so far, up to 2
   PlacedCut at_;            // where the next item is, or segments without units before it
   QueryPlace queries_;      // of its segment
 };

@@ -439,10 +439,10 @@ struct PlacedUnit {
   Segment segment;
 };
 
-QUIRE_HOST_DEVICE inline PlacedUnit unit_at(const Policy& policy, const core::ProblemShape& shape,
-                                            const core::BatchArrays& batch,
-                                            const ScheduleView& schedule, int line,
-                                            std::int64_t cost) {
+/// Outlined, as it is asked for twice: code that a GPU has not run yet is slow.
+QUIRE_OUTLINED PlacedUnit unit_at(const Policy& policy, const core::ProblemShape& shape,
+                                  const core::BatchArrays& batch, const ScheduleView& schedule,
+                                  int line, std::int64_t cost) {
   const TilePolicy& tiles = policy.lines[line];
   const std::int64_t* const cost_before = schedule.lines[line].cost_before;
   PlacedUnit unit;
@@ -681,9 +681,12 @@ QUIRE_HOST_DEVICE inline bool WorkCursor::next(WorkItem& item, Lengths& lengths,
     item = range_.first;
     lengths = range_.first_lengths;
     queries = range_.first_queries;
+    return item.q_end > item.q_begin;
+  }
+  if (items_ == 1) {  // not before: nothing delays the first item
+    items_ = 2;
     at_ = range_.rest;
     if (!is_at_end()) queries_ = queries_of(batch_, segments_, at_.cut.segment);
-    return item.q_end > item.q_begin;
   }
   return next_of_rest(item, lengths, queries);
 }

@@ -128,6 +128,7 @@ struct Block {
 struct Shared {
   schedule::Header header;
   std::int64_t cost_before[schedule::kLines][kSharedSegments + 1];
+  std::int32_t num_units[schedule::kLines];
   schedule::PlacedCut cuts[kCutsAtOnce];  // some ranges' begins and ends
 };
 
@@ -136,6 +137,7 @@ __device__ void find_segments(const Arguments& arguments, std::int32_t num_seqs,
   extern __shared__ std::int64_t near_scratch[];
   if (threadIdx.x == 0) {
     shared.header = {};
+    for (std::int32_t& units : shared.num_units) units = 0;
     shared.header.overview.num_queries = num_seqs > 0 ? arguments.batch.qo_indptr[num_seqs] : 0;
     shared.header.num_seqs = num_seqs;
     shared.header.num_segments = num_seqs;
@@ -171,20 +173,25 @@ __device__ void sum_up(const Arguments& arguments, const schedule::ScheduleView&
   const bool has_large = policy.lines[schedule::kLargeUnits].num_ranges > 0;
 
   std::int64_t own[schedule::kLines] = {};  // of this thread's segments
+  std::int32_t num_units[schedule::kLines] = {};
   QUIRE_ROLLED
   for (std::int32_t index = first; index < last; ++index) {
     const schedule::Segment segment =
         schedule::segment_of(arguments.shape, arguments.batch, segments, index);
     const schedule::Line line = schedule::line_of(policy, arguments.shape, segment.lengths);
     const schedule::TilePolicy& tiles = policy.lines[line];
-    const std::int64_t cost =
-        schedule::cost_of(tiles, arguments.shape, segment,
-                          schedule::units_of(tiles, arguments.shape, segment.lengths));
+    const schedule::SegmentUnits units =
+        schedule::units_of(tiles, arguments.shape, segment.lengths);
+    const std::int64_t cost = schedule::cost_of(tiles, arguments.shape, segment, units);
+    num_units[line] += units.head_units * units.q_tiles;
     known.lines[schedule::kSmallUnits].cost_before[index] = own[schedule::kSmallUnits];
     if (has_large)
       known.lines[schedule::kLargeUnits].cost_before[index] = own[schedule::kLargeUnits];
     own[schedule::kSmallUnits] += line == schedule::kSmallUnits ? cost : 0;
     own[schedule::kLargeUnits] += line == schedule::kLargeUnits ? cost : 0;
+  }
+  for (int line = 0; line < schedule::kLines; ++line) {
+    if (num_units[line] > 0) atomicAdd(&shared.num_units[line], num_units[line]);
   }
   // Most batches have no large units.
   const bool any_large = __syncthreads_or(static_cast<int>(own[schedule::kLargeUnits] > 0)) != 0;
@@ -214,7 +221,10 @@ __device__ void find_whether_whole(const Arguments& arguments, const schedule::S
   for (int line = 0; line < schedule::kLines; ++line) {
     const std::int32_t num_ranges = overview.num_ranges[line];
     auto* const cuts = reinterpret_cast<std::int64_t*>(shared.cuts);
-    bool is_too_long = arguments.policy.fixed_part_keys > 0;
+    // With so few units some ranges are too long for sure.
+    const bool are_few = shared.num_units[line] < num_ranges - num_ranges / 16;
+    if (are_few || arguments.policy.fixed_part_keys > 0) continue;
+    bool is_too_long = false;
     QUIRE_ROLLED
     for (auto first = 0; first < num_ranges; first += kCutsAtOnce - 1) {
       const std::int32_t index = first + static_cast<std::int32_t>(threadIdx.x);
