@@ -10,6 +10,7 @@
 #include <thread>
 #include <vector>
 
+#include "fill_shared_memory.hpp"
 #include "support/device_batch.hpp"
 
 namespace quire {
@@ -55,6 +56,31 @@ TEST_P(GpuRepeat, GivesTheSameBitsWhateverTheWorkspacesHeld) {
       }
     }
     EXPECT_TRUE(workspaces.guards_are_untouched(batch.stream));
+  }
+}
+
+// Groups that do not divide a tile's rows, prompts that do not fill tiles.
+TEST_P(GpuRepeat, GivesTheSameBitsWhateverSharedMemoryHeld) {
+  for (const std::int32_t group : {3, 4, 5, 7}) {
+    SCOPED_TRACE(group);
+    RandomBatchOptions options = testing::exact_options(GetParam(), group, 2, 128);
+    options.spec.o_dtype = DType::kNone;
+    options.requests = {{200, 700}, {70, 70}, {1, 3000}, {5, 1200}, {129, 400}};
+    RandomBatch host(options);
+    host.tensors.lse = {};
+    DeviceBatch batch(host);
+    const Attention attention(kGpu, host.spec, host.limits());
+    const DeviceWorkspaces workspaces(attention.workspace_sizes(), batch.stream);
+    std::vector<std::byte> expected;
+    // Zeros; large numbers in both formats; the largest; not numbers.
+    for (const unsigned char value : std::array<unsigned char, 5>{0x00, 0x77, 0x7b, 0x7f, 0xff}) {
+      batch.forget_results();
+      testing::require(testing::fill_shared_memory(value, batch.stream.get()));
+      ASSERT_TRUE(batch.launch(attention, workspaces).ok());
+      const std::vector<std::byte> bytes = batch.result_bytes();
+      if (expected.empty()) expected = bytes;
+      EXPECT_EQ(bytes, expected) << "after " << int{value};
+    }
   }
 }
 

@@ -91,8 +91,10 @@ TileMaps make_tile_maps(const core::ProblemShape& shape, const core::LayerTensor
   maps.has_kv = shape.page_size % kBoxKeys == 0 &&
                 encode_pages(maps.keys, tensors.k, shape, shape.head_dim_qk) &&
                 encode_pages(maps.values, tensors.v, shape, shape.head_dim_vo);
-  maps.has_queries = encode_rows(maps.queries, tensors.q, tensors.total_q, shape, shape.head_dim_qk,
-                                 std::max(1, tile_rows / shape.group_size));
+  // A box that leaves rows of the tile as they were would let these say whether weights fit.
+  maps.has_queries = tile_rows % shape.group_size == 0 &&
+                     encode_rows(maps.queries, tensors.q, tensors.total_q, shape, shape.head_dim_qk,
+                                 tile_rows / shape.group_size);
   maps.has_results = shape.o_dtype == shape.q_dtype && kBoxResults % shape.group_size == 0 &&
                      encode_rows(maps.results, tensors.o, tensors.total_q, shape, shape.head_dim_vo,
                                  kBoxResults / shape.group_size);
