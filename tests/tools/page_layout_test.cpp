@@ -43,6 +43,20 @@ TEST(PageLayout, SharedPrefixesAreTheSamePagesAtSeveralLevels) {
   EXPECT_NE(layout.page_of(0, 32), layout.page_of(1, 32));
 }
 
+TEST(PageLayout, ContiguousKeysLieInOrder) {
+  const PageLayout layout(kQueries, kKeys, kContiguousKv, 1);
+  EXPECT_EQ(layout.num_tokens(), 33 + 40);
+  EXPECT_EQ(layout.token_of(0, 0), 0);
+  EXPECT_EQ(layout.token_of(0, 32), 32);
+  EXPECT_EQ(layout.token_of(2, 39), 33 + 39);
+  const Batch batch = layout.batch();
+  EXPECT_EQ(batch.page_table.data, nullptr);
+  ASSERT_EQ(batch.kv_indptr.size(0), 4);
+  const auto* const begins = static_cast<const std::int32_t*>(batch.kv_indptr.data);
+  EXPECT_EQ(begins[2], 33);
+  EXPECT_EQ(begins[3], 73);
+}
+
 TEST(PageLayout, ExtrasBelongToNobody) {
   const PageLayout layout(kQueries, kKeys, 16, 1, {},
                           {.padding_rows = 3, .stale_columns = 2, .unused_pages = true});

@@ -18,8 +18,7 @@ std::size_t elements(const Workload& workload, Operation used_by, std::int64_t r
 
 std::size_t cache_elements(const Workload& workload, const PageLayout& layout) {
   if (workload.operation == Operation::kSchedule) return 0;
-  return elements(workload, workload.operation,
-                  std::int64_t{layout.num_pages()} * workload.page_size, workload.heads.kv);
+  return elements(workload, workload.operation, layout.num_tokens(), workload.heads.kv);
 }
 
 }  // namespace
@@ -104,6 +103,12 @@ const std::uint32_t* Arrays::tree_mask_of(std::size_t seq) const {
 }
 
 MutableTensorView Arrays::cache(const NoisyTensor& noisy) const {
+  if (spec_.page_size == kContiguousKv) {
+    return {noisy.memory.data(),
+            spec_.kv_dtype,
+            {layout_.num_tokens(), spec_.num_kv_heads, spec_.head_dim_qk},
+            device_};
+  }
   return {noisy.memory.data(),
           spec_.kv_dtype,
           {layout_.num_pages(), spec_.page_size, spec_.num_kv_heads, spec_.head_dim_qk},

@@ -51,12 +51,16 @@ void add_gpu_members(Json& row, const Run& run, const Workload& workload,
   }
 }
 
+std::string page_size_of(const Workload& workload) {
+  if (workload.page_size == kContiguousKv) return "–";
+  return fmt::format("{}", workload.page_size);
+}
+
 void add_cpu_row(Table& table, const Run& run, const Workload& workload,
                  const Measurement& measured) {
-  table.add({workload.name, fmt::format("{}", workload.page_size),
-             fmt::format("{:.1f}", measured.us_median), fmt::format("{:.1f}", measured.us_p5),
-             fmt::format("{:.1f}", measured.us_p95), microseconds(measured.us_schedule),
-             fmt::format("{:.1f}", measured.gb_per_s()),
+  table.add({workload.name, page_size_of(workload), fmt::format("{:.1f}", measured.us_median),
+             fmt::format("{:.1f}", measured.us_p5), fmt::format("{:.1f}", measured.us_p95),
+             microseconds(measured.us_schedule), fmt::format("{:.1f}", measured.gb_per_s()),
              fmt::format("{:.1f}", measured.gflop_per_s()), percent(run, measured),
              std::string(bound(run, measured)), verdict(measured.checks)});
 }

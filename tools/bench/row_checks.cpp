@@ -34,8 +34,7 @@ Bytes head_of_cache(const Arrays& arrays, const NoiseBlock& noise, std::size_t s
   const std::size_t row_bytes = dim * size_of(spec.kv_dtype);
   Bytes rows(static_cast<std::size_t>(arrays.keys_of(seq)) * row_bytes);
   for (std::int32_t t = 0; t < arrays.keys_of(seq); ++t) {
-    const std::int64_t token =
-        std::int64_t{arrays.layout().page_of(seq, t)} * spec.page_size + t % spec.page_size;
+    const std::int64_t token = arrays.layout().token_of(seq, t);
     noise.tell(static_cast<std::size_t>(token * spec.num_kv_heads + kv_head) * dim,
                std::span(rows).subspan(static_cast<std::size_t>(t) * row_bytes, row_bytes));
   }
@@ -46,8 +45,8 @@ Bytes head_of_cache(const Arrays& arrays, const NoiseBlock& noise, std::size_t s
 std::vector<float> scales_of(const Arrays& arrays, std::size_t seq, std::int32_t kv_head) {
   std::vector<float> scales;
   for (std::int32_t t = 0; t < arrays.keys_of(seq); ++t) {
-    scales.push_back(
-        arrays.scales().at(arrays.layout().page_of(seq, t), kv_head, t % arrays.spec().page_size));
+    const PageLayout& layout = arrays.layout();
+    scales.push_back(arrays.scales().at(layout.page_of(seq, t), kv_head, layout.place_in_page(t)));
   }
   return scales;
 }
@@ -152,8 +151,7 @@ SpotCheckResult check_append(const Arrays& arrays, std::uint64_t seed) {
   Bytes actual(row_bytes);
   for_some_requests(arrays, random, [&](std::size_t seq, std::int32_t query) {
     const std::int32_t t = arrays.keys_of(seq) - arrays.queries_of(seq) + query;
-    const std::int64_t slot =
-        std::int64_t{arrays.layout().page_of(seq, t)} * spec.page_size + t % spec.page_size;
+    const std::int64_t slot = arrays.layout().token_of(seq, t);
     const std::int64_t row = arrays.layout().first_row(seq) + query;
     for (const auto& [made, cache] :
          {std::pair(&arrays.new_k(), &arrays.k()), std::pair(&arrays.new_v(), &arrays.v())}) {

@@ -7,7 +7,8 @@ CacheScales::CacheScales(const AttentionSpec& spec, std::int64_t num_pages, floa
     : kind_(spec.kv_scale),
       num_pages_(num_pages),
       num_heads_(spec.num_kv_heads),
-      page_size_(spec.page_size),
+      is_contiguous_(spec.page_size == kContiguousKv),
+      page_size_(is_contiguous_ ? 1 : spec.page_size),
       step_(step) {
   switch (kind_) {
     case KvScale::kNone:
@@ -50,6 +51,9 @@ MutableTensorView CacheScales::view(void* data, Device device) const {
     case KvScale::kPerHead:
       return {data, DType::kFloat32, {num_heads_}, device};
     case KvScale::kPerToken:
+      if (is_contiguous_) {
+        return {data, DType::kFloat32, {num_heads_, num_pages_}, {1, num_heads_}, device};
+      }
       return {data, DType::kFloat32, {num_pages_, num_heads_, page_size_}, device};
   }
   return {};

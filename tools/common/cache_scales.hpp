@@ -25,6 +25,7 @@ class CacheScales {
   KvScale kind_;
   std::int64_t num_pages_;
   std::int32_t num_heads_;
+  bool is_contiguous_;
   std::int32_t page_size_;
   float step_;
   std::vector<float> values_;

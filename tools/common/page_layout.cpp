@@ -19,17 +19,21 @@ std::int32_t divide_up(std::int32_t a, std::int32_t b) { return (a + b - 1) / b;
 PageLayout::PageLayout(std::span<const std::int32_t> qo_len, std::span<const std::int32_t> kv_len,
                        std::int32_t page_size, std::uint64_t seed,
                        std::span<const SharedPrefix> shared, const LayoutExtras& extras)
-    : page_size_(page_size),
+    : is_contiguous_(page_size == kContiguousKv),
+      page_size_(is_contiguous_ ? 1 : page_size),
       padding_rows_(extras.padding_rows),
       kv_len_(kv_len.begin(), kv_len.end()) {
   for (const std::int32_t queries : qo_len) qo_indptr_.push_back(qo_indptr_.back() + queries);
-  for (const std::int32_t keys : kv_len) width_ = std::max(width_, divide_up(keys, page_size_));
+  for (const std::int32_t keys : kv_len) {
+    kv_indptr_.push_back(kv_indptr_.back() + keys);
+    width_ = std::max(width_, divide_up(keys, page_size_));
+  }
   width_ += extras.stale_columns;
   table_.assign(kv_len_.size() * static_cast<std::size_t>(width_), kStalePage);
   for (const SharedPrefix& group : shared) share(group);
   fill();
   if (extras.unused_pages) num_pages_ += num_pages_ / 3 + 1;
-  shuffle(seed);
+  if (!is_contiguous_) shuffle(seed);
 }
 
 void PageLayout::share(const SharedPrefix& group) {
@@ -77,6 +81,10 @@ BatchLimits PageLayout::limits() const {
 Batch PageLayout::batch() const {
   Batch batch;
   batch.qo_indptr = {qo_indptr_.data(), DType::kInt32, {num_seqs() + 1}};
+  if (is_contiguous_) {
+    batch.kv_indptr = {kv_indptr_.data(), DType::kInt32, {num_seqs() + 1}};
+    return batch;
+  }
   batch.kv_len = {kv_len_.data(), DType::kInt32, {num_seqs()}};
   batch.page_table = {table_.data(), DType::kInt32, {num_seqs(), width_}};
   return batch;
