@@ -94,8 +94,8 @@ struct AttentionSpec {
   bool share_prefixes = true;
   /// Whether the result of a request is bitwise the same alone and in any batch, in any order, with
   /// its prefix shared or not (none is looked for then). The same for attentions of any limits on one
-  /// kind of device (on the CPU, on one tier). Costs time in small batches of long requests: a unit of
-  /// work is never split, and keys are divided at fixed places (docs/concepts/batch_invariance.md, which
+  /// kind of device (on the CPU, on one tier). Costs time where one or few requests decode, where
+  /// lengths differ much, and most where prefixes are shared (docs/concepts/batch_invariance.md, which
   /// also says for which chunks of a prompt the result is the same as for the whole of it).
   bool batch_invariant = false;
 

@@ -264,7 +264,8 @@ typedef struct quire_attention_spec {
   int32_t no_shared_prefixes; /**< 1: `quire_attention_schedule` does not look for requests whose
                                    tables begin with the same pages. Default 0: it may. */
   int32_t batch_invariant;    /**< 1: a request's result is bitwise the same alone and in any
-                                   batch. Default 0. */
+                                   batch, on one kind of device (CPU: one tier); costs time, see
+                                   docs/concepts/batch_invariance.md. Default 0. */
 } quire_attention_spec;
 
 /** Static initialiser: all defaults. */

@@ -46,8 +46,9 @@ class AttentionSpec:
         page_size] in both layouts ([num_kv_heads, tokens] for contiguous K/V).
       share_prefixes: Whether `schedule()` looks for requests whose tables begin with the same
         pages, which are then read once for all of them where that is faster.
-      batch_invariant: Whether the result of a request is bitwise the same alone and in any batch;
-        shared prefixes are not looked for then.
+      batch_invariant: Whether the result of a request is bitwise the same alone and in any batch,
+        on one kind of device (CPU: one tier). Costs time, and shared prefixes are not looked for
+        then: docs/concepts/batch_invariance.md.
 
     Raises:
       InvalidArgument: A name that does not exist. Numbers are judged where a spec is used.

@@ -14,7 +14,7 @@ constexpr std::int32_t kMinRowElements = 192;  // rows of short heads cost as th
 
 /// Ranges per thread: enough for the last ones to even out, few enough for splits to stay rare.
 constexpr std::int32_t kRangesPerThread = 4;
-constexpr std::int32_t kMaxRanges = 256;  // beyond, one per thread
+constexpr std::int32_t kMaxRanges = 256;  // but one per thread at least
 
 /// Rows of a request for one kv head; those with more make enough of keys that they read alone.
 constexpr std::int32_t kMostRowsToShare = 32;

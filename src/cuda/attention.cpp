@@ -44,7 +44,7 @@ constexpr std::int64_t kAlignment = 16;
 
 /// Whether queries may attend to some of their request's earlier keys apart from the others: all see
 /// all of them, and nothing depends on how far away they are.
-bool can_part_keys(const core::AttentionConfig& config) {
+bool can_divide_keys(const core::AttentionConfig& config) {
   const core::ProblemShape& shape = config.shape;
   return shape.mask != Mask::kFull && shape.window_left < 0 && !config.spec.alibi;
 }
@@ -56,7 +56,7 @@ schedule::PrefixPolicy prefix_policy(const core::AttentionConfig& config,
                                      const schedule::TilePolicy& small) {
   const core::ProblemShape& shape = config.shape;
   schedule::PrefixPolicy prefixes;
-  if (!config.spec.share_prefixes || !can_part_keys(config) || shape.page_size == kContiguousKv ||
+  if (!config.spec.share_prefixes || !can_divide_keys(config) || shape.page_size == kContiguousKv ||
       config.limits.max_num_seqs < 2) {
     return prefixes;
   }
@@ -77,7 +77,7 @@ schedule::PrefixPolicy prefix_policy(const core::AttentionConfig& config,
 /// Lets nothing depend on the batch: no unit is split, and keys are divided at fixed places.
 void make_invariant(const core::AttentionConfig& config, schedule::Policy& policy) {
   for (schedule::TilePolicy& line : policy.lines) line.min_split_tiles = INT32_MAX;
-  if (!can_part_keys(config)) return;
+  if (!can_divide_keys(config)) return;
   policy.fixed_part_keys = kFixedPartKeys;
   policy.prefixes.max_states =
       schedule::kMostFixedParts * std::min(config.limits.max_num_seqs, config.limits.max_total_q);
@@ -145,8 +145,16 @@ class ScratchLayout {
       states_.max_rows[line] = schedule::max_item_rows(tiles, shape);
       states_.first_state += 2 * tiles.num_ranges * tiles.heads_abreast * states_.max_rows[line];
     }
-    rows_ = static_cast<std::size_t>(states_.first_state +
-                                     policy.prefixes.max_states * shape.num_qo_heads);
+    const std::int64_t rows =
+        states_.first_state + std::int64_t{policy.prefixes.max_states} * shape.num_qo_heads;
+    if (rows * shape.head_dim_vo > INT32_MAX) {
+      throw Error(ErrorCode::kUnsupported,
+                  fmt::format("[attention] batch_invariant: expected limits of which {} results of "
+                              "{} heads of {} have less than 2^31 elements, got {}",
+                              policy.prefixes.max_states, shape.num_qo_heads, shape.head_dim_vo,
+                              rows * shape.head_dim_vo));
+    }
+    rows_ = static_cast<std::size_t>(rows);
   }
 
   [[nodiscard]] std::size_t bytes() const {

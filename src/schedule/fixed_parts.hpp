@@ -27,11 +27,12 @@ QUIRE_HOST_DEVICE inline FixedParts fixed_parts_of(const Policy& policy,
   const std::int32_t most = kMostFixedParts / lengths.qo_len;
   if (most < 2) return parts;
   const std::int32_t tile = policy.lines[kSmallUnits].keys_per_tile;
-  const std::int32_t usual = policy.fixed_part_keys;
-  const std::int32_t half = detail::max_of(usual / 2, detail::min_of(usual, lengths.kv_len / 2));
-  const std::int32_t least = detail::max_of(half, lengths.kv_len / most);
+  const std::int32_t full = policy.fixed_part_keys;
+  const std::int32_t wanted = detail::max_of(full / 2, detail::min_of(full, lengths.kv_len / 2));
+  const std::int32_t least = detail::max_of(wanted, lengths.kv_len / most);
   parts.keys = (least + tile - 1) / tile * tile;
-  // The last part holds all that not every query sees, and half as much as another at least.
+  // The last part holds all keys that not every query sees, and besides them at least half as many as
+  // another part.
   const std::int32_t seen_by_all = lengths.kv_len - lengths.qo_len - parts.keys / 2;
   if (seen_by_all > 0) parts.count += detail::min_of(most - 1, seen_by_all / parts.keys);
   return parts;
@@ -42,14 +43,15 @@ QUIRE_HOST_DEVICE inline FixedParts fixed_parts_of(const Policy& policy,
 /// @param header  Its counts are written; the team sees them.
 /// @tparam Team   Like `SingleThread`.
 template <typename Team>
-QUIRE_HOST_DEVICE inline void divide_keys(const Policy& policy, const core::ProblemShape& shape,
-                                          const core::BatchArrays& batch,
-                                          const ScheduleView& schedule, const Team& team,
-                                          Header& header) {
+QUIRE_HOST_DEVICE inline void make_fixed_parts(const Policy& policy,
+                                               const core::ProblemShape& shape,
+                                               const core::BatchArrays& batch,
+                                               const ScheduleView& schedule, const Team& team,
+                                               Header& header) {
   const std::int32_t share = (batch.num_seqs + team.size() - 1) / team.size();
   const std::int32_t first = detail::min_of(team.rank() * share, batch.num_seqs);
   const std::int32_t last = detail::min_of(first + share, batch.num_seqs);
-  std::int64_t segments = 0;  // of this thread's requests, besides one of each
+  std::int64_t segments = 0;  // beyond one for each of this thread's requests
   std::int64_t listed = 0;
   std::int64_t states = 0;
   QUIRE_ROLLED
@@ -109,9 +111,9 @@ QUIRE_HOST_DEVICE inline void divide_keys(const Policy& policy, const core::Prob
   }
 }
 
-inline void divide_keys(const Policy& policy, const core::ProblemShape& shape,
-                        const core::BatchArrays& batch, ScheduleView schedule) {
-  divide_keys(policy, shape, batch, schedule, SingleThread{}, *schedule.header);
+inline void make_fixed_parts(const Policy& policy, const core::ProblemShape& shape,
+                             const core::BatchArrays& batch, ScheduleView schedule) {
+  make_fixed_parts(policy, shape, batch, schedule, SingleThread{}, *schedule.header);
 }
 
 }  // namespace quire::schedule

@@ -41,7 +41,7 @@ namespace quire::schedule {
 
 /// When a shared prefix becomes a segment, and what that costs, in the unit of all lines.
 struct PrefixPolicy {
-  /// Results of a query that can wait to be joined, of prefixes or of fixed parts; 0: there are none.
+  /// Results that can wait to be joined at the same time, of all queries; 0: nothing is joined.
   std::int32_t max_states = 0;
   std::int32_t num_kv_heads = 0;
   std::int32_t most_rows = 0;  ///< of a request for one kv head; those with more gain nothing
@@ -82,9 +82,9 @@ inline constexpr int kLines = 2;
 struct Policy {
   TilePolicy lines[kLines];
   PrefixPolicy prefixes;
-  /// > 0: no prefixes are looked for; requests' keys are divided into parts of about so many, or halves
-  /// of half as many, as `fixed_parts_of` says. Together with units that are never split (`min_split_tiles`), the result
-  /// of a request does not depend on the batch.
+  /// > 0: keys of a part. Requests' keys are divided as `fixed_parts_of` says, and no prefixes are looked
+  /// for. With units that are never split (`min_split_tiles`), a request's result does not depend on the
+  /// batch.
   std::int32_t fixed_part_keys = 0;
   std::int32_t workers = 0;         ///< 0: each takes its part of all lines
   std::int64_t cost_of_change = 0;  ///< from one line to the other
@@ -112,7 +112,7 @@ struct Header {
   Overview overview;
   std::int32_t num_seqs = 0;
   std::int32_t num_segments = 0;
-  std::int32_t num_listed = 0;  ///< queries whose results are joined with those of these
+  std::int32_t num_listed = 0;  ///< queries that have several results, of prefixes or of parts
   std::uint32_t levels = 0;     ///< bit i: there are prefixes of level i
   std::int64_t total_cost[kLines] = {};
   std::uint64_t digest = 0;  ///< of lengths and policy, see `describes`; 0 where a device made it
@@ -175,8 +175,8 @@ struct StoredSegment {
   QueryPlace queries;
 };
 
-/// A query of a request that has shared prefixes, or parts. Its results, one of each and one of its
-/// own (or last) keys, are joined by whoever leaves the last of them.
+/// A query that has several results: one of each shared prefix and one of its own keys, or one of each
+/// fixed part. Whoever leaves the last of them joins them.
 struct ListedQuery {
   std::int32_t token = 0;    ///< row of q
   std::uint32_t levels = 0;  ///< bit i: there is a result of the prefix of level i, and of its own
@@ -214,6 +214,11 @@ QUIRE_HOST_DEVICE inline bool looks_for_prefixes(const Policy& policy) {
   return policy.prefixes.max_states > 0 && policy.fixed_part_keys == 0;
 }
 
+/// Whether requests' keys are divided into fixed parts.
+QUIRE_HOST_DEVICE inline bool has_fixed_parts(const Policy& policy) {
+  return policy.prefixes.max_states > 0 && policy.fixed_part_keys > 0;
+}
+
 /// Queries that can be listed: each has two results at least.
 QUIRE_HOST_DEVICE inline std::int32_t max_listed(const Policy& policy) {
   return policy.prefixes.max_states / 2;
@@ -229,8 +234,8 @@ inline void find_prefixes(const Policy& policy, const core::ProblemShape& shape,
 
 /// Divides the keys of requests at fixed places (`fixed_parts.hpp`), and fills the same parts of the
 /// schedule. O(num_seqs).
-inline void divide_keys(const Policy& policy, const core::ProblemShape& shape,
-                        const core::BatchArrays& batch, ScheduleView schedule);
+inline void make_fixed_parts(const Policy& policy, const core::ProblemShape& shape,
+                             const core::BatchArrays& batch, ScheduleView schedule);
 
 /// Bytes that a `ScheduleView` needs.
 QUIRE_HOST_DEVICE inline std::size_t schedule_bytes(const Policy& policy,

@@ -625,8 +625,8 @@ inline void build(const Policy& policy, const core::ProblemShape& shape,
   header.digest = detail::digest_of(policy, shape, batch);
   if (looks_for_prefixes(policy)) {
     find_prefixes(policy, shape, batch, schedule);
-  } else if (policy.prefixes.max_states > 0) {
-    divide_keys(policy, shape, batch, schedule);
+  } else if (has_fixed_parts(policy)) {
+    make_fixed_parts(policy, shape, batch, schedule);
   }
   const bool has_large = policy.lines[kLargeUnits].num_ranges > 0;
   const int num_lines = has_large ? kLines : 1;

@@ -48,7 +48,7 @@ struct QueryPlace {
   std::int32_t first = 0;       ///< row of q; of queries that leave states: place among the listed
   std::int32_t state = kFinal;  ///< of its result; kFinal: o and lse
   std::int32_t level = 0;       ///< of the shared prefix that states are of, or `kOwnLevel`
-  std::int32_t part = 0;        ///< the keys are so many-th of the request's fixed parts
+  std::int32_t part = 0;        ///< which of the request's fixed parts the keys are
   std::int32_t num_parts = 1;
 };
 

@@ -128,9 +128,9 @@ __device__ inline void store_empty_unit(const AttendParams& params, const Unit& 
   }
 }
 
-/// Where the results of a unit of a line that are not final lie: those of its pieces, or, if it is
-/// whole or a fixed part of a request's keys, those of its queries. There are few enough rows that 32
-/// bits count their elements.
+/// Where the results of a unit of a line that are not final lie: those of a split unit's pieces in slots of
+/// the line, all others (whole units beside prefixes, fixed parts) with those of their queries. There
+/// are few enough rows that 32 bits count their elements (`ScratchLayout`).
 template <schedule::Line kLine>
 __device__ inline PieceRows rows_of_pieces(const AttendParams& params, const Unit& unit) {
   if (unit.lies_with_states()) {
@@ -235,7 +235,7 @@ __device__ __forceinline__ std::int32_t index_of_pieces(const AttendParams& para
   return (listed * (schedule::kPrefixLevels + 1) + level) * params.shape.num_kv_heads + kv_head;
 }
 
-/// What whoever joins a row has of it itself: its last part.
+/// The last part of a row, which whoever joins it has in registers.
 struct OwnPart {
   float4 o;
   float2 max_and_sum;
@@ -243,7 +243,7 @@ struct OwnPart {
 
 /// The rows of a listed query for a kv head, in parts: the pieces of the shared prefixes, upper levels
 /// first, and those of the request's own keys.
-/// @tparam kHasOwn  These are one part, and whoever asks has it.
+/// @tparam kHasOwn  The own keys are one part, and the caller has it.
 template <typename Element, bool kHasOwn = false>
 class ListedRows {
  public:
@@ -300,12 +300,12 @@ class ListedRows {
   const OwnPart own_;
 };
 
-/// Some rows that lie in parts, by one warp, each lane in its columns [column, column + 4). The rows
+/// Merges rows that lie in parts. One warp does it, each lane columns [column, column + 4). The rows
 /// are `row`, `row` + `row_step` and so on; those that are not there are not stored.
 /// @tparam Rows    `SplitRows` or `ListedRows`.
 /// @tparam kParts  Of a row, that are on their way at the same time; so are all the rows.
-/// @tparam kTogether  Parts that are added up before o is lowered to their maximum: the same wherever
-///   the same bits are wanted.
+/// @tparam kTogether  Parts that are added up at a time, after o has been lowered once, to the largest
+///   maximum among them. It decides the bits: the same wherever the same bits are wanted.
 template <typename Rows, int kRows, int kParts, int kTogether>
 class RowMerge {
  public:
@@ -440,7 +440,8 @@ __device__ inline void merge_pieces(const AttendParams& params, const Unit& unit
   }
 }
 
-/// Parts of a listed query that are added up at a time: whoever joins it, it has the same bits.
+/// Parts of a listed query that are added up at a time: the same for all who may join it, so that the
+/// bits are the same.
 inline constexpr int kJoinTogether = 8;
 
 /// What a unit that is there adds to the counters of its queries, however many pieces it falls into:
@@ -450,7 +451,7 @@ inline constexpr std::uint32_t kWholeUnit = 1U << 16U;
 
 /// Counts a result of a listed query for the unit's kv head, and says where it lies.
 /// @param rows    Of the query.
-/// @param levels  How many results it has.
+/// @param levels  How many levels have results of it, however many pieces each of them has.
 /// @return True for the last result; the counter is 0 again then.
 __device__ inline bool arrive_last_of_query(const AttendParams& params, const Unit& unit,
                                             std::int32_t listed, const PieceRows& rows,

@@ -144,9 +144,9 @@ __device__ void find_segments(const Arguments& arguments, std::int32_t num_seqs,
   }
   __syncthreads();
   if (arguments.policy.prefixes.max_states == 0 || num_seqs == 0) return;
-  if (!schedule::looks_for_prefixes(arguments.policy)) {
-    schedule::divide_keys(arguments.policy, arguments.shape, arguments.batch, arguments.schedule,
-                          Block{}, shared.header);
+  if (schedule::has_fixed_parts(arguments.policy)) {
+    schedule::make_fixed_parts(arguments.policy, arguments.shape, arguments.batch,
+                               arguments.schedule, Block{}, shared.header);
     __syncthreads();
     return;
   }
