@@ -79,8 +79,10 @@ void make_invariant(const core::AttentionConfig& config, schedule::Policy& polic
   for (schedule::TilePolicy& line : policy.lines) line.min_split_tiles = INT32_MAX;
   if (!can_divide_keys(config)) return;
   policy.fixed_part_keys = kFixedPartKeys;
-  policy.prefixes.max_states =
-      schedule::kMostFixedParts * std::min(config.limits.max_num_seqs, config.limits.max_total_q);
+  const std::int64_t most_requests =
+      std::min(config.limits.max_num_seqs, config.limits.max_total_q);
+  policy.prefixes.max_states = static_cast<std::int32_t>(
+      std::min<std::int64_t>(schedule::kMostFixedParts * most_requests, INT32_MAX));
   policy.prefixes.num_kv_heads = config.shape.num_kv_heads;
 }
 
