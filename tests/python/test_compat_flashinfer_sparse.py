@@ -143,6 +143,12 @@ def test_what_block_sparse_refuses(device: str, draw: Any) -> None:
         wrapper.run(draw(8, 2, 64), draw(16, 2, 64), draw(16, 2, 64))
     with pytest.raises(ValueError, match="out of bound"):
         wrapper.plan(indptr, indices, 8, 16, 4, 4, 2, 2, 64)
+    with pytest.raises(ValueError, match="out of bound"):
+        wrapper.plan(indptr, torch.tensor([0, -1]), 8, 16, 4, 4, 2, 2, 64)
+    with pytest.raises(ValueError, match="indptr of 3"):
+        wrapper.plan(indptr, torch.tensor([0, 3]), 12, 16, 4, 4, 2, 2, 64)
+    with pytest.raises(ValueError, match="N a multiple of 4"):
+        wrapper.plan(indptr, torch.tensor([0, 3]), 8, 15, 4, 4, 2, 2, 64)
     with pytest.raises(NotImplementedError, match="ALIBI"):
         wrapper.plan(indptr, indices - 1, 8, 16, 4, 4, 2, 2, 64, pos_encoding_mode="ALIBI")
     variable = fi.VariableBlockSparseAttentionWrapper(workspace(device))

@@ -124,17 +124,22 @@ class BlockSparseAttentionWrapper(_SparseWrapper):
         within them, if they are not full, mask bool [nnz, R, C] or its packed form, row of blocks
         by row of blocks. Causal is aligned to the end of the keys that a row of blocks sees.
 
-        Raises ValueError for blocks outside of the matrix, NotImplementedError for what quire does
-        not serve."""
+        Raises ValueError for blocks outside of the matrix, or an N that is no multiple of C,
+        NotImplementedError for what quire does not serve."""
         unsupported(block_mask=block_mask)
         check_positions(pos_encoding_mode)
         if pos_encoding_mode == "ALIBI":
             raise NotImplementedError("ALIBI over blocks: keys have no distance there")
         if indptr is None or indices is None:
             raise ValueError("indptr and indices are required")
+        if len(indptr) != -(-M // R) + 1 or N % C != 0:
+            raise ValueError(
+                f"expected indptr of {-(-M // R) + 1} and N a multiple of {C}, got indptr of "
+                f"{len(indptr)} and N = {N}"
+            )
         host, num_rows = indptr.cpu(), torch.full((len(indptr) - 1,), R, dtype=torch.int32)
         num_rows[-1:] = M - R * (len(num_rows) - 1)
-        if indices.numel() and (int(indices.max()) + 1) * C > N:
+        if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < N // C:
             raise ValueError("indices out of bound")
         if mask is not None and packed_mask is None:
             mask = _flat_mask(mask, host, num_rows)
@@ -229,10 +234,11 @@ class VariableBlockSparseAttentionWrapper(_SparseWrapper):
         heights, widths = block_row_sz.to(seen.device), block_col_sz.to(seen.device)
         expected = (num_kv_heads, heights.shape[-1], widths.shape[-1])
         kv_len = int(widths[0].sum())
-        if tuple(seen.shape) != expected or bool((widths.sum(1) != kv_len).any()):
+        sums = [each.sum(1).tolist() for each in (heights, widths)]
+        if tuple(seen.shape) != expected or any(len(set(each)) != 1 for each in sums):
             raise ValueError(
-                f"expected a map of {expected} blocks and as many keys for every head, "
-                f"got {tuple(seen.shape)} and widths of {widths.sum(1).tolist()}"
+                f"expected a map of {expected} blocks and as many queries and keys for every head, "
+                f"got {tuple(seen.shape)}, heights of {sums[0]} and widths of {sums[1]}"
             )
         # Heads lie behind one another: the keys of head h begin at h · kv_len.
         counts, keys = [], []
