@@ -368,7 +368,12 @@ class WorkCursor {
 
 }  // namespace quire::schedule
 
-#include "schedule/schedule_impl.hpp"  // IWYU pragma: export
-
+// The bodies: inline, because kernels need them.
+#include "schedule/build.hpp"        // IWYU pragma: export
+#include "schedule/cursor.hpp"       // IWYU pragma: export
+#include "schedule/cuts.hpp"         // IWYU pragma: export
 #include "schedule/fixed_parts.hpp"  // IWYU pragma: export
 #include "schedule/prefixes.hpp"     // IWYU pragma: export
+#include "schedule/units.hpp"        // IWYU pragma: export
+#include "schedule/workers.hpp"      // IWYU pragma: export
+#include "schedule/workspace.hpp"    // IWYU pragma: export
