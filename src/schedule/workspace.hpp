@@ -11,10 +11,10 @@
 
 namespace quire::schedule {
 /// With prefixes, of which each is shared by more requests or prefixes than one; or with parts.
-QUIRE_HOST_DEVICE inline std::int32_t max_segments(const Policy& policy,
+QUIRE_HOST_DEVICE inline std::int64_t max_segments(const Policy& policy,
                                                    std::int32_t max_num_seqs) {
   if (policy.prefixes.max_states == 0) return max_num_seqs;
-  return (looks_for_prefixes(policy) ? 2 : kMostFixedParts) * max_num_seqs;
+  return (looks_for_prefixes(policy) ? 2 : kMostFixedParts) * std::int64_t{max_num_seqs};
 }
 
 QUIRE_HOST_DEVICE inline std::size_t schedule_bytes(const Policy& policy,
@@ -49,7 +49,7 @@ QUIRE_HOST_DEVICE inline ScheduleView view_of(const Policy& policy, std::int32_t
     return reinterpret_cast<void*>((reinterpret_cast<std::uintptr_t>(end) + kAlignment - 1) /
                                    kAlignment * kAlignment);
   };
-  const std::int32_t num_segments = max_segments(policy, max_num_seqs);
+  const std::int64_t num_segments = max_segments(policy, max_num_seqs);
   ScheduleView view;
   view.header = static_cast<Header*>(workspace);
   void* at = view.header + 1;
