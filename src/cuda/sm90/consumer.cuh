@@ -92,6 +92,8 @@ struct ConsumerState {
     return any_at_barrier<kWarpgroupSize>(kFit + warpgroup, value);
   }
 
+  __device__ void meet_warpgroup() const { named_barrier<kWarpgroupSize>(kFit + warpgroup); }
+
   /// Whether weights of any row of this warpgroup do not fit, of an even or an odd tile: those of the
   /// next tile may be known to some before all have asked for those of this one.
   [[nodiscard]] __device__ volatile std::uint32_t& exceeds(int tile) const {
@@ -342,6 +344,7 @@ class UnitAttention {
     state_.exceeds(0) = 0;
     state_.exceeds(1) = 0;
     exceeds_ = false;
+    state_.meet_warpgroup();  // nobody may clear what another has said of a later tile
     state_.position = values().before();
     state_.score(scores);
     wait_for_products<0>();
