@@ -52,7 +52,9 @@ std::string summary_of_16_bit(DType dtype) {
   std::string dims;
   for (const sm90::Instance& instance : sm90::instances()) {
     if (instance.dtype != dtype) continue;
-    dims += fmt::format("{}{}", dims.empty() ? "" : ", ", instance.head_dims.qk);
+    const core::HeadDims head = instance.head_dims;
+    dims += fmt::format("{}{}", dims.empty() ? "" : ", ", head.qk);
+    if (head.vo != head.qk) dims += fmt::format("/{}", head.vo);
   }
   constexpr std::string_view kSmall = "tensor cores, 32 rows of a group at a time";
   if (dims.empty()) return std::string(kSmall);

@@ -52,7 +52,7 @@ class RowLoader {
   __device__ __forceinline__ void load_scattered(std::uint32_t to, const std::byte* base,
                                                  std::int64_t offset, int first_lane,
                                                  RowRange rows) const {
-#pragma unroll
+#pragma unroll(kUnroll)
     for (int step = 0; step < kSteps; ++step) {
 #pragma unroll
       for (int i = 0; i < kPeriod; ++i) {
@@ -68,6 +68,7 @@ class RowLoader {
   static constexpr int kPeriod = kWarpSize % kChunks == 0 ? 1 : 3;
   static constexpr int kPeriodRows = kPeriod * kWarpSize / kChunks;
   static constexpr int kSteps = kRunKeys / kPeriodRows;
+  static constexpr int kUnroll = kSteps < 8 ? kSteps : 8;  // more addresses would be spilled
   static_assert(kPeriod * kWarpSize % kChunks == 0 && kRunKeys % kPeriodRows == 0);
 
   /// Of copy `i` of a period, from the first row on. Places of a period are swizzled like those of
@@ -82,7 +83,7 @@ class RowLoader {
     const std::byte* at[kPeriod];
 #pragma unroll
     for (int i = 0; i < kPeriod; ++i) at[i] = from + column_[i] + row_[i] * stride;
-#pragma unroll(kWhole ? kSteps : 1)
+#pragma unroll(kWhole ? kUnroll : 1)
     for (int step = 0; step < kSteps; ++step) {
 #pragma unroll
       for (int i = 0; i < kPeriod; ++i) {

@@ -17,12 +17,13 @@ inline constexpr int kThreads = (1 + kComputingWarpgroups) * kWarpgroupSize;
 inline constexpr int kConsumers = kComputingWarpgroups * kWarpgroupSize;
 
 /// Registers of a thread that loads and of one that computes, while the block works on small units
-/// and on large ones.
+/// and on large ones. Rows of 384 bytes take more of those that load.
 struct Registers {
   int loader;
   int consumer;
 };
 inline constexpr Registers kForSmallUnits{136, 184};
+inline constexpr Registers kForSmallUnitsOf192{152, 176};
 inline constexpr Registers kForLargeUnits{88, 208};
 /// What the kernel is launched with: 168 for each thread, the same for all.
 constexpr bool fit(Registers registers) {
@@ -30,7 +31,7 @@ constexpr bool fit(Registers registers) {
   return registers.loader + kComputingWarpgroups * registers.consumer <=
          (1 + kComputingWarpgroups) * kLaunched;
 }
-static_assert(fit(kForSmallUnits) && fit(kForLargeUnits));
+static_assert(fit(kForSmallUnits) && fit(kForSmallUnitsOf192) && fit(kForLargeUnits));
 
 /// Shares of each line that a block takes: those of small units both at the same time, half of its
 /// warps and memory each, those of large units one after another with all of them.
@@ -63,9 +64,15 @@ struct Config {
   /// The portable kernel, of which a block runs two.
   using Small = mma::Config<Element, kHeadDimQk, kHeadDimVo, mma::kHalf>;
 
+  static constexpr Registers kSmallRegisters =
+      kHeadDimQk == 192 ? kForSmallUnitsOf192 : kForSmallUnits;
+
+  /// Wide heads have fewer keys in a tile: o takes up to 128 of a computing thread's registers, and
+  /// the ring must hold K and V of two tiles.
+  static constexpr bool kIsWide = kHeadDimQk > 128 || kHeadDimVo > 128;
   static constexpr int kTileRows = kComputingWarpgroups * kProductRows;
-  static constexpr int kTileKeys = 128;
-  static constexpr int kQueryBuffers = 2;
+  static constexpr int kTileKeys = kIsWide ? 64 : 128;
+  static constexpr int kQueryBuffers = kHeadDimQk > 192 ? 1 : 2;
   using QueryLayout = Panels<kHeadDimQk * 2, kTileRows>;
   using KeyLayout = Panels<kHeadDimQk * 2, kTileKeys>;
   using ValueLayout = Panels<kHeadDimVo * 2, kTileKeys>;

@@ -7,6 +7,8 @@
 ///   P [64, 128]  = 2^(S − max)                  in registers, rows of a quad of lanes
 ///   O [64, Dv]  += P · V [128, Dv]              from registers and shared memory
 ///
+/// (of 64 keys where heads are wider than 128).
+///
 /// A tile's scores are multiplied while the tile before it is still being accumulated, and the
 /// warpgroups take turns at issuing products, so that one computes weights while the tensor cores
 /// work for the other. After FlashAttention-3 (Shah et al., 2024).
@@ -66,9 +68,13 @@ struct ConsumerState {
   [[nodiscard]] __device__ const LargeUnit& unit_at(UnitPlace<C> at) const {
     return shared.fixed.units[at.unit.slot];
   }
-  __device__ void release_unit(UnitPlace<C> at) const {
-    release(shared.fixed.queries_empty[at.queries.slot]);
-    release(shared.fixed.units_empty[at.unit.slot]);
+  /// The unit before the one at `place`: its rows of o, which lie where its queries were, may still be
+  /// on their way.
+  __device__ void release_last_unit() const {
+    wait_for_boxes_read();
+    const UnitPlace<C> last = place.before();
+    release(shared.fixed.queries_empty[last.queries.slot]);
+    release(shared.fixed.units_empty[last.unit.slot]);
   }
 
   __device__ void release(std::uint64_t& empty) const {
@@ -200,7 +206,13 @@ class UnitAttention {
       const std::int32_t inner_begin = begin_of_inner(key);
       if (key >= inner_begin) {
 #pragma unroll 1
-        while (key >= inner_begin && attend_inner_tile(scores, key)) key -= C::kTileKeys;
+        while (key >= inner_begin && attend_inner_tile<false>(scores, key)) key -= C::kTileKeys;
+        if (kIsPlain && key < inner_begin) {  // what is left begins with a window
+#pragma unroll 1
+          while (key >= unit_.first_key && attend_inner_tile<true>(scores, key)) {
+            key -= C::kTileKeys;
+          }
+        }
         if (state_.any_in_warpgroup(exceeds_)) {
           key += C::kTileKeys;
           score_again(scores);
@@ -298,7 +310,9 @@ class UnitAttention {
   /// A tile that all rows see: its scores become weights while the weights of the one before are
   /// multiplied. That they fit the bases is assumed and found out when the next tile begins, so that
   /// nobody waits for a maximum, nor for the other warps.
+  /// @tparam kHasWindow  Some rows do not see the tile's first keys, but all have seen later ones.
   /// @return False if those of the tile before do not: it must be attended again, as an edge.
+  template <bool kHasWindow>
   __device__ __forceinline__ bool attend_inner_tile(float (&scores)[kScores], std::int32_t key) {
     state_.wait_for_slot(keys(), false);
     take_turn();  // what any of the warpgroup said before is known now
@@ -311,7 +325,8 @@ class UnitAttention {
     pass_turn();
     wait_for_products<1>();
     hold(scores);
-    to_powers(scores, pending_sum_);
+    if constexpr (kHasWindow) hide_before<kScores>(scores, key);
+    to_powers<kScores>(scores, pending_sum_);
     exceeds_ = pending_sum_[0] > kMostWeightSum || pending_sum_[1] > kMostWeightSum;
     if (exceeds_) state_.exceeds(tile) = 1;
     wait_for_products<0>();
@@ -319,7 +334,7 @@ class UnitAttention {
     state_.release_slot(values());
     state_.position.advance(2);
     values_are_edge_ = false;
-    to_weights(scores);
+    to_weights<kScores>(scores);
     return true;
   }
 
@@ -356,10 +371,21 @@ class UnitAttention {
   __device__ __forceinline__ void weigh_edge_tile(float (&scores)[kScores], std::int32_t key) {
     state_.position.advance(2);
     values_are_edge_ = true;
-    to_logits(scores, key);
-    raise_bases(scores, key < unit_.last_key);
-    to_powers(scores, pending_sum_);
-    to_weights(scores);
+    if (kIsPlain && key + C::kTileKeys / 2 >= unit_.kv_end) {
+      weigh<kScores / 2>(scores, key);
+#pragma unroll
+      for (int i = kScores / 4; i < kScores / 2; ++i) weights_[i] = 0;
+    } else {
+      weigh<kScores>(scores, key);
+    }
+  }
+  /// The thread's first kCount scores, of which the others are of no keys.
+  template <int kCount>
+  __device__ __forceinline__ void weigh(float (&scores)[kScores], std::int32_t key) {
+    to_logits<kCount>(scores, key);
+    raise_bases<kCount>(scores, key < unit_.last_key);
+    to_powers<kCount>(scores, pending_sum_);
+    to_weights<kCount>(scores);
   }
 
   // --- products ----------------------------------------------------------------------------------
@@ -397,13 +423,16 @@ class UnitAttention {
   // Weights are relative to a row's base: its maximum when it was last raised. As long as no score
   // is far above it, nothing is lost by leaving it, and o need not be lowered.
 
+  // Of the first kCount scores, which are of the tile's first keys.
+
   /// Scores to weights, and their sums for this thread's rows.
+  template <int kCount>
   __device__ __forceinline__ void to_powers(float (&scores)[kScores], float (&sum)[2]) const {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       float sums[kChains] = {};
 #pragma unroll
-      for (int i = 2 * half; i < kScores; i += 4) {
+      for (int i = 2 * half; i < kCount; i += 4) {
         scores[i] = exp2_fast(scores[i] * scale_ - base_[half]);
         scores[i + 1] = exp2_fast(scores[i + 1] * scale_ - base_[half]);
         sums[i / 4 % kChains] += scores[i] + scores[i + 1];
@@ -414,9 +443,10 @@ class UnitAttention {
 
   /// Raises the bases of rows of which a score is far above it, and lowers o to them, if there is
   /// something in it. No product is on its way.
+  template <int kCount>
   __device__ __forceinline__ void raise_bases(const float (&scores)[kScores], bool lowers_o) {
-    const float top[2] = {quad_max(max_of(scores, 0)) * scale_,
-                          quad_max(max_of(scores, 1)) * scale_};
+    const float top[2] = {quad_max(max_of<kCount>(scores, 0)) * scale_,
+                          quad_max(max_of<kCount>(scores, 1)) * scale_};
     const bool is_raised[2] = {top[0] > base_[0] + kSlack, top[1] > base_[1] + kSlack};
     if (!__any_sync(kAllLanes, is_raised[0] || is_raised[1])) return;
     float factor[2];
@@ -432,10 +462,11 @@ class UnitAttention {
   }
 
   /// Of a row's scores that this thread holds.
+  template <int kCount>
   __device__ __forceinline__ float max_of(const float (&scores)[kScores], int half) const {
     float max[kChains];
 #pragma unroll
-    for (int i = 0; i < kScores / 4; ++i) {
+    for (int i = 0; i < kCount / 4; ++i) {
       const float pair = fmaxf(scores[4 * i + 2 * half], scores[4 * i + 2 * half + 1]);
       max[i % kChains] = i < kChains ? pair : fmaxf(max[i % kChains], pair);
     }
@@ -447,19 +478,21 @@ class UnitAttention {
     return fmaxf(value, __shfl_xor_sync(kAllLanes, value, 2));
   }
 
+  template <int kCount>
   __device__ __forceinline__ void to_weights(const float (&scores)[kScores]) {
 #pragma unroll
-    for (int i = 0; i < kScores / 2; ++i) {
+    for (int i = 0; i < kCount / 2; ++i) {
       weights_[i] = pack<Element>(scores[2 * i], scores[2 * i + 1]);
     }
   }
 
   /// What is not a scale, and −inf where a row does not see a key.
+  template <int kCount>
   __device__ __forceinline__ void to_logits(float (&scores)[kScores],
                                             std::int32_t first_key) const {
     if constexpr (kIsPlain) {
-      hide_behind(scores, first_key);
-      if (params_.shape.window_left >= 0) hide_before(scores, first_key);
+      hide_behind<kCount>(scores, first_key);
+      if (params_.shape.window_left >= 0) hide_before<kCount>(scores, first_key);
     } else {
       if (!is_scaled_) transform(scores, first_key);
       const Visibility visibility(params_, unit_);
@@ -499,13 +532,14 @@ class UnitAttention {
   }
 
   /// −inf from where on a row sees no keys.
+  template <int kCount>
   __device__ __forceinline__ void hide_behind(float (&scores)[kScores],
                                               std::int32_t first_key) const {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const std::int32_t end = ends_.of_half[half] - first_key - quad() * 2;
 #pragma unroll
-      for (int i = 2 * half; i < kScores; i += 4) {
+      for (int i = 2 * half; i < kCount; i += 4) {
         if (i / 4 * 8 >= end) scores[i] = kNoKey;
         if (i / 4 * 8 + 1 >= end) scores[i + 1] = kNoKey;
       }
@@ -513,6 +547,7 @@ class UnitAttention {
   }
 
   /// −inf up to where a row begins to see keys.
+  template <int kCount>
   __device__ __forceinline__ void hide_before(float (&scores)[kScores],
                                               std::int32_t first_key) const {
 #pragma unroll
@@ -520,7 +555,7 @@ class UnitAttention {
       const std::int32_t begin = begin_of_seen(row_of(half)) - first_key - quad() * 2;
       if (begin <= 0) continue;
 #pragma unroll
-      for (int i = 2 * half; i < kScores; i += 4) {
+      for (int i = 2 * half; i < kCount; i += 4) {
         if (i / 4 * 8 < begin) scores[i] = kNoKey;
         if (i / 4 * 8 + 1 < begin) scores[i + 1] = kNoKey;
       }
@@ -530,8 +565,8 @@ class UnitAttention {
   /// −inf where a row does not see a key.
   __device__ __forceinline__ void hide(float (&scores)[kScores], std::int32_t first_key,
                                        const Visibility& visibility) const {
-    hide_behind(scores, first_key);
-    hide_before(scores, first_key);
+    hide_behind<kScores>(scores, first_key);
+    hide_before<kScores>(scores, first_key);
     if (params_.shape.mask == Mask::kTree || params_.shape.mask == Mask::kFull) [[unlikely]] {
       hide_by_mask(scores, first_key + quad() * 2, visibility);
     }

@@ -111,13 +111,11 @@ __device__ __forceinline__ void attend_units(ConsumerState<C>& state) {
   float scores[ConsumerState<C>::kScores];
 #pragma unroll 1
   for (bool is_first = true;; is_first = false) {
+    if (C::kQueryBuffers == 1 && !is_first) state.release_last_unit();
     state.begin_unit(scores);
     const LargeUnit& unit = state.unit_at(state.place);
     const RowEnds ends(state, unit);
-    if (!is_first) {
-      wait_for_boxes_read();
-      state.release_unit(state.place.before());
-    }
+    if (C::kQueryBuffers > 1 && !is_first) state.release_last_unit();
     if (unit.is_plain) {
       state.wait_for_scores(scores);
       UnitAttention<C, true> attention(state, unit, ends);
@@ -191,10 +189,10 @@ __device__ __forceinline__ void attend_small_units(const AttendParams& params,
   }
   __syncthreads();
   if (is_loading_warpgroup()) {
-    give_registers<kForSmallUnits.loader>();
+    give_registers<C::kSmallRegisters.loader>();
     load_small_units<C>(params, shared);
   } else {
-    take_registers<kForSmallUnits.consumer>();
+    take_registers<C::kSmallRegisters.consumer>();
     const int half = thread_of_block() / kWarpgroupSize - 1;
     mma::ConsumerState<typename C::Small> state{params, shared.halves[half], warp_of_warpgroup(),
                                                 lane(), half * 3};
@@ -231,11 +229,12 @@ __device__ __forceinline__ Phases first_of(Phases phases) { return phases % (1U 
 __device__ __forceinline__ bool is_last(Phases phases) { return phases < (1U << kPhaseBits); }
 
 /// As they are while small units are computed.
+template <typename C>
 __device__ __forceinline__ void return_registers() {
   if (is_loading_warpgroup()) {
-    take_registers<kForSmallUnits.loader>();
+    take_registers<C::kSmallRegisters.loader>();
   } else {
-    give_registers<kForSmallUnits.consumer>();
+    give_registers<C::kSmallRegisters.consumer>();
   }
 }
 
@@ -268,7 +267,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     __syncthreads();
     if (thread_of_block() == 0) shared.phases >>= kPhaseBits;
     if (thread_of_block() == 0) end_barriers<C>(shared.large);
-    return_registers();
+    return_registers<C>();
     __syncthreads();
   }
   if (!is_loading_warpgroup()) {

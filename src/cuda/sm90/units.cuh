@@ -13,25 +13,39 @@
 
 namespace quire::cuda::sm90 {
 
-/// How many shares of large units a block takes, and which is the first. If there are few, each block
-/// has one at most. Otherwise a block has neighbours, which are other heads' of one range: blocks that
-/// take their shares one after another read half of the heads at a time, which stay in the
-/// second-level cache.
-struct LargeShares {
-  std::int32_t first = 0;
-  std::int32_t count = 0;
-};
-__device__ __forceinline__ LargeShares large_shares(const AttendParams& params,
-                                                    const schedule::Overview& overview) {
-  const std::int32_t total = overview.num_ranges[schedule::kLargeUnits] *
-                             params.policy.lines[schedule::kLargeUnits].heads_abreast;
-  const auto block = static_cast<std::int32_t>(blockIdx.x);
-  const std::int32_t workers =
-      overview.large_workers > 0 ? overview.large_workers : static_cast<std::int32_t>(gridDim.x);
-  if (total <= workers) return {block, block < total ? 1 : 0};
-  return {block * kSharesPerBlock, min(kSharesPerBlock, max(0, total - block * kSharesPerBlock))};
-}
+/// Which shares of large units a block takes. If there are few, each block
+/// has one at most. Otherwise a block has two of neighbouring heads: blocks that take their shares one
+/// after another read half of the heads at a time, which stay in the second-level cache. The second one
+/// is of the neighbouring range, which tends to be short where the first is long, since cuts between
+/// ranges are rounded to whole units.
+class LargeShares {
+ public:
+  __device__ LargeShares(const AttendParams& params, const schedule::Overview& overview)
+      : num_ranges_(overview.num_ranges[schedule::kLargeUnits]),
+        heads_abreast_(params.policy.lines[schedule::kLargeUnits].heads_abreast) {
+    const std::int32_t total = num_ranges_ * heads_abreast_;
+    const auto block = static_cast<std::int32_t>(blockIdx.x);
+    const std::int32_t workers =
+        overview.large_workers > 0 ? overview.large_workers : static_cast<std::int32_t>(gridDim.x);
+    const std::int32_t most = total <= workers ? 1 : kSharesPerBlock;
+    first_ = block * most;
+    count_ = min(most, max(0, total - first_));
+  }
 
+  [[nodiscard]] __device__ std::int32_t count() const { return count_; }
+  [[nodiscard]] __device__ std::int32_t operator[](std::int32_t i) const {
+    const std::int32_t share = first_ + i;
+    if (i == 0 || heads_abreast_ % kSharesPerBlock != 0) return share;  // of different ranges anyhow
+    const std::int32_t neighbour = (share / heads_abreast_) ^ 1;
+    return neighbour < num_ranges_ ? neighbour * heads_abreast_ + share % heads_abreast_ : share;
+  }
+
+ private:
+  std::int32_t num_ranges_;
+  std::int32_t heads_abreast_;
+  std::int32_t first_;
+  std::int32_t count_;
+};
 /// Puts the large units of the block's shares into the queue, and one without rows behind them.
 ///
 /// A unit is **plain** if all that has to be done for it is what most need: logits are products times
@@ -45,10 +59,10 @@ class UnitFinder {
       : params_(params), shared_(shared), lane_(lane), is_plain_(are_plain(params, maps)) {}
 
   __device__ void run(const schedule::Overview& overview) {
-    const LargeShares shares = large_shares(params_, overview);
+    const LargeShares shares(params_, overview);
 #pragma unroll 1
-    for (std::int32_t i = 0; i < shares.count; ++i) {
-      UnitCursor<schedule::kLargeUnits> cursor(params_, shares.first + i);
+    for (std::int32_t i = 0; i < shares.count(); ++i) {
+      UnitCursor<schedule::kLargeUnits> cursor(params_, shares[i]);
       Unit unit = cursor.next();
 #pragma unroll 1
       while (unit.rows > 0) {
@@ -72,7 +86,7 @@ class UnitFinder {
 
   __device__ __forceinline__ void put(const Unit& unit) {
     LargeUnit large{unit};
-    // Tiles lie 128 keys apart, from a multiple of 64 on, as `mma::TileStream` has them.
+    // Tiles begin at a multiple of 64 keys, as `mma::TileStream` has them.
     large.first_key = unit.kv_begin / mma::kTileKeys * mma::kTileKeys;
     large.last_key =
         large.first_key + (unit.kv_end - large.first_key - 1) / C::kTileKeys * C::kTileKeys;
