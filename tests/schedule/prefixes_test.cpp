@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "page_forest.hpp"
+#include "schedule/check.hpp"
 
 namespace quire::schedule {
 namespace {
@@ -289,6 +290,31 @@ TEST(NamedPrefixes, NeedNotKnowWhatQueriesSee) {
                                        of_seen.pages != groups.pages);
   }
   EXPECT_GT(with_less_seen, 300);
+}
+
+TEST(NamedPrefixes, AreThoseOfThePageAboutThem) {
+  PageForest forest = decodes(1, 0, 0);
+  const core::ProblemShape shape = forest.shape;
+  forest = {};
+  forest.shape = shape;
+  forest.policy = sharing_policy(8, 8);
+  forest.policy.lines[kSmallUnits].cost_of_tile = 10;  // so that a page of two pays
+  for (const std::vector<std::int32_t>& table :
+       testing::PageTables{{7, 3, 9, 1}, {7, 3, 9, 4}, {7, 3, 2}, {5, 6}}) {
+    forest.add(1, static_cast<std::int32_t>(table.size()) * shape.page_size, table);
+  }
+  forest.finish();
+  const std::vector<std::int32_t> leaders = {0, 0, 0, -1, 0, 0, -1, -1};
+  const std::vector<std::int32_t> pages = {2, 2, 2, 0, 3, 3, 0, 0};
+  const core::PrefixGroups groups{2, leaders.data(), 4, pages.data(), 4};
+  const BatchLimits limits;
+  for (std::int32_t seq = 0; seq < forest.num_seqs(); ++seq) {
+    const core::BatchArrays batch = forest.arrays();
+    EXPECT_EQ(RequestChecks(forest.shape, limits, batch, seq).prefixes(groups).what, 0);
+  }
+  const Scheduled named(forest, groups);
+  EXPECT_EQ(named.view.header->overview.num_prefixes, 2);
+  expect_same(named, Scheduled(forest));
 }
 
 TEST(NamedPrefixes, MayNameRequestsThatCannotShare) {
