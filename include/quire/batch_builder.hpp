@@ -135,7 +135,7 @@ class QUIRE_API BatchBuilder {
                                            std::span<std::byte> staging) noexcept;
 
   /// Finds which entries' tables begin with the same pages, as `Batch` takes it beside the tables, so that
-  /// `Attention::schedule()` compares none. Asked are entries that may share, of 1 to 64 new tokens, for the
+  /// `Attention::schedule()` compares none. Looks at entries that may share, of 1 to 64 new tokens, and at the
   /// whole pages before these. O(entries · log entries + pages of prefixes, for each entry that has them).
   /// @param leaders  Written: `Batch::prefix_leaders`, [kMaxPrefixLevels, num_seqs], −1 beyond the entries;
   ///   num_seqs as in the batch's shape, so at least the entries.

@@ -508,8 +508,8 @@ QUIRE_API quire_status quire_batch_builder_update(quire_batch_builder* builder,
                                                   quire_staged_batch* staged) QUIRE_NOEXCEPT;
 
 /** Finds which entries' tables begin with the same pages, as `quire_batch` takes it beside the tables, so
- *  that `quire_attention_schedule` compares none. Asked are entries that may share, of 1 to 64 new
- *  tokens, for the whole pages before these. O(entries * log entries + pages of prefixes, for each
+ *  that `quire_attention_schedule` compares none. Looks at entries that may share, of 1 to 64 new
+ *  tokens, and at the whole pages before these. O(entries * log entries + pages of prefixes, for each
  *  entry that has them). Does not allocate.
  *  @param num_seqs  Of the batch's shape: at least the entries.
  *  @param leaders   Written: [QUIRE_MAX_PREFIX_LEVELS, num_seqs], `quire_batch::prefix_leaders`, -1

@@ -306,7 +306,7 @@ class BatchBuilder(c.Owner):
             leaders, pages = builder.find_prefixes(entries)
             batch = builder.build(entries).dense(prefix_leaders=leaders, prefix_pages=pages)
 
-        Asked are entries that may share, of 1 to 64 new tokens, for the whole pages before these.
+        Looks at entries that may share, of 1 to 64 new tokens, and at the whole pages before these.
         O(entries · log entries + pages of prefixes, for each entry that has them).
 
         Args:

@@ -68,17 +68,19 @@ class RequestChecks {
   ///   levels above it by its own check.
   QUIRE_HOST_DEVICE CheckRecord prefixes(const core::PrefixGroups& groups) {
     std::int32_t pages_before = 0;
+    std::int32_t num_leaders = batch_.num_seqs;  // of whom one may be named; none below no group
     for (std::int32_t level = 0; level < groups.num_levels; ++level) {
       const std::int32_t* const leaders = groups.leaders + level * groups.leaders_stride;
       const std::int32_t* const pages = groups.pages + level * groups.pages_stride;
-      const bool may_be_led = level == 0 || leaders[seq_ - groups.leaders_stride] >= 0;
       const std::int32_t leader = leaders[seq_];
-      const std::int32_t num_leaders = may_be_led ? batch_.num_seqs : 0;
       if (leader < -1 || leader >= num_leaders) {
         refuse(CheckedItem::kPrefixLeader, level, leader, num_leaders);
         break;
       }
-      if (leader < 0) continue;
+      if (leader < 0) {
+        num_leaders = 0;
+        continue;
+      }
       if (!same_groups(groups, level, leader) ||
           !within(CheckedItem::kPrefixPages, level, pages[seq_], pages_before + 1,
                   detail::min_of(num_pages_of(seq_), num_pages_of(leader))) ||

@@ -6,10 +6,12 @@
 ///
 /// The tables' common beginnings are a tree: requests with the same first page are a node, whose
 /// keys are the pages that all of them begin with; those of a node that go on with the same page are
-/// a node below it. Where the caller names groups, they stand for tables: a request goes on with the first
-/// of its groups that has more pages, and shares those of the last group that it is in together with
-/// another. So the tree is the same, and whatever is named is a tree of pages that requests have. A node that saves more than it costs becomes a segment; the keys of one that does
+/// a node below it. A node that saves more than it costs becomes a segment; the keys of one that does
 /// not belong to those below it. Only whole pages that every query of every request sees count.
+///
+/// Groups that the caller names stand for tables: a request goes on with the first of its groups that
+/// has more pages, and two requests begin with those of the last group that both are in. So the tree is
+/// the one of the tables, and whatever is named makes a tree, of pages that its requests have.
 ///
 /// One algorithm for one thread of the host and a block of the device: whoever runs it is a `Team`.
 /// The tree does not depend on the team's size or on the order in which its threads run.
