@@ -96,8 +96,11 @@ void add_bench(CLI::App& app, Session& session) {
             kMostRepetitions, "On a GPU: how often each workload is repeated");
   sub->add_flag("--exact-limits", command->measure.exact_limits,
                 "On a GPU: limits that just fit, not those of an engine");
-  sub->add_flag("!--no-shared-prefixes", command->measure.share_prefixes,
-                "Every request reads its own keys, shared or not");
+  auto* const apart = sub->add_flag("!--no-shared-prefixes", command->measure.share_prefixes,
+                                    "Every request reads its own keys, shared or not");
+  sub->add_flag("--named-prefixes", command->measure.named_prefixes,
+                "Batches say which requests share prefixes, instead of having it found out")
+      ->excludes(apart);
   sub->add_flag("--batch-invariant", command->measure.batch_invariant,
                 "Results of a request do not depend on the batch");
   add_whole(*sub, "--threads", command->threads, 0, kMostThreads, "0 is the default (quire info)");

@@ -68,6 +68,9 @@ enum class KvScale : std::int32_t {
 /// one another, found through `Batch::kv_indptr`.
 inline constexpr std::int32_t kContiguousKv = 0;
 
+/// Levels of shared prefixes: prefixes of prefixes of prefixes.
+inline constexpr std::int32_t kMaxPrefixLevels = 3;
+
 /// What a kind of layer fixes. Kernels are chosen from this, once.
 struct AttentionSpec {
   std::int32_t num_qo_heads = 0;        ///< Heads of q and o, ≥ 1.
@@ -86,14 +89,14 @@ struct AttentionSpec {
   bool sinks = false;             ///< `AttentionTensors::sinks` enters the denominator.
   bool alibi = false;             ///< `AttentionTensors::alibi_slopes` is applied.
   KvScale kv_scale = KvScale::kNone;  ///< Shape of `AttentionTensors::k_scale` and `v_scale`.
-  /// Whether `schedule()` looks for requests whose tables begin with the same pages, which are then
-  /// read once for all of them, if that is faster. Tables must be in place when it runs. Looked for
-  /// among up to 2,048 requests, those of at most 64 rows (queries × group size; 32 on the CPU), if
-  /// keys are paged, all queries see all earlier keys (`kCausal`, `kNone` or `kTree` without a window)
-  /// and there is no ALiBi.
+  /// Whether requests whose tables begin with the same pages read them once for all of them, if that is
+  /// faster. `schedule()` looks for them, and tables must be in place when it runs, unless
+  /// `Batch::prefix_leaders` names them. Shared among up to 2,048 requests, those of at most 64 rows
+  /// (queries × group size; 32 on the CPU), if keys are paged, all queries see all earlier keys
+  /// (`kCausal`, `kNone` or `kTree` without a window) and there is no ALiBi.
   bool share_prefixes = true;
   /// Whether the result of a request is bitwise the same alone and in any batch, in any order, with
-  /// its prefix shared or not (none is looked for then). The same for attentions of any limits on one
+  /// its prefix shared or not (none is looked for then, and none that is named is taken). The same for attentions of any limits on one
   /// kind of device (on the CPU, on one tier). Costs time where one or few requests decode, where
   /// lengths differ much, and most where prefixes are shared (docs/concepts/batch_invariance.md, which
   /// also says for which chunks of a prompt the result is the same as for the whole of it).
@@ -128,8 +131,9 @@ struct BatchLimits {
 /// the window, is never read. A request may have no queries, no keys, or fewer keys than queries.
 ///
 /// Given but not needed: `kv_page_indices` and `kv_last_page_len` are ignored without
-/// `kv_page_indptr`, and `kv_last_page_len` with `kv_len`. A mask that the spec does not name and a
-/// second way to find keys are refused. `append()` ignores masks.
+/// `kv_page_indptr`, and `kv_last_page_len` with `kv_len`. A mask that the spec does not name, groups
+/// with a spec that shares no prefixes and a second way to find keys are refused. `append()` ignores
+/// masks and groups, `Attention::run()` groups.
 struct Batch {
   /// int32 [num_seqs + 1]: offsets of the requests' rows in q, from 0 on, not decreasing.
   TensorView qo_indptr{};
@@ -149,6 +153,21 @@ struct Batch {
   TensorView full_mask{};
   TensorView
       full_mask_indptr{};  ///< int64 [num_seqs + 1]: byte offsets of the requests in full_mask.
+
+  /// Which requests share prefixes, where the caller knows: `schedule()` compares no tables then.
+  /// int32 [1…kMaxPrefixLevels, num_seqs], rows may be strided. Entry [level, i] is −1, or says that
+  /// request i is in a group of this level: the request that leads it, the same for all of the group,
+  /// the leader itself included. Groups are a tree: those of a level are parts of groups of the level
+  /// before, and begin with more of the same pages. Which of them pay is decided as it is of those that are found, and
+  /// again only whole pages count that all queries of all in the group see. So groups depend on tables alone,
+  /// and may name requests that cannot share; levels are best spent on those that can.
+  /// Not read where nothing is shared (`AttentionSpec::share_prefixes`). Wrong groups give wrong
+  /// results, and no access out of bounds; checked mode finds them.
+  TensorView prefix_leaders{};
+  /// int32 [levels, num_seqs]: how many pages the tables of the request's group begin with that are the
+  /// same, counted from the first page on; the same number for all of the group, any for −1. Given
+  /// exactly if `prefix_leaders` is.
+  TensorView prefix_pages{};
 };
 
 /// The tensors of one layer. All live on the attention's device. Scales, sinks and slopes are given
@@ -260,11 +279,12 @@ class QUIRE_API Attention {
 
   /// Cuts the batch into equal work. Once per step; every layer of the spec reuses the result.
   /// Does not allocate; on CUDA does not synchronise and may be captured in a graph.
-  /// O(num_seqs).
+  /// O(num_seqs), and the pages of shared prefixes for each request that has them, unless the batch names them
+  /// (which the CPU and checked mode look at anyway).
   /// @param batch     See `Batch`.
   /// @param schedule  At least `workspace_sizes().schedule` bytes; any content.
   /// @return `kInvalidArgument` (a wrong shape, dtype, stride or device; on the CPU, and through
-  ///   `CallOptions::check` elsewhere, a wrong length or offset too), `kTooLong` (more than
+  ///   `CallOptions::check` elsewhere, a wrong length, offset or group too), `kTooLong` (more than
   ///   `BatchLimits` allow, seen where wrong values are), `kWorkspaceTooSmall` (or misaligned),
   ///   `kDeviceError`, `kOutOfMemory` (for the sentence of one of these).
   Status schedule(const Batch& batch, Workspace schedule,
@@ -375,6 +395,12 @@ enum class CheckedItem : std::int32_t {
   kFullMaskIndptr = 8,  ///< An offset of `Batch::full_mask_indptr`.
   kMaxTotalQ = 9,       ///< An offset of `Batch::qo_indptr` beyond `BatchLimits::max_total_q`.
   kMaxKvLen = 10,       ///< The keys of a request, more than `BatchLimits::max_kv_len`.
+  // Of these the position is a level, but of a page id that of the page.
+  kPrefixLeader =
+      11,            ///< `Batch::prefix_leaders`: no request, or one below a level without a group.
+  kPrefixTree = 12,  ///< `Batch::prefix_leaders`: a leader is in another group than its request.
+  kPrefixPages = 13,   ///< A number of `Batch::prefix_pages`.
+  kPrefixPageId = 14,  ///< A page of a group is another than its leader's, which is the bound.
 };
 
 /// Reads the record of checked mode, which it leaves as it is, and turns it into its sentence.

@@ -134,6 +134,18 @@ class QUIRE_API BatchBuilder {
                                            const BatchShape& shape,
                                            std::span<std::byte> staging) noexcept;
 
+  /// Finds which entries' tables begin with the same pages, as `Batch` takes it beside the tables, so that
+  /// `Attention::schedule()` compares none. Looks at entries that may share, of 1 to 64 new tokens, and at the
+  /// whole pages before these. O(entries · log entries + pages of prefixes, for each entry that has them).
+  /// @param leaders  Written: `Batch::prefix_leaders`, [kMaxPrefixLevels, num_seqs], −1 beyond the entries;
+  ///   num_seqs as in the batch's shape, so at least the entries.
+  /// @param pages    Written: `Batch::prefix_pages`, of the same size, 0 where there is no group.
+  /// @return As `build`; `kTooLong` if num_seqs is too small, `kInvalidArgument` for other sizes. Both are
+  ///   untouched then.
+  [[nodiscard]] Status find_prefixes(std::span<const BatchEntry> entries,
+                                     std::span<std::int32_t> leaders,
+                                     std::span<std::int32_t> pages) noexcept;
+
  private:
   std::unique_ptr<internal::BatchBuilderState> state_;
 };

@@ -241,6 +241,9 @@ enum quire_kv_scale {
 /** `quire_attention_spec::page_size` of K/V that are not paged: rows found through `kv_indptr`. */
 #define QUIRE_CONTIGUOUS_KV 0
 
+/** Levels of shared prefixes: prefixes of prefixes of prefixes. */
+#define QUIRE_MAX_PREFIX_LEVELS 3
+
 /** What a kind of layer fixes. Kernels are chosen from this, once. */
 typedef struct quire_attention_spec {
   size_t struct_size;   /**< sizeof this struct as the caller knows it. */
@@ -261,8 +264,9 @@ typedef struct quire_attention_spec {
   int32_t sinks;    /**< 1: `quire_attention_tensors::sinks` enters the denominator. Default 0. */
   int32_t alibi;    /**< 1: `quire_attention_tensors::alibi_slopes` is applied. Default 0. */
   int32_t kv_scale; /**< A `quire_kv_scale`; default none. */
-  int32_t no_shared_prefixes; /**< 1: `quire_attention_schedule` does not look for requests whose
-                                   tables begin with the same pages. Default 0: it may. */
+  int32_t no_shared_prefixes; /**< 1: requests whose tables begin with the same pages do not share
+                                   them, and `quire_attention_schedule` does not look for them.
+                                   Default 0: they may. */
   int32_t batch_invariant;    /**< 1: a request's result is bitwise the same alone and in any
                                    batch, on one kind of device (CPU: one tier); costs time, see
                                    docs/concepts/batch_invariance.md. Default 0. */
@@ -342,8 +346,9 @@ QUIRE_API quire_status quire_attention_options_init(quire_attention_options* opt
  *  the window, is never read. A request may have no queries, no keys, fewer keys than queries.
  *
  *  Given but not needed: `kv_page_indices` and `kv_last_page_len` are ignored without
- *  `kv_page_indptr`, and `kv_last_page_len` with `kv_len`. A mask that the spec does not name and a
- *  second way to find keys are refused. `quire_append` ignores masks. */
+ *  `kv_page_indptr`, and `kv_last_page_len` with `kv_len`. A mask that the spec does not name, groups
+ *  with a spec that shares no prefixes and a second way to find keys are refused. `quire_append`
+ *  ignores masks and groups, `quire_attention_run` groups. */
 typedef struct quire_batch {
   size_t struct_size;     /**< sizeof this struct as the caller knows it. */
   quire_tensor qo_indptr; /**< int32 [num_seqs + 1]: offsets of the requests' rows in q. */
@@ -362,13 +367,29 @@ typedef struct quire_batch {
   quire_tensor full_mask;
   quire_tensor
       full_mask_indptr; /**< int64 [num_seqs + 1]: byte offsets of requests in full_mask. */
+  /** Which requests share prefixes, where the caller knows: `quire_attention_schedule` compares no
+   * tables then. int32 [1 to `QUIRE_MAX_PREFIX_LEVELS`, num_seqs], rows may be strided. Entry
+   * [level, i] is -1, or says that request i is in a group of this level: the request that leads it,
+   * the same for all of the group, the leader itself included. Groups are a tree: those of a level
+   * are parts of groups of the level before, and begin with more of the same pages. Which of them pay
+   * is decided as it is of those that are found, and again only whole pages count that all queries of
+   * all in the group see. So groups depend on tables alone, and may name requests that cannot share;
+   * levels are best spent on those that can. Not read where nothing is shared. Wrong groups give
+   * wrong results, and no access out of bounds; checked mode finds them. */
+  quire_tensor prefix_leaders;
+  /** int32 [levels, num_seqs]: how many pages the tables of the request's group begin with that are
+   * the same, counted from the first page on; the same number for all of the group, any for -1. Given
+   * exactly if `prefix_leaders` is. */
+  quire_tensor prefix_pages;
 } quire_batch;
 
 /** Static initialiser: all defaults. */
-#define QUIRE_BATCH_INIT                                                         \
-  {sizeof(quire_batch), QUIRE_TENSOR_NONE, QUIRE_TENSOR_NONE, QUIRE_TENSOR_NONE, \
-   QUIRE_TENSOR_NONE,   QUIRE_TENSOR_NONE, QUIRE_TENSOR_NONE, QUIRE_TENSOR_NONE, \
-   QUIRE_TENSOR_NONE,   QUIRE_TENSOR_NONE, QUIRE_TENSOR_NONE}
+#define QUIRE_BATCH_INIT                                                            \
+  {                                                                                 \
+      sizeof(quire_batch), QUIRE_TENSOR_NONE, QUIRE_TENSOR_NONE, QUIRE_TENSOR_NONE, \
+      QUIRE_TENSOR_NONE,   QUIRE_TENSOR_NONE, QUIRE_TENSOR_NONE, QUIRE_TENSOR_NONE, \
+      QUIRE_TENSOR_NONE,   QUIRE_TENSOR_NONE, QUIRE_TENSOR_NONE, QUIRE_TENSOR_NONE, \
+      QUIRE_TENSOR_NONE}
 
 /** Writes `QUIRE_BATCH_INIT`. */
 QUIRE_API quire_status quire_batch_init(quire_batch* batch, size_t struct_size) QUIRE_NOEXCEPT;

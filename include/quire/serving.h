@@ -507,6 +507,22 @@ QUIRE_API quire_status quire_batch_builder_update(quire_batch_builder* builder,
                                                   size_t staging_bytes,
                                                   quire_staged_batch* staged) QUIRE_NOEXCEPT;
 
+/** Finds which entries' tables begin with the same pages, as `quire_batch` takes it beside the tables, so
+ *  that `quire_attention_schedule` compares none. Looks at entries that may share, of 1 to 64 new
+ *  tokens, and at the whole pages before these. O(entries * log entries + pages of prefixes, for each
+ *  entry that has them). Does not allocate.
+ *  @param num_seqs  Of the batch's shape: at least the entries.
+ *  @param leaders   Written: [QUIRE_MAX_PREFIX_LEVELS, num_seqs], `quire_batch::prefix_leaders`, -1
+ *                   beyond the entries.
+ *  @param pages     Written: likewise, `quire_batch::prefix_pages`, 0 where there is no group.
+ *  @return As `quire_batch_builder_build`; `QUIRE_TOO_LONG` if num_seqs is too small. Both are
+ *    untouched then. */
+QUIRE_API quire_status quire_batch_builder_find_prefixes(quire_batch_builder* builder,
+                                                         const quire_batch_entry* entries,
+                                                         size_t count, int32_t num_seqs,
+                                                         int32_t* leaders,
+                                                         int32_t* pages) QUIRE_NOEXCEPT;
+
 /* ---------------------------------------- Continuous batching -------------------------------- */
 
 /** Continuous batching as pure bookkeeping: requests go in, step plans come out, and pages change

@@ -14,7 +14,7 @@ at the beginning.
 
 from ._arrays import view
 from ._attention import Attention, Schedule, Workspaces, WorkspaceSizes
-from ._batch import Batch
+from ._batch import MAX_PREFIX_LEVELS, Batch
 from ._batch_builder import OMITTED, BatchBuilder, BatchShape, StagedBatch
 from ._batcher import BatchEntry, Batcher, BatcherStats, Request, StepItem, StepPlan
 from ._calls import CheckRecord, Fence, ThreadPool
@@ -51,6 +51,7 @@ __version__ = version()
 
 __all__ = [
     "CONTIGUOUS_KV",
+    "MAX_PREFIX_LEVELS",
     "NO_PAGE",
     "OMITTED",
     "Attention",

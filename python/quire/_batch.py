@@ -11,6 +11,9 @@ from ._tensors import TensorView
 
 _BATCH = c.tensors_header("quire_batch")
 
+#: Levels of shared prefixes: prefixes of prefixes of prefixes.
+MAX_PREFIX_LEVELS = c.MAX_PREFIX_LEVELS
+
 
 class Batch:
     """The requests of one step. All tensors lie on the attention's device and are read, not copied,
@@ -38,6 +41,17 @@ class Batch:
       full_mask: uint8, packed bits, little-endian in a byte, each request from a byte boundary: bit
         i·kv_len + t of a request says whether its query i sees key t.
       full_mask_indptr: int64 [num_seqs + 1]: byte offsets of the requests in `full_mask`.
+      prefix_leaders: Which requests share prefixes, where the caller knows: `schedule()` compares
+        no tables then. int32 [1 to MAX_PREFIX_LEVELS, num_seqs], rows may be strided. Entry
+        [level, i] is −1, or says that request i is in a group of this level: the request that leads
+        it, the same for all of the group, the leader itself included. Groups are a tree: those of a
+        level are parts of groups of the level before, and begin with more of the same pages. They
+        may name requests that cannot share, and pages that not all of them see; levels are best
+        spent on those that can. Not read where nothing is shared, refused if `share_prefixes` of
+        the spec is off. `BatchBuilder.find_prefixes()` makes them.
+      prefix_pages: int32 [levels, num_seqs]: how many pages the tables of the request's group begin
+        with that are the same, from the first page on; the same number for all of the group, any
+        for −1. Given exactly if `prefix_leaders` is.
 
     Raises:
       InvalidArgument: Something is not an array. Shapes and values are judged by `schedule()`.
@@ -61,6 +75,8 @@ class Batch:
         tree_mask: Any = None,
         full_mask: Any = None,
         full_mask_indptr: Any = None,
+        prefix_leaders: Any = None,
+        prefix_pages: Any = None,
     ) -> None:
         # What the library reads as long as the batch is used: the arrays, and views of some.
         self._arrays = (
@@ -74,6 +90,8 @@ class Batch:
             tree_mask,
             full_mask,
             full_mask_indptr,
+            prefix_leaders,
+            prefix_pages,
         )
         self._views: list[TensorView] = []
         self.packed = _BATCH + b"".join(

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from . import _library as c
 from . import _serving_library as s
 from ._arrays import view_of, written
-from ._batch import Batch
+from ._batch import MAX_PREFIX_LEVELS, Batch
 from ._batcher import BatchEntry, StepPlan
 from ._calls import empty_bytes, int32
 from ._errors import invalid
@@ -95,25 +95,31 @@ class StagedBatch:
         for name in _DTYPES:
             setattr(self, name, self._array(name))
 
-    def dense(self, base: Any = None) -> Batch:
+    def dense(
+        self, base: Any = None, *, prefix_leaders: Any = None, prefix_pages: Any = None
+    ) -> Batch:
         """The batch as `Attention` takes it, with the dense table. O(1).
 
         Args:
           base: Where `bytes` was copied to: a uint8 array of at least as many bytes on the device,
             aligned to 16; None takes the block itself.
+          prefix_leaders, prefix_pages: On the device, what `BatchBuilder.find_prefixes()` made.
 
         Raises:
           InvalidArgument: The dense table was omitted, or `base` is too small.
         """
         self._expect("page_table", "dense")
         parts = self._parts(("qo_indptr", "kv_len", "page_table"), base, "dense")
-        return Batch(**parts)
+        return Batch(**parts, prefix_leaders=prefix_leaders, prefix_pages=prefix_pages)
 
-    def csr(self, base: Any = None) -> Batch:
+    def csr(
+        self, base: Any = None, *, prefix_leaders: Any = None, prefix_pages: Any = None
+    ) -> Batch:
         """Likewise, with the CSR table."""
         self._expect("kv_page_indptr", "csr")
         names = ("qo_indptr", "kv_len", "kv_page_indptr", "kv_page_indices", "kv_last_page_len")
-        return Batch(**self._parts(names, base, "csr"))
+        parts = self._parts(names, base, "csr")
+        return Batch(**parts, prefix_leaders=prefix_leaders, prefix_pages=prefix_pages)
 
     def slots(self, base: Any = None) -> Any:
         """`slot_mapping` as `append()` takes it, int64 [shape.total_q]. @param base: Likewise."""
@@ -290,6 +296,41 @@ class BatchBuilder(c.Owner):
             )
         )
         return StagedBatch(block, staged)
+
+    def find_prefixes(
+        self, entries: Entries, *, num_seqs: Optional[int] = None
+    ) -> npt.NDArray[np.int32]:
+        """Finds which entries' tables begin with the same pages, for `Attention.schedule()`, which
+        then compares no tables::
+
+            leaders, pages = builder.find_prefixes(entries)
+            batch = builder.build(entries).dense(prefix_leaders=leaders, prefix_pages=pages)
+
+        Looks at entries that may share, of 1 to 64 new tokens, and at the whole pages before these.
+        O(entries · log entries + pages of prefixes, for each entry that has them).
+
+        Args:
+          entries: As for `build()`.
+          num_seqs: Of the batch's shape: at least the entries; None takes as many.
+
+        Returns:
+          int32 [2, MAX_PREFIX_LEVELS, num_seqs]: `prefix_leaders` and `prefix_pages` of the batch,
+          in one array for one upload.
+
+        Raises:
+          BadHandle, InvalidArgument, TooLong: As `build()`; TooLong also if `num_seqs` is too
+            small.
+        """
+        where = "find_prefixes"
+        packed, count = _packed(entries, where)
+        columns = int32(count if num_seqs is None else num_seqs, where, "num_seqs")
+        groups = np.empty((2, MAX_PREFIX_LEVELS, max(columns, 0)), np.int32)
+        c.check(
+            s.locked.quire_batch_builder_find_prefixes(
+                self._handle, packed, count, columns, groups[0].ctypes.data, groups[1].ctypes.data
+            )
+        )
+        return groups
 
 
 def _c_shape(shape: BatchShape, where: str) -> s.BatchShape:

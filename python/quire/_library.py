@@ -169,6 +169,8 @@ TENSORS: dict[str, tuple[str, ...]] = {
         "tree_mask",
         "full_mask",
         "full_mask_indptr",
+        "prefix_leaders",
+        "prefix_pages",
     ),
     "quire_attention_tensors": (
         "q",
@@ -221,6 +223,7 @@ KV_LAYOUTS = {"NHD": 0, "HND": 1}
 MASKS = {"none": 0, "causal": 1, "tree": 2, "full": 3}
 KV_SCALES = {"none": 0, "per_tensor": 1, "per_head": 2, "per_token": 3}
 CONTIGUOUS_KV = 0
+MAX_PREFIX_LEVELS = 3
 WORKSPACE_ALIGNMENT = 256
 MAX_RANK = 4
 

@@ -402,6 +402,10 @@ LOCKED: dict[str, tuple[Any, tuple[Any, ...]]] = {
         _STATUS,
         (_HANDLE, c_void_p, c_size_t, _STRUCT, c_void_p, c_size_t, _STRUCT),
     ),
+    "quire_batch_builder_find_prefixes": (
+        _STATUS,
+        (_HANDLE, c_void_p, c_size_t, c_int32, c_void_p, c_void_p),
+    ),
     "quire_batcher_create": (_STATUS, (_HANDLE, _HANDLE, _STRUCT, POINTER(c_void_p))),
     "quire_batcher_create_windowed": (
         _STATUS,

@@ -44,8 +44,9 @@ class AttentionSpec:
       kv_scale: "none", or the shape of `k_scale` and `v_scale`: "per_tensor" float32 [1],
         "per_head" float32 [num_kv_heads], "per_token" float32 [num_pages, num_kv_heads,
         page_size] in both layouts ([num_kv_heads, tokens] for contiguous K/V).
-      share_prefixes: Whether `schedule()` looks for requests whose tables begin with the same
-        pages, which are then read once for all of them where that is faster.
+      share_prefixes: Whether requests whose tables begin with the same pages read them once for all
+        of them where that is faster. `schedule()` looks for them, unless `Batch(prefix_leaders=…)`
+        names them.
       batch_invariant: Whether the result of a request is bitwise the same alone and in any batch,
         on one kind of device (CPU: one tier). Costs time, and shared prefixes are not looked for
         then: docs/concepts/batch_invariance.md.

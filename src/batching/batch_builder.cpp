@@ -223,5 +223,23 @@ Result<StagedBatch> BatchBuilder::update(std::span<const BatchEntry> entries,
   return stage(*state_, entries, *need, shape, staging, Block::kAsLeft);
 }
 
+Status BatchBuilder::find_prefixes(std::span<const BatchEntry> entries,
+                                   std::span<std::int32_t> leaders,
+                                   std::span<std::int32_t> pages) noexcept {
+  const Result<BatchShape> need = look_at(*state_, entries);
+  if (!need.ok()) return need.status();
+  if (leaders.size() != pages.size() || leaders.size() % kMaxPrefixLevels != 0) {
+    return failure(ErrorCode::kInvalidArgument,
+                   "[batch_builder] leaders, pages: expected [{}, num_seqs] of both, got {} and {}",
+                   kMaxPrefixLevels, leaders.size(), pages.size());
+  }
+  const std::size_t num_seqs = leaders.size() / kMaxPrefixLevels;
+  if (entries.size() > num_seqs) {
+    return too_large("num_seqs", static_cast<std::int64_t>(num_seqs), need->num_seqs);
+  }
+  state_->find_prefixes(entries, leaders, pages);
+  return {};
+}
+
 }  // namespace v0
 }  // namespace quire

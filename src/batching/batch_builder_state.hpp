@@ -46,6 +46,10 @@ struct BatchBuilderState {
   /// Writes what the entries, of which `next` has the rows, need and the block does not have.
   void write(std::span<const BatchEntry> entries, const batching::Arrays& to) noexcept;
 
+  /// Names the groups of live sequences that begin with the same pages.
+  void find_prefixes(std::span<const BatchEntry> entries, std::span<std::int32_t> leaders,
+                     std::span<std::int32_t> pages) noexcept;
+
   std::shared_ptr<PageTableState> table;
   std::vector<std::uint64_t> last_use;  ///< by slot of the table: number of the call that saw it
   std::uint64_t num_calls = 0;
@@ -58,7 +62,9 @@ struct BatchBuilderState {
   std::size_t num_rows = 0;
   std::vector<std::uint32_t>
       row_of;  ///< by slot: the row that it had when last staged; another's by now, unless it says so
-  std::vector<Move> moves;           ///< scratch of `move_pages`
+  std::vector<Move> moves;  ///< scratch of `move_pages`
+  std::vector<std::int32_t>
+      order;  ///< scratch of `find_prefixes`: entries, those of a group together
   const std::byte* block = nullptr;  ///< what was written last
   BatchShape shape;                  ///< its
   std::size_t used_rows = 0;         ///< of its dense table: those beyond are padding

@@ -36,7 +36,8 @@ BatchBuilderState::BatchBuilderState(std::shared_ptr<PageTableState> sequences)
       last_use(table->sequences.size()),
       next(table->sequences.size()),
       rows(table->sequences.size()),
-      row_of(table->sequences.size()) {
+      row_of(table->sequences.size()),
+      order(table->sequences.size()) {
   moves.reserve(table->sequences.size());
 }
 

@@ -16,6 +16,7 @@ namespace {
 
 static_assert(BatchShape::kOmitted == QUIRE_OMITTED);
 static_assert(kStagingAlignment == QUIRE_STAGING_ALIGNMENT);
+static_assert(kMaxPrefixLevels == QUIRE_MAX_PREFIX_LEVELS);
 // Arrays of these are read in place: no memory is taken for a copy of them.
 static_assert(sizeof(quire_batch_entry) == sizeof(BatchEntry));
 static_assert(offsetof(quire_batch_entry, new_tokens) == offsetof(BatchEntry, new_tokens));
@@ -172,6 +173,23 @@ Status update(const Staging& staging) {
                                                  cpp_shape(*staging.shape), staging.bytes));
 }
 
+Status find_prefixes(quire_batch_builder* builder, const quire_batch_entry* entries,
+                     std::size_t count, std::int32_t num_seqs, std::int32_t* leaders,
+                     std::int32_t* pages) {
+  constexpr std::string_view kFunction = "quire_batch_builder_find_prefixes";
+  Status status = check_entries(kFunction, builder, entries, count);
+  if (status.ok() && num_seqs < 0) {
+    status = {ErrorCode::kInvalidArgument,
+              fmt::format("[{}] num_seqs: expected at least 0, got {}", kFunction, num_seqs)};
+  }
+  const std::size_t size = kMaxPrefixLevels * static_cast<std::size_t>(num_seqs);
+  if (status.ok()) status = check_array(kFunction, "leaders", "int32_t", leaders, size);
+  if (status.ok()) status = check_array(kFunction, "pages", "int32_t", pages, size);
+  return status.ok() ? builder->builder.find_prefixes(in_place(entries, count), {leaders, size},
+                                                      {pages, size})
+                     : status;
+}
+
 Status as_batch(const quire_staged_batch* staged, const void* base, quire_device device,
                 std::int32_t csr, quire_batch* batch) {
   constexpr std::string_view kFunction = "quire_staged_batch_as_batch";
@@ -261,6 +279,14 @@ quire_status quire_batch_builder_update(quire_batch_builder* builder,
                              {static_cast<std::byte*>(staging), staging_bytes},
                              staged});
   });
+}
+
+quire_status quire_batch_builder_find_prefixes(quire_batch_builder* builder,
+                                               const quire_batch_entry* entries, size_t count,
+                                               int32_t num_seqs, int32_t* leaders,
+                                               int32_t* pages) noexcept {
+  return quire::c::guarded(
+      [&] { return quire::c::find_prefixes(builder, entries, count, num_seqs, leaders, pages); });
 }
 
 quire_status quire_staged_batch_as_batch(const quire_staged_batch* staged, const void* base,

@@ -159,6 +159,8 @@ Status read_batch(std::string_view function, const quire_batch* given, Batch& ou
   out.tree_mask = to_view(batch.tree_mask);
   out.full_mask = to_view(batch.full_mask);
   out.full_mask_indptr = to_view(batch.full_mask_indptr);
+  out.prefix_leaders = to_view(batch.prefix_leaders);
+  out.prefix_pages = to_view(batch.prefix_pages);
   return {};
 }
 

@@ -25,7 +25,7 @@ static_assert(ends_with<quire_attention_spec, std::int32_t>(offsetof(quire_atten
 static_assert(ends_with<quire_batch_limits, std::int32_t>(offsetof(quire_batch_limits, reserved)));
 static_assert(ends_with<quire_attention_options, const char*>(offsetof(quire_attention_options,
                                                                        kernel)));
-static_assert(ends_with<quire_batch, quire_tensor>(offsetof(quire_batch, full_mask_indptr)));
+static_assert(ends_with<quire_batch, quire_tensor>(offsetof(quire_batch, prefix_pages)));
 static_assert(ends_with<quire_attention_tensors, quire_tensor>(offsetof(quire_attention_tensors,
                                                                         alibi_slopes)));
 static_assert(ends_with<quire_call_options, void*>(offsetof(quire_call_options, check)));

@@ -119,12 +119,14 @@ WorkspaceSizes Attention::workspace_sizes() const noexcept { return backend_->si
 Status Attention::schedule(const Batch& batch, Workspace schedule,
                            const CallOptions& call) const noexcept {
   core::BatchArrays arrays;
+  core::PrefixGroups groups;
   Status status = core::bind_batch("schedule", backend_->config, batch, arrays);
+  if (status.ok()) status = core::bind_groups("schedule", backend_->config, batch, groups);
   if (status.ok()) {
     status =
         core::check_workspace("schedule", "schedule workspace", schedule, backend_->sizes.schedule);
   }
-  return status.ok() ? backend_->schedule(arrays, schedule, call) : status;
+  return status.ok() ? backend_->schedule(arrays, groups, schedule, call) : status;
 }
 
 Status Attention::run(const Batch& batch, const AttentionTensors& tensors, Workspace schedule,

@@ -41,8 +41,8 @@ class AttentionBackend {
       : config(attention_config), sizes(workspaces) {}
   virtual ~AttentionBackend() = default;
 
-  virtual Status schedule(const core::BatchArrays& batch, Workspace schedule,
-                          const CallOptions& call) const noexcept = 0;
+  virtual Status schedule(const core::BatchArrays& batch, const core::PrefixGroups& groups,
+                          Workspace schedule, const CallOptions& call) const noexcept = 0;
   virtual Status run(const core::BatchArrays& batch, const core::LayerTensors& tensors,
                      Workspace schedule, Workspace scratch,
                      const CallOptions& call) const noexcept = 0;

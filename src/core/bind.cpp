@@ -263,6 +263,36 @@ Status check_batch(std::string_view operation, const AttentionConfig& config, co
   return checks.status();
 }
 
+Status check_groups(std::string_view operation, const AttentionConfig& config, const Batch& batch,
+                    PrefixGroups& out) {
+  out = {};
+  const TensorView& leaders = batch.prefix_leaders;
+  const TensorView& pages = batch.prefix_pages;
+  if (!leaders.given() && !pages.given()) return {};
+  Checks checks(operation, config.device);
+  const std::string_view first = leaders.given() ? "prefix_leaders" : "prefix_pages";
+  if (!config.spec.share_prefixes) {
+    checks.refuse(first, "expected nothing, since share_prefixes of the spec is off");
+  } else if (config.spec.page_size == kContiguousKv) {
+    checks.refuse(first, "expected nothing, since contiguous K/V have no pages");
+  }
+  const Extent num_seqs = exactly(batch.qo_indptr.size(0) - 1);
+  checks.expect("prefix_leaders", leaders, kInt32, {at_least(1), num_seqs});
+  if (!checks.ok()) return checks.status();
+  if (leaders.size(0) > kMaxPrefixLevels) {
+    checks.refuse("prefix_leaders", fmt::format("expected at most {} levels, got {}",
+                                                kMaxPrefixLevels, leaders.size(0)));
+  }
+  checks.expect("prefix_pages", pages, kInt32, {exactly(leaders.size(0)), num_seqs});
+  if (!checks.ok()) return checks.status();
+  out.num_levels = static_cast<std::int32_t>(leaders.size(0));
+  out.leaders = data_of<std::int32_t>(leaders);
+  out.leaders_stride = leaders.stride(0);
+  out.pages = data_of<std::int32_t>(pages);
+  out.pages_stride = pages.stride(0);
+  return {};
+}
+
 Status check_layer(const AttentionConfig& config, const AttentionTensors& tensors,
                    LayerTensors& out) {
   const AttentionSpec& spec = config.spec;
@@ -482,6 +512,11 @@ Status check_merge(Device device, const MergeTensors& tensors, MergeArrays& out)
 Status bind_batch(std::string_view operation, const AttentionConfig& config, const Batch& batch,
                   BatchArrays& out) noexcept {
   return guarded([&] { return check_batch(operation, config, batch, out); });
+}
+
+Status bind_groups(std::string_view operation, const AttentionConfig& config, const Batch& batch,
+                   PrefixGroups& out) noexcept {
+  return guarded([&] { return check_groups(operation, config, batch, out); });
 }
 
 Status bind_layer(const AttentionConfig& config, const AttentionTensors& tensors,

@@ -17,6 +17,10 @@ namespace quire::core {
 Status bind_batch(std::string_view operation, const AttentionConfig& config, const Batch& batch,
                   BatchArrays& out) noexcept;
 
+/// @param batch  Bound before.
+Status bind_groups(std::string_view operation, const AttentionConfig& config, const Batch& batch,
+                   PrefixGroups& out) noexcept;
+
 Status bind_layer(const AttentionConfig& config, const AttentionTensors& tensors,
                   LayerTensors& out) noexcept;
 

@@ -10,6 +10,7 @@
 #include "core/backend.hpp"
 #include "core/bind.hpp"
 #include "core/copies.hpp"
+#include "core/prefix_groups.hpp"
 #include "quire/attention.hpp"
 
 namespace quire {
@@ -48,6 +49,9 @@ Status sentence(const CheckRecord& record) {
     return {text.code,
             fmt::format("[check] {} of request {}, position {}: expected {}, got {}", text.name,
                         record.seq, record.position, expected(text, record), record.value)};
+  }
+  if (const std::string offence = core::describe_group_offence(record); !offence.empty()) {
+    return {ErrorCode::kInvalidArgument, "[check] " + offence};
   }
   return {ErrorCode::kInternal, fmt::format("[check] unknown item {}", record.what)};
 }

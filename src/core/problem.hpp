@@ -51,6 +51,16 @@ struct BatchArrays {
   const std::int64_t* full_mask_indptr = nullptr;  // [num_seqs + 1], bytes
 };
 
+/// Which requests share prefixes, if the caller says it; for who makes schedules alone.
+struct PrefixGroups {
+  std::int32_t num_levels = 0;  ///< 0: nothing is said
+  const std::int32_t* leaders =
+      nullptr;                      // [num_levels, num_seqs]; < 0: in no group from this level on
+  std::int64_t leaders_stride = 0;  ///< from level to level
+  const std::int32_t* pages = nullptr;  // [num_levels, num_seqs]
+  std::int64_t pages_stride = 0;
+};
+
 /// Rows of q, o, new K or new V: [token, head, dim].
 template <typename Void>
 struct RowsOf {

@@ -116,11 +116,14 @@ class CpuAttention final : public internal::AttentionBackend {
         policy_(policy),
         layout_(layout) {}
 
-  Status schedule(const core::BatchArrays& batch, Workspace schedule,
-                  const CallOptions& call) const noexcept override {
+  Status schedule(const core::BatchArrays& batch, const core::PrefixGroups& groups,
+                  Workspace schedule, const CallOptions& call) const noexcept override {
     return checked(call, "schedule", [&](const CheckContext& context) {
       Status status = check_batch(context, config.shape, config.limits, batch);
-      if (status.ok()) schedule::build(policy_, config.shape, batch, view_of(schedule));
+      if (status.ok() && schedule::looks_for_prefixes(policy_)) {
+        status = check_groups(context, config.shape, config.limits, batch, groups);
+      }
+      if (status.ok()) schedule::build(policy_, config.shape, batch, view_of(schedule), groups);
       return status;
     });
   }

@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "core/prefix_groups.hpp"
+#include "schedule/check.hpp"
 #include "schedule/sequence.hpp"
 
 namespace quire::cpu {
@@ -239,6 +241,16 @@ Status CheckContext::refuse(const CheckRecord& found, const std::string& sentenc
 Status check_batch(const CheckContext& context, const core::ProblemShape& shape,
                    const BatchLimits& limits, const core::BatchArrays& batch) {
   return BatchChecks(context, shape, limits, batch).run();
+}
+
+Status check_groups(const CheckContext& context, const core::ProblemShape& shape,
+                    const BatchLimits& limits, const core::BatchArrays& batch,
+                    const core::PrefixGroups& groups) {
+  for (std::int32_t seq = 0; groups.num_levels > 0 && seq < batch.num_seqs; ++seq) {
+    const CheckRecord found = schedule::RequestChecks(shape, limits, batch, seq).prefixes(groups);
+    if (found.what != 0) return context.refuse(found, core::describe_group_offence(found));
+  }
+  return {};
 }
 
 Status check_pages(const CheckContext& context, const core::ProblemShape& shape,

@@ -25,6 +25,11 @@ struct CheckContext {
 Status check_batch(const CheckContext& context, const core::ProblemShape& shape,
                    const BatchLimits& limits, const core::BatchArrays& batch);
 
+/// Checks what is said of shared prefixes, after `check_batch`. O(pages of prefixes, for each request).
+Status check_groups(const CheckContext& context, const core::ProblemShape& shape,
+                    const BatchLimits& limits, const core::BatchArrays& batch,
+                    const core::PrefixGroups& groups);
+
 /// Checks that `tensor`, of so many rows, has one for every new token of the batch.
 Status check_rows(const CheckContext& context, const core::BatchArrays& batch,
                   std::string_view tensor, std::int64_t rows);

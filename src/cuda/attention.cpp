@@ -251,17 +251,19 @@ class CudaAttention final : public internal::AttentionBackend {
         layout_(config.shape, policy_),
         blocks_(blocks) {}
 
-  Status schedule(const core::BatchArrays& batch, Workspace schedule,
-                  const CallOptions& call) const noexcept override {
+  Status schedule(const core::BatchArrays& batch, const core::PrefixGroups& groups,
+                  Workspace schedule, const CallOptions& call) const noexcept override {
     const NvtxRange range("Attention::schedule");
     const CurrentDevice current(config.device);
     auto* const stream = static_cast<cudaStream_t>(call.stream);
     cudaError_t error = current.error();
     if (error == cudaSuccess && call.check != nullptr) {
-      error = launch_check_lengths(config.shape, config.limits, batch, call.check, stream);
+      const bool are_used = schedule::looks_for_prefixes(policy_);
+      error = launch_check_step(config.shape, config.limits, batch,
+                                are_used ? groups : core::PrefixGroups{}, call.check, stream);
     }
     if (error == cudaSuccess) {
-      error = launch_schedule(policy_, config.shape, batch, view_of(schedule), near_bytes_,
+      error = launch_schedule(policy_, config.shape, batch, groups, view_of(schedule), near_bytes_,
                               call.check, stream);
     }
     return status_of("schedule", error);

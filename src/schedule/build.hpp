@@ -99,7 +99,8 @@ inline void cut_line(const Policy& policy, const core::ProblemShape& shape,
 }  // namespace detail
 
 inline void build(const Policy& policy, const core::ProblemShape& shape,
-                  const core::BatchArrays& batch, ScheduleView schedule) {
+                  const core::BatchArrays& batch, ScheduleView schedule,
+                  const core::PrefixGroups& groups) {
   Header& header = *schedule.header;
   header = Header{};
   header.num_seqs = batch.num_seqs;
@@ -107,7 +108,7 @@ inline void build(const Policy& policy, const core::ProblemShape& shape,
   header.overview.num_queries = batch.num_seqs > 0 ? batch.qo_indptr[batch.num_seqs] : 0;
   header.digest = detail::digest_of(policy, shape, batch);
   if (looks_for_prefixes(policy)) {
-    find_prefixes(policy, shape, batch, schedule);
+    find_prefixes(policy, shape, batch, groups, schedule);
   } else if (has_fixed_parts(policy)) {
     make_fixed_parts(policy, shape, batch, schedule);
   }

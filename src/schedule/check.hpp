@@ -7,12 +7,13 @@
 #include <cstdint>
 
 #include "core/problem.hpp"
+#include "schedule/arithmetic.hpp"
 #include "schedule/host_device.hpp"
 #include "schedule/sequence.hpp"
 
 namespace quire::schedule {
 
-/// Checks the lengths, offsets and pages of one request at a time. Reads nothing that an earlier
+/// Checks the lengths, offsets, pages and groups of one request at a time. Reads nothing that an earlier
 /// check of the same request has not allowed; entry `seq + 1` of an indptr belongs to request
 /// `seq`, entry 0 to the first.
 class RequestChecks {
@@ -62,6 +63,36 @@ class RequestChecks {
     return found_;
   }
 
+  /// @param groups  Of a batch whose lengths have been checked, of all requests.
+  /// @return The first offence in what they say of the request. A leader is compared with those of the
+  ///   levels above it by its own check.
+  QUIRE_HOST_DEVICE CheckRecord prefixes(const core::PrefixGroups& groups) {
+    std::int32_t pages_before = 0;
+    std::int32_t num_leaders = batch_.num_seqs;  // of whom one may be named; none below no group
+    for (std::int32_t level = 0; level < groups.num_levels; ++level) {
+      const std::int32_t* const leaders = groups.leaders + level * groups.leaders_stride;
+      const std::int32_t* const pages = groups.pages + level * groups.pages_stride;
+      const std::int32_t leader = leaders[seq_];
+      if (leader < -1 || leader >= num_leaders) {
+        refuse(CheckedItem::kPrefixLeader, level, leader, num_leaders);
+        break;
+      }
+      if (leader < 0) {
+        num_leaders = 0;
+        continue;
+      }
+      if (!same_groups(groups, level, leader) ||
+          !within(CheckedItem::kPrefixPages, level, pages[seq_], pages_before + 1,
+                  detail::min_of(num_pages_of(seq_), num_pages_of(leader))) ||
+          !within(CheckedItem::kPrefixPages, level, pages[seq_], pages[leader], pages[leader]) ||
+          !same_pages(leader, pages_before, pages[seq_])) {
+        break;
+      }
+      pages_before = pages[seq_];
+    }
+    return found_;
+  }
+
  private:
   QUIRE_HOST_DEVICE bool refuse(CheckedItem item, std::int64_t position, std::int64_t value,
                                 std::int64_t bound) {
@@ -77,6 +108,39 @@ class RequestChecks {
                                 std::int64_t low, std::int64_t high) {
     if (value >= low && value <= high) return true;
     return refuse(item, position, value, value < low ? low : high);
+  }
+
+  /// Up to a level, the leader of the request is in the same groups.
+  QUIRE_HOST_DEVICE bool same_groups(const core::PrefixGroups& groups, std::int32_t last_level,
+                                     std::int32_t leader) {
+    for (std::int32_t level = 0; level <= last_level; ++level) {
+      const std::int32_t* const leaders = groups.leaders + level * groups.leaders_stride;
+      if (leaders[leader] == leaders[seq_]) continue;
+      return refuse(CheckedItem::kPrefixTree, level, leaders[leader], leaders[seq_]);
+    }
+    return true;
+  }
+
+  /// Entries of a request's table that its keys need.
+  [[nodiscard]] QUIRE_HOST_DEVICE std::int64_t num_pages_of(std::int32_t seq) const {
+    const std::int64_t keys = lengths_of(shape_, batch_, seq).kv_len;
+    const std::int64_t room =
+        batch_.page_table != nullptr
+            ? batch_.page_table_width
+            : std::int64_t{batch_.kv_page_indptr[seq + 1]} - batch_.kv_page_indptr[seq];
+    return detail::min_of(detail::ceil_div(keys, shape_.page_size), room);
+  }
+
+  /// Pages [begin, end) of the request are those of another.
+  QUIRE_HOST_DEVICE bool same_pages(std::int32_t other, std::int32_t begin, std::int32_t end) {
+    const std::int32_t* const own = page_ids(batch_, seq_);
+    const std::int32_t* const others = page_ids(batch_, other);
+    for (std::int32_t page = begin; page < end; ++page) {
+      if (own[page] != others[page]) {
+        return refuse(CheckedItem::kPrefixPageId, page, own[page], others[page]);
+      }
+    }
+    return true;
   }
 
   /// A length within `BatchLimits`.

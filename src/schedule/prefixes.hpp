@@ -1,13 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 /// @file
-/// Shared prefixes, found from the page tables: requests whose tables begin with the same page ids
-/// read the same keys, which one segment with the queries of all of them reads once. Include
-/// schedule.hpp instead.
+/// Shared prefixes, found from the page tables or named by the caller: requests whose tables begin with
+/// the same page ids read the same keys, which one segment with the queries of all of them reads once.
+/// Include schedule.hpp instead.
 ///
 /// The tables' common beginnings are a tree: requests with the same first page are a node, whose
 /// keys are the pages that all of them begin with; those of a node that go on with the same page are
 /// a node below it. A node that saves more than it costs becomes a segment; the keys of one that does
 /// not belong to those below it. Only whole pages that every query of every request sees count.
+///
+/// Groups that the caller names stand for tables: a request goes on with the first of its groups that
+/// has more pages, and two requests begin with those of the last group that both are in. So the tree is
+/// the one of the tables, and whatever is named makes a tree, of pages that its requests have.
 ///
 /// One algorithm for one thread of the host and a block of the device: whoever runs it is a `Team`.
 /// The tree does not depend on the team's size or on the order in which its threads run.
@@ -85,11 +89,13 @@ class PrefixFinder {
   /// @param table     `prefix_table_bytes`, for the team alone.
   /// @param requests  `prefix_requests_bytes`, likewise.
   QUIRE_HOST_DEVICE PrefixFinder(const Policy& policy, const core::ProblemShape& shape,
-                                 const core::BatchArrays& batch, const ScheduleView& schedule,
-                                 void* table, void* requests, Team team)
+                                 const core::BatchArrays& batch, const core::PrefixGroups& groups,
+                                 const ScheduleView& schedule, void* table, void* requests,
+                                 Team team)
       : policy_(policy),
         shape_(shape),
         batch_(batch),
+        groups_(groups),
         schedule_(schedule),
         team_(team),
         num_seqs_(batch.num_seqs),
@@ -152,35 +158,68 @@ class PrefixFinder {
     team_.sync();
   }
 
+  /// With what a request goes on behind `depth` pages that it shares: a page id, or who leads a group;
+  /// negative: with nothing that others have.
+  [[nodiscard]] QUIRE_HOST_DEVICE std::int32_t next_of(std::int32_t seq, std::int32_t depth) const {
+    if (groups_.num_levels == 0) return page_ids(batch_, seq)[depth];
+    QUIRE_ROLLED
+    for (std::int32_t level = 0; level < groups_.num_levels; ++level) {
+      const std::int32_t leader = group_leader(level, seq);
+      if (leader < 0 || group_pages(level, seq) > depth) return leader;
+    }
+    return kAlone;
+  }
+
+  [[nodiscard]] QUIRE_HOST_DEVICE std::int32_t group_leader(std::int32_t level,
+                                                            std::int32_t seq) const {
+    return groups_.leaders[level * groups_.leaders_stride + seq];
+  }
+  [[nodiscard]] QUIRE_HOST_DEVICE std::int32_t group_pages(std::int32_t level,
+                                                           std::int32_t seq) const {
+    return groups_.pages[level * groups_.pages_stride + seq];
+  }
+
+  /// Pages, `depth` at least, of the last group that two requests are in together.
+  [[nodiscard]] QUIRE_HOST_DEVICE std::int32_t grouped_until(std::int32_t seq, std::int32_t other,
+                                                             std::int32_t depth) const {
+    QUIRE_ROLLED
+    for (std::int32_t level = 0; level < groups_.num_levels; ++level) {
+      const std::int32_t leader = group_leader(level, seq);
+      if (leader < 0 || leader != group_leader(level, other)) break;
+      depth = detail::max_of(depth, group_pages(level, seq));
+    }
+    return depth;
+  }
+
   /// Gathers the requests of the same first page. All that most batches run: it asks for nothing but
   /// lengths and first pages, and knows requests by a word each.
   QUIRE_HOST_DEVICE void gather_by_first_page() {
     clear_slots();
     for_each(num_seqs_, [&](std::int32_t seq) {
       const bool may_share = shareable_pages(lengths_of(shape_, batch_, seq)) > 0;
-      const std::int32_t page = may_share ? page_ids(batch_, seq)[0] : -1;
-      slot_of_[seq] = page < 0 ? kAlone : join(0, page, seq);
+      const std::int32_t next = may_share ? next_of(seq, 0) : kAlone;
+      slot_of_[seq] = next < 0 ? kAlone : join(0, next, seq);
     });
     team_.sync();
   }
 
-  /// Gathers the requests of a node that go on with the same page.
+  /// Gathers the requests of a node that go on with the same page, or in the same group.
   QUIRE_HOST_DEVICE void gather_by_next_page(std::int32_t level) {
     clear_slots();
     for_each(num_seqs_, [&](std::int32_t seq) {
       const detail::PrefixOfRequest& request = requests_[seq];
       const bool goes_on = is_in_node(seq) && request.pages > request.depth;
-      const std::int32_t page = goes_on ? page_ids(batch_, seq)[request.depth] : -1;
-      slot_of_[seq] = page < 0 ? kAlone : join(request.leader[level - 1], page, seq);
+      const std::int32_t next = goes_on ? next_of(seq, request.depth) : kAlone;
+      slot_of_[seq] = next < 0 ? kAlone : join(request.leader[level - 1], next, seq);
     });
     team_.sync();
   }
 
-  /// @return The slot of those who have `leader` in common and go on with `page`, `seq` among them.
-  QUIRE_HOST_DEVICE std::int32_t join(std::int32_t leader, std::int32_t page,
+  /// @return The slot of those who have `leader` in common and go on with `next`, `seq` among them.
+  QUIRE_HOST_DEVICE std::int32_t join(std::int32_t leader, std::int32_t next,
                                       std::int32_t seq) const {
     const std::uint64_t key = static_cast<std::uint64_t>(leader) << 48U |
-                              static_cast<std::uint64_t>(static_cast<std::uint32_t>(page)) << 16U;
+                              static_cast<std::uint64_t>(static_cast<std::uint32_t>(next)) << 16U;
     const std::uint64_t word = key | static_cast<std::uint64_t>(seq);
     std::uint64_t hash = (key >> 16U) * 0x9e37'79b9'7f4a'7c15U;
     hash ^= hash >> 32U;
@@ -250,17 +289,22 @@ class PrefixFinder {
 
   /// How many pages the requests of a node share, and what they pay for a tile of keys.
   QUIRE_HOST_DEVICE void measure_nodes(std::int32_t level) {
+    const bool is_named = groups_.num_levels > 0;  // else a warp compares tables
+    const std::int32_t step = is_named ? team_.size() : team_.num_warps();
     QUIRE_ROLLED
-    for (std::int32_t seq = team_.warp(); seq < num_seqs_; seq += team_.num_warps()) {
+    for (std::int32_t seq = is_named ? team_.rank() : team_.warp(); seq < num_seqs_; seq += step) {
       if (!is_in_node(seq)) continue;
       const detail::PrefixOfRequest& request = requests_[seq];
-      detail::PrefixOfRequest& node = requests_[request.leader[level]];
+      const std::int32_t leader = request.leader[level];
+      detail::PrefixOfRequest& node = requests_[leader];
       std::int32_t pages = request.pages;
-      if (request.leader[level] != seq) {
-        pages = team_.matching_until(page_ids(batch_, seq), page_ids(batch_, request.leader[level]),
-                                     request.depth + 1, detail::min_of(pages, node.pages));
+      if (leader != seq) {
+        pages = detail::min_of(pages, node.pages);
+        pages = is_named ? detail::min_of(pages, grouped_until(seq, leader, request.depth))
+                         : team_.matching_until(page_ids(batch_, seq), page_ids(batch_, leader),
+                                                request.depth + 1, pages);
       }
-      if (!team_.is_first_of_warp()) continue;
+      if (!is_named && !team_.is_first_of_warp()) continue;
       team_.lower_to(node.length, pages);
       team_.add(node.node_queries[level], request.queries);
       team_.add(node.node_cost_of_tile, request.cost_of_tile);
@@ -507,6 +551,7 @@ class PrefixFinder {
   const Policy& policy_;
   const core::ProblemShape& shape_;
   const core::BatchArrays& batch_;
+  const core::PrefixGroups& groups_;
   const ScheduleView& schedule_;
   const Team team_;
   const std::int32_t num_seqs_;
@@ -518,9 +563,10 @@ class PrefixFinder {
 };
 
 inline void find_prefixes(const Policy& policy, const core::ProblemShape& shape,
-                          const core::BatchArrays& batch, ScheduleView schedule) {
+                          const core::BatchArrays& batch, const core::PrefixGroups& groups,
+                          ScheduleView schedule) {
   auto* const scratch = static_cast<std::byte*>(schedule.prefix_scratch);
-  PrefixFinder(policy, shape, batch, schedule, scratch,
+  PrefixFinder(policy, shape, batch, groups, schedule, scratch,
                scratch + prefix_table_bytes(batch.num_seqs), SingleThread{})
       .run(*schedule.header);
 }

@@ -182,8 +182,8 @@ struct ListedQuery {
   std::uint32_t levels = 0;  ///< bit i: there is a result of the prefix of level i, and of its own
 };
 
-/// Prefixes of prefixes of prefixes; and the level of a request's own keys, all its parts.
-inline constexpr std::int32_t kPrefixLevels = 3;
+/// Of prefixes; and the level of a request's own keys, all its parts.
+inline constexpr std::int32_t kPrefixLevels = kMaxPrefixLevels;
 inline constexpr std::int32_t kOwnLevel = kPrefixLevels;
 
 /// Parts of a request's keys at most; and results of it that wait to be joined, of all its queries.
@@ -228,9 +228,11 @@ QUIRE_HOST_DEVICE inline std::int32_t max_listed(const Policy& policy) {
 QUIRE_HOST_DEVICE constexpr std::size_t prefix_scratch_bytes(std::int32_t max_num_seqs);
 
 /// Finds shared prefixes that pay, and fills the parts of the schedule that say so: segments, listed
-/// queries and the header's counts. O(num_seqs · (pages + log² num_seqs)).
+/// queries and the header's counts. O(num_seqs · (pages + log² num_seqs)), without the pages if groups
+/// are given.
 inline void find_prefixes(const Policy& policy, const core::ProblemShape& shape,
-                          const core::BatchArrays& batch, ScheduleView schedule);
+                          const core::BatchArrays& batch, const core::PrefixGroups& groups,
+                          ScheduleView schedule);
 
 /// Divides the keys of requests at fixed places (`fixed_parts.hpp`), and fills the same parts of the
 /// schedule. O(num_seqs).
@@ -318,9 +320,11 @@ QUIRE_HOST_DEVICE inline Range make_range(const TilePolicy& policy, const core::
                                           const StoredSegment* segments, const PlacedCut& begin,
                                           const PlacedCut& end, std::int32_t index);
 
-/// Fills the schedule on the host. O(num_seqs).
+/// Fills the schedule on the host. O(num_seqs), and what `find_prefixes` needs.
+/// @param groups  Shared prefixes that the caller knows; without levels they are looked for.
 inline void build(const Policy& policy, const core::ProblemShape& shape,
-                  const core::BatchArrays& batch, ScheduleView schedule);
+                  const core::BatchArrays& batch, ScheduleView schedule,
+                  const core::PrefixGroups& groups = {});
 
 /// @return False if the workspace does not hold the schedule that `build` makes of this batch, e.g.
 /// since its lengths were changed. O(num_seqs).

@@ -374,5 +374,124 @@ TEST(BatchBuilder, RandomBatchesAreWhatTheTableSays) {
   }
 }
 
+TEST_F(BatchBuilders, FindsWhoBeginsWithTheSamePages) {
+  const SeqId root = make(9);                            // pages 0, 1, 2
+  const SeqId other = make(3);                           // page 3
+  const SeqId sample = table_.fork(root, 8).value();     // 0, 1
+  ASSERT_TRUE(table_.append(sample, 5, copies_).ok());   // 0, 1, 4, 5
+  const SeqId second = table_.fork(sample, 12).value();  // 0, 1, 4
+  ASSERT_TRUE(table_.append(second, 1, copies_).ok());   // 0, 1, 4, 6
+  std::array<BatchEntry, 4> entries = {{{other, 1}, {second, 1}, {root, 1}, {sample, 1}}};
+  std::array<std::int32_t, 5 * kMaxPrefixLevels> leaders{};
+  std::array<std::int32_t, 5 * kMaxPrefixLevels> pages{};
+  ASSERT_TRUE(builder_.find_prefixes(entries, leaders, pages).ok());
+  EXPECT_THAT(leaders, ElementsAre(-1, 1, 1, 1, -1, -1, 1, -1, 1, -1, -1, -1, -1, -1, -1));
+  EXPECT_THAT(pages, ElementsAre(0, 2, 2, 2, 0, 0, 3, 0, 3, 0, 0, 0, 0, 0, 0));
+  entries[1].new_tokens = 0;
+  ASSERT_TRUE(builder_.find_prefixes(entries, leaders, pages).ok());
+  EXPECT_THAT(leaders, ElementsAre(-1, -1, 2, 2, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1));
+  EXPECT_THAT(pages, ElementsAre(0, 0, 2, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0));
+}
+
+TEST(BatchBuilder, EntriesOfManyNewTokensAreInNoGroup) {
+  PagePool pool({.num_pages = 99, .page_size = 4});
+  PageTable table(pool, {.max_seqs = 2, .max_tokens_per_seq = 200});
+  BatchBuilder builder(table);
+  std::vector<CopyOp> copies;
+  std::array<BatchEntry, 2> entries;
+  entries[0] = {table.create().value(), 1};
+  ASSERT_TRUE(table.append(entries[0].seq, 9, copies).ok());
+  std::array<std::int32_t, 2 * kMaxPrefixLevels> leaders{};
+  std::array<std::int32_t, 2 * kMaxPrefixLevels> pages{};
+  for (const std::int32_t new_tokens : {64, 65}) {
+    entries[1] = {table.fork(entries[0].seq, 8).value(), new_tokens};
+    ASSERT_TRUE(table.append(entries[1].seq, new_tokens, copies).ok());
+    ASSERT_TRUE(builder.find_prefixes(entries, leaders, pages).ok());
+    EXPECT_EQ(leaders[1], new_tokens == 64 ? 0 : -1);
+    ASSERT_TRUE(table.destroy(entries[1].seq).ok());
+  }
+}
+
+TEST_F(BatchBuilders, RefusesArraysThatGroupsDoNotFit) {
+  const std::array<BatchEntry, 2> entries = {{{make(5), 0}, {make(5), 0}}};
+  std::array<std::int32_t, 6> leaders{};
+  std::array<std::int32_t, 6> pages{};
+  const auto expect_status = [&](std::size_t num_leaders, std::size_t num_pages, ErrorCode code,
+                                 std::string_view text) {
+    const Status status = builder_.find_prefixes(entries, std::span(leaders).first(num_leaders),
+                                                 std::span(pages).first(num_pages));
+    EXPECT_EQ(status.code(), code);
+    EXPECT_EQ(status.message(), text);
+  };
+  expect_status(6, 5, ErrorCode::kInvalidArgument,
+                "[batch_builder] leaders, pages: expected [3, num_seqs] of both, got 6 and 5");
+  expect_status(5, 5, ErrorCode::kInvalidArgument,
+                "[batch_builder] leaders, pages: expected [3, num_seqs] of both, got 5 and 5");
+  expect_status(3, 3, ErrorCode::kTooLong, "[batch_builder] num_seqs: expected at most 1, got 2");
+  ASSERT_TRUE(table_.destroy(entries[1].seq).ok());
+  expect_status(6, 6, ErrorCode::kBadHandle,
+                "[batch_builder] entries[1]: expected a live sequence, got slot 1 of generation 1");
+}
+
+TEST(BatchBuilder, TwoEntriesAreGroupedAsFarAsTheirTablesAreTheSame) {
+  std::mt19937 random(19);
+  const auto up_to = [&](std::int32_t most) {
+    return std::uniform_int_distribution<std::int32_t>(0, most)(random);
+  };
+  int deep = 0;
+  for (int round = 0; round < 60; ++round) {
+    PagePool pool({.num_pages = 6000, .page_size = 2});
+    PageTable table(pool, {.max_seqs = 24, .max_tokens_per_seq = 4000});
+    BatchBuilder builder(table);
+    std::vector<CopyOp> copies;
+    std::vector<BatchEntry> entries;
+    while (entries.size() < 24) {
+      const bool forks = !entries.empty() && up_to(5) > 0;
+      const auto parent = static_cast<std::size_t>(up_to(static_cast<int>(entries.size()))) %
+                          std::max<std::size_t>(1, entries.size());
+      const SeqId seq =
+          forks ? table.fork(entries[parent].seq, up_to(table.length(entries[parent].seq))).value()
+                : table.create().value();
+      ASSERT_TRUE(table.append(seq, up_to(3) == 0 ? up_to(300) : up_to(5), copies).ok());
+      entries.push_back({seq, 0});
+    }
+    for (BatchEntry& entry : entries) {  // all are behind what is shared then
+      ASSERT_TRUE(table.append(entry.seq, 1, copies).ok());
+      entry.new_tokens = 1;
+    }
+    std::ranges::shuffle(entries, random);
+    const std::size_t num_seqs = entries.size();
+    std::vector<std::int32_t> leaders(kMaxPrefixLevels * num_seqs);
+    std::vector<std::int32_t> pages(leaders.size());
+    ASSERT_TRUE(builder.find_prefixes(entries, leaders, pages).ok());
+    for (std::size_t a = 0; a < num_seqs; ++a) {
+      for (std::size_t b = 0; b < a; ++b) {
+        const auto whole_pages = [&](SeqId seq) {
+          return table.pages(seq).first(static_cast<std::size_t>((table.length(seq) - 1) / 2));
+        };
+        const std::span<const PageId> of_a = whole_pages(entries[a].seq);
+        const auto same = std::ranges::mismatch(of_a, whole_pages(entries[b].seq)).in1;
+        std::int32_t grouped = 0;
+        int level = 0;
+        for (; level < kMaxPrefixLevels; ++level) {
+          const std::size_t row = static_cast<std::size_t>(level) * num_seqs;
+          if (leaders[row + a] < 0 || leaders[row + a] != leaders[row + b]) break;
+          ASSERT_EQ(pages[row + a], pages[row + b]);
+          ASSERT_GT(pages[row + a], grouped);
+          grouped = pages[row + a];
+        }
+        const auto expected = static_cast<std::int32_t>(same - of_a.begin());
+        if (level < kMaxPrefixLevels) {
+          ASSERT_EQ(grouped, expected);
+        } else {
+          ASSERT_LE(grouped, expected);
+        }
+        deep += static_cast<int>(level > 1);
+      }
+    }
+  }
+  EXPECT_GT(deep, 100);
+}
+
 }  // namespace
 }  // namespace quire

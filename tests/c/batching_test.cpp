@@ -151,6 +151,56 @@ TEST_F(CBatching, AnUpdatedBlockHasTheBytesOfABuild) {
   quire_batch_builder_destroy(builder);
 }
 
+TEST_F(CBatching, PrefixesAreNamedForABatch) {
+  const quire_batch_entry root = entry(5, 1);
+  std::array entries{root, root, root};
+  for (std::size_t i = 0; i < 2; ++i) {
+    ASSERT_EQ(quire_page_table_fork_seq(table_, root.seq, 4, &entries.at(i).seq), QUIRE_OK);
+    ASSERT_EQ(quire_page_table_append(table_, entries.at(i).seq, 1, copies_), QUIRE_OK);
+  }
+  std::array<std::int32_t, 4 * QUIRE_MAX_PREFIX_LEVELS> leaders{};
+  std::array<std::int32_t, 4 * QUIRE_MAX_PREFIX_LEVELS> pages{};
+  ASSERT_EQ(quire_batch_builder_find_prefixes(builder_, entries.data(), 3, 4, leaders.data(),
+                                              pages.data()),
+            QUIRE_OK)
+      << quire_last_error();
+  EXPECT_EQ(leaders, (std::array{0, 0, 0, -1, -1, -1, -1, -1, -1, -1, -1, -1}));
+  EXPECT_EQ(pages, (std::array{1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0}));
+
+  quire_staged_batch staged = QUIRE_STAGED_BATCH_INIT;
+  const quire_batch_shape shape = {4, 4, 2, QUIRE_OMITTED};
+  ASSERT_EQ(quire_batch_builder_build(builder_, entries.data(), 3, &shape, staging_.data(),
+                                      staging_.size(), &staged),
+            QUIRE_OK)
+      << quire_last_error();
+  Client client;
+  client.limits.max_num_seqs = 4;
+  client.create();
+  ASSERT_EQ(quire_staged_batch_as_batch(&staged, nullptr, kCpu, 0, &client.batch), QUIRE_OK);
+  const std::array<std::int64_t, 2> levels = {QUIRE_MAX_PREFIX_LEVELS, 4};
+  client.batch.prefix_leaders =
+      quire_tensor_packed(leaders.data(), QUIRE_INT32, kCpu, 2, levels.data());
+  client.batch.prefix_pages =
+      quire_tensor_packed(pages.data(), QUIRE_INT32, kCpu, 2, levels.data());
+  EXPECT_EQ(client.schedule(), QUIRE_OK) << quire_last_error();
+  pages[1] = 3;
+  EXPECT_EQ(client.schedule(), QUIRE_INVALID_ARGUMENT);
+  EXPECT_STREQ(quire_last_error(),
+               "[schedule] prefix_pages[0][1]: expected at most 2 (more than at the level before, "
+               "pages that the tables have, as many as for the leader), got 3");
+
+  EXPECT_EQ(quire_batch_builder_find_prefixes(builder_, entries.data(), 3, 2, leaders.data(),
+                                              pages.data()),
+            QUIRE_TOO_LONG);
+  EXPECT_STREQ(quire_last_error(), "[batch_builder] num_seqs: expected at most 2, got 3");
+  EXPECT_EQ(quire_batch_builder_find_prefixes(builder_, entries.data(), 3, -1, leaders.data(),
+                                              pages.data()),
+            QUIRE_INVALID_ARGUMENT);
+  EXPECT_EQ(
+      quire_batch_builder_find_prefixes(builder_, entries.data(), 3, 4, nullptr, pages.data()),
+      QUIRE_INVALID_ARGUMENT);
+}
+
 TEST_F(CBatching, AFixedShapeIsPaddedAndOmitsWhatItSays) {
   const std::array entries{entry(5, 1)};
   const quire_batch_shape shape = {3, 4, 2, QUIRE_OMITTED};

@@ -84,6 +84,7 @@ struct Call {
   std::vector<std::int32_t> qo_indptr = {0, 2, 5};
   std::vector<std::int32_t> kv_len = {20, 32};
   std::vector<std::int32_t> page_table = {3, 1, 0, 2};
+  std::vector<std::int32_t> groups;
   std::vector<float> q = std::vector<float>(kRows * kQoHeads * kHeadDim, 0.5F);
   std::vector<float> k = std::vector<float>(kPages * kPageSize * kKvHeads * kHeadDim, 0.5F);
   std::vector<float> v = k;
@@ -157,6 +158,34 @@ TEST(ErrorTexts, OfTheShapesOfABatch) {
             "[schedule] tree_mask: expected uint32 [≥0, ≥0], got nothing");
   EXPECT_EQ(text_after([](Call& c) { c.batch.full_mask = {c.extra.data(), DType::kUInt8, {8}}; }),
             "[schedule] full_mask: expected nothing, since the spec does not use it");
+}
+
+TEST(ErrorTexts, OfTheShapesOfGroups) {
+  const auto text = [](const std::function<void(Call&)>& spoil) {
+    return text_after([&](Call& c) {
+      c.groups.resize(8, -1);
+      c.batch.prefix_leaders = c.batch.prefix_pages = {c.groups.data(), DType::kInt32, {3, 2}};
+      spoil(c);
+    });
+  };
+  EXPECT_EQ(text([](Call&) {}), "");
+  EXPECT_EQ(text([](Call& c) { c.spec.batch_invariant = true; }), "");
+  EXPECT_EQ(text([](Call& c) { c.spec.share_prefixes = false; }),
+            "[schedule] prefix_leaders: expected nothing, since share_prefixes of the spec is off");
+  EXPECT_EQ(text([](Call& c) {
+              c.spec.page_size = kContiguousKv;
+              c.batch.kv_indptr = c.batch.qo_indptr;
+              c.batch.page_table = {};
+            }),
+            "[schedule] prefix_leaders: expected nothing, since contiguous K/V have no pages");
+  EXPECT_EQ(text([](Call& c) { c.batch.prefix_pages = {}; }),
+            "[schedule] prefix_pages: expected int32 [3, 2], got nothing");
+  EXPECT_EQ(text([](Call& c) { c.batch.prefix_leaders = {}; }),
+            "[schedule] prefix_leaders: expected int32 [≥1, 2], got nothing");
+  EXPECT_EQ(text([](Call& c) { c.batch.prefix_pages.shape[0] = 2; }),
+            "[schedule] prefix_pages: expected int32 [3, 2], got int32 [2, 2]");
+  EXPECT_EQ(text([](Call& c) { c.batch.prefix_leaders.shape[0] = 4; }),
+            "[schedule] prefix_leaders: expected at most 3 levels, got 4");
 }
 
 TEST(ErrorTexts, OfAnEmptyTreeMask) {

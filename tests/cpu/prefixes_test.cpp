@@ -227,6 +227,56 @@ TEST(CpuPrefixes, OfRandomForestsAgreeWithTheOracleAndWithUnsharedWithinRounding
   EXPECT_GT(deep, 20);
 }
 
+TEST(CpuPrefixes, ThatAreNamedGiveTheBitsOfThoseThatAreFound) {
+  std::mt19937 random(4);
+  int shared = 0;
+  for (int round = 0; round < 120 && !HasFailure(); ++round) {
+    SCOPED_TRACE(round);
+    RandomBatchOptions options = random_forest(random);
+    options.named_prefixes = true;
+    RandomBatch batch(options);
+    if (!batch.names_all_prefixes) continue;
+    Step named(batch, batch.spec, {});
+    ASSERT_TRUE(named.run(batch).ok());
+    const std::vector<std::byte> expected = result_bytes(batch);
+    const KeyReads reads = named.key_reads(batch);
+    batch.batch.prefix_leaders = batch.batch.prefix_pages = {};
+    Step found(batch, batch.spec, {});
+    ASSERT_TRUE(found.run(batch).ok());
+    EXPECT_EQ(result_bytes(batch), expected);
+    EXPECT_EQ(found.key_reads(batch).grouped, reads.grouped);
+    shared += static_cast<int>(named.header().overview.num_prefixes > 0);
+  }
+  EXPECT_GT(shared, 8);
+}
+
+TEST(CpuPrefixes, AreThoseThatAreNamedAndNoOthers) {
+  RandomBatchOptions options = sharing(DType::kFloat32, 1, 1, 16);
+  options.named_prefixes = true;
+  RandomBatch batch(options);
+  EXPECT_GT(Step(batch, batch.spec, {}).header().overview.num_prefixes, 0);
+  std::ranges::fill(batch.prefix_leaders, -1);
+  std::ranges::fill(batch.prefix_pages, RandomBatch::kStaleId);
+  EXPECT_EQ(Step(batch, batch.spec, {}).header().overview.num_prefixes, 0);
+}
+
+TEST(CpuPrefixes, ThatAreNamedAreNotReadWhereNoneAreShared) {
+  const auto expect_none = [](const RandomBatchOptions& options, bool batch_invariant) {
+    RandomBatch batch(options);
+    batch.spec.batch_invariant = batch_invariant;
+    std::ranges::fill(batch.prefix_leaders, RandomBatch::kStaleId);
+    EXPECT_EQ(Step(batch, batch.spec, {}).header().levels & 7U, 0U);
+  };
+  RandomBatchOptions options = sharing(DType::kFloat32, 1, 1, 16);
+  options.named_prefixes = true;
+  expect_none(options, true);
+  options.spec.window_left = 600;
+  expect_none(options, false);
+  options.spec.window_left = -1;
+  options.spec.mask = Mask::kFull;
+  expect_none(options, false);
+}
+
 TEST(CpuPrefixes, GiveTheSameBitsForAnyThreadsAndInEveryRun) {
   RandomBatch batch(sharing(DType::kFloat32, 4, 2, 32));
   OneByOne ordered(6);

@@ -190,6 +190,51 @@ TEST(BatchValues, OfMasksAreWideEnough) {
             "[schedule] full_mask_indptr[3]: expected 16…16 (request 2 has 5 × 5 bits), got 17");
 }
 
+TEST(BatchValues, OfGroupsAreATreeOfPagesThatTheTablesHave) {
+  const auto text = [](const std::function<void(RandomBatch&)>& spoil) {
+    const RandomBatchOptions options = testing::three_that_share(KeySource::kDense);
+    const Outcome outcome = outcome_after(options, [&](RandomBatch& b) {
+      testing::name_three(b);
+      spoil(b);
+    });
+    const std::string begin = "[schedule] ";
+    if (outcome.text.empty()) return outcome.text;
+    EXPECT_EQ(outcome.text.substr(0, begin.size()), begin);
+    const std::string sentence = outcome.text.substr(begin.size());
+    EXPECT_EQ(check_result(Device::cpu(), &outcome.record).message(), "[check] " + sentence);
+    return sentence;
+  };
+  EXPECT_EQ(text([](RandomBatch&) {}), "");
+  EXPECT_EQ(text([](RandomBatch& b) { b.prefix_leaders[2] = 3; }),
+            "prefix_leaders[0][2]: expected -1 or a request in [0, 3), got 3");
+  EXPECT_EQ(text([](RandomBatch& b) { b.prefix_leaders[7] = -2; }),
+            "prefix_leaders[2][1]: expected -1, as at the level before, got -2");
+  EXPECT_EQ(text([](RandomBatch& b) { b.prefix_leaders[7] = 1; }),
+            "prefix_leaders[2][1]: expected -1, as at the level before, got 1");
+  EXPECT_EQ(text([](RandomBatch& b) { b.prefix_leaders[1] = -1; }),
+            "prefix_leaders[0]: expected the same for request 0 and the one that leads it, got 1 "
+            "and -1");
+  EXPECT_EQ(text([](RandomBatch& b) { b.prefix_leaders[0] = 0; }),
+            "prefix_leaders[0]: expected the same for request 2 and the one that leads it, got 1 "
+            "and 0");
+  const std::string rule =
+      " (more than at the level before, pages that the tables have, as many as for the leader), "
+      "got ";
+  EXPECT_EQ(text([](RandomBatch& b) { b.prefix_pages[1] = 0; }),
+            "prefix_pages[0][0]: expected at most 0" + rule + "1");
+  EXPECT_EQ(text([](RandomBatch& b) { b.prefix_pages[3] = 1; }),
+            "prefix_pages[1][0]: expected at least 2" + rule + "1");
+  EXPECT_EQ(text([](RandomBatch& b) { b.prefix_pages[3] = 1 << 30; }),
+            "prefix_pages[1][0]: expected at most 4" + rule + "1073741824");
+  EXPECT_EQ(text([](RandomBatch& b) { b.prefix_pages[5] = 2; }),
+            "prefix_pages[1][2]: expected at least 3" + rule + "2");
+  EXPECT_EQ(text([](RandomBatch& b) {
+              b.page_table[0] = 5;
+              b.page_table[7] = 6;
+            }),
+            "page 0 of request 0: expected 6 as its prefix_leaders have there, got 5");
+}
+
 TEST(CheckedMode, NotesTheRequestThatALengthOrAnOffsetBelongsTo) {
   const auto seq_after = [](KeySource source, const std::function<void(RandomBatch&)>& spoil) {
     return outcome_after(three_requests(source), spoil).record.seq;

@@ -20,6 +20,7 @@ using testing::DeviceWorkspaces;
 using testing::expect_matches;
 using testing::GuardedBytes;
 using testing::kGpu;
+using testing::NamedGroups;
 using testing::PageForest;
 using testing::RandomBatch;
 using testing::RandomBatchOptions;
@@ -64,12 +65,16 @@ Said said_by(const PageForest& forest, schedule::ScheduleView view) {
   return said;
 }
 
-void expect_host_schedule(const PageForest& forest, std::size_t near_bytes, int& with_prefixes) {
+/// @param named  Groups that are given; null: prefixes are looked for.
+void expect_host_schedule(const PageForest& forest, std::size_t near_bytes, int& with_prefixes,
+                          const NamedGroups* named = nullptr) {
   const std::size_t size = schedule::schedule_bytes(forest.policy, forest.num_seqs());
   std::vector<std::uint64_t> of_host(size / 8 + 1);
   const schedule::ScheduleView host =
       schedule::view_of(forest.policy, forest.num_seqs(), of_host.data());
-  schedule::build(forest.policy, forest.shape, forest.arrays(), host);
+  core::PrefixGroups groups;
+  if (named != nullptr) groups = named->arrays();
+  schedule::build(forest.policy, forest.shape, forest.arrays(), host, groups);
   with_prefixes += static_cast<int>(host.header->overview.num_prefixes > 0);
 
   const testing::Stream stream;
@@ -80,9 +85,14 @@ void expect_host_schedule(const PageForest& forest, std::size_t near_bytes, int&
   batch.qo_indptr = qo_indptr.data();
   batch.kv_len = kv_len.data();
   batch.page_table = page_table.data();
+  const std::vector<std::int32_t> nothing;
+  const DeviceCopy<std::int32_t> leaders(named != nullptr ? named->leaders : nothing, stream);
+  const DeviceCopy<std::int32_t> pages(named != nullptr ? named->pages : nothing, stream);
+  groups.leaders = leaders.data();
+  groups.pages = pages.data();
   const GuardedBytes workspace(size, stream);
   testing::require(cuda::launch_schedule(
-      forest.policy, forest.shape, batch,
+      forest.policy, forest.shape, batch, groups,
       schedule::view_of(forest.policy, forest.num_seqs(), workspace.get().data()), near_bytes,
       nullptr, stream.get()));
   std::vector<std::uint64_t> of_device(size / 8 + 1);
@@ -104,20 +114,47 @@ void expect_host_schedule(const PageForest& forest, std::size_t near_bytes, int&
   ASSERT_EQ(got.bytes, expected.bytes);
 }
 
+/// Shared memory that a search is given in turns: as much as there is, little, none.
+class NearBytes {
+ public:
+  NearBytes() {
+    int shared_memory = 0;
+    testing::require(
+        cudaDeviceGetAttribute(&shared_memory, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0));
+    testing::require(cuda::prepare_schedule(static_cast<std::size_t>(shared_memory), most_));
+  }
+  [[nodiscard]] std::size_t of(int round) const {
+    return std::array{most_, std::size_t{3000}, std::size_t{0}}.at(
+        static_cast<std::size_t>(round % 3));
+  }
+
+ private:
+  std::size_t most_ = 0;
+};
+
 TEST(PrefixesOnTheDevice, AreTheHostsBitForBitOverRandomForests) {
-  int shared_memory = 0;
-  testing::require(
-      cudaDeviceGetAttribute(&shared_memory, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0));
-  std::size_t most = 0;
-  testing::require(cuda::prepare_schedule(static_cast<std::size_t>(shared_memory), most));
+  const NearBytes near_bytes;
   std::mt19937 random(5);
   int with_prefixes = 0;
   for (int round = 0; round < 1500 && !HasFailure(); ++round) {
     SCOPED_TRACE(round);
-    const std::size_t near_bytes =
-        std::array{most, std::size_t{3000}, std::size_t{0}}.at(static_cast<std::size_t>(round % 3));
-    expect_host_schedule(testing::random_forest(random, round % 50 == 0 ? 2000 : 60), near_bytes,
-                         with_prefixes);
+    expect_host_schedule(testing::random_forest(random, round % 50 == 0 ? 2000 : 60),
+                         near_bytes.of(round), with_prefixes);
+  }
+  EXPECT_GT(with_prefixes, 300);
+}
+
+// In every other round what is named is no tree.
+TEST(NamedPrefixesOnTheDevice, AreTheHostsBitForBitOverRandomForests) {
+  const NearBytes near_bytes;
+  std::mt19937 random(8);
+  int with_prefixes = 0;
+  for (int round = 0; round < 1500 && !HasFailure(); ++round) {
+    SCOPED_TRACE(round);
+    const PageForest forest = testing::random_forest(random, round % 50 == 0 ? 2000 : 60);
+    NamedGroups groups = testing::named_groups(testing::shareable_tables(forest), random);
+    if (round % 2 == 1) testing::spoil(groups, random);
+    expect_host_schedule(forest, near_bytes.of(round), with_prefixes, &groups);
   }
   EXPECT_GT(with_prefixes, 300);
 }
@@ -262,6 +299,53 @@ TEST(GpuPrefixes, GiveTheSameBitsInEveryRunAndAgreeWithUnsharedWithinRounding) {
   EXPECT_NE(batch.result_bytes(), expected);
   EXPECT_EQ(header_of(others, batch.stream).overview.num_prefixes, 0);
   expect_matches(host, oracle_of(host));
+}
+
+TEST(GpuPrefixes, ThatAreNamedGiveTheBitsOfThoseThatAreFound) {
+  RandomBatchOptions options = sharing(DType::kBFloat16, 4, 128);
+  options.named_prefixes = true;
+  expect_shared(options, "named");
+  RandomBatch host(options);
+  DeviceBatch batch(host);
+  const Attention attention(kGpu, host.spec, testing::kRoomyLimits);
+  const DeviceWorkspaces workspaces(attention.workspace_sizes(), batch.stream);
+  ASSERT_TRUE(batch.launch(attention, workspaces).ok());
+  const std::vector<std::byte> expected = batch.result_bytes();
+  batch.forget_results();
+  batch.batch.prefix_leaders = batch.batch.prefix_pages = {};
+  ASSERT_TRUE(batch.launch(attention, workspaces).ok());
+  EXPECT_EQ(batch.result_bytes(), expected);
+}
+
+TEST(GpuPrefixes, FollowGroupsThatChangeUnderACapturedGraph) {
+  RandomBatchOptions options = sharing(DType::kBFloat16, 4, 128);
+  options.named_prefixes = true;
+  options.pool_pages = 9000;
+  options.table_width = 128;
+  RandomBatch first(options);
+  DeviceBatch batch(first);
+  const Attention attention(kGpu, first.spec, testing::kRoomyLimits);
+  const DeviceWorkspaces workspaces(attention.workspace_sizes(), batch.stream);
+  cudaGraph_t graph = nullptr;
+  testing::require(cudaStreamBeginCapture(batch.stream.get(), cudaStreamCaptureModeThreadLocal));
+  ASSERT_TRUE(batch.launch(attention, workspaces).ok());
+  testing::require(cudaStreamEndCapture(batch.stream.get(), &graph));
+  cudaGraphExec_t instance = nullptr;
+  testing::require(cudaGraphInstantiate(&instance, graph, 0));
+  for (int step = 0; step < 6; ++step) {
+    SCOPED_TRACE(step);
+    options.seed = static_cast<std::uint32_t>(step + 2);
+    RandomBatch host(options);
+    const bool shares = step % 2 == 0;
+    if (!shares) std::ranges::fill(host.prefix_leaders, -1);  // though the tables do
+    batch.replace(host);
+    testing::require(cudaGraphLaunch(instance, batch.stream.get()));
+    batch.download_into(host);
+    EXPECT_EQ(header_of(workspaces, batch.stream).overview.num_prefixes > 0, shares);
+    expect_matches(host, oracle_of(host));
+  }
+  cudaGraphExecDestroy(instance);
+  cudaGraphDestroy(graph);
 }
 
 TEST(GpuPrefixes, FollowTablesThatChangeUnderACapturedGraph) {

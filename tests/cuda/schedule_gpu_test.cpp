@@ -275,7 +275,7 @@ void expect_same_schedule(const Case& test) {
   const DeviceArray<std::byte> workspace(bytes_of(test));
   const schedule::ScheduleView view =
       schedule::view_of(test.policy, batch.num_seqs, workspace.data());
-  require(cuda::launch_schedule(test.policy, test.shape, batch, view, 0, nullptr, nullptr));
+  require(cuda::launch_schedule(test.policy, test.shape, batch, {}, view, 0, nullptr, nullptr));
 
   std::vector<std::byte> copy = workspace.to_host();
   const Made made = read(test, schedule::view_of(test.policy, batch.num_seqs, copy.data()));
@@ -345,7 +345,7 @@ TEST(ScheduleOnTheDevice, MayBeCapturedAndReplayedForOtherLengths) {
   cudaStream_t stream = nullptr;
   require(cudaStreamCreate(&stream));
   require(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
-  require(cuda::launch_schedule(test.policy, test.shape, batch, view, 0, nullptr, stream));
+  require(cuda::launch_schedule(test.policy, test.shape, batch, {}, view, 0, nullptr, stream));
   cudaGraph_t graph = nullptr;
   require(cudaStreamEndCapture(stream, &graph));
   cudaGraphExec_t executable = nullptr;

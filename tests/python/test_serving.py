@@ -364,6 +364,56 @@ def test_an_updated_block_has_the_bytes_of_a_build() -> None:
         builder.update(given, shape=quire.BatchShape(1, 0, 2), staging=staging)
 
 
+def test_prefixes_that_are_named_give_the_bits_of_those_that_are_found() -> None:
+    pool = quire.PagePool(64, 16)
+    table = quire.PageTable(pool, max_seqs=8, max_tokens_per_seq=512)
+    builder, copies = quire.BatchBuilder(table), quire.CopyPlan()
+    root = table.create()
+    table.append(root, 400, copies)
+    seqs = [table.fork(root, 384) for _ in range(6)]
+    for i, seq in enumerate(seqs):
+        table.append(seq, 1 + i, copies)
+    given = [quire.BatchEntry(seq, 1) for seq in seqs]
+    groups = builder.find_prefixes(given, num_seqs=7)
+    assert groups.shape == (2, quire.MAX_PREFIX_LEVELS, 7)
+    np.testing.assert_array_equal(groups[0, 0], [0, 0, 0, 0, 0, 0, -1])
+    np.testing.assert_array_equal(groups[1, 0], [24] * 6 + [0])
+    assert (groups[0, 1:] == -1).all()
+    with pytest.raises(quire.TooLong, match="expected at most 5, got 6"):
+        builder.find_prefixes(given, num_seqs=5)
+    with pytest.raises(quire.InvalidArgument, match="expected at least 0, got -1"):
+        builder.find_prefixes(given, num_seqs=-1)
+    assert builder.find_prefixes([]).shape == (2, 3, 0)
+
+    rng = np.random.default_rng(1)
+    cache = rng.standard_normal((2, 64, 16, 2, 16)).astype(np.float32)
+    q = rng.standard_normal((6, 4, 16)).astype(np.float32)
+    spec = quire.AttentionSpec(4, 2, 16, q_dtype="float32", page_size=16)
+    attention = quire.Attention(spec, quire.BatchLimits(8, 8, 512))
+    staged = builder.build(given)
+    leaders, pages = builder.find_prefixes(given)
+    names = {"prefix_leaders": leaders, "prefix_pages": pages}
+    results = [
+        attention.run(attention.schedule(batch), q, *cache)
+        for batch in (staged.dense(), staged.dense(**names), staged.csr(**names))
+    ]
+    np.testing.assert_array_equal(results[1], results[0])
+    np.testing.assert_array_equal(results[2], results[0])
+    leaders[:] = -1
+    apart = attention.run(attention.schedule(staged.dense(**names)), q, *cache)
+    assert (apart != results[0]).any()  # groups are what is shared
+    np.testing.assert_allclose(apart, results[0], atol=1e-5)
+    leaders[0, 2] = 9
+    record = quire.CheckRecord()
+    with pytest.raises(quire.InvalidArgument, match=r"prefix_leaders\[0\]\[2\]: expected -1 or"):
+        attention.schedule(staged.dense(**names), check=record)
+    off = quire.AttentionSpec(4, 2, 16, q_dtype="float32", page_size=16, share_prefixes=False)
+    with pytest.raises(quire.InvalidArgument, match="share_prefixes of the spec is off"):
+        quire.Attention(off).schedule(staged.dense(**names))
+    with pytest.raises(quire.InvalidArgument, match="prefix_pages: expected"):
+        attention.schedule(staged.dense(prefix_leaders=leaders))
+
+
 def test_builders_refuse_what_does_not_fit() -> None:
     _, table = make()
     builder = quire.BatchBuilder(table)

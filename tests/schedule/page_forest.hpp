@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "schedule/schedule.hpp"
+#include "support/named_groups.hpp"
 
 namespace quire::testing {
 
@@ -125,6 +126,34 @@ inline PageForest invariant_forest(std::mt19937& random, std::int32_t most_seqs)
   forest.policy.fixed_part_keys = 24;
   forest.policy.prefixes.max_states = schedule::kMostFixedParts * std::max(1, forest.num_seqs());
   return forest;
+}
+
+/// Pages that every query of a request sees whole, if the request may share any.
+inline std::int32_t shareable_pages(const PageForest& forest, std::int32_t seq) {
+  const auto at = static_cast<std::size_t>(seq);
+  const std::int32_t queries = forest.qo_indptr[at + 1] - forest.qo_indptr[at];
+  if (queries == 0 || queries * forest.shape.group_size > forest.policy.prefixes.most_rows)
+    return 0;
+  return std::max(0, forest.kv_len[at] - queries) / forest.shape.page_size;
+}
+
+/// The first pages of each request's table.
+inline PageTables tables_of(const PageForest& forest, const std::vector<std::int32_t>& num_pages) {
+  PageTables tables;
+  for (std::int32_t seq = 0; seq < forest.num_seqs(); ++seq) {
+    const std::int32_t* const first = forest.table_of(seq);
+    tables.emplace_back(first, first + num_pages[static_cast<std::size_t>(seq)]);
+  }
+  return tables;
+}
+
+/// What of the tables may be shared.
+inline PageTables shareable_tables(const PageForest& forest) {
+  std::vector<std::int32_t> pages;
+  for (std::int32_t seq = 0; seq < forest.num_seqs(); ++seq) {
+    pages.push_back(shareable_pages(forest, seq));
+  }
+  return tables_of(forest, pages);
 }
 
 }  // namespace quire::testing

@@ -12,28 +12,42 @@
 #include <cstdint>
 #include <map>
 #include <set>
+#include <span>
 #include <tuple>
 #include <utility>
 #include <vector>
 
 #include "page_forest.hpp"
+#include "schedule/check.hpp"
 
 namespace quire::schedule {
 namespace {
 
 using testing::invariant_forest;
+using testing::named_groups;
+using testing::NamedGroups;
 using testing::PageForest;
 using testing::random_forest;
+using testing::shareable_pages;
+using testing::shareable_tables;
 using testing::sharing_policy;
+using testing::spoil;
+using testing::tables_of;
 
 /// A forest's schedule.
 struct Scheduled {
-  explicit Scheduled(const PageForest& page_forest)
+  explicit Scheduled(const PageForest& page_forest, const core::PrefixGroups& groups = {})
       : forest(page_forest),
         batch(forest.arrays()),
         workspace(schedule_bytes(forest.policy, batch.num_seqs) / 8 + 1, ~std::uint64_t{0}),
         view(view_of(forest.policy, batch.num_seqs, workspace.data())) {
-    build(forest.policy, forest.shape, batch, view);
+    build(forest.policy, forest.shape, batch, view, groups);
+  }
+
+  /// All of it but the scratch of the search, which comes last.
+  [[nodiscard]] std::span<const std::byte> bytes() const {
+    const auto* const first = reinterpret_cast<const std::byte*>(workspace.data());
+    return {first, static_cast<const std::byte*>(view.prefix_scratch)};
   }
 
   [[nodiscard]] std::vector<StoredSegment> prefixes() const {
@@ -55,15 +69,6 @@ struct Scheduled {
   std::vector<std::uint64_t> workspace;
   ScheduleView view;
 };
-
-/// Pages that every query of a request sees whole, if the request may share any.
-std::int32_t shareable_pages(const PageForest& forest, std::int32_t seq) {
-  const auto at = static_cast<std::size_t>(seq);
-  const std::int32_t queries = forest.qo_indptr[at + 1] - forest.qo_indptr[at];
-  if (queries == 0 || queries * forest.shape.group_size > forest.policy.prefixes.most_rows)
-    return 0;
-  return std::max(0, forest.kv_len[at] - queries) / forest.shape.page_size;
-}
 
 /// A node: its requests, and the pages [first, last) that they share beyond the node above.
 using Node = std::tuple<std::vector<std::int32_t>, std::int32_t, std::int32_t>;
@@ -224,6 +229,129 @@ TEST(FixedParts, LeaveEveryQueryEveryKeyOnce) {
   expect_every_key_once_in_forests(invariant_forest);
 }
 
+/// Decodes of `num_seqs` requests that share `shared` pages of 16 keys and have `own` of their own.
+PageForest decodes(std::int32_t num_seqs, std::int32_t shared, std::int32_t own) {
+  PageForest forest;
+  forest.shape.num_kv_heads = 8;
+  forest.shape.group_size = 4;
+  forest.shape.num_qo_heads = 32;
+  forest.shape.page_size = 16;
+  forest.shape.mask = Mask::kCausal;
+  forest.policy = sharing_policy(8, 8);
+  forest.policy.lines[kSmallUnits].keys_per_tile = 64;
+  forest.policy.lines[kLargeUnits].keys_per_tile = 128;
+  std::int32_t next = shared;
+  for (std::int32_t seq = 0; seq < num_seqs; ++seq) {
+    std::vector<std::int32_t> pages;
+    for (std::int32_t page = 0; page < shared + own; ++page) {
+      pages.push_back(page < shared ? page : next++);
+    }
+    forest.add(1, (shared + own) * 16, pages);
+  }
+  forest.finish();
+  return forest;
+}
+
+void expect_same(const Scheduled& named, const Scheduled& found) {
+  ASSERT_EQ(named.view.header->overview.num_prefixes, found.view.header->overview.num_prefixes);
+  ASSERT_TRUE(std::ranges::equal(named.bytes(), found.bytes()));
+}
+
+TEST(NamedPrefixes, MakeTheScheduleThatIsFoundInTheTables) {
+  std::mt19937 random(23);
+  int with_levels = 0;
+  for (int round = 0; round < 3000 && !HasFailure(); ++round) {
+    SCOPED_TRACE(round);
+    const PageForest forest = random_forest(random, 40);
+    const NamedGroups groups = named_groups(shareable_tables(forest), random);
+    const Scheduled found(forest);
+    expect_same(Scheduled(forest, groups.arrays()), found);
+    with_levels += static_cast<int>(std::popcount(found.view.header->levels) > 1);
+  }
+  EXPECT_GT(with_levels, 100);
+}
+
+// Groups say what tables begin with. What queries do not see of it, and who cannot share, is the schedule's to
+// know.
+TEST(NamedPrefixes, NeedNotKnowWhatQueriesSee) {
+  std::mt19937 random(24);
+  int with_less_seen = 0;
+  for (int round = 0; round < 3000 && !HasFailure(); ++round) {
+    SCOPED_TRACE(round);
+    const PageForest forest = random_forest(random, 40);
+    std::vector<std::int32_t> pages;
+    for (const std::int32_t keys : forest.kv_len) pages.push_back(keys / forest.shape.page_size);
+    const NamedGroups groups = named_groups(tables_of(forest, pages), random);
+    if (!groups.is_complete) continue;
+    const Scheduled found(forest);
+    expect_same(Scheduled(forest, groups.arrays()), found);
+    const NamedGroups of_seen = named_groups(shareable_tables(forest), random);
+    with_less_seen += static_cast<int>(found.view.header->overview.num_prefixes > 0 &&
+                                       of_seen.pages != groups.pages);
+  }
+  EXPECT_GT(with_less_seen, 100);
+}
+
+TEST(NamedPrefixes, AreThoseOfThePageAboutThem) {
+  PageForest forest = decodes(1, 0, 0);
+  const core::ProblemShape shape = forest.shape;
+  forest = {};
+  forest.shape = shape;
+  forest.policy = sharing_policy(8, 8);
+  forest.policy.lines[kSmallUnits].cost_of_tile = 10;  // so that a page of two pays
+  for (const std::vector<std::int32_t>& table :
+       testing::PageTables{{7, 3, 9, 1}, {7, 3, 9, 4}, {7, 3, 2}, {5, 6}}) {
+    forest.add(1, static_cast<std::int32_t>(table.size()) * shape.page_size, table);
+  }
+  forest.finish();
+  const std::vector<std::int32_t> leaders = {0, 0, 0, -1, 0, 0, -1, -1};
+  const std::vector<std::int32_t> pages = {2, 2, 2, 0, 3, 3, 0, 0};
+  const core::PrefixGroups groups{2, leaders.data(), 4, pages.data(), 4};
+  const BatchLimits limits;
+  for (std::int32_t seq = 0; seq < forest.num_seqs(); ++seq) {
+    const core::BatchArrays batch = forest.arrays();
+    EXPECT_EQ(RequestChecks(forest.shape, limits, batch, seq).prefixes(groups).what, 0);
+  }
+  const Scheduled named(forest, groups);
+  EXPECT_EQ(named.view.header->overview.num_prefixes, 2);
+  expect_same(named, Scheduled(forest));
+}
+
+TEST(NamedPrefixes, MayNameRequestsThatCannotShare) {
+  PageForest forest = decodes(8, 16, 4);
+  for (std::size_t i = 1; i < forest.qo_indptr.size(); ++i)
+    forest.qo_indptr[i] += 39;  // of request 0
+  NamedGroups groups(forest.kv_len.size());
+  std::ranges::fill_n(groups.leaders.begin(), forest.num_seqs(), 0);
+  std::ranges::fill_n(groups.pages.begin(), forest.num_seqs(), 16);
+  const Scheduled named(forest, groups.arrays());
+  expect_same(named, Scheduled(forest));
+  ASSERT_EQ(named.view.header->overview.num_prefixes, 1);
+  EXPECT_EQ(named.prefixes().front().segment.seq, 1);
+  EXPECT_EQ(named.view.header->num_listed, 7);
+}
+
+// All tables are the same, so that whatever is said of the first pages is true and only the tree is wrong.
+TEST(NamedPrefixes, ThatAreNoTreeLeaveEveryQueryEveryKeyOnce) {
+  std::mt19937 random(25);
+  int with_prefixes = 0;
+  for (int round = 0; round < 1500 && !HasFailure(); ++round) {
+    SCOPED_TRACE(round);
+    PageForest forest = random_forest(random, 24);
+    for (std::size_t i = 0; i < forest.page_table.size(); ++i) {
+      forest.page_table[i] = static_cast<std::int32_t>(i) % forest.width;
+    }
+    NamedGroups groups(forest.kv_len.size());
+    spoil(groups, random);
+    const Scheduled scheduled(forest, groups.arrays());
+    with_prefixes += static_cast<int>(scheduled.view.header->num_listed > 0);
+    ASSERT_LE(scheduled.view.header->num_segments,
+              max_segments(forest.policy, scheduled.batch.num_seqs));
+    ASSERT_NO_FATAL_FAILURE(expect_every_key_once(forest, scheduled));
+  }
+  EXPECT_GT(with_prefixes, 400);
+}
+
 /// All units of a request: line, kv heads, queries, keys, and which part of how many they are.
 using UnitsOfRequest =
     std::multiset<std::tuple<int, std::int32_t, std::int32_t, std::int32_t, std::int32_t,
@@ -264,29 +392,6 @@ TEST(FixedParts, MakeUnitsThatDependOnTheRequestAlone) {
       ASSERT_EQ(units_of_requests(alone).front(), together[at]) << "round " << round;
     }
   }
-}
-
-/// Decodes of `num_seqs` requests that share `shared` pages of 16 keys and have `own` of their own.
-PageForest decodes(std::int32_t num_seqs, std::int32_t shared, std::int32_t own) {
-  PageForest forest;
-  forest.shape.num_kv_heads = 8;
-  forest.shape.group_size = 4;
-  forest.shape.num_qo_heads = 32;
-  forest.shape.page_size = 16;
-  forest.shape.mask = Mask::kCausal;
-  forest.policy = sharing_policy(8, 8);
-  forest.policy.lines[kSmallUnits].keys_per_tile = 64;
-  forest.policy.lines[kLargeUnits].keys_per_tile = 128;
-  std::int32_t next = shared;
-  for (std::int32_t seq = 0; seq < num_seqs; ++seq) {
-    std::vector<std::int32_t> pages;
-    for (std::int32_t page = 0; page < shared + own; ++page) {
-      pages.push_back(page < shared ? page : next++);
-    }
-    forest.add(1, (shared + own) * 16, pages);
-  }
-  forest.finish();
-  return forest;
 }
 
 TEST(Prefixes, AreNotMadeIfAllOfThemSaveTooLittle) {

@@ -22,6 +22,7 @@ inline std::vector<std::span<std::byte>> memory_of(RandomBatch& batch) {
           bytes_of(batch.kv_page_indices), bytes_of(batch.kv_last_page_len),
           bytes_of(batch.kv_indptr),       bytes_of(batch.tree_mask),
           bytes_of(batch.full_mask),       bytes_of(batch.full_mask_indptr),
+          bytes_of(batch.prefix_leaders),  bytes_of(batch.prefix_pages),
           bytes_of(batch.k_scale),         bytes_of(batch.v_scale),
           bytes_of(batch.sinks),           bytes_of(batch.alibi_slopes),
           batch.q_elements.bytes(),        batch.k_elements.bytes(),

@@ -235,7 +235,7 @@ inline Batch on_device(const DeviceMirror& mirror, Batch batch) {
   for (TensorView* view :
        {&batch.qo_indptr, &batch.kv_len, &batch.page_table, &batch.kv_page_indptr,
         &batch.kv_page_indices, &batch.kv_last_page_len, &batch.kv_indptr, &batch.tree_mask,
-        &batch.full_mask, &batch.full_mask_indptr}) {
+        &batch.full_mask, &batch.full_mask_indptr, &batch.prefix_leaders, &batch.prefix_pages}) {
     *view = mirror.on_device(*view);
   }
   return batch;

@@ -13,11 +13,13 @@
 #include <numeric>
 #include <random>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "quire/attention.hpp"
 #include "quire/reference.hpp"
 #include "support/element_buffer.hpp"
+#include "support/named_groups.hpp"
 
 namespace quire::testing {
 
@@ -72,6 +74,8 @@ struct RandomBatchOptions {
   int value_scale_powers = 0;
   /// Most tables begin as another's does, for a random number of pages.
   bool page_forest = false;
+  /// Groups of requests that share prefixes are given, those with queries.
+  bool named_prefixes = false;
   std::uint32_t seed = 1;
 };
 
@@ -103,6 +107,7 @@ class RandomBatch {
     if (options.source == KeySource::kContiguous) spec.page_size = kContiguousKv;
     make_lengths();
     make_tables();
+    if (options.named_prefixes) name_prefixes();
     make_cache();
     make_rows();
     make_masks();
@@ -180,7 +185,8 @@ class RandomBatch {
 
   // The memory behind the views, to be spoilt by tests of bad input.
   std::vector<std::int32_t> qo_indptr, kv_len, page_table, kv_page_indptr, kv_page_indices,
-      kv_last_page_len, kv_indptr;
+      kv_last_page_len, kv_indptr, prefix_leaders, prefix_pages;
+  bool names_all_prefixes = false;  ///< none is deeper than groups can say
   std::vector<std::uint32_t> tree_mask;
   std::vector<std::uint8_t> full_mask;
   std::vector<std::int64_t> full_mask_indptr;
@@ -245,6 +251,21 @@ class RandomBatch {
     } else {
       make_csr_table();
     }
+  }
+
+  void name_prefixes() {
+    PageTables tables = pages_;
+    for (std::size_t seq = 0; seq < tables.size(); ++seq) {
+      if (options.requests[seq].qo_len == 0) tables[seq].clear();
+    }
+    std::mt19937 random(options.seed);
+    NamedGroups groups = named_groups(tables, random);
+    names_all_prefixes = groups.is_complete;
+    prefix_leaders = std::move(groups.leaders);
+    prefix_pages = std::move(groups.pages);
+    const std::initializer_list<std::int64_t> shape = {kMaxPrefixLevels, num_seqs()};
+    batch.prefix_leaders = TensorView(prefix_leaders.data(), DType::kInt32, shape);
+    batch.prefix_pages = TensorView(prefix_pages.data(), DType::kInt32, shape);
   }
 
   /// Pages that a request's table begins with, of an earlier one; often none.

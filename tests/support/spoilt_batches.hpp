@@ -103,12 +103,59 @@ inline void spoil_masks(std::vector<Spoilt>& all, std::int32_t head_dim) {
   add("full_mask_indptr is above the bytes", [](RandomBatch& b) { b.full_mask_indptr[3] = 17; });
 }
 
+/// Three requests whose tables, of 4, 2 and 4 pages, begin with the same page, two of them with three.
+inline RandomBatchOptions three_that_share(KeySource source, std::int32_t head_dim = 8) {
+  RandomBatchOptions options = three_requests(source, Mask::kCausal, head_dim);
+  options.requests = {{1, 49}, {1, 20}, {1, 50}};
+  options.shared_pages = 1;
+  options.num_branches = 2;
+  options.branch_pages = 2;
+  options.named_prefixes = true;
+  return options;
+}
+
+/// What is true of them: [level, request].
+inline void name_three(RandomBatch& batch) {
+  batch.prefix_leaders = {1, 1, 1, 0, -1, 0, -1, -1, -1};
+  batch.prefix_pages = {1, 1, 1, 3, 0, 3, 0, 0, 0};
+}
+
+inline void spoil_groups(std::vector<Spoilt>& all, std::int32_t head_dim) {
+  const RandomBatchOptions options = three_that_share(KeySource::kDense, head_dim);
+  const auto add = [&](const char* what, const std::function<void(RandomBatch&)>& spoil) {
+    all.push_back({what, options, [spoil](RandomBatch& b) {
+                     name_three(b);
+                     spoil(b);
+                   }});
+  };
+  add("a leader is the number of requests", [](RandomBatch& b) { b.prefix_leaders[2] = 3; });
+  add("a leader is below -1", [](RandomBatch& b) { b.prefix_leaders[1] = -2; });
+  add("a leader is enormous", [](RandomBatch& b) { b.prefix_leaders[0] = 1 << 30; });
+  add("a leader leads others only", [](RandomBatch& b) { b.prefix_leaders[1] = -1; });
+  add("a group is not part of one", [](RandomBatch& b) {
+    b.prefix_leaders[3] = b.prefix_leaders[4] = b.prefix_leaders[5] = 1;
+    b.prefix_leaders[0] = 0;
+  });
+  add("a group is below none", [](RandomBatch& b) { b.prefix_leaders[6] = 0; });
+  add("a request of a group has none above", [](RandomBatch& b) { b.prefix_leaders[2] = -1; });
+  add("a group has no pages", [](RandomBatch& b) { b.prefix_pages[0] = 0; });
+  add("a group has less than one above", [](RandomBatch& b) { b.prefix_pages[3] = 1; });
+  add("a group has more pages than a table",
+      [](RandomBatch& b) { b.prefix_pages[3] = b.prefix_pages[5] = 5; });
+  add("a group has more pages than the table is wide",
+      [](RandomBatch& b) { b.prefix_pages[3] = b.prefix_pages[5] = 1 << 30; });
+  add("requests of a group have different numbers", [](RandomBatch& b) { b.prefix_pages[5] = 2; });
+  add("pages of a group are different",
+      [](RandomBatch& b) { b.prefix_pages = {2, 2, 2, 3, 0, 3, 0, 0, 0}; });
+}
+
 inline std::vector<Spoilt> spoilt_batches(std::int32_t head_dim) {
   std::vector<Spoilt> all;
   spoil_lengths(all, head_dim);
   spoil_csr(all, head_dim);
   spoil_contiguous(all, head_dim);
   spoil_masks(all, head_dim);
+  spoil_groups(all, head_dim);
   return all;
 }
 

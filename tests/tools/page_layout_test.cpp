@@ -5,6 +5,7 @@
 
 #include <array>
 #include <set>
+#include <vector>
 
 namespace quire::tool {
 namespace {
@@ -41,6 +42,24 @@ TEST(PageLayout, SharedPrefixesAreTheSamePagesAtSeveralLevels) {
   EXPECT_EQ(layout.page_of(0, 16), layout.page_of(1, 16));
   EXPECT_NE(layout.page_of(0, 16), layout.page_of(2, 16));
   EXPECT_NE(layout.page_of(0, 32), layout.page_of(1, 32));
+}
+
+TEST(PageLayout, NamesWhoSharesAtEachLevel) {
+  const std::array<std::int32_t, 4> queries = {1, 1, 1, 1};
+  const std::array<std::int32_t, 4> keys = {48, 48, 48, 48};
+  const std::array<SharedPrefix, 2> shared = {SharedPrefix{0, 3, 16}, SharedPrefix{1, 3, 32}};
+  const PageLayout layout(queries, keys, 16, 1, shared);
+  ASSERT_EQ(layout.named_batch().prefix_leaders.size(0), kMaxPrefixLevels);
+  ASSERT_EQ(layout.named_batch().prefix_pages.size(1), 4);
+  const auto entries = [](const TensorView& view) {
+    const auto* const first = static_cast<const std::int32_t*>(view.data);
+    return std::vector<std::int32_t>(first, first + 12);
+  };
+  EXPECT_EQ(entries(layout.named_batch().prefix_leaders),
+            (std::vector<std::int32_t>{0, 0, 0, -1, -1, 1, 1, -1, -1, -1, -1, -1}));
+  EXPECT_EQ(entries(layout.named_batch().prefix_pages),
+            (std::vector<std::int32_t>{1, 1, 1, 0, 0, 2, 2, 0, 0, 0, 0, 0}));
+  EXPECT_FALSE(PageLayout(queries, keys, kContiguousKv, 1).named_batch().prefix_leaders.given());
 }
 
 TEST(PageLayout, ContiguousKeysLieInOrder) {

@@ -73,7 +73,7 @@ Arrays::Arrays(const Workload& workload, const MeasureOptions& options, Place& p
   for (const DeviceMemory* memory : {&k_scale_, &v_scale_}) {
     memory->upload(std::as_bytes(std::span(scales_.values())));
   }
-  Batch batch = layout_.batch();
+  Batch batch = options.named_prefixes ? layout_.named_batch() : layout_.batch();
   if (spec_.mask == Mask::kTree) {
     draw_trees();
     batch.tree_mask = {tree_mask_.data(), DType::kUInt32, {layout_.total_q(), tree_words_}};

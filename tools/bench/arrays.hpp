@@ -24,6 +24,7 @@ struct MeasureOptions {
   std::int32_t repetitions = 50;  ///< … on a GPU so often.
   bool exact_limits = false;      ///< On a GPU: the batch's own `BatchLimits`, not an engine's.
   bool share_prefixes = true;     ///< `AttentionSpec::share_prefixes`.
+  bool named_prefixes = false;    ///< `Batch::prefix_leaders` is given.
   bool batch_invariant = false;   ///< `AttentionSpec::batch_invariant`.
 };
 

@@ -135,6 +135,7 @@ Json json_of(const BenchOptions& options, const Run& run, const Workload& worklo
            {"machine", run.machine},
            {"date", run.date}};
   row["batch_invariant"] = options.measure.batch_invariant;
+  row["named_prefixes"] = options.measure.named_prefixes;
   if (cpu) {
     row["threads"] = run.threads;
     row["huge_pages"] = options.pages == PageKind::kHuge;

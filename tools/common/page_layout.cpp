@@ -30,7 +30,12 @@ PageLayout::PageLayout(std::span<const std::int32_t> qo_len, std::span<const std
   }
   width_ += extras.stale_columns;
   table_.assign(kv_len_.size() * static_cast<std::size_t>(width_), kStalePage);
-  for (const SharedPrefix& group : shared) share(group);
+  prefix_leaders_.assign(kMaxPrefixLevels * kv_len_.size(), -1);
+  prefix_pages_.assign(prefix_leaders_.size(), 0);
+  for (const SharedPrefix& group : shared) {
+    share(group);
+    name(group);
+  }
   fill();
   if (extras.unused_pages) num_pages_ += num_pages_ / 3 + 1;
   if (!is_contiguous_) shuffle(seed);
@@ -44,6 +49,16 @@ void PageLayout::share(const SharedPrefix& group) {
     for (std::int32_t seq = group.first; seq < group.last_exclusive; ++seq) {
       table_[entry(static_cast<std::size_t>(seq), i)] = page;
     }
+  }
+}
+
+void PageLayout::name(const SharedPrefix& group) {
+  for (std::int32_t seq = group.first; seq < group.last_exclusive; ++seq) {
+    auto at = static_cast<std::size_t>(seq);
+    while (at < prefix_leaders_.size() && prefix_leaders_[at] >= 0) at += kv_len_.size();
+    if (at >= prefix_leaders_.size()) continue;
+    prefix_leaders_[at] = group.first;
+    prefix_pages_[at] = group.tokens / page_size_;
   }
 }
 
@@ -87,6 +102,14 @@ Batch PageLayout::batch() const {
   }
   batch.kv_len = {kv_len_.data(), DType::kInt32, {num_seqs()}};
   batch.page_table = {table_.data(), DType::kInt32, {num_seqs(), width_}};
+  return batch;
+}
+
+Batch PageLayout::named_batch() const {
+  Batch batch = this->batch();
+  if (is_contiguous_) return batch;
+  batch.prefix_leaders = {prefix_leaders_.data(), DType::kInt32, {kMaxPrefixLevels, num_seqs()}};
+  batch.prefix_pages = {prefix_pages_.data(), DType::kInt32, {kMaxPrefixLevels, num_seqs()}};
   return batch;
 }
 

@@ -54,12 +54,15 @@ class PageLayout {
   [[nodiscard]] BatchLimits limits() const;
   /// @return Views of the layout, with the dense table or with `kv_indptr`.
   [[nodiscard]] Batch batch() const;
+  /// @return Likewise, with the groups that share pages, as far as there are tables.
+  [[nodiscard]] Batch named_batch() const;
 
  private:
   [[nodiscard]] std::size_t entry(std::size_t seq, std::int32_t index) const {
     return seq * static_cast<std::size_t>(width_) + static_cast<std::size_t>(index);
   }
   void share(const SharedPrefix& group);
+  void name(const SharedPrefix& group);
   void fill();
   void shuffle(std::uint64_t seed);
 
@@ -72,6 +75,7 @@ class PageLayout {
   std::vector<std::int32_t> kv_len_;
   std::vector<std::int32_t> kv_indptr_ = {0};
   std::vector<std::int32_t> table_;
+  std::vector<std::int32_t> prefix_leaders_, prefix_pages_;  // [kMaxPrefixLevels, num_seqs]
 };
 
 }  // namespace quire::tool

@@ -40,7 +40,8 @@ Batch Mirror::of(const Batch& host) {
   for (TensorView Batch::* view :
        {&Batch::qo_indptr, &Batch::kv_len, &Batch::page_table, &Batch::kv_page_indptr,
         &Batch::kv_page_indices, &Batch::kv_last_page_len, &Batch::kv_indptr, &Batch::tree_mask,
-        &Batch::full_mask, &Batch::full_mask_indptr}) {
+        &Batch::full_mask, &Batch::full_mask_indptr, &Batch::prefix_leaders,
+        &Batch::prefix_pages}) {
     batch.*view = of(host.*view);
   }
   return batch;

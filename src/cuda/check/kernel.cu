@@ -68,6 +68,20 @@ __global__ void __launch_bounds__(kThreads)
   });
 }
 
+/// Before a schedule: lengths, then groups.
+__global__ void __launch_bounds__(kThreads)
+    check_groups_kernel(const __grid_constant__ core::ProblemShape shape,
+                        const __grid_constant__ BatchLimits limits,
+                        const __grid_constant__ core::BatchArrays batch,
+                        const __grid_constant__ core::PrefixGroups groups, CheckRecord* record) {
+  if (record->what != 0) return;
+  __syncthreads();
+  if (check_lengths(shape, limits, batch, -1, record)) return;
+  check_requests(batch.num_seqs, record, [&](std::int32_t seq) {
+    return schedule::RequestChecks(shape, limits, batch, seq).prefixes(groups);
+  });
+}
+
 __global__ void __launch_bounds__(kThreads)
     check_slots_kernel(const __grid_constant__ core::AppendArrays arrays, CheckRecord* record) {
   if (record->what != 0) return;
@@ -105,9 +119,13 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
-cudaError_t launch_check_lengths(const core::ProblemShape& shape, const BatchLimits& limits,
-                                 const core::BatchArrays& batch, CheckRecord* record,
-                                 cudaStream_t stream) noexcept {
+cudaError_t launch_check_step(const core::ProblemShape& shape, const BatchLimits& limits,
+                              const core::BatchArrays& batch, const core::PrefixGroups& groups,
+                              CheckRecord* record, cudaStream_t stream) noexcept {
+  if (groups.num_levels > 0) {
+    check_groups_kernel<<<1, kThreads, 0, stream>>>(shape, limits, batch, groups, record);
+    return cudaGetLastError();
+  }
   check_batch_kernel<<<1, kThreads, 0, stream>>>(shape, limits, batch, LayerExtents{-1, 0, 0},
                                                  record);
   return cudaGetLastError();

@@ -12,10 +12,10 @@
 
 namespace quire::cuda {
 
-/// Lengths and offsets, before `schedule()`.
-cudaError_t launch_check_lengths(const core::ProblemShape& shape, const BatchLimits& limits,
-                                 const core::BatchArrays& batch, CheckRecord* record,
-                                 cudaStream_t stream) noexcept;
+/// Lengths and offsets, and what is said of shared prefixes, before `schedule()`.
+cudaError_t launch_check_step(const core::ProblemShape& shape, const BatchLimits& limits,
+                              const core::BatchArrays& batch, const core::PrefixGroups& groups,
+                              CheckRecord* record, cudaStream_t stream) noexcept;
 
 /// Lengths, rows and page ids, before `run()`.
 cudaError_t launch_check_layer(const core::ProblemShape& shape, const BatchLimits& limits,

@@ -35,6 +35,7 @@ struct Arguments {
   schedule::Policy policy;
   core::ProblemShape shape;
   core::BatchArrays batch;
+  core::PrefixGroups groups;
   schedule::ScheduleView schedule;
   std::size_t near_bytes = 0;  // of shared memory, to search prefixes in
   const CheckRecord* check = nullptr;
@@ -154,8 +155,8 @@ __device__ void find_segments(const Arguments& arguments, std::int32_t num_seqs,
   auto* const near = reinterpret_cast<std::byte*>(near_scratch);
   auto* const far = static_cast<std::byte*>(arguments.schedule.prefix_scratch);
   const bool all_fits = schedule::prefix_scratch_bytes(num_seqs) <= arguments.near_bytes;
-  schedule::PrefixFinder(arguments.policy, arguments.shape, arguments.batch, arguments.schedule,
-                         table_bytes <= arguments.near_bytes ? near : far,
+  schedule::PrefixFinder(arguments.policy, arguments.shape, arguments.batch, arguments.groups,
+                         arguments.schedule, table_bytes <= arguments.near_bytes ? near : far,
                          (all_fits ? near : far) + table_bytes, Block{})
       .run(shared.header);
   __syncthreads();
@@ -302,12 +303,12 @@ __global__ void __launch_bounds__(kThreads, 1)
 }  // namespace
 
 cudaError_t launch_schedule(const schedule::Policy& policy, const core::ProblemShape& shape,
-                            const core::BatchArrays& batch, schedule::ScheduleView schedule,
-                            std::size_t near_bytes, const CheckRecord* check,
-                            cudaStream_t stream) noexcept {
+                            const core::BatchArrays& batch, const core::PrefixGroups& groups,
+                            schedule::ScheduleView schedule, std::size_t near_bytes,
+                            const CheckRecord* check, cudaStream_t stream) noexcept {
   if (!schedule::looks_for_prefixes(policy)) near_bytes = 0;
   schedule_kernel<<<1, kThreads, near_bytes, stream>>>(
-      Arguments{policy, shape, batch, schedule, near_bytes, check});
+      Arguments{policy, shape, batch, groups, schedule, near_bytes, check});
   return cudaGetLastError();
 }
 
