@@ -35,7 +35,8 @@ class LargeShares {
   [[nodiscard]] __device__ std::int32_t count() const { return count_; }
   [[nodiscard]] __device__ std::int32_t operator[](std::int32_t i) const {
     const std::int32_t share = first_ + i;
-    if (i == 0 || heads_abreast_ % kSharesPerBlock != 0) return share;  // of different ranges anyhow
+    if (i == 0 || heads_abreast_ % kSharesPerBlock != 0)
+      return share;  // of different ranges anyhow
     const std::int32_t neighbour = (share / heads_abreast_) ^ 1;
     return neighbour < num_ranges_ ? neighbour * heads_abreast_ + share % heads_abreast_ : share;
   }
