@@ -132,7 +132,7 @@ struct BatchLimits {
 ///
 /// Given but not needed: `kv_page_indices` and `kv_last_page_len` are ignored without
 /// `kv_page_indptr`, and `kv_last_page_len` with `kv_len`. A mask that the spec does not name, groups
-/// with a spec that shares no prefixes and a second way to find keys are refused. `append()` ignores
+/// with a spec that shares no prefixes or has contiguous K/V, and a second way to find keys are refused. `append()` ignores
 /// masks and groups, `Attention::run()` groups.
 struct Batch {
   /// int32 [num_seqs + 1]: offsets of the requests' rows in q, from 0 on, not decreasing.
@@ -161,12 +161,13 @@ struct Batch {
   /// before, and begin with more of the same pages. Which of them pay is decided as it is of those that are found, and
   /// again only whole pages count that all queries of all in the group see. So groups depend on tables alone,
   /// and may name requests that cannot share; levels are best spent on those that can.
-  /// Not read where nothing is shared (`AttentionSpec::share_prefixes`). Wrong groups give wrong
+  /// Refused with `AttentionSpec::share_prefixes` off and with contiguous K/V; not read where nothing is
+  /// shared for another reason (a window, ALiBi, a full mask, `batch_invariant`). Wrong groups give wrong
   /// results, and no access out of bounds; checked mode finds them.
   TensorView prefix_leaders{};
   /// int32 [levels, num_seqs]: how many pages the tables of the request's group begin with that are the
-  /// same, counted from the first page on; the same number for all of the group, any for −1. Given
-  /// exactly if `prefix_leaders` is.
+  /// same, counted from the first page on; the same number for all of the group, any for −1. At most
+  /// ⌈kv_len / page_size⌉ of each member. Given exactly if `prefix_leaders` is.
   TensorView prefix_pages{};
 };
 
@@ -396,10 +397,13 @@ enum class CheckedItem : std::int32_t {
   kMaxTotalQ = 9,       ///< An offset of `Batch::qo_indptr` beyond `BatchLimits::max_total_q`.
   kMaxKvLen = 10,       ///< The keys of a request, more than `BatchLimits::max_kv_len`.
   // Of these the position is a level, but of a page id that of the page.
-  kPrefixLeader =
-      11,            ///< `Batch::prefix_leaders`: no request, or one below a level without a group.
-  kPrefixTree = 12,  ///< `Batch::prefix_leaders`: a leader is in another group than its request.
-  kPrefixPages = 13,   ///< A number of `Batch::prefix_pages`.
+  /// `Batch::prefix_leaders`: no request, or one below a level without a group. The bound is the number
+  /// of requests, or 0 where only −1 will do.
+  kPrefixLeader = 11,
+  /// `Batch::prefix_leaders`: a leader is in another group than its request. The bound is the request's
+  /// leader, the value its leader's.
+  kPrefixTree = 12,
+  kPrefixPages = 13,  ///< A number of `Batch::prefix_pages`. The bound is the limit that it passes.
   kPrefixPageId = 14,  ///< A page of a group is another than its leader's, which is the bound.
 };
 

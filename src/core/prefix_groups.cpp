@@ -15,7 +15,7 @@ std::string describe_group_offence(const CheckRecord& found) {
     case CheckedItem::kPrefixTree:
       return fmt::format(
           "prefix_leaders[{}]: expected the same for request {} and the one that "
-          "leads it, got {} and {}",
+          "leads it, on this level or a later one, got {} and {}",
           found.position, found.seq, found.bound, found.value);
     case CheckedItem::kPrefixPages:
       return fmt::format(

@@ -9,9 +9,9 @@
 /// a node below it. A node that saves more than it costs becomes a segment; the keys of one that does
 /// not belong to those below it. Only whole pages that every query of every request sees count.
 ///
-/// Groups that the caller names stand for tables: a request goes on with the first of its groups that
-/// has more pages, and two requests begin with those of the last group that both are in. So the tree is
-/// the one of the tables, and whatever is named makes a tree, of pages that its requests have.
+/// Groups that the caller names are asked what tables would be: what comes behind so many pages (the
+/// first group that has more), and how far two requests agree (to the end of the last group of both).
+/// So the tree is the one of the tables, and whatever is named makes a tree, of pages that requests have.
 ///
 /// One algorithm for one thread of the host and a block of the device: whoever runs it is a `Team`.
 /// The tree does not depend on the team's size or on the order in which its threads run.

@@ -18,10 +18,10 @@
 /// abreast, a range is walked once for each of them, by somebody else: a range in one of these heads is
 /// a **share**.
 ///
-/// Shares are taken by **workers**. If a batch has units of both kinds and shared prefixes, some
-/// workers take large ones only and all others small ones only, so many of each that both are done at
-/// the same time: nobody has to begin twice. If that would take longer, or the batch is without
-/// prefixes and so long that beginning twice is little, all take their part of both.
+/// Shares are taken by **workers**. If a batch has units of both kinds and shared prefixes or fixed
+/// parts, some workers take large ones only and all others small ones only, so many of each that both
+/// are done at the same time: nobody has to begin twice. If that would take longer, and in batches
+/// without them, all take their part of both.
 ///
 /// The schedule is the running cost of the segments and the ranges. Where a cut lies,
 /// into how many pieces a unit falls and where a piece leaves its partial result all follow from

@@ -212,10 +212,12 @@ TEST(BatchValues, OfGroupsAreATreeOfPagesThatTheTablesHave) {
   EXPECT_EQ(text([](RandomBatch& b) { b.prefix_leaders[7] = 1; }),
             "prefix_leaders[2][1]: expected -1, as at the level before, got 1");
   EXPECT_EQ(text([](RandomBatch& b) { b.prefix_leaders[1] = -1; }),
-            "prefix_leaders[0]: expected the same for request 0 and the one that leads it, got 1 "
+            "prefix_leaders[0]: expected the same for request 0 and the one that leads it, on this "
+            "level or a later one, got 1 "
             "and -1");
   EXPECT_EQ(text([](RandomBatch& b) { b.prefix_leaders[0] = 0; }),
-            "prefix_leaders[0]: expected the same for request 2 and the one that leads it, got 1 "
+            "prefix_leaders[0]: expected the same for request 2 and the one that leads it, on this "
+            "level or a later one, got 1 "
             "and 0");
   const std::string rule =
       " (more than at the level before, pages that the tables have, as many as for the leader), "

@@ -62,6 +62,22 @@ TEST(GpuMask, NeedsNoPageBeforeTheWindow) {
   }
 }
 
+// Long enough for tiles that need no maxima, and a mask only where a window begins: at and between
+// multiples of 16 keys.
+TEST(GpuMask, AgreesForLongWindowsOfPromptsThatBeginAnywhere) {
+  for (const std::int32_t head_dim : {64, 128, 192, 256}) {
+    for (const std::int32_t window : {1024, 1023, 517}) {
+      RandomBatchOptions options = exact_options(DType::kBFloat16, 4, 1, head_dim);
+      if (!supports(kGpu, options.spec).supported) continue;  // a trimmed build
+      options.spec.page_size = window == 517 ? 5 : 16;
+      options.spec.mask = window == 1024 ? Mask::kNone : Mask::kCausal;
+      options.spec.window_left = window;
+      options.requests = {{700, 2500}, {65, 1300}, {129, 1301}};
+      expect_oracle(options, std::to_string(head_dim) + ", window " + std::to_string(window));
+    }
+  }
+}
+
 TEST(GpuMask, AgreesForSparseAndFullMasks) {
   for (const double density : {0.0, 0.02, 0.9, 1.0}) {
     for (const Mask mask : {Mask::kTree, Mask::kFull}) {

@@ -127,6 +127,8 @@ def paged_attention(
         cu_seq_lens_k = cu_seq_lens_k["sliding_attention" if is_sliding else "full_attention"]
     q = query.transpose(1, 2).squeeze(0)
     reads, writes = read_index[group], write_index[group]
+    if is_sliding and block_table is not None:  # transformers gives none to models with windows
+        raise NotImplementedError("a block table for a layer with a window: expected slots of keys")
     is_paged = block_table is not None or (not is_sliding and reads.numel() > 0)
     if is_paged:
         pages = (-1, cache.block_size, *cache.key_cache[layer_in_group].shape[1:])

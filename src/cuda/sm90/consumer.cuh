@@ -123,10 +123,11 @@ class UnitAttention {
   static __device__ int lane() { return opaque(static_cast<int>(threadIdx.x)) % kWarpSize; }
 
   /// Where the tiles down from the one at `key` begin of which all rows see all keys, and whose scores
-  /// need nothing but a scale.
+  /// need nothing but a scale; INT32_MAX if the one at `key` is none.
   __device__ std::int32_t begin_of_inner(std::int32_t key) const {
     const schedule::KeyRange seen = Visibility(params_, unit_).seen_by_all();
-    // If the keys that all see end with the tile, some rows have seen none of the tile before.
+    // If the keys that all see end with the tile, some rows have seen none of the tile before; all have
+    // a base below the tiles that are inner.
     return is_scaled_ && key + C::kTileKeys < seen.end ? seen.begin : INT32_MAX;
   }
 
@@ -159,15 +160,15 @@ class UnitAttention {
     has_turn_ = false;
   }
 
-  /// A tile that all rows see: its scores become weights while the weights of the one before are
-  /// multiplied. That they fit the bases is assumed and found out when the next tile begins, so that
+  /// A tile of which nothing is hidden, but perhaps its first keys by a window: its scores become weights
+  /// while the weights of the one before are multiplied. That they fit the bases is assumed and found out when the next tile begins, so that
   /// nobody waits for a maximum, nor for the other warps.
   /// @tparam kHasWindow  Some rows do not see the tile's first keys, but all have seen later ones.
   /// @return False if those of the tile before do not: it must be attended again, as an edge.
   template <bool kHasWindow>
   __device__ __forceinline__ bool attend_inner_tile(float (&scores)[kScores], std::int32_t key) {
-    state_.wait_for_slot(keys(), false);
-    take_turn();  // what any of the warpgroup said before is known now
+    state_.wait_for_slot(keys(), kHasWindow);  // the run where a window begins comes row by row
+    take_turn();                               // what any of the warpgroup said before is known now
     const int tile = key / C::kTileKeys;
     if (state_.exceeds(tile + 1) != 0) return false;
     settle();
@@ -185,13 +186,13 @@ class UnitAttention {
     hold(o_);
     state_.release_slot(values());
     state_.position.advance(2);
-    values_are_edge_ = false;
+    values_are_edge_ = kHasWindow;
     to_weights<kScores>(scores);
     return true;
   }
 
-  // Edges are the first tile, those at an end of what some rows see, and those whose scores need
-  // more than a scale or do not fit the bases.
+  // Edges are the first tile, those at an end of what some rows see (but for the begin of a plain
+  // unit's window), and those whose scores need more than a scale or do not fit the bases.
 
   __device__ __forceinline__ void score_edge_tile(float (&scores)[kScores]) {
     state_.wait_for_slot(keys(), true);
@@ -231,7 +232,7 @@ class UnitAttention {
       weigh<kScores>(scores, key);
     }
   }
-  /// The thread's first kCount scores, of which the others are of no keys.
+  /// @tparam kCount  How many of the thread's scores are of keys at all; the tile's others are hidden.
   template <int kCount>
   __device__ __forceinline__ void weigh(float (&scores)[kScores], std::int32_t key) {
     to_logits<kCount>(scores, key);
@@ -275,7 +276,7 @@ class UnitAttention {
   // Weights are relative to a row's base: its maximum when it was last raised. As long as no score
   // is far above it, nothing is lost by leaving it, and o need not be lowered.
 
-  // Of the first kCount scores, which are of the tile's first keys.
+  // In what follows, kCount is how many of the thread's scores count: those of the tile's first keys.
 
   /// Scores to weights, and their sums for this thread's rows.
   template <int kCount>
@@ -535,6 +536,7 @@ class UnitAttention {
       *(reinterpret_cast<uint4*>(to) + column) = load_shared(Staged::chunk(
           Staged::row(state_.query_rows(state_.place), opaque(state_.warp) * 16 + row), column));
     }
+    show_to_products();  // boxes of the next queries come behind
     __syncwarp();
   }
 

@@ -111,6 +111,7 @@ __device__ __forceinline__ void attend_units(ConsumerState<C>& state) {
   float scores[ConsumerState<C>::kScores];
 #pragma unroll 1
   for (bool is_first = true;; is_first = false) {
+    // With one buffer the next queries cannot come before this one's o, which lies there, has left.
     if (C::kQueryBuffers == 1 && !is_first) state.release_last_unit();
     state.begin_unit(scores);
     const LargeUnit& unit = state.unit_at(state.place);
@@ -145,7 +146,7 @@ __device__ __forceinline__ void attend_units(ConsumerState<C>& state) {
 /// The kinds of units that the block takes, in their order.
 ///
 /// If all blocks take both, half of them begin with the one and half with the other, so that memory
-/// and tensor cores are busy at the same time. But results of shared prefixes are joined by those who
+/// and tensor cores are busy at the same time. But results of shared prefixes and of parts are joined by those who
 /// come last: better by many with a small unit each than by a few with a large one.
 __device__ __forceinline__ Phases phases_of(const schedule::Overview& overview) {
   const auto block = static_cast<std::int32_t>(blockIdx.x);

@@ -13,11 +13,11 @@
 
 namespace quire::cuda::sm90 {
 
-/// Which shares of large units a block takes. If there are few, each block
-/// has one at most. Otherwise a block has two of neighbouring heads: blocks that take their shares one
-/// after another read half of the heads at a time, which stay in the second-level cache. The second one
-/// is of the neighbouring range, which tends to be short where the first is long, since cuts between
-/// ranges are rounded to whole units.
+/// Which shares of large units a block takes; each share is one block's. If there are no more of them
+/// than blocks, one. Otherwise two, one after another: an even one and, where heads go abreast in pairs,
+/// the next head's of the neighbouring range. So at any time half of the heads are read, which stay in
+/// the second-level cache; and a range tends to be short where its neighbour is long, since cuts between
+/// them are rounded to whole units.
 class LargeShares {
  public:
   __device__ LargeShares(const AttendParams& params, const schedule::Overview& overview)
@@ -35,8 +35,7 @@ class LargeShares {
   [[nodiscard]] __device__ std::int32_t count() const { return count_; }
   [[nodiscard]] __device__ std::int32_t operator[](std::int32_t i) const {
     const std::int32_t share = first_ + i;
-    if (i == 0 || heads_abreast_ % kSharesPerBlock != 0)
-      return share;  // of different ranges anyhow
+    if (i == 0 || heads_abreast_ % kSharesPerBlock != 0) return share;  // no pairs of heads
     const std::int32_t neighbour = (share / heads_abreast_) ^ 1;
     return neighbour < num_ranges_ ? neighbour * heads_abreast_ + share % heads_abreast_ : share;
   }
@@ -47,6 +46,7 @@ class LargeShares {
   std::int32_t first_;
   std::int32_t count_;
 };
+
 /// Puts the large units of the block's shares into the queue, and one without rows behind them.
 ///
 /// A unit is **plain** if all that has to be done for it is what most need: logits are products times
