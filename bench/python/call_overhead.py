@@ -5,7 +5,8 @@
 usage: call_overhead.py [--calls N]
 
 Every figure is the median of 1,000 short rounds, which a busy machine interrupts least. "C ABI" is
-the call that `run()` makes, through ctypes, its arguments made beforehand.
+the call that `run()` makes, through ctypes, its arguments made beforehand. The last rows are one
+decode of one key each, `attention()` as it is and as torch's custom operator.
 """
 
 import argparse
@@ -65,6 +66,26 @@ def runs(step, zeros):
     }
 
 
+def one_shots():
+    """One decode of one key through `attention()`, and through the operator, by name."""
+    try:
+        import torch
+
+        import quire.torch_ops
+    except ImportError:
+        return {}
+    q, pages = torch.zeros(1, 8, 64), torch.zeros(1, 16, 8, 64)
+    batch = {
+        "qo_indptr": torch.tensor([0, 1], dtype=torch.int32),
+        "kv_len": torch.tensor([1], dtype=torch.int32),
+        "page_table": torch.tensor([[0]], dtype=torch.int32),
+    }
+    return {
+        "attention()": lambda: quire.attention(q, pages, pages, return_lse=True, **batch),
+        "torch.ops": lambda: torch.ops.quire.attention(q, pages, pages, **batch),
+    }
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--calls", type=int, default=100, help="per round")
@@ -89,6 +110,8 @@ def main():
             us = median_us(call, calls)
             in_c = us if in_c is None else in_c
             print(f"run(), {name:7} {us:6.2f} us  {us - in_c:5.2f} above C  ({kind})")
+    for name, call in one_shots().items():
+        print(f"{name:14} {median_us(call, calls):6.2f} us")
 
 
 if __name__ == "__main__":

@@ -8,10 +8,11 @@ One operation serves decode, append, chunked prefill, prefill and mixed batches:
 or, in a loop, an `Attention` that is made once, scheduled once per step and run once per layer.
 Arrays are NumPy's, torch's or anybody's that speaks DLPack or an array interface; none is copied.
 `PagePool`, `PageTable`, `PrefixCache`, `BatchBuilder`, `Batcher` and `Recorder` serve requests
-around it: who has which page, what is shared, who computes what in a step. docs/python.md begins
-at the beginning.
+around it: who has which page, what is shared, who computes what in a step; `quire.replay` runs
+traces of requests through them. docs/python.md begins at the beginning.
 """
 
+from . import replay
 from ._arrays import view
 from ._attention import Attention, Schedule, Workspaces, WorkspaceSizes
 from ._batch import MAX_PREFIX_LEVELS, Batch
@@ -108,6 +109,7 @@ __all__ = [
     "info",
     "kernels",
     "merge_states",
+    "replay",
     "supports",
     "version",
     "view",
