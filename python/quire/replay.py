@@ -38,8 +38,8 @@ class TraceRequest(NamedTuple):
     arrival: float  #: Seconds since the first request of the trace.
     prompt_tokens: int  #: At least 1.
     new_tokens: int  #: At least 0; `replay()` asks for one at least.
-    #: What stands in each block of `BLOCK_TOKENS` tokens of the prompt and before it, as a number;
-    #: the last block may be partial. Empty if the trace does not say.
+    #: What stands in each block of `BLOCK_TOKENS` tokens of the prompt and before it, as a number
+    #: from 0 to 2³¹ − 1; the last block may be partial. Empty if the trace does not say.
     blocks: tuple[int, ...] = ()
 
     def prompt(self, number: int) -> npt.NDArray[np.int32]:
@@ -48,17 +48,10 @@ class TraceRequest(NamedTuple):
         Returns:
           int32 [prompt_tokens].
         """
-        position = np.arange(self.prompt_tokens, dtype=np.uint64)
-        tokens = (np.uint64(1) << np.uint64(62)) + (np.uint64(number) << np.uint64(24)) + position
-        named = min(len(self.blocks) * BLOCK_TOKENS, self.prompt_tokens)
-        size = np.uint64(BLOCK_TOKENS)
-        blocks = np.repeat(np.array(self.blocks, np.uint64), BLOCK_TOKENS)[:named]
-        tokens[:named] = blocks * size + position[:named] % size
-        # A number of 31 bits without pattern (the finaliser of splitmix64).
-        tokens += np.uint64(0x9E3779B97F4A7C15)
-        tokens = (tokens ^ (tokens >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        tokens = (tokens ^ (tokens >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return (tokens >> np.uint64(33)).astype(np.int32)
+        tokens = np.full(self.prompt_tokens, -1 - number, np.int32)
+        blocks = np.repeat(np.array(self.blocks, np.int32), BLOCK_TOKENS)[: self.prompt_tokens]
+        tokens[: blocks.size] = blocks
+        return tokens
 
 
 def read_trace(path: Union[str, os.PathLike[str]]) -> list[TraceRequest]:
@@ -91,8 +84,9 @@ def _checked(requests: Iterator[TraceRequest], name: str) -> Iterator[TraceReque
             return
         except (KeyError, TypeError, ValueError) as error:
             raise invalid("read_trace", name, f"request {number}: {error!r}") from error
-        if request.prompt_tokens < 1 or request.new_tokens < 0:
-            expected = "expected a prompt of 1 token or more and an answer of 0 or more"
+        blocks_fit = all(0 <= block < 2**31 for block in request.blocks)
+        if request.prompt_tokens < 1 or request.new_tokens < 0 or not blocks_fit:
+            expected = "expected a prompt of 1 token or more, an answer of 0 or more, blocks of int32"
             raise invalid("read_trace", name, f"request {number}: {expected}, got {request}")
         yield request
 

@@ -18,6 +18,7 @@ namespace {
 using testing::DeviceBatch;
 using testing::DeviceWorkspaces;
 using testing::expect_matches;
+using testing::Graph;
 using testing::GuardedBytes;
 using testing::kGpu;
 using testing::NamedGroups;
@@ -328,12 +329,7 @@ TEST(GpuPrefixes, FollowGroupsThatChangeUnderACapturedGraph) {
   DeviceBatch batch(first);
   const Attention attention(kGpu, first.spec, testing::kRoomyLimits);
   const DeviceWorkspaces workspaces(attention.workspace_sizes(), batch.stream);
-  cudaGraph_t graph = nullptr;
-  testing::require(cudaStreamBeginCapture(batch.stream.get(), cudaStreamCaptureModeThreadLocal));
-  ASSERT_TRUE(batch.launch(attention, workspaces).ok());
-  testing::require(cudaStreamEndCapture(batch.stream.get(), &graph));
-  cudaGraphExec_t instance = nullptr;
-  testing::require(cudaGraphInstantiate(&instance, graph, 0));
+  const Graph graph(batch.stream, [&] { EXPECT_TRUE(batch.launch(attention, workspaces).ok()); });
   for (int step = 0; step < 6; ++step) {
     SCOPED_TRACE(step);
     options.seed = static_cast<std::uint32_t>(step + 2);
@@ -341,13 +337,11 @@ TEST(GpuPrefixes, FollowGroupsThatChangeUnderACapturedGraph) {
     const bool shares = step % 2 == 0;
     if (!shares) std::ranges::fill(host.prefix_leaders, -1);  // though the tables do
     batch.replace(host);
-    testing::require(cudaGraphLaunch(instance, batch.stream.get()));
+    graph.launch(batch.stream);
     batch.download_into(host);
     EXPECT_EQ(header_of(workspaces, batch.stream).overview.num_prefixes > 0, shares);
     expect_matches(host, oracle_of(host));
   }
-  cudaGraphExecDestroy(instance);
-  cudaGraphDestroy(graph);
 }
 
 TEST(GpuPrefixes, FollowTablesThatChangeUnderACapturedGraph) {
@@ -358,12 +352,7 @@ TEST(GpuPrefixes, FollowTablesThatChangeUnderACapturedGraph) {
   DeviceBatch batch(first);
   const Attention attention(kGpu, first.spec, testing::kRoomyLimits);
   const DeviceWorkspaces workspaces(attention.workspace_sizes(), batch.stream);
-  cudaGraph_t graph = nullptr;
-  testing::require(cudaStreamBeginCapture(batch.stream.get(), cudaStreamCaptureModeThreadLocal));
-  ASSERT_TRUE(batch.launch(attention, workspaces).ok());
-  testing::require(cudaStreamEndCapture(batch.stream.get(), &graph));
-  cudaGraphExec_t instance = nullptr;
-  testing::require(cudaGraphInstantiate(&instance, graph, 0));
+  const Graph graph(batch.stream, [&] { EXPECT_TRUE(batch.launch(attention, workspaces).ok()); });
   for (int step = 0; step < 6; ++step) {
     SCOPED_TRACE(step);
     options.seed = static_cast<std::uint32_t>(step + 2);
@@ -371,14 +360,12 @@ TEST(GpuPrefixes, FollowTablesThatChangeUnderACapturedGraph) {
     options.branch_pages = step % 3 == 0 ? 17 : 0;
     RandomBatch host(options);
     batch.replace(host);
-    testing::require(cudaGraphLaunch(instance, batch.stream.get()));
+    graph.launch(batch.stream);
     batch.download_into(host);
     const bool shares = options.shared_pages > 0;
     EXPECT_EQ(header_of(workspaces, batch.stream).overview.num_prefixes > 0, shares);
     expect_matches(host, oracle_of(host));
   }
-  cudaGraphExecDestroy(instance);
-  cudaGraphDestroy(graph);
 }
 
 }  // namespace

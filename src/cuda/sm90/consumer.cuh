@@ -27,8 +27,8 @@
 
 namespace quire::cuda::sm90 {
 
-/// This warpgroup's rows of one unit, or piece of one. The scores of its first tile are there when it
-/// begins (`ConsumerState::begin_unit`).
+/// This warpgroup's rows of one unit, or piece of one. The scores of its first tile are there when
+/// it begins (`ConsumerState::begin_unit`).
 /// @tparam kIsPlain  The unit is plain (`UnitFinder`).
 template <typename C, bool kIsPlain>
 class UnitAttention {
@@ -122,17 +122,17 @@ class UnitAttention {
   __device__ int quad() const { return lane() % 4; }
   static __device__ int lane() { return opaque(static_cast<int>(threadIdx.x)) % kWarpSize; }
 
-  /// Where the tiles down from the one at `key` begin of which all rows see all keys, and whose scores
-  /// need nothing but a scale; INT32_MAX if the one at `key` is none.
+  /// Where the tiles down from the one at `key` begin of which all rows see all keys, and whose
+  /// scores need nothing but a scale; INT32_MAX if the one at `key` is none.
   __device__ std::int32_t begin_of_inner(std::int32_t key) const {
     const schedule::KeyRange seen = Visibility(params_, unit_).seen_by_all();
-    // If the keys that all see end with the tile, some rows have seen none of the tile before; all have
-    // a base below the tiles that are inner.
+    // If the keys that all see end with the tile, some rows have seen none of the tile before; all
+    // have a base below the tiles that are inner.
     return is_scaled_ && key + C::kTileKeys < seen.end ? seen.begin : INT32_MAX;
   }
 
-  // The ring holds K(t) V(t) K(t+1) V(t+1) …, t in the order of attending. While t + 1 is to be scored
-  // next, keys() is K(t+1) and values() V(t).
+  // The ring holds K(t) V(t) K(t+1) V(t+1) …, t in the order of attending. While t + 1 is to be
+  // scored next, keys() is K(t+1) and values() V(t).
 
   /// The tile that is scored next: `state_.position` is that of its keys.
   [[nodiscard]] __device__ mma::RingPosition<C::kSlots> keys() const { return state_.position; }
@@ -141,8 +141,8 @@ class UnitAttention {
     return state_.position.before();
   }
 
-  // The tile that was weighed last is pending until it is known whether its weights fit the bases: its
-  // keys are held, and the weights are not in the sums.
+  // The tile that was weighed last is pending until it is known whether its weights fit the bases:
+  // its keys are held, and the weights are not in the sums.
 
   __device__ __forceinline__ void settle() {
     sum_[0] += pending_sum_[0];
@@ -160,9 +160,10 @@ class UnitAttention {
     has_turn_ = false;
   }
 
-  /// A tile of which nothing is hidden, but perhaps its first keys by a window: its scores become weights
-  /// while the weights of the one before are multiplied. That they fit the bases is assumed and found out when the next tile begins, so that
-  /// nobody waits for a maximum, nor for the other warps.
+  /// A tile of which nothing is hidden, but perhaps its first keys by a window: its scores become
+  /// weights while the weights of the one before are multiplied. That they fit the bases is assumed
+  /// and found out when the next tile begins, so that nobody waits for a maximum, nor for the other
+  /// warps.
   /// @tparam kHasWindow  Some rows do not see the tile's first keys, but all have seen later ones.
   /// @return False if those of the tile before do not: it must be attended again, as an edge.
   template <bool kHasWindow>
@@ -232,7 +233,8 @@ class UnitAttention {
       weigh<kScores>(scores, key);
     }
   }
-  /// @tparam kCount  How many of the thread's scores are of keys at all; the tile's others are hidden.
+  /// @tparam kCount  How many of the thread's scores are of keys at all; the tile's others are
+  ///   hidden.
   template <int kCount>
   __device__ __forceinline__ void weigh(float (&scores)[kScores], std::int32_t key) {
     to_logits<kCount>(scores, key);
@@ -276,7 +278,8 @@ class UnitAttention {
   // Weights are relative to a row's base: its maximum when it was last raised. As long as no score
   // is far above it, nothing is lost by leaving it, and o need not be lowered.
 
-  // In what follows, kCount is how many of the thread's scores count: those of the tile's first keys.
+  // In what follows, kCount is how many of the thread's scores count: those of the tile's first
+  // keys.
 
   /// Scores to weights, and their sums for this thread's rows.
   template <int kCount>

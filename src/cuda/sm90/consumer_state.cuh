@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /// @file
-/// What a thread of the computing warpgroups knows beyond a unit: barriers, the ring of tiles, turns.
+/// What a thread of the computing warpgroups knows beyond a unit: barriers, the ring, turns.
 #pragma once
 
 #include <cstdint>
@@ -54,8 +54,8 @@ struct ConsumerState {
   [[nodiscard]] __device__ const LargeUnit& unit_at(UnitPlace<C> at) const {
     return shared.fixed.units[at.unit.slot];
   }
-  /// The unit before the one at `place`: its rows of o, which lie where its queries were, may still be
-  /// on their way.
+  /// The unit before the one at `place`: its rows of o, which lie where its queries were, may still
+  /// be on their way.
   __device__ void release_last_unit() const {
     wait_for_boxes_read();
     const UnitPlace<C> last = place.before();
@@ -68,7 +68,8 @@ struct ConsumerState {
     if (lane == 0) barrier_arrive(shared_address(&empty));
   }
 
-  /// @param is_edge  Some of the tile's rows may not have been copied in boxes, whatever others were.
+  /// @param is_edge  Some of the tile's rows may not have been copied in boxes, whatever others
+  ///   were.
   __device__ void wait_for_slot(mma::RingPosition<C::kSlots> at, bool is_edge) const {
     barrier_wait(shared_address(&shared.full[at.slot]), at.parity);
     if (is_edge || !has_boxes) show_to_products();
@@ -86,8 +87,8 @@ struct ConsumerState {
 
   __device__ void meet_warpgroup() const { named_barrier<kWarpgroupSize>(kFit + warpgroup); }
 
-  /// Whether weights of any row of this warpgroup do not fit, of an even or an odd tile: those of the
-  /// next tile may be known to some before all have asked for those of this one.
+  /// Whether weights of any row of this warpgroup do not fit, of an even or an odd tile: those of
+  /// the next tile may be known to some before all have asked for those of this one.
   [[nodiscard]] __device__ volatile std::uint32_t& exceeds(int tile) const {
     return *const_cast<volatile std::uint32_t*>(&shared.fixed.exceeds[warpgroup][tile & 1]);
   }
@@ -108,8 +109,8 @@ struct ConsumerState {
     }
     commit_products();
   }
-  /// Waits for the queries, before which the unit has come, and begins the scores of its first tile: of whatever memory
-  /// holds if it has none, since products must not depend on a condition.
+  /// Waits for the queries, before which the unit has come, and begins the scores of its first
+  /// tile: of whatever memory holds if it has none, since products must not depend on a condition.
   __device__ __forceinline__ void begin_unit(float (&scores)[kScores]) const {
     barrier_wait(shared_address(&shared.fixed.queries_full[place.queries.slot]),
                  place.queries.parity);

@@ -49,8 +49,8 @@ struct Panels {
   }
 };
 
-/// An operand in shared memory as wgmma takes it: where it begins, in units of 16 bytes; the other half
-/// of the 64 bits says how it lies and is the same for all operands of a layout.
+/// An operand in shared memory as wgmma takes it: where it begins, in units of 16 bytes; the other
+/// half of the 64 bits says how it lies and is the same for all operands of a layout.
 template <typename Layout>
 struct Operand {
   static constexpr std::uint32_t kSwizzle128 = 1U << 30U;
@@ -106,8 +106,8 @@ __device__ __forceinline__ void barrier_expect(std::uint32_t barrier, std::uint3
   asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(bytes)
                : "memory");
 }
-/// Copies a box of K or V into shared memory, asynchronously, and tells the barrier. wgmma sees what
-/// it has copied.
+/// Copies a box of K or V into shared memory, asynchronously, and tells the barrier. wgmma sees
+/// what it has copied.
 __device__ __forceinline__ void copy_box(std::uint32_t to, const CUtensorMap& map, int component,
                                          int token, int head, int page, std::uint32_t barrier) {
   asm volatile(
@@ -151,7 +151,8 @@ __device__ __forceinline__ void store_matrices(std::uint32_t row, const std::uin
                : "memory");
 }
 
-/// What copies of 16 bytes have written to shared memory, and this thread knows of, is seen by wgmma.
+/// What copies of 16 bytes have written to shared memory, and this thread knows of, is seen by
+/// wgmma.
 __device__ __forceinline__ void show_to_products() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }

@@ -5,11 +5,11 @@
 ///   q [total_q, num_qo_heads, D], K and V pages  ->  o [total_q, num_qo_heads, Dv], lse
 ///
 /// A block fills a multiprocessor and takes two shares of the line of small units (at most 32 rows)
-/// and up to two of the line of large units (at most 128 rows). The small ones are computed by the portable
-/// kernel's code, which each half of the block runs for itself, the large ones by the whole block with
-/// wgmma: a warpgroup loads (`Producer`), two compute (`UnitAttention`). Where there are both, some
-/// blocks take the ones and some the others, or all take both (`phases_of`), so that memory and tensor
-/// cores are busy at the same time.
+/// and up to two of the line of large units (at most 128 rows). The small ones are computed by the
+/// portable kernel's code, which each half of the block runs for itself, the large ones by the
+/// whole block with wgmma: a warpgroup loads (`Producer`), two compute (`UnitAttention`). Where
+/// there are both, some blocks take the ones and some the others, or all take both (`phases_of`),
+/// so that memory and tensor cores are busy at the same time.
 #pragma once
 
 #include <cstdint>
@@ -146,8 +146,9 @@ __device__ __forceinline__ void attend_units(ConsumerState<C>& state) {
 /// The kinds of units that the block takes, in their order.
 ///
 /// If all blocks take both, half of them begin with the one and half with the other, so that memory
-/// and tensor cores are busy at the same time. But results of shared prefixes and of parts are joined by those who
-/// come last: better by many with a small unit each than by a few with a large one.
+/// and tensor cores are busy at the same time. But results of shared prefixes and of parts are
+/// joined by those who come last: better by many with a small unit each than by a few with a large
+/// one.
 __device__ __forceinline__ Phases phases_of(const schedule::Overview& overview) {
   const auto block = static_cast<std::int32_t>(blockIdx.x);
   const bool takes_all = overview.large_workers == 0;
@@ -162,8 +163,8 @@ __device__ __forceinline__ Phases phases_of(const schedule::Overview& overview) 
   return small | large << kPhaseBits;
 }
 
-/// Says what the block does, and brings the ranges of its small units near meanwhile (if all blocks take
-/// both kinds). One warp calls it.
+/// Says what the block does, and brings the ranges of its small units near meanwhile (if all blocks
+/// take both kinds). One warp calls it.
 template <typename C>
 __device__ __forceinline__ void look_ahead(const AttendParams& params, typename C::Shared& shared) {
   const schedule::LineView& small = params.schedule.lines[schedule::kSmallUnits];

@@ -13,11 +13,11 @@
 
 namespace quire::cuda::sm90 {
 
-/// Which shares of large units a block takes; each share is one block's. If there are no more of them
-/// than blocks, one. Otherwise two, one after another: an even one and, where heads go abreast in pairs,
-/// the next head's of the neighbouring range. So at any time half of the heads are read, which stay in
-/// the second-level cache; and a range tends to be short where its neighbour is long, since cuts between
-/// them are rounded to whole units.
+/// Which shares of large units a block takes; each share is one block's. If there are no more of
+/// them than blocks, one. Otherwise two, one after another: an even one and, where heads go abreast
+/// in pairs, the next head's of the neighbouring range. So at any time half of the heads are read,
+/// which stay in the second-level cache; and a range tends to be short where its neighbour is long,
+/// since cuts between them are rounded to whole units.
 class LargeShares {
  public:
   __device__ LargeShares(const AttendParams& params, const schedule::Overview& overview)
@@ -49,9 +49,10 @@ class LargeShares {
 
 /// Puts the large units of the block's shares into the queue, and one without rows behind them.
 ///
-/// A unit is **plain** if all that has to be done for it is what most need: logits are products times
-/// a positive number, the mask is causal or none, with or without a window, and final rows of o are written in boxes. The code
-/// for those has nothing else in between, since jumps make the machine wait for instructions.
+/// A unit is **plain** if all that has to be done for it is what most need: logits are products
+/// times a positive number, the mask is causal or none, with or without a window, and final rows of
+/// o are written in boxes. The code for those has nothing else in between, since jumps make the
+/// machine wait for instructions.
 template <typename C>
 class UnitFinder {
  public:
