@@ -86,7 +86,7 @@ def _checked(requests: Iterator[TraceRequest], name: str) -> Iterator[TraceReque
             raise invalid("read_trace", name, f"request {number}: {error!r}") from error
         blocks_fit = all(0 <= block < 2**31 for block in request.blocks)
         if request.prompt_tokens < 1 or request.new_tokens < 0 or not blocks_fit:
-            expected = "expected a prompt of 1 token or more, an answer of 0 or more, blocks of int32"
+            expected = "expected a prompt of 1 token or more, an answer of 0 or more, int32 blocks"
             raise invalid("read_trace", name, f"request {number}: {expected}, got {request}")
         yield request
 
