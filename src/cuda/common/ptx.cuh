@@ -21,6 +21,14 @@ __device__ __forceinline__ int opaque(int value) {
   asm volatile("" : "+r"(value));
   return value;
 }
+__device__ __forceinline__ std::uint32_t opaque(std::uint32_t value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+__device__ __forceinline__ std::uint64_t opaque(std::uint64_t value) {
+  asm volatile("" : "+l"(value));
+  return value;
+}
 
 /// Address of shared memory as instructions take it.
 __device__ __forceinline__ std::uint32_t shared_address(const void* pointer) {

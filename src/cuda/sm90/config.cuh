@@ -74,8 +74,8 @@ struct Config {
   static constexpr int kTileKeys = kIsWide ? 64 : 128;
   static constexpr int kQueryBuffers = kHeadDimQk > 192 ? 1 : 2;
   using QueryLayout = Panels<kHeadDimQk * 2, kTileRows>;
-  using KeyLayout = Panels<kHeadDimQk * 2, kTileKeys>;
-  using ValueLayout = Panels<kHeadDimVo * 2, kTileKeys>;
+  using KeyLayout = Groups<kHeadDimQk * 2>;
+  using ValueLayout = Groups<kHeadDimVo * 2>;
 
   static constexpr int kQueryBytes = kTileRows * QueryLayout::kRowBytes;
   static constexpr int kSlotBytes =

@@ -257,7 +257,7 @@ class UnitAttention {
       for (int column = 0; column < kColumns; column += kStepColumns) {
         multiply_registers<Element, kStepColumns>(
             o_ + column / 2, weights_ + step * 4,
-            tile.after(step * kProductStep * C::ValueLayout::kRowStride +
+            tile.after(C::ValueLayout::below(step * kProductStep) +
                        column / 64 * C::ValueLayout::kPanelBytes));
       }
     }

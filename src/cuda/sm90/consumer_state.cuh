@@ -135,7 +135,7 @@ struct ConsumerState {
   /// Address of this warpgroup's rows of q.
   [[nodiscard]] __device__ std::uint32_t query_rows(UnitPlace<C> at) const {
     return shared_address(shared.fixed.queries[at.queries.slot]) +
-           static_cast<std::uint32_t>(warpgroup * kProductRows * C::QueryLayout::kRowStride);
+           C::QueryLayout::below(warpgroup * kProductRows);
   }
 };
 

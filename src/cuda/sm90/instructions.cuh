@@ -21,20 +21,29 @@ inline constexpr int kWarpgroupSize = 128;
 inline constexpr int kProductRows = 64;
 inline constexpr int kProductStep = 16;
 
-/// How a tile of rows lies in shared memory for wgmma: in panels of 64 elements (128 bytes), a
-/// panel's rows behind one another, their 16-byte chunks swizzled (the 128-byte mode). Tiles begin
-/// at multiples of 1,024.
-template <int kRowBytes_, int kRows>
-struct Panels {
+/// How a tile of rows lies in shared memory for wgmma: in blocks of 8 rows × 64 elements (128
+/// bytes), a row's 16-byte chunks swizzled (the 128-byte mode). Tiles begin at multiples of 1,024.
+/// @tparam kGroupBytes_  From a block to that of the next 8 rows.
+/// @tparam kPanelBytes_  From a block to that of the next 64 elements.
+template <int kRowBytes_, int kGroupBytes_, int kPanelBytes_>
+struct Blocks {
   static constexpr int kRowBytes = kRowBytes_;
   static constexpr int kRowStride = 128;
-  static constexpr int kPanelBytes = kRows * kRowStride;
+  static constexpr int kGroupRows = 8;
+  static constexpr int kGroupBytes = kGroupBytes_;
+  static constexpr int kPanelBytes = kPanelBytes_;
+  static constexpr int kPanels = kRowBytes / kRowStride;
   static constexpr int kChunkBytes = 16;
-  static_assert(kRowBytes % kRowStride == 0 && kRows % 8 == 0);
+  static_assert(kRowBytes % kRowStride == 0);
 
+  /// From a row to the one `rows` below it, a multiple of 8.
+  static __device__ __forceinline__ constexpr std::uint32_t below(int rows) {
+    return static_cast<std::uint32_t>(rows / kGroupRows * kGroupBytes);
+  }
   /// Address of chunk 0 of a row of the tile at `tile`.
   static __device__ __forceinline__ std::uint32_t row(std::uint32_t tile, int row) {
-    return tile + static_cast<std::uint32_t>(row * kRowStride + row % 8 * kChunkBytes);
+    return tile + below(row) +
+           static_cast<std::uint32_t>(row % kGroupRows * (kRowStride + kChunkBytes));
   }
   /// Address of another chunk of the row.
   static __device__ __forceinline__ std::uint32_t chunk(std::uint32_t row, int chunk) {
@@ -44,20 +53,28 @@ struct Panels {
   /// Address of the chunk `rows` rows below the one at `place`. `rows` is a multiple of a power of
   /// two that is larger than the row of `place`.
   static __device__ __forceinline__ std::uint32_t later_row(std::uint32_t place, int rows) {
-    return (place ^ static_cast<std::uint32_t>(rows % 8 * kChunkBytes)) +
-           static_cast<std::uint32_t>(rows * kRowStride);
+    return (place ^ static_cast<std::uint32_t>(rows % kGroupRows * kChunkBytes)) + below(rows) +
+           static_cast<std::uint32_t>(rows % kGroupRows * kRowStride);
   }
 };
+
+inline constexpr int kBlockBytes = 1024;
+/// All rows' first 64 elements, then their next ones, …: as boxes of 64 components bring q and o.
+template <int kRowBytes, int kRows>
+using Panels = Blocks<kRowBytes, kBlockBytes, kRows / 8 * kBlockBytes>;
+/// All elements of 8 rows, then the next 8 rows, …: as boxes of whole rows bring K and V.
+template <int kRowBytes>
+using Groups = Blocks<kRowBytes, kRowBytes / 128 * kBlockBytes, kBlockBytes>;
 
 /// An operand in shared memory as wgmma takes it: where it begins, in units of 16 bytes; the other
 /// half of the 64 bits says how it lies and is the same for all operands of a layout.
 template <typename Layout>
 struct Operand {
   static constexpr std::uint32_t kSwizzle128 = 1U << 30U;
-  static constexpr std::uint32_t kHigh = kSwizzle128 | 8 * Layout::kRowStride / 16;
+  static constexpr std::uint32_t kHigh = kSwizzle128 | Layout::kGroupBytes / 16;
   std::uint32_t low;
 
-  /// @param address  Of the first panel.
+  /// @param address  Of the first block.
   static __device__ __forceinline__ Operand at(std::uint32_t address) {
     constexpr std::uint32_t kPanelStride = Layout::kPanelBytes / 16;
     return {__shfl_sync(kAllLanes, address / 16 | kPanelStride << 16U, 0)};
@@ -107,17 +124,17 @@ __device__ __forceinline__ void barrier_expect(std::uint32_t barrier, std::uint3
                : "memory");
 }
 /// Copies a box of K or V into shared memory, asynchronously, and tells the barrier. wgmma sees
-/// what it has copied.
-__device__ __forceinline__ void copy_box(std::uint32_t to, const CUtensorMap& map, int component,
-                                         int token, int head, int page, std::uint32_t barrier) {
+/// what it has copied. Of the coordinates that are not given all are copied.
+__device__ __forceinline__ void copy_box(std::uint32_t to, std::uint64_t map, int token, int panel,
+                                         int run, std::uint32_t barrier) {
   asm volatile(
-      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], "
-      "[%1, {%2, %3, %4, %5}], [%6];" ::"r"(to),
-      "l"(&map), "r"(component), "r"(token), "r"(head), "r"(page), "r"(barrier)
+      "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], "
+      "[%1, {%2, %3, %4, %2, %5}], [%6];" ::"r"(to),
+      "l"(map), "r"(0), "r"(token), "r"(panel), "r"(run), "r"(barrier)
       : "memory");
 }
 
-/// The same for rows of q.
+/// The same for 64 components of rows of q.
 __device__ __forceinline__ void copy_box(std::uint32_t to, const CUtensorMap& map, int component,
                                          int head, int token, std::uint32_t barrier) {
   asm volatile(

@@ -23,7 +23,7 @@ class TileLoader {
                         bool loads_keys, int lane)
       : params_(params),
         shared_(shared),
-        map_(loads_keys ? maps.keys : maps.values),
+        pool_(loads_keys ? maps.keys : maps.values),
         has_boxes_(maps.has_kv),
         cache_(loads_keys ? params.tensors.k : params.tensors.v),
         lane_(lane) {
@@ -45,11 +45,11 @@ class TileLoader {
  private:
   using Tiles = mma::TileStream<C::kTileKeys, mma::Direction::kDescending, UnitReader<C>>;
   static constexpr int kElementBytes = sizeof(typename C::Element);
-  static constexpr int kPanels = Layout::kRowBytes / Layout::kRowStride;
   static constexpr int kRunBytes = kBoxKeys * Layout::kRowBytes;
   static_assert(kBoxKeys == mma::kRunKeys && kBoxComponents * kElementBytes == Layout::kRowStride);
 
   static constexpr int kRuns = C::kTileKeys / kBoxKeys;
+  static constexpr std::int32_t kNoRun = -1;
 
   __device__ __forceinline__ void load(const Tiles& tiles) {
     const mma::RowRange rows{tiles.unit().kv_begin - tiles.key(),
@@ -86,52 +86,41 @@ class TileLoader {
   [[nodiscard]] __device__ std::uint32_t full_barrier() const {
     return shared_address(&shared_.full[at_.slot]);
   }
-  /// Address of a row of the slot.
+  /// Address of a row of the slot, a multiple of 8.
   [[nodiscard]] __device__ std::uint32_t place(int row) const {
-    return shared_address(shared_.ring[at_.slot]) +
-           static_cast<std::uint32_t>(row * Layout::kRowStride);
+    return shared_address(shared_.ring[at_.slot]) + Layout::below(row);
   }
 
-  /// Runs of the tile, a page and a panel a box; behind the end of pages, where there are zeros, if
-  /// they are not seen.
+  /// Runs of the tile, a box each; of none, which makes zeros, if they are not seen.
   __device__ __forceinline__ void load_boxes(const Tiles& tiles, mma::RowRange rows,
                                              std::uint32_t boxes) {
-    // Each lane finds a run; then one that issues them all.
-    const int own_run = lane_ % kRuns;
-    std::int32_t own_page = tiles.page_near(0);
-    own_page = __shfl_sync(kAllLanes, own_page, tiles.lane_of(own_run));
-    std::int32_t own_token = tiles.key() + own_run * kBoxKeys;
+    // Each lane finds a run; then one issues them all.
+    const int own = lane_ % kRuns;
+    const std::int32_t page = __shfl_sync(kAllLanes, tiles.page_near(0), tiles.lane_of(own));
+    std::int32_t first = tiles.key() + own * kBoxKeys;  // token of the page, or row of the pool
+    std::int32_t own_run = 0;
     if (params_.shape.page_size == kContiguousKv) {
-      own_token += own_page;
-      own_page = 0;
+      first += page;
     } else {
-      own_token = params_.page_size.remainder(own_token, params_.page_size.quotient(own_token));
+      first = params_.page_size.remainder(first, params_.page_size.quotient(first));
+      own_run = page * pool_.runs_per_page;
     }
-    if (!rows.has(own_run * kBoxKeys)) {
-      own_page = 0;
-      own_token = static_cast<std::int32_t>(cache_.num_tokens);
-    }
-    const std::int32_t head = tiles.unit().kv_head_begin;
-    const std::uint32_t to = place(0);
-    std::int32_t page[kRuns];
-    std::int32_t token[kRuns];
+    own_run = rows.has(own * kBoxKeys) ? own_run + first / kBoxKeys : kNoRun;
+    const std::int32_t token = first % kBoxKeys;  // the same for all
+    const std::int32_t panel = tiles.unit().kv_head_begin * pool_.panels_per_head;
+    std::int32_t run[kRuns];
 #pragma unroll
-    for (int run = 0; run < kRuns; ++run) {
-      page[run] = __shfl_sync(kAllLanes, own_page, run);
-      token[run] = __shfl_sync(kAllLanes, own_token, run);
-    }
+    for (int i = 0; i < kRuns; ++i) run[i] = __shfl_sync(kAllLanes, own_run, i);
+    const std::uint32_t to = place(0);
+    const std::uint32_t barrier = opaque(full_barrier());
+    const std::uint64_t map = opaque(reinterpret_cast<std::uint64_t>(&pool_.map));
     wait_for_slot();
     if (elect_one()) {
-      barrier_expect(full_barrier(), static_cast<std::uint32_t>(__popc(boxes) * kRunBytes));
+      barrier_expect(barrier, static_cast<std::uint32_t>(__popc(boxes) * kRunBytes));
 #pragma unroll
-      for (int run = 0; run < kRuns; ++run) {
-        if ((boxes >> static_cast<unsigned>(run) & 1U) == 0) continue;
-#pragma unroll
-        for (int panel = 0; panel < kPanels; ++panel) {
-          copy_box(to + static_cast<std::uint32_t>(run * kBoxKeys * Layout::kRowStride +
-                                                   panel * Layout::kPanelBytes),
-                   map_, panel * kBoxComponents, token[run], head, page[run], full_barrier());
-        }
+      for (int i = 0; i < kRuns; ++i) {
+        if ((boxes >> static_cast<unsigned>(i) & 1U) == 0) continue;
+        copy_box(to + Layout::below(i * kBoxKeys), map, token, panel, run[i], barrier);
       }
     }
     __syncwarp();
@@ -160,7 +149,7 @@ class TileLoader {
 
   const AttendParams& params_;
   typename C::Large& shared_;
-  const CUtensorMap& map_;
+  const PoolMap& pool_;
   const bool has_boxes_;
   const core::Pages& cache_;
   const int lane_;
@@ -219,11 +208,10 @@ class QueryLoader {
   __device__ void load_box(const Unit& unit) {
     const std::int32_t group_size = params_.shape.group_size;
     const std::uint32_t to = shared_address(shared_.queries[at_.slot]);
-    constexpr int kPanels = Layout::kRowBytes / Layout::kRowStride;
     if (elect_one()) {
       barrier_expect(full_barrier(), static_cast<std::uint32_t>(unit.rows * Layout::kRowBytes));
 #pragma unroll
-      for (int panel = 0; panel < kPanels; ++panel) {
+      for (int panel = 0; panel < Layout::kPanels; ++panel) {
         copy_box(to + static_cast<std::uint32_t>(panel * Layout::kPanelBytes), maps_.queries,
                  panel * kBoxComponents, unit.kv_head_begin * group_size, unit.queries.first,
                  full_barrier());
@@ -242,7 +230,7 @@ class QueryLoader {
           (row.token * q.token_stride + row.head * q.head_stride) * kElementBytes;
 #pragma unroll
       for (int half = 0; half < kWarpSize; half += mma::kRunKeys) {
-        rows_.load_scattered(to + static_cast<std::uint32_t>((first + half) * Layout::kRowStride),
+        rows_.load_scattered(to + Layout::below(first + half),
                              static_cast<const std::byte*>(q.data), offset, half,
                              {0, unit.rows - first - half});
       }

@@ -7,6 +7,7 @@
 #include <array>
 #include <atomic>
 #include <cstdint>
+#include <limits>
 
 #include "cuda/runtime.hpp"
 
@@ -25,13 +26,13 @@ struct Axis {
   std::int32_t box = 1;
 };
 
-/// A map of 16-bit elements; components lie behind one another.
+/// A map of 16-bit elements, boxes of which have 64 components, which lie behind one another.
 /// @return False if there can be no such map.
 template <std::size_t kOthers>
-bool encode_map(CUtensorMap& map, const void* data, DType dtype, std::int32_t head_dim,
+bool encode_map(CUtensorMap& map, const void* data, DType dtype, std::int32_t components,
                 const std::array<Axis, kOthers>& others) {
   constexpr std::size_t kAxes = kOthers + 1;
-  std::array<cuuint64_t, kAxes> sizes{static_cast<cuuint64_t>(head_dim)};
+  std::array<cuuint64_t, kAxes> sizes{static_cast<cuuint64_t>(components)};
   std::array<cuuint64_t, kOthers> strides{};
   std::array<cuuint32_t, kAxes> box{kBoxComponents};
   std::array<cuuint32_t, kAxes> steps{1};
@@ -52,12 +53,37 @@ bool encode_map(CUtensorMap& map, const void* data, DType dtype, std::int32_t he
              CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
 
-bool encode_pages(CUtensorMap& map, const core::Pages& pages, const core::ProblemShape& shape,
-                  std::int32_t head_dim) {
-  return encode_map<3>(
-      map, pages.data, shape.kv_dtype, head_dim,
-      {Axis{pages.num_tokens, pages.token_stride, kBoxKeys},
-       Axis{shape.num_kv_heads, pages.head_stride}, Axis{pages.num_pages, pages.page_stride}});
+/// A box lies in shared memory as `Groups` has it: 64 components of 8 tokens, the next 64 of the
+/// same tokens, …, and then those of the next 8 tokens.
+bool encode_pool(PoolMap& pool, const core::Pages& pages, const core::ProblemShape& shape,
+                 std::int32_t head_dim) {
+  constexpr std::int64_t kGroupTokens = 8;
+  constexpr std::int64_t kMostRuns = std::numeric_limits<std::int32_t>::max();
+  const bool is_contiguous = shape.page_size == kContiguousKv;
+  const std::int64_t run_stride = kBoxKeys * pages.token_stride;
+  const bool has_pages = !is_contiguous && pages.num_pages > 1;
+  if (run_stride <= 0 || pages.head_stride % kBoxComponents != 0 ||
+      (has_pages && pages.page_stride % run_stride != 0)) {
+    return false;
+  }
+  const std::int64_t panels = head_dim / kBoxComponents;
+  const std::int64_t panels_per_head = pages.head_stride / kBoxComponents;
+  const std::int64_t runs_per_page = has_pages ? pages.page_stride / run_stride : 0;
+  const std::int64_t runs =
+      (pages.num_pages - 1) * runs_per_page + (pages.num_tokens + kBoxKeys - 1) / kBoxKeys;
+  const std::int64_t all_panels = (shape.num_kv_heads - 1) * panels_per_head + panels;
+  if (runs > kMostRuns || all_panels > kMostRuns) return false;
+  pool.runs_per_page = static_cast<std::int32_t>(runs_per_page);
+  pool.panels_per_head = static_cast<std::int32_t>(panels_per_head);
+  // A request of contiguous keys may begin in the middle of a run, so that its tokens reach into
+  // the next one.
+  const std::int64_t tokens = is_contiguous ? 2 * kBoxKeys : kBoxKeys;
+  return encode_map<4>(
+      pool.map, pages.data, shape.kv_dtype, kBoxComponents,
+      {Axis{tokens, pages.token_stride, kGroupTokens},
+       Axis{all_panels, kBoxComponents, static_cast<std::int32_t>(panels)},
+       Axis{kBoxKeys / kGroupTokens, kGroupTokens * pages.token_stride, kBoxKeys / kGroupTokens},
+       Axis{runs, run_stride}});
 }
 
 /// @param tokens  Of a box, each in the heads of a group.
@@ -89,8 +115,8 @@ TileMaps make_tile_maps(const core::ProblemShape& shape, const core::LayerTensor
                         std::int32_t tile_rows) noexcept {
   TileMaps maps;
   maps.has_kv = shape.page_size % kBoxKeys == 0 &&
-                encode_pages(maps.keys, tensors.k, shape, shape.head_dim_qk) &&
-                encode_pages(maps.values, tensors.v, shape, shape.head_dim_vo);
+                encode_pool(maps.keys, tensors.k, shape, shape.head_dim_qk) &&
+                encode_pool(maps.values, tensors.v, shape, shape.head_dim_vo);
   // A box that leaves rows of the tile as they were would let these say whether weights fit.
   maps.has_queries = tile_rows % shape.group_size == 0 &&
                      encode_rows(maps.queries, tensors.q, tensors.total_q, shape, shape.head_dim_qk,

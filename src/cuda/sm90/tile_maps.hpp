@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /// @file
-/// What the tensor memory accelerator must know of K, V, q and o to copy boxes of them, 64 components
-/// wide: 16 keys of one head from one page; the rows of a tile of queries in the heads of a group;
-/// such rows of o that one warp has.
+/// What the tensor memory accelerator must know of K, V, q and o to copy boxes of them: 16 keys of one
+/// head from one page; 64 components of the rows of a tile of queries in the heads of a group; such
+/// rows of o that one warp has.
 #pragma once
 
 #include <cuda.h>
@@ -17,11 +17,21 @@ inline constexpr int kBoxKeys = 16;
 inline constexpr int kBoxComponents = 64;
 inline constexpr int kBoxResults = 16;  ///< rows of o, if the group's size divides them
 
+/// K or V. All runs of 16 tokens that begin at a page or are 16 tokens behind another are numbered
+/// through the pool, so that one coordinate says which of them is meant.
+struct PoolMap {
+  /// Coordinates are (0, token, panel, 0, run): the first token of the run; the first 64 components
+  /// of the head, counted in 64 components from head 0.
+  CUtensorMap map{};
+  std::int32_t runs_per_page = 0;
+  std::int32_t panels_per_head = 0;
+};
+
 /// The second argument of a kernel that `AttendKernel::takes_tile_maps`. Where something lies such
 /// that boxes of it cannot be copied, rows are.
 struct TileMaps {
-  CUtensorMap keys{};     ///< coordinates are (component, token, head, page)
-  CUtensorMap values{};   ///< likewise
+  PoolMap keys;
+  PoolMap values;
   CUtensorMap queries{};  ///< coordinates are (component, head, token)
   CUtensorMap results{};  ///< likewise
   bool has_kv = false;
