@@ -179,7 +179,7 @@ TEST(GpuOracle, AgreesForEveryStorageOfTheCache) {
   for (const KvLayout layout : {KvLayout::kNHD, KvLayout::kHND}) {
     for (const CacheStorage storage :
          {CacheStorage::kApart, CacheStorage::kTwoPages, CacheStorage::kPagesTwo,
-          CacheStorage::kPagesLayersTwo, CacheStorage::kPackedDims}) {
+          CacheStorage::kPagesLayersTwo, CacheStorage::kPackedDims, CacheStorage::kGaps}) {
       for (const std::int32_t kv_heads : {1, 3}) {
         RandomBatchOptions options = exact_options(DType::kBFloat16, 2, kv_heads, 128);
         options.spec.kv_layout = layout;

@@ -50,6 +50,7 @@ enum class CacheStorage {
   kPagesTwo,        ///< [pages, 2, …]
   kPagesLayersTwo,  ///< [pages, layers, 2, …], the second of three layers
   kPackedDims,      ///< […, D + Dv]
+  kGaps,            ///< as kTwoPages, with something else behind each page
 };
 
 struct RandomBatchOptions {
@@ -357,6 +358,9 @@ class RandomBatch {
     switch (storage) {
       case CacheStorage::kApart:
         break;
+      case CacheStorage::kGaps:
+        page += 8;
+        [[fallthrough]];
       case CacheStorage::kTwoPages:
         v_offset = num_pages * page;
         break;

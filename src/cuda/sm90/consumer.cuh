@@ -76,7 +76,7 @@ class UnitAttention {
       score_edge_tile(scores);
     }
     settle();
-    state_.wait_for_slot(values(), values_are_edge_);
+    wait_for_slot(values(), values_are_edge_);
     accumulate();
     wait_for_products<0>();
     hold(o_);
@@ -141,6 +141,11 @@ class UnitAttention {
     return state_.position.before();
   }
 
+  /// @param is_edge  Whatever others are, the tile's first or last run may have come row by row.
+  __device__ __forceinline__ void wait_for_slot(mma::RingPosition<C::kSlots> at, bool is_edge) {
+    state_.wait_for_slot(at, is_edge || (!kIsPlain && !state_.has_boxes));
+  }
+
   // The tile that was weighed last is pending until it is known whether its weights fit the bases:
   // its keys are held, and the weights are not in the sums.
 
@@ -168,13 +173,13 @@ class UnitAttention {
   /// @return False if those of the tile before do not: it must be attended again, as an edge.
   template <bool kHasWindow>
   __device__ __forceinline__ bool attend_inner_tile(float (&scores)[kScores], std::int32_t key) {
-    state_.wait_for_slot(keys(), kHasWindow);  // the run where a window begins comes row by row
-    take_turn();                               // what any of the warpgroup said before is known now
+    wait_for_slot(keys(), kHasWindow);  // the run where a window begins comes row by row
+    take_turn();                        // what any of the warpgroup said before is known now
     const int tile = key / C::kTileKeys;
     if (state_.exceeds(tile + 1) != 0) return false;
     settle();
     state_.score(scores);
-    state_.wait_for_slot(values(), values_are_edge_);
+    wait_for_slot(values(), values_are_edge_);
     accumulate();
     pass_turn();
     wait_for_products<1>();
@@ -196,10 +201,10 @@ class UnitAttention {
   // unit's window), and those whose scores need more than a scale or do not fit the bases.
 
   __device__ __forceinline__ void score_edge_tile(float (&scores)[kScores]) {
-    state_.wait_for_slot(keys(), true);
+    wait_for_slot(keys(), true);
     take_turn();
     state_.score(scores);
-    state_.wait_for_slot(values(), values_are_edge_);
+    wait_for_slot(values(), values_are_edge_);
     accumulate();
     pass_turn();
     wait_for_products<0>();

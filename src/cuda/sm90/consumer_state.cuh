@@ -68,11 +68,10 @@ struct ConsumerState {
     if (lane == 0) barrier_arrive(shared_address(&empty));
   }
 
-  /// @param is_edge  Some of the tile's rows may not have been copied in boxes, whatever others
-  ///   were.
-  __device__ void wait_for_slot(mma::RingPosition<C::kSlots> at, bool is_edge) const {
+  /// @param has_rows  Some of the tile may have been copied row by row, not in boxes.
+  __device__ void wait_for_slot(mma::RingPosition<C::kSlots> at, bool has_rows) const {
     barrier_wait(shared_address(&shared.full[at.slot]), at.parity);
-    if (is_edge || !has_boxes) show_to_products();
+    if (has_rows) show_to_products();
   }
   __device__ void release_slot(mma::RingPosition<C::kSlots> at) { release(shared.empty[at.slot]); }
 

@@ -50,9 +50,9 @@ class LargeShares {
 /// Puts the large units of the block's shares into the queue, and one without rows behind them.
 ///
 /// A unit is **plain** if all that has to be done for it is what most need: logits are products
-/// times a positive number, the mask is causal or none, with or without a window, and final rows of
-/// o are written in boxes. The code for those has nothing else in between, since jumps make the
-/// machine wait for instructions.
+/// times a positive number, the mask is causal or none, with or without a window, K and V come in
+/// boxes, and final rows of o are written in boxes. The code for those has nothing else in between,
+/// since jumps make the machine wait for instructions.
 template <typename C>
 class UnitFinder {
  public:
@@ -83,7 +83,8 @@ class UnitFinder {
     return shape.sm_scale > 0.0F && shape.logits_soft_cap == 0.0F &&
            (shape.mask == Mask::kCausal || shape.mask == Mask::kNone) &&
            tensors.alibi_slopes == nullptr && tensors.sinks == nullptr && tensors.lse == nullptr &&
-           tensors.k_scale == nullptr && tensors.v_scale == nullptr && maps.has_results;
+           tensors.k_scale == nullptr && tensors.v_scale == nullptr && maps.has_kv &&
+           maps.has_results;
   }
 
   __device__ __forceinline__ void put(const Unit& unit) {
