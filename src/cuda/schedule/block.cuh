@@ -7,12 +7,9 @@
 #include <cstdint>
 
 #include "cuda/common/ptx.cuh"
-#include "cuda/schedule/arguments.hpp"
+#include "cuda/schedule/arguments.cuh"
 
 namespace quire::cuda::scheduler {
-
-__device__ inline std::int32_t num_threads() { return static_cast<std::int32_t>(blockDim.x); }
-__device__ inline int num_warps() { return static_cast<int>(blockDim.x) / kWarpSize; }
 
 /// Sum of `value` over the lanes up to this one.
 __device__ inline std::int64_t warp_inclusive_sum(std::int64_t value, int lane) {
@@ -26,7 +23,7 @@ __device__ inline std::int64_t warp_inclusive_sum(std::int64_t value, int lane) 
 /// Sum of `value` over the block's threads up to this one; `total` is that over all of them.
 __device__ inline std::int64_t block_inclusive_sum(std::int64_t value, std::int64_t& total) {
   __shared__ std::int64_t
-      warp_sums[kMaxWarps];  // filled by each warp's last lane, then scanned by warp 0
+      warp_sums[kWarps];  // filled by each warp's last lane, then scanned by warp 0
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
   const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
 
@@ -35,13 +32,13 @@ __device__ inline std::int64_t block_inclusive_sum(std::int64_t value, std::int6
   if (lane == kWarpSize - 1) warp_sums[warp] = value;
   __syncthreads();
   if (warp == 0) {
-    const std::int64_t sum = warp_inclusive_sum(lane < num_warps() ? warp_sums[lane] : 0, lane);
-    if (lane < num_warps()) warp_sums[lane] = sum;
+    const std::int64_t sum = warp_inclusive_sum(lane < kWarps ? warp_sums[lane] : 0, lane);
+    if (lane < kWarps) warp_sums[lane] = sum;
   }
   __syncthreads();
 
   const std::int64_t before = warp == 0 ? 0 : warp_sums[warp - 1];
-  total = warp_sums[num_warps() - 1];
+  total = warp_sums[kWarps - 1];
   return before + value;
 }
 
@@ -50,9 +47,9 @@ struct Block {
   [[nodiscard]] __device__ std::int32_t rank() const {
     return static_cast<std::int32_t>(threadIdx.x);
   }
-  [[nodiscard]] __device__ std::int32_t size() const { return num_threads(); }
+  [[nodiscard]] __device__ std::int32_t size() const { return kThreads; }
   [[nodiscard]] __device__ std::int32_t warp() const { return rank() / kWarpSize; }
-  [[nodiscard]] __device__ std::int32_t num_warps() const { return scheduler::num_warps(); }
+  [[nodiscard]] __device__ std::int32_t num_warps() const { return kWarps; }
   [[nodiscard]] __device__ bool is_first_of_warp() const { return rank() % kWarpSize == 0; }
   __device__ void sync() const { __syncthreads(); }
   [[nodiscard]] __device__ bool any(bool value) const {

@@ -8,19 +8,19 @@
 #include <cstdint>
 
 #include "cuda/common/ptx.cuh"
-#include "cuda/schedule/arguments.hpp"
+#include "cuda/schedule/arguments.cuh"
 #include "cuda/schedule/block.cuh"
 
 namespace quire::cuda::scheduler {
 
 struct Shared {
   schedule::Header header;
-  std::int64_t warp_costs[schedule::kLines][kMaxWarps];  // of the segments that a warp takes
+  std::int64_t warp_costs[schedule::kLines][kWarps];  // of the segments that a warp takes
   std::uint32_t long_lines;  // bit i: a range of whole units would be too long
   // First a table of first pages, then ranges on their way to global memory.
   alignas(16) std::int32_t words[kCutWarps * kWarpRanges * kRangeWords];
 };
-static_assert(sizeof(Shared::words) >= kTableSlots * sizeof(std::int32_t));
+static_assert(sizeof(Shared::words) >= sizeof(std::int32_t) << kMostTableBits);
 
 /// What lines are made of.
 struct Segments {
@@ -119,7 +119,7 @@ __device__ bool place_cuts(const Arguments& arguments, const Segments& segments,
   return lane < kWarpRanges && schedule::is_too_long(header, line, begin, end);
 }
 
-/// Ranges of a pass to global memory, and their counters to 0.
+/// Ranges of a pass to global memory.
 __device__ inline void write_ranges(const Arguments& arguments, std::int32_t pass,
                                     const std::int32_t* words) {
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
@@ -130,7 +130,7 @@ __device__ inline void write_ranges(const Arguments& arguments, std::int32_t pas
   if (ranges.count <= 0) return;
   const schedule::LineView& line = arguments.schedule.lines[ranges.line];
   const int first = (warp >> log_warps) * kWarpSize + lane;
-  const int step = num_threads() >> log_warps;
+  const int step = kThreads >> log_warps;
   const auto* const from =
       reinterpret_cast<const std::int64_t*>(words + of_warp * kWarpRanges * kRangeWords);
   auto* const to = reinterpret_cast<std::int64_t*>(line.ranges + ranges.first);
@@ -142,10 +142,20 @@ __device__ inline void write_ranges(const Arguments& arguments, std::int32_t pas
     const int last = ranges.count * kRangeWords - 1;
     reinterpret_cast<std::int32_t*>(to)[last] = reinterpret_cast<const std::int32_t*>(from)[last];
   }
-  const std::int32_t heads = arguments.tiles[ranges.line].heads_abreast;
+}
+
+/// By warps that make no ranges, if there are such.
+__device__ inline void zero_arrivals(const Arguments& arguments) {
+  const std::int32_t first = arguments.num_chunks < kWarps ? arguments.num_chunks * kWarpSize : 0;
   QUIRE_ROLLED
-  for (int i = first; i < ranges.count * heads; i += step) {
-    line.arrivals[ranges.first * heads + i] = 0;
+  for (int line = 0; line < schedule::kLines; ++line) {
+    const schedule::TilePolicy& tiles = arguments.tiles[line];
+    const std::int32_t count = tiles.num_ranges * tiles.heads_abreast;
+    QUIRE_ROLLED
+    for (auto i = static_cast<std::int32_t>(threadIdx.x) - first; i < count;
+         i += kThreads - first) {
+      arguments.schedule.lines[line].arrivals[i] = 0;
+    }
   }
 }
 
@@ -159,6 +169,7 @@ __device__ inline void cut_lines(const Arguments& arguments, const Segments& seg
   schedule::Range* const made =
       reinterpret_cast<schedule::Range*>(shared.words) + warp * kWarpRanges;
   std::uint32_t whole_lines = ~0U;  // for now
+  if (warp >= arguments.num_chunks || arguments.num_chunks >= kWarps) zero_arrivals(arguments);
   QUIRE_ROLLED
   for (std::int32_t step = 0; step < 2 * num_passes; ++step) {
     const bool completes = step >= num_passes;
@@ -169,7 +180,7 @@ __device__ inline void cut_lines(const Arguments& arguments, const Segments& seg
       constexpr int kHeaderWords = sizeof(schedule::Header) / sizeof(std::int32_t);
       constexpr int kWholeWord =
           offsetof(schedule::Header, overview.whole_lines) / sizeof(std::int32_t);
-      if (warp == num_warps() - 1 && lane < kHeaderWords) {
+      if (warp == kWarps - 1 && lane < kHeaderWords) {
         reinterpret_cast<std::uint32_t*>(arguments.schedule.header)[lane] =
             lane == kWholeWord ? whole_lines
                                : reinterpret_cast<const std::uint32_t*>(&shared.header)[lane];
@@ -203,6 +214,7 @@ __device__ inline void cut_lines(const Arguments& arguments, const Segments& seg
       }
     }
     if (!completes) continue;
+    __syncwarp();  // lanes that were done at once do not run ahead: a barrier would not hold them
     __syncthreads();  // ranges are in shared memory
     write_ranges(arguments, pass, shared.words);
     if (num_passes > 1) __syncthreads();  // ranges are made anew

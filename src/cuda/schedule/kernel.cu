@@ -16,7 +16,7 @@
 #include <cstddef>
 
 #include "cuda/common/ptx.cuh"
-#include "cuda/schedule/arguments.hpp"
+#include "cuda/schedule/arguments.cuh"
 #include "cuda/schedule/block.cuh"
 #include "cuda/schedule/cut_lines.cuh"
 #include "cuda/schedule/near_lengths.cuh"
@@ -56,7 +56,7 @@ __device__ const Arguments& to_shared(const Arguments& arguments, std::int32_t* 
   constexpr int kWords = sizeof(Arguments) / sizeof(std::int32_t);
   __syncthreads();  // what was there has been read
   QUIRE_ROLLED
-  for (auto i = static_cast<int>(threadIdx.x); i < kWords; i += num_threads()) {
+  for (auto i = static_cast<int>(threadIdx.x); i < kWords; i += kThreads) {
     to[i] = reinterpret_cast<const std::int32_t*>(&arguments)[i];
   }
   __syncthreads();
@@ -71,8 +71,8 @@ struct Sums {
 
 /// Segments behind one another that a thread takes; if there are many, an odd number, for the banks
 /// of shared memory.
-__device__ std::int32_t share_of(const Arguments& arguments, std::int32_t num_segments) {
-  const std::int32_t share = (num_segments + num_threads() - 1) >> arguments.log_threads;
+__device__ std::int32_t share_of(std::int32_t num_segments) {
+  const std::int32_t share = (num_segments + kThreads - 1) / kThreads;
   constexpr std::int32_t kSmall = 4;
   return share >= kSmall ? share | 1 : share;
 }
@@ -82,8 +82,8 @@ struct Share {
   std::int32_t first;
   std::int32_t last;
 
-  __device__ Share(const Arguments& arguments, std::int32_t num_segments) {
-    const std::int32_t share = share_of(arguments, num_segments);
+  __device__ explicit Share(std::int32_t num_segments) {
+    const std::int32_t share = share_of(num_segments);
     first = static_cast<std::int32_t>(threadIdx.x) * share;
     last = min(first + share, num_segments);
   }
@@ -105,7 +105,7 @@ __device__ std::int64_t cost_on(const Arguments& arguments, const schedule::Segm
 __device__ Sums sum_up(const Arguments& arguments, const Segments& segments, Shared& shared) {
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
   const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
-  const Share share(arguments, shared.header.num_segments);
+  const Share share(shared.header.num_segments);
   Sums own;
   QUIRE_ROLLED
   for (std::int32_t index = share.first; index < share.last; ++index) {
@@ -131,9 +131,9 @@ __device__ Sums sum_up(const Arguments& arguments, const Segments& segments, Sha
 __device__ std::int64_t sum_of_warps(int line, Shared& shared) {
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
   const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
-  const std::int64_t own = lane < num_warps() ? shared.warp_costs[line][lane] : 0;
+  const std::int64_t own = lane < kWarps ? shared.warp_costs[line][lane] : 0;
   const std::int64_t sum = warp_inclusive_sum(own, lane);
-  if (warp == num_warps() - 1 && lane == kWarpSize - 1) shared.header.total_cost[line] = sum;
+  if (warp == kWarps - 1 && lane == kWarpSize - 1) shared.header.total_cost[line] = sum;
   return __shfl_sync(kAllLanes, sum - own, warp);
 }
 
@@ -143,14 +143,14 @@ __device__ void join_sums(const Arguments& arguments, const Segments& segments, 
                           Shared& shared) {
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
   const std::int32_t num_segments = shared.header.num_segments;
-  const Share share(arguments, num_segments);
+  const Share share(num_segments);
   const std::int64_t small = sum_of_warps(schedule::kSmallUnits, shared) + of_warp.small;
   QUIRE_ROLLED
   for (std::int32_t index = share.first; index < share.last; ++index) {
     segments.small_costs[index] += small;
   }
-  const bool any_large = __any_sync(
-      kAllLanes, lane < num_warps() && shared.warp_costs[schedule::kLargeUnits][lane] != 0);
+  const bool any_large =
+      __any_sync(kAllLanes, lane < kWarps && shared.warp_costs[schedule::kLargeUnits][lane] != 0);
   if (any_large) {
     std::int64_t large = sum_of_warps(schedule::kLargeUnits, shared) + of_warp.large;
     QUIRE_ROLLED
@@ -164,7 +164,7 @@ __device__ void join_sums(const Arguments& arguments, const Segments& segments, 
     }
   }
   // The last warp has the fewest segments.
-  if (static_cast<int>(threadIdx.x) / kWarpSize != num_warps() - 1) return;
+  if (static_cast<int>(threadIdx.x) / kWarpSize != kWarps - 1) return;
   __syncwarp();  // total costs are there
   if (lane != 0) return;
   segments.small_costs[num_segments] = shared.header.total_cost[schedule::kSmallUnits];
@@ -182,7 +182,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   alignas(Shared) __shared__ std::byte memory[sizeof(Shared)];
   Shared& shared = *reinterpret_cast<Shared*>(memory);
   if constexpr (kIsNear) ask_for_lengths(arguments);
-  if (arguments.searches) clear_table(shared.words);
+  if (arguments.searches) clear_table(arguments.table_bits, shared.words);
   const bool refused = arguments.check != nullptr && arguments.check->what != 0;
   const std::int32_t num_seqs = refused ? 0 : arguments.batch.num_seqs;
   if (threadIdx.x == 0) {
@@ -243,6 +243,9 @@ cudaError_t launch_schedule(const schedule::Policy& policy, const core::ProblemS
   const std::int32_t num_seqs = batch.num_seqs;
   arguments.searches = schedule::looks_for_prefixes(policy) && num_seqs >= 2 &&
                        num_seqs <= policy.prefixes.most_seqs;
+  const int slots = kSlotsOfSeq * std::min(num_seqs, kTableSeqs);
+  arguments.table_bits =
+      std::min(kMostTableBits, static_cast<int>(std::bit_width(static_cast<unsigned>(slots))));
   arguments.divides_keys = schedule::has_fixed_parts(policy);
   arguments.near = NearLayout(policy, batch, arguments.searches, near_bytes);
   std::int32_t num_chunks = 0;
@@ -256,6 +259,7 @@ cudaError_t launch_schedule(const schedule::Policy& policy, const core::ProblemS
       arguments.lines_to_leave_whole |= 1U << static_cast<unsigned>(line);
     }
   }
+  arguments.num_chunks = num_chunks;
   arguments.num_passes = (num_chunks + kCutWarps - 1) / kCutWarps;
   arguments.shape = shape;
   arguments.batch = batch;
@@ -265,12 +269,9 @@ cudaError_t launch_schedule(const schedule::Policy& policy, const core::ProblemS
   arguments.groups = groups;
   arguments.log_copied =
       std::countr_zero(std::bit_ceil(static_cast<unsigned>(std::clamp(num_chunks, 1, kCutWarps))));
-  const bool is_plain = !arguments.searches && !arguments.divides_keys;
-  const int threads = is_plain && num_seqs <= kFewThreads ? kFewThreads : kThreads;
-  arguments.log_threads = std::countr_zero(static_cast<unsigned>(threads));
   const bool is_near = arguments.near.kv_at != NearLayout::kFar;
   const auto kernel = is_near ? schedule_kernel<true> : schedule_kernel<false>;
-  kernel<<<1, threads, arguments.near.bytes, stream>>>(arguments);
+  kernel<<<1, kThreads, arguments.near.bytes, stream>>>(arguments);
   return cudaGetLastError();
 }
 

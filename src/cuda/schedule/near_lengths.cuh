@@ -7,7 +7,7 @@
 #include <cstdint>
 
 #include "cuda/common/ptx.cuh"
-#include "cuda/schedule/arguments.hpp"
+#include "cuda/schedule/arguments.cuh"
 #include "cuda/schedule/block.cuh"
 
 namespace quire::cuda::scheduler {
@@ -23,7 +23,7 @@ __device__ inline void ask_for_lengths(const Arguments& arguments) {
   const NearLayout& near = arguments.near;
   const NearCopy* const copies = near.copies;
   QUIRE_ROLLED
-  for (auto i = static_cast<std::int32_t>(threadIdx.x); i < copies[0].count; i += num_threads()) {
+  for (auto i = static_cast<std::int32_t>(threadIdx.x); i < copies[0].count; i += kThreads) {
     const std::uint32_t to = memory + 4 * static_cast<std::uint32_t>(i);
     copy_word_async(to, copies[0].from + i, true);
     if (i < copies[1].count) copy_word_async(to + copies[1].to, copies[1].from + i, true);
@@ -36,11 +36,11 @@ __device__ inline void ask_for_lengths(const Arguments& arguments) {
 }
 
 /// The table of first pages is empty.
-__device__ inline void clear_table(std::int32_t* table) {
+__device__ inline void clear_table(std::int32_t table_bits, std::int32_t* table) {
   constexpr int kAtOnce = 4;
   QUIRE_ROLLED
-  for (auto i = kAtOnce * static_cast<int>(threadIdx.x); i < kTableSlots;
-       i += kAtOnce * num_threads()) {
+  for (auto i = kAtOnce * static_cast<int>(threadIdx.x); i >> table_bits == 0;
+       i += kAtOnce * kThreads) {
     *reinterpret_cast<int4*>(table + i) = make_int4(-1, -1, -1, -1);
   }
 }
@@ -69,7 +69,7 @@ __device__ inline void count_keys(const Arguments& arguments, std::int32_t num_s
     batch.kv_indptr = near_words(near.copies[1].to);
   }
   QUIRE_ROLLED
-  for (auto seq = static_cast<std::int32_t>(threadIdx.x); seq < num_seqs; seq += num_threads()) {
+  for (auto seq = static_cast<std::int32_t>(threadIdx.x); seq < num_seqs; seq += kThreads) {
     near_words(near.kv_at)[seq] = schedule::lengths_of(arguments.shape, batch, seq).kv_len;
   }
   __syncthreads();
@@ -82,20 +82,20 @@ __device__ inline bool first_pages_meet(const Arguments& arguments, const core::
   constexpr std::int32_t kEmpty = -1;
   if (arguments.groups.num_levels > 0 || num_seqs > kTableSeqs) return true;
   QUIRE_ROLLED
-  for (auto seq = static_cast<std::int32_t>(threadIdx.x); seq < num_seqs; seq += num_threads()) {
+  for (auto seq = static_cast<std::int32_t>(threadIdx.x); seq < num_seqs; seq += kThreads) {
     const schedule::Lengths lengths = schedule::lengths_of(arguments.shape, batch, seq);
     if (!schedule::may_share_pages(arguments.policy, arguments.shape, lengths)) continue;
     const std::int32_t page = arguments.near.num_pages > 0
                                   ? near_words(arguments.near.pages_at)[seq]
                                   : schedule::page_ids(batch, seq)[0];
     if (page < 0) continue;
-    std::uint32_t slot = static_cast<std::uint32_t>(page) * kHash >> (32 - kTableBits);
+    std::uint32_t slot = static_cast<std::uint32_t>(page) * kHash >> (32 - arguments.table_bits);
     QUIRE_ROLLED
     while (true) {
       const std::int32_t before = atomicCAS(table + slot, kEmpty, page);
       if (before == page) return true;
       if (before == kEmpty) break;
-      slot = (slot + 1) % kTableSlots;
+      slot = (slot + 1) & ((1U << arguments.table_bits) - 1);
     }
   }
   return false;

@@ -7,33 +7,32 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "cuda/common/ptx.cuh"
 #include "cuda/schedule/prepared_tiles.hpp"
 #include "schedule/schedule.hpp"
 
 namespace quire::cuda::scheduler {
 
-// Threads. All run nearly all instructions, so that fewer are done sooner as long as each has one
-// request.
-inline constexpr int kFewThreads = 256;
+// More threads would have fewer registers than the code needs.
 inline constexpr int kThreads = 512;
-inline constexpr int kMaxWarps = kThreads / kWarpSize;
+inline constexpr int kWarps = kThreads / kWarpSize;
 inline constexpr int kCutWarps = 8;
 inline constexpr int kWarpRanges =
     kWarpSize - 2;  // a lane places a cut, a range needs two; an even number
 inline constexpr int kRangeWords = sizeof(schedule::Range) / sizeof(std::int32_t);
-static_assert(kFewThreads >= kCutWarps * kWarpSize);
+static_assert(kWarps % kCutWarps == 0);
 
-// First pages that are compared, and slots of the table for that.
+// First pages that are compared, and slots of the table for that: so many that most have one alone.
 inline constexpr int kTableSeqs = 2048;
-inline constexpr int kTableBits = 12;
-inline constexpr int kTableSlots = 1 << kTableBits;
-static_assert(kTableSlots >= 2 * kTableSeqs);
+inline constexpr int kSlotsOfSeq = 8;
+inline constexpr int kMostTableBits = 13;
+static_assert((1 << kMostTableBits) >= 2 * kTableSeqs);
 
 // Shared memory that a launch asks for at most: enough for 8,192 requests' lengths and running
 // costs.
 inline constexpr std::size_t kMostNearBytes = std::size_t{176} << 10;
 
-static_assert(kMaxWarps <= kWarpSize, "the warps' sums are scanned by one warp");
+static_assert(kWarps <= kWarpSize, "the warps' sums are scanned by one warp");
 
 constexpr std::size_t words_bytes(std::int32_t count) {
   constexpr std::size_t kAlignment = 4;
@@ -132,9 +131,10 @@ struct Arguments {
   bool divides_keys = false;               // into fixed parts
   std::uint32_t lines_to_leave_whole = 0;  // if that pays
   std::int32_t small_chunks = 0;           // ranges of the line of small units, in those of a warp
+  std::int32_t table_bits = 0;             // slots of the table are a power of two
+  std::int32_t num_chunks = 0;             // of both lines
   std::int32_t num_passes = 0;             // until all have been made
-  std::int32_t log_threads = 0;
-  std::int32_t log_copied = 0;  // of the warps whose ranges are copied at the same time
+  std::int32_t log_copied = 0;             // of the warps whose ranges are copied at the same time
   core::BatchArrays batch;
   core::ProblemShape shape;
   PreparedTiles tiles[schedule::kLines];
