@@ -67,17 +67,60 @@ inline void measure_line(const Policy& policy, const core::ProblemShape& shape,
   header.total_cost[line] = cost;
 }
 
+/// Cuts of a line on the host.
+class HostCuts {
+ public:
+  HostCuts(const Policy& policy, const core::ProblemShape& shape, const core::BatchArrays& batch,
+           const ScheduleView& schedule, int line)
+      : line_{policy.lines[line],
+              shape,
+              batch,
+              segments_of(schedule),
+              schedule.header->num_segments,
+              schedule.lines[line].cost_before,
+              schedule.header->total_cost[line]},
+        cuts_(line_.tiles, line_.total_cost, max_of(1, schedule.header->overview.num_ranges[line])),
+        num_ranges_(schedule.header->overview.num_ranges[line]) {}
+
+  /// Where range `index` starts if units are left whole; the line's end from `num_ranges` on.
+  [[nodiscard]] std::int64_t begin_of_unit(std::int32_t index) const {
+    return index >= num_ranges_ ? line_.total_cost : unit_of(index).begin;
+  }
+  /// The start of range `index`; from `num_ranges` on, the line's end.
+  [[nodiscard]] PlacedCut place(std::int32_t index, bool is_whole) const {
+    if (index >= num_ranges_) {
+      return end_of_line(line_.total_cost,
+                         segment_at(line_.cost_before, line_.num_segments, line_.total_cost - 1));
+    }
+    return place_cut(line_, cuts_, cuts_.at(index), unit_of(index), is_whole);
+  }
+
+ private:
+  [[nodiscard]] PlacedUnit unit_of(std::int32_t index) const {
+    const std::int64_t cost = cuts_.at(index);
+    return unit_at(line_, segment_at(line_.cost_before, line_.num_segments, cost), cost);
+  }
+
+  CutLine<TilePolicy> line_;
+  EqualCuts cuts_;
+  std::int32_t num_ranges_;
+};
+
 /// Whether the line's units are left whole.
 inline void find_whether_whole(const Policy& policy, const core::ProblemShape& shape,
                                const core::BatchArrays& batch, const ScheduleView& schedule,
                                int line) {
   Header& header = *schedule.header;
+  const std::int32_t num_ranges = header.overview.num_ranges[line];
   bool is_whole = policy.fixed_part_keys == 0;
-  std::int64_t begin = 0;
-  for (std::int32_t index = 0; is_whole && index < header.overview.num_ranges[line]; ++index) {
-    const std::int64_t end = whole_cut(policy, shape, batch, schedule, line, index + 1);
-    is_whole = !is_too_long(header, line, begin, end);
-    begin = end;
+  if (is_whole && num_ranges > 0) {
+    const HostCuts cuts(policy, shape, batch, schedule, line);
+    std::int64_t begin = 0;
+    for (std::int32_t index = 0; is_whole && index < num_ranges; ++index) {
+      const std::int64_t end = cuts.begin_of_unit(index + 1);
+      is_whole = !is_too_long(header, line, begin, end);
+      begin = end;
+    }
   }
   if (is_whole) header.overview.whole_lines |= 1U << static_cast<unsigned>(line);
 }
@@ -86,11 +129,17 @@ inline void cut_line(const Policy& policy, const core::ProblemShape& shape,
                      const core::BatchArrays& batch, const ScheduleView& schedule, int line) {
   const TilePolicy& tiles = policy.lines[line];
   const LineView& view = schedule.lines[line];
-  PlacedCut begin = place_cut(policy, shape, batch, schedule, line, 0);
+  const HostCuts cuts(policy, shape, batch, schedule, line);
+  const bool is_whole =
+      (schedule.header->overview.whole_lines >> static_cast<unsigned>(line) & 1U) != 0;
+  PlacedCut begin = cuts.place(0, is_whole);
   for (std::int32_t index = 0; index < tiles.num_ranges; ++index) {
-    const PlacedCut end = place_cut(policy, shape, batch, schedule, line, index + 1);
-    view.ranges[index] =
-        make_range(tiles, shape, batch, *schedule.header, segments_of(schedule), begin, end, index);
+    const PlacedCut end = cuts.place(index + 1, is_whole);
+    Range& range = view.ranges[index];
+    range.overview = schedule.header->overview;
+    range.rest = begin;
+    range.end = end;
+    take_first_item(tiles, shape, batch, segments_of(schedule), index, range);
     begin = end;
   }
   for (std::int32_t i = 0; i < tiles.num_ranges * tiles.heads_abreast; ++i) view.arrivals[i] = 0;

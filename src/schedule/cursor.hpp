@@ -9,11 +9,12 @@
 #include "schedule/units.hpp"
 
 namespace quire::schedule {
-QUIRE_HOST_DEVICE inline WorkCursor::WorkCursor(const TilePolicy& policy,
-                                                const core::ProblemShape& shape,
-                                                const core::BatchArrays& batch,
-                                                const StoredSegment* segments, const Range& range,
-                                                std::int32_t index)
+template <typename Tiles>
+QUIRE_HOST_DEVICE inline RangeCursor<Tiles>::RangeCursor(const Tiles& policy,
+                                                         const core::ProblemShape& shape,
+                                                         const core::BatchArrays& batch,
+                                                         const StoredSegment* segments,
+                                                         const Range& range, std::int32_t index)
     : policy_(policy),
       shape_(shape),
       batch_(batch),
@@ -21,22 +22,25 @@ QUIRE_HOST_DEVICE inline WorkCursor::WorkCursor(const TilePolicy& policy,
       range_(range),
       index_(index) {}
 
-QUIRE_HOST_DEVICE inline WorkCursor::WorkCursor(const Policy& policy,
-                                                const core::ProblemShape& shape,
-                                                const core::BatchArrays& batch,
-                                                const ScheduleView& schedule, int line,
-                                                std::int32_t index)
-    : WorkCursor(policy.lines[line], shape, batch, segments_of(schedule),
-                 schedule.lines[line].ranges[index], index) {}
+template <typename Tiles>
+QUIRE_HOST_DEVICE inline RangeCursor<Tiles>::RangeCursor(const Policy& policy,
+                                                         const core::ProblemShape& shape,
+                                                         const core::BatchArrays& batch,
+                                                         const ScheduleView& schedule, int line,
+                                                         std::int32_t index)
+    : RangeCursor(policy.lines[line], shape, batch, segments_of(schedule),
+                  schedule.lines[line].ranges[index], index) {}
 
-QUIRE_HOST_DEVICE inline bool WorkCursor::next(WorkItem& item) {
+template <typename Tiles>
+QUIRE_HOST_DEVICE inline bool RangeCursor<Tiles>::next(WorkItem& item) {
   Lengths lengths;
   QueryPlace queries;
   return next(item, lengths, queries);
 }
 
-QUIRE_HOST_DEVICE inline bool WorkCursor::next(WorkItem& item, Lengths& lengths,
-                                               QueryPlace& queries) {
+template <typename Tiles>
+QUIRE_HOST_DEVICE inline bool RangeCursor<Tiles>::next(WorkItem& item, Lengths& lengths,
+                                                       QueryPlace& queries) {
   if (items_ == 0) {
     items_ = 1;
     item = range_.first;
@@ -52,16 +56,19 @@ QUIRE_HOST_DEVICE inline bool WorkCursor::next(WorkItem& item, Lengths& lengths,
   return next_of_rest(item, lengths, queries);
 }
 
-QUIRE_HOST_DEVICE inline bool WorkCursor::is_in_last_unit() const {
+template <typename Tiles>
+QUIRE_HOST_DEVICE inline bool RangeCursor<Tiles>::is_in_last_unit() const {
   const Cut& at = at_.cut;
   const Cut& end = range_.end.cut;
   return at.segment == end.segment && at.head_unit == end.head_unit && at.q_tile == end.q_tile;
 }
-QUIRE_HOST_DEVICE inline bool WorkCursor::is_at_end() const {
+template <typename Tiles>
+QUIRE_HOST_DEVICE inline bool RangeCursor<Tiles>::is_at_end() const {
   return is_in_last_unit() && at_.cut.kv_tile >= range_.end.cut.kv_tile;
 }
 
-QUIRE_HOST_DEVICE inline void WorkCursor::ask_for_segment() {
+template <typename Tiles>
+QUIRE_HOST_DEVICE inline void RangeCursor<Tiles>::ask_for_segment() {
   if (is_at_end()) return;
   const std::int32_t index = at_.cut.segment;
   at_.segment = index == range_.end.cut.segment ? range_.end.segment
@@ -69,8 +76,9 @@ QUIRE_HOST_DEVICE inline void WorkCursor::ask_for_segment() {
   queries_ = queries_of(batch_, segments_, index);
 }
 
-QUIRE_HOST_DEVICE inline bool WorkCursor::next_of_rest(WorkItem& item, Lengths& lengths,
-                                                       QueryPlace& queries) {
+template <typename Tiles>
+QUIRE_HOST_DEVICE inline bool RangeCursor<Tiles>::next_of_rest(WorkItem& item, Lengths& lengths,
+                                                               QueryPlace& queries) {
   const Cut end = range_.end.cut;
   SegmentUnits units;
   QUIRE_ROLLED
@@ -86,7 +94,7 @@ QUIRE_HOST_DEVICE inline bool WorkCursor::next_of_rest(WorkItem& item, Lengths& 
 
   const detail::UnitLine line(policy_, shape_, at_.segment, units);
   const KeyRange keys = line.keys(at.q_tile);
-  const std::int32_t first_tile = keys.begin / policy_.keys_per_tile;
+  const std::int32_t first_tile = policy_.key_tiles(keys.begin);
   const auto key_at = [&](std::int32_t tile) {
     return static_cast<std::int64_t>(first_tile + tile) * policy_.keys_per_tile;
   };
@@ -121,23 +129,23 @@ QUIRE_HOST_DEVICE inline bool WorkCursor::next_of_rest(WorkItem& item, Lengths& 
   return true;
 }
 
-QUIRE_HOST_DEVICE inline Range make_range(const TilePolicy& policy, const core::ProblemShape& shape,
-                                          const core::BatchArrays& batch, const Header& header,
-                                          const StoredSegment* segments, const PlacedCut& begin,
-                                          const PlacedCut& end, std::int32_t index) {
-  Range range;
-  range.overview = header.overview;
-  range.rest = begin;
-  range.end = end;
-  WorkCursor cursor(policy, shape, batch, segments, range, index);
-  cursor.at_ = begin;
-  if (cursor.is_at_end()) return range;
-  cursor.queries_ = queries_of(batch, segments, begin.cut.segment);
+template <typename Tiles>
+QUIRE_HOST_DEVICE inline void take_first_item(const Tiles& policy, const core::ProblemShape& shape,
+                                              const core::BatchArrays& batch,
+                                              const StoredSegment* segments, std::int32_t index,
+                                              Range& range) {
+  RangeCursor<Tiles> cursor(policy, shape, batch, segments, range, index);
+  cursor.at_ = range.rest;
   WorkItem first;
-  if (!cursor.next_of_rest(first, range.first_lengths, range.first_queries)) return range;
+  Lengths lengths;
+  QueryPlace queries;
+  if (!cursor.is_at_end()) {
+    cursor.queries_ = queries_of(batch, segments, range.rest.cut.segment);
+    if (cursor.next_of_rest(first, lengths, queries)) range.rest = cursor.at_;
+  }
   range.first = first;
-  range.rest = cursor.at_;
-  return range;
+  range.first_lengths = lengths;
+  range.first_queries = queries;
 }
 
 }  // namespace quire::schedule

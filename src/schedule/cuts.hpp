@@ -31,9 +31,10 @@ QUIRE_HOST_DEVICE inline std::int32_t segment_at(const std::int64_t* cost_before
 /// Equal cuts of a line, before snapping to tiles.
 class EqualCuts {
  public:
-  QUIRE_HOST_DEVICE EqualCuts(std::int64_t total_cost, std::int32_t num_ranges)
+  template <typename Tiles>
+  QUIRE_HOST_DEVICE EqualCuts(const Tiles& policy, std::int64_t total_cost, std::int32_t num_ranges)
       : num_ranges_(num_ranges),
-        length_(quotient(total_cost, num_ranges)),
+        length_(policy.range_length(total_cost, num_ranges)),
         longer_(total_cost - length_ * num_ranges) {}
 
   [[nodiscard]] QUIRE_HOST_DEVICE std::int32_t num_ranges() const { return num_ranges_; }
@@ -67,14 +68,15 @@ QUIRE_HOST_DEVICE inline Cut after_unit(const SegmentUnits& units, Cut cut) {
 }
 
 /// The ranges that start inside a unit that may be split, past its first tile, as a split unit.
-QUIRE_HOST_DEVICE inline SplitUnit split_unit(const EqualCuts& cuts, const UnitLine& line,
+template <typename Tiles>
+QUIRE_HOST_DEVICE inline SplitUnit split_unit(const EqualCuts& cuts, const UnitLine<Tiles>& line,
                                               std::int32_t q_tile, std::int64_t unit_begin) {
   const std::int64_t unit_end = unit_begin + line.cost_of_unit(q_tile);
   const std::int32_t tiles = line.kv_tiles(q_tile);
   const auto is_inner = [&](std::int64_t index) {
     const std::int64_t cost = cuts.at(index);
     if (cost >= unit_end) return false;
-    const std::int32_t at = line.snap(q_tile, cost - unit_begin, false);
+    const std::int32_t at = line.snap(q_tile, cost - unit_begin);
     return at > 0 && at < tiles;
   };
   std::int64_t first = cuts.first_from(unit_begin);
@@ -93,49 +95,50 @@ QUIRE_HOST_DEVICE inline const StoredSegment* segments_of(const ScheduleView& sc
   return schedule.header->overview.num_prefixes > 0 ? schedule.segments : nullptr;
 }
 
-namespace detail {
+/// What places cuts on a line.
+template <typename Tiles>
+struct CutLine {
+  const Tiles& tiles;
+  const core::ProblemShape& shape;
+  const core::BatchArrays& batch;
+  const StoredSegment* segments;  ///< as in `segment_of`
+  std::int32_t num_segments;
+  const std::int64_t* cost_before;
+  std::int64_t total_cost;
+};
 
 /// The unit that holds a place on a line.
 struct PlacedUnit {
   std::int64_t begin = 0;  ///< where it begins
   Cut cut;                 ///< its first tile
   Segment segment;
+  SegmentUnits units;  ///< of the segment
 };
 
-/// Outlined, as it is asked for twice: code that a GPU has not run yet is slow.
-QUIRE_OUTLINED PlacedUnit unit_at(const Policy& policy, const core::ProblemShape& shape,
-                                  const core::BatchArrays& batch, const ScheduleView& schedule,
-                                  int line, std::int64_t cost) {
-  const TilePolicy& tiles = policy.lines[line];
-  const std::int64_t* const cost_before = schedule.lines[line].cost_before;
+/// @param segment  The one that holds the place.
+/// @param cost     The place.
+template <typename Tiles>
+QUIRE_HOST_DEVICE inline PlacedUnit unit_at(const CutLine<Tiles>& line, std::int32_t segment,
+                                            std::int64_t cost) {
   PlacedUnit unit;
-  unit.cut.segment = segment_at(cost_before, schedule.header->num_segments, cost);
-  unit.begin = cost_before[unit.cut.segment];
-  unit.segment = segment_of(shape, batch, segments_of(schedule), unit.cut.segment);
-  const SegmentUnits units = units_of(tiles, shape, unit.segment.lengths);
-  const UnitLine unit_line(tiles, shape, unit.segment, units);
-  const std::int64_t head_unit_cost =
-      quotient(cost_before[unit.cut.segment + 1] - unit.begin, units.head_units);
-  unit.cut.head_unit = static_cast<std::int32_t>(quotient(cost - unit.begin, head_unit_cost));
-  unit.begin += unit.cut.head_unit * head_unit_cost;
-  unit.cut.q_tile = unit_line.q_tile_at(cost - unit.begin);
-  unit.begin += unit_line.cost_before(unit.cut.q_tile);
+  unit.cut.segment = segment;
+  unit.begin = line.cost_before[segment];
+  unit.segment = segment_of(line.shape, line.batch, line.segments, segment);
+  unit.units = units_of(line.tiles, line.shape, unit.segment.lengths);
+  const SegmentUnits& units = unit.units;
+  if (units.head_units > 1) {
+    const std::int64_t head_unit_cost =
+        detail::quotient(line.cost_before[segment + 1] - unit.begin, units.head_units);
+    unit.cut.head_unit =
+        static_cast<std::int32_t>(detail::quotient(cost - unit.begin, head_unit_cost));
+    unit.begin += unit.cut.head_unit * head_unit_cost;
+  }
+  if (units.q_tiles > 1) {
+    const detail::UnitLine unit_line(line.tiles, line.shape, unit.segment, units);
+    unit.cut.q_tile = unit_line.q_tile_at(cost - unit.begin);
+    unit.begin += unit_line.cost_before(unit.cut.q_tile);
+  }
   return unit;
-}
-
-}  // namespace detail
-
-QUIRE_HOST_DEVICE inline std::int64_t whole_cut(const Policy& policy,
-                                                const core::ProblemShape& shape,
-                                                const core::BatchArrays& batch,
-                                                const ScheduleView& schedule, int line,
-                                                std::int32_t index) {
-  const Header& header = *schedule.header;
-  const std::int32_t num_ranges = header.overview.num_ranges[line];
-  const std::int64_t total_cost = header.total_cost[line];
-  if (index >= num_ranges) return total_cost;
-  const std::int64_t cost = detail::EqualCuts(total_cost, num_ranges).at(index);
-  return detail::unit_at(policy, shape, batch, schedule, line, cost).begin;
 }
 
 QUIRE_HOST_DEVICE inline bool is_too_long(const Header& header, int line, std::int64_t begin,
@@ -144,45 +147,44 @@ QUIRE_HOST_DEVICE inline bool is_too_long(const Header& header, int line, std::i
   return (end - begin) * header.overview.num_ranges[line] * 16 > header.total_cost[line] * 17;
 }
 
-QUIRE_HOST_DEVICE inline PlacedCut place_cut(const Policy& policy, const core::ProblemShape& shape,
-                                             const core::BatchArrays& batch,
-                                             const ScheduleView& schedule, int line,
-                                             std::int32_t index) {
-  const Header& header = *schedule.header;
-  const TilePolicy& tiles = policy.lines[line];
-  const std::int64_t* const cost_before = schedule.lines[line].cost_before;
-  const std::int64_t total_cost = header.total_cost[line];
+/// The start of a range, which is the end of the one before it.
+/// @param cost      Where the range would start among equal ones.
+/// @param unit      That holds `cost`.
+/// @param is_whole  No unit is split.
+template <typename Tiles>
+QUIRE_HOST_DEVICE inline PlacedCut place_cut(const CutLine<Tiles>& line,
+                                             const detail::EqualCuts& cuts, std::int64_t cost,
+                                             const PlacedUnit& unit, bool is_whole) {
   PlacedCut placed;
   Cut& cut = placed.cut;
-  if (index >= header.overview.num_ranges[line]) {
-    // After the last segment that has units: nobody walks over the others behind it.
-    cut.segment = total_cost == 0
-                      ? 0
-                      : detail::segment_at(cost_before, header.num_segments, total_cost - 1) + 1;
-    return placed;
-  }
-  const detail::EqualCuts cuts(total_cost, header.overview.num_ranges[line]);
-  const std::int64_t cost = cuts.at(index);
-  const detail::PlacedUnit unit = detail::unit_at(policy, shape, batch, schedule, line, cost);
   cut = unit.cut;
   placed.segment = unit.segment;
-  const SegmentUnits units = units_of(tiles, shape, placed.segment.lengths);
-  const detail::UnitLine unit_line(tiles, shape, placed.segment, units);
-  const bool is_whole = (header.overview.whole_lines >> static_cast<unsigned>(line) & 1U) != 0;
-  cut.kv_tile = unit_line.snap(cut.q_tile, cost - unit.begin, is_whole);
+  if (is_whole) return placed;
+  const detail::UnitLine unit_line(line.tiles, line.shape, unit.segment, unit.units);
+  cut.kv_tile = unit_line.snap(cut.q_tile, cost - unit.begin);
   if (cut.kv_tile == 0) return placed;
   if (cut.kv_tile < unit_line.kv_tiles(cut.q_tile)) {
     placed.split = detail::split_unit(cuts, unit_line, cut.q_tile, unit.begin);
     return placed;
   }
   const std::int32_t before = cut.segment;
-  cut = detail::after_unit(units, cut);
+  cut = detail::after_unit(unit.units, cut);
   if (cut.segment == before) return placed;
   // Ranges start at units, so step over the segments that have none.
-  if (cost_before[cut.segment] < total_cost) {
-    cut.segment = detail::segment_at(cost_before, header.num_segments, cost_before[cut.segment]);
-    placed.segment = segment_of(shape, batch, segments_of(schedule), cut.segment);
+  const std::int64_t* const cost_before = line.cost_before;
+  if (cost_before[cut.segment] < line.total_cost) {
+    cut.segment = detail::segment_at(cost_before, line.num_segments, cost_before[cut.segment]);
+    placed.segment = segment_of(line.shape, line.batch, line.segments, cut.segment);
   }
+  return placed;
+}
+
+/// The end of a line: after the last segment that has units, so that nobody walks over the others
+/// behind it.
+/// @param last  Segment that holds the last place; of no meaning if there is no unit.
+QUIRE_HOST_DEVICE inline PlacedCut end_of_line(std::int64_t total_cost, std::int32_t last) {
+  PlacedCut placed;
+  placed.cut.segment = total_cost == 0 ? 0 : last + 1;
   return placed;
 }
 

@@ -81,6 +81,14 @@ QUIRE_HOST_DEVICE constexpr std::size_t prefix_scratch_bytes(std::int32_t max_nu
   return prefix_table_bytes(max_num_seqs) + prefix_requests_bytes(max_num_seqs);
 }
 
+/// Whether a request has pages that others may share: few queries, all of which see whole pages.
+QUIRE_HOST_DEVICE inline bool may_share_pages(const Policy& policy, const core::ProblemShape& shape,
+                                              Lengths lengths) {
+  const std::int64_t rows = static_cast<std::int64_t>(lengths.qo_len) * shape.group_size;
+  return rows > 0 && rows <= policy.prefixes.most_rows &&
+         lengths.kv_len - lengths.qo_len >= shape.page_size;
+}
+
 /// All threads of a team run it.
 /// @tparam Team  Like `SingleThread`.
 template <typename Team>
@@ -147,10 +155,9 @@ class PrefixFinder {
 
   /// Pages of a request that may be shared: all its queries see them whole.
   [[nodiscard]] QUIRE_HOST_DEVICE std::int32_t shareable_pages(Lengths lengths) const {
-    const std::int64_t rows = static_cast<std::int64_t>(lengths.qo_len) * shape_.group_size;
-    const std::int32_t earlier = lengths.kv_len - lengths.qo_len;
-    const bool may_share = rows > 0 && rows <= policy_.prefixes.most_rows && earlier > 0;
-    return may_share ? earlier / shape_.page_size : 0;
+    return may_share_pages(policy_, shape_, lengths)
+               ? (lengths.kv_len - lengths.qo_len) / shape_.page_size
+               : 0;
   }
 
   QUIRE_HOST_DEVICE void clear_slots() const {

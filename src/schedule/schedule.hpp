@@ -72,6 +72,49 @@ struct TilePolicy {
       1;  ///< that a worker takes one after another if there is much to do
   std::int32_t shares_at_once = 1;        ///< that a worker takes at the same time
   std::int32_t most_workers = INT32_MAX;  ///< with more of them nothing goes faster
+
+  // What units ask for most. Who asks often has a type with the same members that knows it sooner:
+  // below, `Tiles` is this type or such a one.
+
+  /// Whether segments of so many queries are too large for a line before this one.
+  [[nodiscard]] QUIRE_HOST_DEVICE bool is_over(std::int32_t queries,
+                                               const core::ProblemShape& shape) const {
+    return static_cast<std::int64_t>(queries) * shape.group_size > over_rows;
+  }
+  /// Whether they are too large for this one.
+  [[nodiscard]] QUIRE_HOST_DEVICE bool is_beyond(std::int32_t queries,
+                                                 const core::ProblemShape& shape) const {
+    return static_cast<std::int64_t>(queries) * shape.group_size > up_to_rows;
+  }
+  /// Whether all heads of so many queries are one unit.
+  [[nodiscard]] QUIRE_HOST_DEVICE bool takes_all_heads(std::int32_t queries,
+                                                       const core::ProblemShape& shape) const {
+    return static_cast<std::int64_t>(queries) * shape.num_qo_heads <= all_heads_rows;
+  }
+  /// Full tiles of so many keys.
+  [[nodiscard]] QUIRE_HOST_DEVICE std::int32_t key_tiles(std::int32_t keys) const {
+    return keys / keys_per_tile;
+  }
+  /// Queries of a one-head unit.
+  [[nodiscard]] QUIRE_HOST_DEVICE std::int32_t tokens_per_tile(
+      const core::ProblemShape& shape) const {
+    const std::int32_t tokens = tile_rows / shape.group_size;
+    return tokens > 1 ? tokens : 1;
+  }
+  /// One-head units that so many queries fill.
+  [[nodiscard]] QUIRE_HOST_DEVICE std::int32_t query_tiles(std::int32_t queries,
+                                                           const core::ProblemShape& shape) const {
+    return queries / tokens_per_tile(shape);
+  }
+  /// Of `num_ranges` equal ones.
+  [[nodiscard]] QUIRE_HOST_DEVICE std::int64_t range_length(std::int64_t total_cost,
+                                                            std::int32_t ranges) const {
+    return total_cost / ranges;
+  }
+  /// Units of one head, or of those that go abreast, until all kv heads are done.
+  [[nodiscard]] QUIRE_HOST_DEVICE std::int32_t head_turns(const core::ProblemShape& shape) const {
+    return shape.num_kv_heads / heads_abreast;
+  }
 };
 
 /// The lines of a schedule.
@@ -282,43 +325,39 @@ QUIRE_HOST_DEVICE inline Line line_of(const Policy& policy, const core::ProblemS
                                       Lengths lengths);
 
 /// How a segment is cut into units of a line; none if its units are on another.
-QUIRE_HOST_DEVICE inline SegmentUnits units_of(const TilePolicy& policy,
-                                               const core::ProblemShape& shape, Lengths lengths);
+template <typename Tiles>
+QUIRE_HOST_DEVICE inline SegmentUnits units_of(const Tiles& policy, const core::ProblemShape& shape,
+                                               Lengths lengths);
 
 /// How the lines are divided among workers: `Overview::num_ranges` and `large_workers`.
 /// @param total_cost  Of each line.
 QUIRE_HOST_DEVICE inline void divide(const Policy& policy, const core::ProblemShape& shape,
                                      const std::int64_t (&total_cost)[kLines], Overview& overview);
+/// @param least_cost  `least_range_cost` of each line.
+QUIRE_HOST_DEVICE inline void divide(const Policy& policy, const std::int64_t (&least_cost)[kLines],
+                                     const std::int64_t (&total_cost)[kLines], Overview& overview);
+/// Of a range of a line that has more than one.
+QUIRE_HOST_DEVICE inline std::int64_t least_range_cost(const TilePolicy& policy,
+                                                       const core::ProblemShape& shape);
 
 /// Cost of all units of a segment. O(log kv_len).
-QUIRE_HOST_DEVICE inline std::int64_t cost_of(const TilePolicy& policy,
-                                              const core::ProblemShape& shape,
+template <typename Tiles>
+QUIRE_HOST_DEVICE inline std::int64_t cost_of(const Tiles& policy, const core::ProblemShape& shape,
                                               const Segment& segment, const SegmentUnits& units);
 
-/// Where range `index` starts on the line if units are left whole; the line's end from `num_ranges` on.
-/// Needs what `place_cut` needs.
-QUIRE_HOST_DEVICE inline std::int64_t whole_cut(const Policy& policy,
-                                                const core::ProblemShape& shape,
-                                                const core::BatchArrays& batch,
-                                                const ScheduleView& schedule, int line,
-                                                std::int32_t index);
-/// Whether units cannot be left whole, since a range between two such cuts is much longer than others.
+/// Whether units cannot be left whole, since a range between the begins of two units is much longer
+/// than others.
 QUIRE_HOST_DEVICE inline bool is_too_long(const Header& header, int line, std::int64_t begin,
                                           std::int64_t end);
 
-/// The start of range `index`, which is the end of the one before it; that of `num_ranges` and
-/// beyond is the end of the line. Needs `header` and `cost_before`; O(log num_segments).
-QUIRE_HOST_DEVICE inline PlacedCut place_cut(const Policy& policy, const core::ProblemShape& shape,
-                                             const core::BatchArrays& batch,
-                                             const ScheduleView& schedule, int line,
-                                             std::int32_t index);
-
-/// The range between two cuts of a line, its first item taken off.
+/// Completes a range of which `overview` and `end` are known, and of which `rest` is where it
+/// starts: takes its first item off.
 /// @param segments  As in `segment_of`.
-QUIRE_HOST_DEVICE inline Range make_range(const TilePolicy& policy, const core::ProblemShape& shape,
-                                          const core::BatchArrays& batch, const Header& header,
-                                          const StoredSegment* segments, const PlacedCut& begin,
-                                          const PlacedCut& end, std::int32_t index);
+template <typename Tiles>
+QUIRE_HOST_DEVICE inline void take_first_item(const Tiles& policy, const core::ProblemShape& shape,
+                                              const core::BatchArrays& batch,
+                                              const StoredSegment* segments, std::int32_t index,
+                                              Range& range);
 
 /// Fills the schedule on the host. O(num_seqs), and what `find_prefixes` needs.
 /// @param groups  Shared prefixes that the caller knows; without levels they are looked for.
@@ -332,17 +371,18 @@ inline bool describes(ScheduleView schedule, const Policy& policy, const core::P
                       const core::BatchArrays& batch);
 
 /// Walks a range, piece by piece.
-class WorkCursor {
+template <typename Tiles>
+class RangeCursor {
  public:
   /// @param policy    Of the line.
   /// @param index     Of the range.
   /// @param segments  As in `segment_of`.
-  QUIRE_HOST_DEVICE WorkCursor(const TilePolicy& policy, const core::ProblemShape& shape,
-                               const core::BatchArrays& batch, const StoredSegment* segments,
-                               const Range& range, std::int32_t index);
-  QUIRE_HOST_DEVICE WorkCursor(const Policy& policy, const core::ProblemShape& shape,
-                               const core::BatchArrays& batch, const ScheduleView& schedule,
-                               int line, std::int32_t index);
+  QUIRE_HOST_DEVICE RangeCursor(const Tiles& policy, const core::ProblemShape& shape,
+                                const core::BatchArrays& batch, const StoredSegment* segments,
+                                const Range& range, std::int32_t index);
+  QUIRE_HOST_DEVICE RangeCursor(const Policy& policy, const core::ProblemShape& shape,
+                                const core::BatchArrays& batch, const ScheduleView& schedule,
+                                int line, std::int32_t index);
   /// @param lengths  Of the item's segment.
   /// @param queries  Of its first query.
   /// @return False when the range is done.
@@ -350,16 +390,16 @@ class WorkCursor {
   QUIRE_HOST_DEVICE bool next(WorkItem& item);
 
  private:
-  friend QUIRE_HOST_DEVICE inline Range make_range(const TilePolicy&, const core::ProblemShape&,
-                                                   const core::BatchArrays&, const Header&,
-                                                   const StoredSegment*, const PlacedCut&,
-                                                   const PlacedCut&, std::int32_t);
+  template <typename Any>
+  friend QUIRE_HOST_DEVICE inline void take_first_item(const Any&, const core::ProblemShape&,
+                                                       const core::BatchArrays&,
+                                                       const StoredSegment*, std::int32_t, Range&);
   [[nodiscard]] QUIRE_HOST_DEVICE bool is_in_last_unit() const;
   [[nodiscard]] QUIRE_HOST_DEVICE bool is_at_end() const;
   QUIRE_HOST_DEVICE void ask_for_segment();
   QUIRE_HOST_DEVICE bool next_of_rest(WorkItem& item, Lengths& lengths, QueryPlace& queries);
 
-  const TilePolicy& policy_;
+  const Tiles& policy_;
   const core::ProblemShape& shape_;
   const core::BatchArrays& batch_;
   const StoredSegment* const segments_;
@@ -369,6 +409,7 @@ class WorkCursor {
   PlacedCut at_;            // where the next item is, or segments without units before it
   QueryPlace queries_;      // of its segment
 };
+using WorkCursor = RangeCursor<TilePolicy>;
 
 }  // namespace quire::schedule
 

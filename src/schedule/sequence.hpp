@@ -113,9 +113,8 @@ QUIRE_HOST_DEVICE inline KeyRange visible_keys(const core::ProblemShape& shape, 
     range.end = end < 0 ? 0 : end;
   }
   if (shape.window_left >= 0) {
-    const std::int64_t begin =
-        static_cast<std::int64_t>(lengths.position(first)) - shape.window_left;
-    range.begin = begin < 0 ? 0 : static_cast<std::int32_t>(begin);
+    const std::int32_t position = lengths.position(first);
+    range.begin = position > shape.window_left ? position - shape.window_left : 0;
   }
   return range;
 }

@@ -9,23 +9,28 @@
 #include "schedule/units.hpp"
 
 namespace quire::schedule {
-/// Ranges in use for a line of `total_cost`: as many as pay, and never so many that two cuts could
-/// fall into one tile.
-/// @param workers  That take shares of the line; 0: `num_ranges` says how many ranges there can be.
-QUIRE_HOST_DEVICE inline std::int32_t ranges_for(const TilePolicy& policy,
-                                                 const core::ProblemShape& shape,
+/// As many ranges pay, and never so many that two cuts could fall into one tile.
+QUIRE_HOST_DEVICE inline std::int64_t least_range_cost(const TilePolicy& policy,
+                                                       const core::ProblemShape& shape) {
+  return detail::max_of(policy.min_range_cost, max_cost_of_kv_tile(policy, shape));
+}
+
+/// Ranges in use for a line of `total_cost`.
+/// @param least_cost  Of a range.
+/// @param workers     That take shares of the line; 0: `num_ranges` says how many ranges there can
+///   be.
+QUIRE_HOST_DEVICE inline std::int32_t ranges_for(const TilePolicy& policy, std::int64_t least_cost,
                                                  std::int64_t total_cost, std::int32_t workers) {
   if (total_cost == 0) return 0;
-  const std::int64_t least =
-      detail::max_of(policy.min_range_cost, max_cost_of_kv_tile(policy, shape));
-  const std::int64_t that_pay = detail::quotient(total_cost, least);
   const std::int32_t in_turn =
       workers == 0
           ? policy.num_ranges
           : detail::min_of(policy.num_ranges, workers * policy.shares_at_once *
                                                   policy.ranges_in_turn / policy.heads_abreast);
-  const bool is_much = that_pay >= std::int64_t{2} * policy.ranges_in_turn * in_turn;
-  const std::int32_t most = is_much ? in_turn : detail::max_of(1, in_turn / policy.ranges_in_turn);
+  const bool is_much = total_cost >= least_cost * 2 * policy.ranges_in_turn * in_turn;
+  if (is_much) return detail::max_of(1, in_turn);
+  const std::int64_t that_pay = detail::quotient(total_cost, least_cost);
+  const std::int32_t most = detail::max_of(1, in_turn / policy.ranges_in_turn);
   return static_cast<std::int32_t>(
       detail::max_of<std::int64_t>(1, detail::min_of<std::int64_t>(most, that_pay)));
 }
@@ -70,18 +75,27 @@ QUIRE_HOST_DEVICE inline std::int32_t find_large_workers(const Policy& policy,
   return cost * all * readers <= cost_of_both * by ? workers : 0;
 }
 
-QUIRE_HOST_DEVICE inline void divide(const Policy& policy, const core::ProblemShape& shape,
+QUIRE_HOST_DEVICE inline void divide(const Policy& policy, const std::int64_t (&least_cost)[kLines],
                                      const std::int64_t (&total_cost)[kLines], Overview& overview) {
   const bool has_both = total_cost[kSmallUnits] > 0 && total_cost[kLargeUnits] > 0;
   overview.large_workers = has_both && policy.workers > 0 && overview.num_prefixes > 0
                                ? find_large_workers(policy, total_cost)
                                : 0;
   const std::int32_t large = overview.large_workers;
-  QUIRE_ROLLED
   for (int line = 0; line < kLines; ++line) {
     const std::int32_t workers = line == kLargeUnits || large == 0 ? large : policy.workers - large;
-    overview.num_ranges[line] = ranges_for(policy.lines[line], shape, total_cost[line], workers);
+    overview.num_ranges[line] =
+        ranges_for(policy.lines[line], least_cost[line], total_cost[line], workers);
   }
+}
+
+QUIRE_HOST_DEVICE inline void divide(const Policy& policy, const core::ProblemShape& shape,
+                                     const std::int64_t (&total_cost)[kLines], Overview& overview) {
+  std::int64_t least_cost[kLines] = {};
+  for (int line = 0; line < kLines; ++line) {
+    least_cost[line] = least_range_cost(policy.lines[line], shape);
+  }
+  divide(policy, least_cost, total_cost, overview);
 }
 
 }  // namespace quire::schedule

@@ -2,321 +2,289 @@
 // schedule::build for lengths and tables that only the device knows: shared prefixes (or parts), a
 // running sum over the segments for each line, then every cut on its own.
 //
-//   tables    ->  segments [num_segments]
+//   lengths, first pages  ->  does anybody share?  ->  segments [num_segments]
 //   segments  ->  cost_before [num_segments + 1], header  ->  cuts  ->  ranges [num_ranges]
 //
-// One block; a thread sums up neighbouring segments, so that any batch is one scan, and some threads
-// place one cut each. Running costs are searched in shared memory, and so are prefixes, if they fit.
+// One block. What it needs of global memory it asks for at once and keeps in shared memory, if that
+// is large enough. What takes time is one chain of instructions that depend on each other, about
+// ten clocks each, whether caches are cold or not: hence short ones, few barriers, and divisors
+// prepared by the host.
 #include "cuda/schedule/kernel.hpp"
 
 #include <algorithm>
+#include <bit>
 #include <cstddef>
 
 #include "cuda/common/ptx.cuh"
+#include "cuda/schedule/arguments.cuh"
+#include "cuda/schedule/block.cuh"
+#include "cuda/schedule/cut_lines.cuh"
+#include "cuda/schedule/near_lengths.cuh"
 
 namespace quire::cuda {
+namespace scheduler {
 namespace {
 
-constexpr int kThreads = 1024;
-constexpr int kCutsAtOnce = 256;
-constexpr int kWarps = kThreads / kWarpSize;
-constexpr int kSharedSegments = 2048;  // whose running costs fit in shared memory
-
-// Requests whose first pages are compared there, and those whose prefixes are searched there, where
-// a block can have so much.
-constexpr int kNearTableSeqs = 2048;
-constexpr int kNearPrefixSeqs = 1024;
-constexpr std::size_t kMostNearBytes = std::max(schedule::prefix_table_bytes(kNearTableSeqs),
-                                                schedule::prefix_scratch_bytes(kNearPrefixSeqs));
-
-static_assert(kWarps <= kWarpSize, "the warps' sums are scanned by one warp");
-
-struct Arguments {
-  schedule::Policy policy;
-  core::ProblemShape shape;
-  core::BatchArrays batch;
-  core::PrefixGroups groups;
-  schedule::ScheduleView schedule;
-  std::size_t near_bytes = 0;  // of shared memory, to search prefixes in
-  const CheckRecord* check = nullptr;
-};
-
-/// Sum of `value` over the lanes up to this one.
-__device__ std::int64_t warp_inclusive_sum(std::int64_t value, int lane) {
-  for (int distance = 1; distance < kWarpSize; distance *= 2) {
-    const std::int64_t below = __shfl_up_sync(kAllLanes, value, distance);
-    if (lane >= distance) value += below;
-  }
-  return value;
+/// What makes segments of anything but requests, called and not inlined, as most batches do not
+/// need it.
+/// @param arguments  In shared memory.
+template <bool kIsNear>
+__device__ __noinline__ void find_prefixes(const Arguments& arguments, schedule::Header& header) {
+  const core::BatchArrays batch = batch_of<kIsNear>(arguments);
+  const std::uint32_t scratch_at = arguments.near.scratch_at;
+  const std::size_t near_bytes = arguments.near.bytes - scratch_at;
+  const std::size_t table_bytes = schedule::prefix_table_bytes(batch.num_seqs);
+  std::byte* const near = near_memory + scratch_at;
+  auto* const far = static_cast<std::byte*>(arguments.schedule.prefix_scratch);
+  const bool all_fits = schedule::prefix_scratch_bytes(batch.num_seqs) <= near_bytes;
+  schedule::PrefixFinder(arguments.policy, arguments.shape, batch, arguments.groups,
+                         arguments.schedule, table_bytes <= near_bytes ? near : far,
+                         (all_fits ? near : far) + table_bytes, Block{})
+      .run(header);
+  __syncthreads();
+}
+template <bool kIsNear>
+__device__ __noinline__ void divide_keys(const Arguments& arguments, schedule::Header& header) {
+  schedule::make_fixed_parts(arguments.policy, arguments.shape, batch_of<kIsNear>(arguments),
+                             arguments.schedule, Block{}, header);
+  __syncthreads();
 }
 
-/// Sum of `value` over the block's threads up to this one; `total` is that over all of them.
-__device__ std::int64_t block_inclusive_sum(std::int64_t value, std::int64_t& total) {
-  __shared__ std::int64_t
-      warp_sums[kWarps];  // filled by each warp's last lane, then scanned by warp 0
+/// Copies the arguments to where functions that are not inlined find them fast. @param to Shared
+/// memory.
+__device__ const Arguments& to_shared(const Arguments& arguments, std::int32_t* to) {
+  constexpr int kWords = sizeof(Arguments) / sizeof(std::int32_t);
+  __syncthreads();  // what was there has been read
+  QUIRE_ROLLED
+  for (auto i = static_cast<int>(threadIdx.x); i < kWords; i += kThreads) {
+    to[i] = reinterpret_cast<const std::int32_t*>(&arguments)[i];
+  }
+  __syncthreads();
+  return *reinterpret_cast<const Arguments*>(to);
+}
+
+/// A thread's sums over segments.
+struct Sums {
+  std::int64_t small = 0;
+  std::int64_t large = 0;
+};
+
+/// Segments behind one another that a thread takes; if there are many, an odd number, for the banks
+/// of shared memory.
+__device__ std::int32_t share_of(std::int32_t num_segments) {
+  const std::int32_t share = (num_segments + kThreads - 1) / kThreads;
+  constexpr std::int32_t kSmall = 4;
+  return share >= kSmall ? share | 1 : share;
+}
+
+/// The segments that a thread takes.
+struct Share {
+  std::int32_t first;
+  std::int32_t last;
+
+  __device__ explicit Share(std::int32_t num_segments) {
+    const std::int32_t share = share_of(num_segments);
+    first = static_cast<std::int32_t>(threadIdx.x) * share;
+    last = min(first + share, num_segments);
+  }
+};
+
+__device__ bool has_large_units(const Arguments& arguments, schedule::Lengths lengths) {
+  return schedule::line_of(arguments.tiles[schedule::kLargeUnits], arguments.shape, lengths) ==
+         schedule::kLargeUnits;
+}
+template <int kLine>
+__device__ std::int64_t cost_on(const Arguments& arguments, const schedule::Segment& segment) {
+  const PreparedTiles& tiles = arguments.tiles[kLine];
+  return schedule::cost_of(tiles, arguments.shape, segment,
+                           schedule::units_of(tiles, arguments.shape, segment.lengths));
+}
+
+/// Running costs of small units, from the first segment of each thread on.
+/// @return Sums over all before it in its warp.
+__device__ Sums sum_up(const Arguments& arguments, const Segments& segments, Shared& shared) {
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
   const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
-
-  value = warp_inclusive_sum(value, lane);
-  __syncthreads();  // the sums of a call before have been read
-  if (lane == kWarpSize - 1) warp_sums[warp] = value;
-  __syncthreads();
-  if (warp == 0) {
-    const std::int64_t sum = warp_inclusive_sum(lane < kWarps ? warp_sums[lane] : 0, lane);
-    if (lane < kWarps) warp_sums[lane] = sum;
-  }
-  __syncthreads();
-
-  const std::int64_t before = warp == 0 ? 0 : warp_sums[warp - 1];
-  total = warp_sums[kWarps - 1];
-  return before + value;
-}
-
-/// The block, as a team that finds prefixes.
-struct Block {
-  [[nodiscard]] __device__ std::int32_t rank() const {
-    return static_cast<std::int32_t>(threadIdx.x);
-  }
-  [[nodiscard]] __device__ std::int32_t size() const { return kThreads; }
-  [[nodiscard]] __device__ std::int32_t warp() const { return rank() / kWarpSize; }
-  [[nodiscard]] __device__ std::int32_t num_warps() const { return kWarps; }
-  [[nodiscard]] __device__ bool is_first_of_warp() const { return rank() % kWarpSize == 0; }
-  __device__ void sync() const { __syncthreads(); }
-  [[nodiscard]] __device__ bool any(bool value) const {
-    return __syncthreads_or(static_cast<int>(value)) != 0;
-  }
-  [[nodiscard]] __device__ std::int64_t sum_before(std::int64_t value, std::int64_t& total) const {
-    return block_inclusive_sum(value, total) - value;
-  }
-  /// All lanes of a warp call it, with the same arguments.
-  [[nodiscard]] __device__ std::int32_t matching_until(const std::int32_t* a, const std::int32_t* b,
-                                                       std::int32_t begin, std::int32_t end) const {
-    constexpr int kAtOnce = 4;  // of a lane, on their way at the same time
-    const int lane = rank() % kWarpSize;
-    QUIRE_ROLLED
-    for (; begin < end; begin += kAtOnce * kWarpSize) {
-      bool differs[kAtOnce];
-#pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) {
-        const std::int32_t at = min(begin + i * kWarpSize + lane, end - 1);
-        differs[i] = __ldg(a + at) != __ldg(b + at);
-      }
-#pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) {
-        const unsigned lanes = __ballot_sync(kAllLanes, differs[i]);
-        if (lanes != 0)
-          return min(end - 1, begin + i * kWarpSize + __ffs(static_cast<int>(lanes)) - 1);
-      }
-    }
-    return end;
-  }
-  __device__ void lower_to(std::int32_t& to, std::int32_t value) const { atomicMin(&to, value); }
-  __device__ void add(std::int32_t& to, std::int32_t value) const { atomicAdd(&to, value); }
-  __device__ void add(std::int64_t& to, std::int64_t value) const {
-    atomicAdd(reinterpret_cast<unsigned long long*>(&to), static_cast<unsigned long long>(value));
-  }
-  __device__ void lower_to(std::uint64_t& to, std::uint64_t value) const {
-    atomicMin(reinterpret_cast<unsigned long long*>(&to), static_cast<unsigned long long>(value));
-  }
-  [[nodiscard]] __device__ std::uint64_t exchange_if(std::uint64_t& place, std::uint64_t expected,
-                                                     std::uint64_t value) const {
-    return atomicCAS(reinterpret_cast<unsigned long long*>(&place),
-                     static_cast<unsigned long long>(expected),
-                     static_cast<unsigned long long>(value));
-  }
-};
-
-struct Shared {
-  schedule::Header header;
-  std::int64_t cost_before[schedule::kLines][kSharedSegments + 1];
-  std::int32_t num_units[schedule::kLines];
-  schedule::PlacedCut cuts[kCutsAtOnce];  // some ranges' begins and ends
-};
-
-/// Segments; the header counts them.
-__device__ void find_segments(const Arguments& arguments, std::int32_t num_seqs, Shared& shared) {
-  extern __shared__ std::int64_t near_scratch[];
-  if (threadIdx.x == 0) {
-    shared.header = {};
-    for (std::int32_t& units : shared.num_units) units = 0;
-    shared.header.overview.num_queries = num_seqs > 0 ? arguments.batch.qo_indptr[num_seqs] : 0;
-    shared.header.num_seqs = num_seqs;
-    shared.header.num_segments = num_seqs;
-  }
-  __syncthreads();
-  if (arguments.policy.prefixes.max_states == 0 || num_seqs == 0) return;
-  if (schedule::has_fixed_parts(arguments.policy)) {
-    schedule::make_fixed_parts(arguments.policy, arguments.shape, arguments.batch,
-                               arguments.schedule, Block{}, shared.header);
-    __syncthreads();
-    return;
-  }
-  const std::size_t table_bytes = schedule::prefix_table_bytes(num_seqs);
-  auto* const near = reinterpret_cast<std::byte*>(near_scratch);
-  auto* const far = static_cast<std::byte*>(arguments.schedule.prefix_scratch);
-  const bool all_fits = schedule::prefix_scratch_bytes(num_seqs) <= arguments.near_bytes;
-  schedule::PrefixFinder(arguments.policy, arguments.shape, arguments.batch, arguments.groups,
-                         arguments.schedule, table_bytes <= arguments.near_bytes ? near : far,
-                         (all_fits ? near : far) + table_bytes, Block{})
-      .run(shared.header);
-  __syncthreads();
-}
-
-/// Running costs and header. A thread takes `share` segments behind one another.
-/// @param known  Where costs are searched: in shared memory, if they fit.
-__device__ void sum_up(const Arguments& arguments, const schedule::ScheduleView& known,
-                       const schedule::StoredSegment* segments, Shared& shared) {
-  const std::int32_t num_segments = shared.header.num_segments;
-  const std::int32_t share = (num_segments + kThreads - 1) / kThreads;
-  const std::int32_t first = static_cast<std::int32_t>(threadIdx.x) * share;
-  const std::int32_t last = min(first + share, num_segments);
-  const schedule::Policy& policy = arguments.policy;
-  const bool has_large = policy.lines[schedule::kLargeUnits].num_ranges > 0;
-
-  std::int64_t own[schedule::kLines] = {};  // of this thread's segments
-  std::int32_t num_units[schedule::kLines] = {};
+  const Share share(shared.header.num_segments);
+  Sums own;
   QUIRE_ROLLED
-  for (std::int32_t index = first; index < last; ++index) {
+  for (std::int32_t index = share.first; index < share.last; ++index) {
     const schedule::Segment segment =
-        schedule::segment_of(arguments.shape, arguments.batch, segments, index);
-    const schedule::Line line = schedule::line_of(policy, arguments.shape, segment.lengths);
-    const schedule::TilePolicy& tiles = policy.lines[line];
-    const schedule::SegmentUnits units =
-        schedule::units_of(tiles, arguments.shape, segment.lengths);
-    const std::int64_t cost = schedule::cost_of(tiles, arguments.shape, segment, units);
-    num_units[line] += units.head_units * units.q_tiles;
-    known.lines[schedule::kSmallUnits].cost_before[index] = own[schedule::kSmallUnits];
-    if (has_large)
-      known.lines[schedule::kLargeUnits].cost_before[index] = own[schedule::kLargeUnits];
-    own[schedule::kSmallUnits] += line == schedule::kSmallUnits ? cost : 0;
-    own[schedule::kLargeUnits] += line == schedule::kLargeUnits ? cost : 0;
-  }
-  for (int line = 0; line < schedule::kLines; ++line) {
-    if (num_units[line] > 0) atomicAdd(&shared.num_units[line], num_units[line]);
-  }
-  // Most batches have no large units.
-  const bool any_large = __syncthreads_or(static_cast<int>(own[schedule::kLargeUnits] > 0)) != 0;
-  QUIRE_ROLLED
-  for (int line = 0; line < (any_large ? schedule::kLines : 1); ++line) {
-    std::int64_t* const costs = known.lines[line].cost_before;
-    const std::int64_t value = line == schedule::kSmallUnits ? own[0] : own[1];
-    std::int64_t total = 0;
-    const std::int64_t before = block_inclusive_sum(value, total) - value;
-    QUIRE_ROLLED
-    for (std::int32_t index = first; index < last; ++index) costs[index] += before;
-    if (threadIdx.x != 0) continue;
-    costs[num_segments] = total;
-    shared.header.total_cost[line] = total;
-  }
-  if (threadIdx.x == 0) {
-    schedule::divide(policy, arguments.shape, shared.header.total_cost, shared.header.overview);
-  }
-}
-
-/// Whether units of the lines are left whole; completes the header.
-__device__ void find_whether_whole(const Arguments& arguments, const schedule::ScheduleView& known,
-                                   Shared& shared) {
-  const schedule::Overview& overview = shared.header.overview;
-  std::uint32_t whole_lines = 0;
-  QUIRE_ROLLED
-  for (int line = 0; line < schedule::kLines; ++line) {
-    const std::int32_t num_ranges = overview.num_ranges[line];
-    auto* const cuts = reinterpret_cast<std::int64_t*>(shared.cuts);
-    // With so few units some ranges are too long for sure.
-    const bool are_few = shared.num_units[line] < num_ranges - num_ranges / 16;
-    if (are_few || arguments.policy.fixed_part_keys > 0) continue;
-    bool is_too_long = false;
-    QUIRE_ROLLED
-    for (auto first = 0; first < num_ranges; first += kCutsAtOnce - 1) {
-      const std::int32_t index = first + static_cast<std::int32_t>(threadIdx.x);
-      const bool has_cut = threadIdx.x < kCutsAtOnce && index <= num_ranges;
-      if (has_cut) {
-        cuts[threadIdx.x] = schedule::whole_cut(arguments.policy, arguments.shape, arguments.batch,
-                                                known, line, index);
-      }
-      __syncthreads();
-      if (has_cut && threadIdx.x + 1 < kCutsAtOnce && index < num_ranges) {
-        is_too_long |=
-            schedule::is_too_long(shared.header, line, cuts[threadIdx.x], cuts[threadIdx.x + 1]);
-      }
-      __syncthreads();  // cuts are made anew
-    }
-    if (__syncthreads_or(static_cast<int>(is_too_long)) == 0) {
-      whole_lines |= 1U << static_cast<unsigned>(line);
+        schedule::segment_of(arguments.shape, segments.batch, segments.stored, index);
+    segments.small_costs[index] = own.small;
+    if (has_large_units(arguments, segment.lengths)) {
+      own.large += cost_on<schedule::kLargeUnits>(arguments, segment);
+    } else {
+      own.small += cost_on<schedule::kSmallUnits>(arguments, segment);
     }
   }
-  if (threadIdx.x == 0) {
-    shared.header.overview.whole_lines = whole_lines;
-    *arguments.schedule.header = shared.header;
+  Sums until = {warp_inclusive_sum(own.small, lane), 0};
+  if (__any_sync(kAllLanes, own.large != 0)) until.large = warp_inclusive_sum(own.large, lane);
+  if (lane == kWarpSize - 1) {
+    shared.warp_costs[schedule::kSmallUnits][warp] = until.small;
+    shared.warp_costs[schedule::kLargeUnits][warp] = until.large;
   }
+  return {until.small - own.small, until.large - own.large};
 }
 
+/// Sum over the warps before a thread's; the line's cost is noted. All lanes get the same.
+__device__ std::int64_t sum_of_warps(int line, Shared& shared) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
+  const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
+  const std::int64_t own = lane < kWarps ? shared.warp_costs[line][lane] : 0;
+  const std::int64_t sum = warp_inclusive_sum(own, lane);
+  if (warp == kWarps - 1 && lane == kWarpSize - 1) shared.header.total_cost[line] = sum;
+  return __shfl_sync(kAllLanes, sum - own, warp);
+}
+
+/// Running costs of all, and all of the header but `whole_lines`.
+/// @param of_warp  What `sum_up` says.
+__device__ void join_sums(const Arguments& arguments, const Segments& segments, const Sums& of_warp,
+                          Shared& shared) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
+  const std::int32_t num_segments = shared.header.num_segments;
+  const Share share(num_segments);
+  const std::int64_t small = sum_of_warps(schedule::kSmallUnits, shared) + of_warp.small;
+  QUIRE_ROLLED
+  for (std::int32_t index = share.first; index < share.last; ++index) {
+    segments.small_costs[index] += small;
+  }
+  const bool any_large =
+      __any_sync(kAllLanes, lane < kWarps && shared.warp_costs[schedule::kLargeUnits][lane] != 0);
+  if (any_large) {
+    std::int64_t large = sum_of_warps(schedule::kLargeUnits, shared) + of_warp.large;
+    QUIRE_ROLLED
+    for (std::int32_t index = share.first; index < share.last; ++index) {
+      const schedule::Segment segment =
+          schedule::segment_of(arguments.shape, segments.batch, segments.stored, index);
+      segments.large_costs[index] = large;
+      if (has_large_units(arguments, segment.lengths)) {
+        large += cost_on<schedule::kLargeUnits>(arguments, segment);
+      }
+    }
+  }
+  // The last warp has the fewest segments.
+  if (static_cast<int>(threadIdx.x) / kWarpSize != kWarps - 1) return;
+  __syncwarp();  // total costs are there
+  if (lane != 0) return;
+  segments.small_costs[num_segments] = shared.header.total_cost[schedule::kSmallUnits];
+  if (any_large) {
+    segments.large_costs[num_segments] = shared.header.total_cost[schedule::kLargeUnits];
+  }
+  schedule::divide(arguments.policy, arguments.least_cost, shared.header.total_cost,
+                   shared.header.overview);
+}
+
+/// @tparam kIsNear  Lengths are brought near.
+template <bool kIsNear>
 __global__ void __launch_bounds__(kThreads, 1)
     schedule_kernel(const __grid_constant__ Arguments arguments) {
-  __shared__ Shared shared;
+  alignas(Shared) __shared__ std::byte memory[sizeof(Shared)];
+  Shared& shared = *reinterpret_cast<Shared*>(memory);
+  if constexpr (kIsNear) ask_for_lengths(arguments);
+  if (arguments.searches) clear_table(arguments.table_bits, shared.words);
   const bool refused = arguments.check != nullptr && arguments.check->what != 0;
   const std::int32_t num_seqs = refused ? 0 : arguments.batch.num_seqs;
-  find_segments(arguments, num_seqs, shared);
-  schedule::ScheduleView known = arguments.schedule;
-  known.header = &shared.header;
-  if (shared.header.num_segments <= kSharedSegments) {
-    for (int line = 0; line < schedule::kLines; ++line) {
-      known.lines[line].cost_before = shared.cost_before[line];
-    }
+  if (threadIdx.x == 0) {
+    shared.header = {};
+    shared.header.num_seqs = num_seqs;
+    shared.header.num_segments = num_seqs;
+    shared.long_lines = 0;
   }
-  const schedule::StoredSegment* const segments = schedule::segments_of(known);
-  sum_up(arguments, known, segments, shared);
-  __syncthreads();  // header and running costs are read by all
-  find_whether_whole(arguments, known, shared);
+  const core::BatchArrays batch = batch_of<kIsNear>(arguments);
+  if constexpr (kIsNear) wait_for_own_copies();
   __syncthreads();
-
-  // The cuts of one line, then those of the other.
-  const auto thread = static_cast<std::int32_t>(threadIdx.x);
-  const std::int32_t num_small = arguments.policy.lines[schedule::kSmallUnits].num_ranges + 1;
-  const std::int32_t num_large = arguments.policy.lines[schedule::kLargeUnits].num_ranges + 1;
-  const std::int32_t num_cuts = num_small + (num_large > 1 ? num_large : 0);
-  QUIRE_ROLLED
-  for (std::int32_t first = 0; first < num_cuts; first += kCutsAtOnce - 1) {
-    const std::int32_t cut = first + thread;
-    const schedule::Line line = cut < num_small ? schedule::kSmallUnits : schedule::kLargeUnits;
-    const std::int32_t index = cut < num_small ? cut : cut - num_small;
-    const schedule::TilePolicy& tiles = arguments.policy.lines[line];
-    if (thread < kCutsAtOnce && cut < num_cuts) {
-      shared.cuts[thread] = schedule::place_cut(arguments.policy, arguments.shape, arguments.batch,
-                                                known, line, index);
-    }
-    __syncthreads();  // a range ends where its neighbour begins
-    if (thread < kCutsAtOnce - 1 && cut < num_cuts && index < tiles.num_ranges) {
-      const schedule::LineView& to = arguments.schedule.lines[line];
-      to.ranges[index] =
-          schedule::make_range(tiles, arguments.shape, arguments.batch, shared.header, segments,
-                               shared.cuts[thread], shared.cuts[thread + 1], index);
-      QUIRE_ROLLED
-      for (std::int32_t head = 0; head < tiles.heads_abreast; ++head) {
-        to.arrivals[index * tiles.heads_abreast + head] = 0;
-      }
-    }
-    __syncthreads();
+  if constexpr (kIsNear) {
+    if (arguments.batch.kv_len == nullptr) count_keys(arguments, num_seqs);
   }
+  if (threadIdx.x == 0 && num_seqs > 0) {
+    shared.header.overview.num_queries = batch.qo_indptr[num_seqs];
+  }
+  const auto costs_of = [&](int line) {
+    return arguments.near.costs_at[line] != NearLayout::kFar
+               ? reinterpret_cast<std::int64_t*>(near_memory + arguments.near.costs_at[line])
+               : arguments.schedule.lines[line].cost_before;
+  };
+  Segments segments{batch, nullptr, costs_of(0), costs_of(1)};
+  const auto take_stored = [&] {
+    segments.stored =
+        shared.header.overview.num_prefixes > 0 ? arguments.schedule.segments : nullptr;
+  };
+  if (arguments.divides_keys && num_seqs > 0) {
+    divide_keys<kIsNear>(to_shared(arguments, shared.words), shared.header);
+    take_stored();
+  }
+  bool may_share = arguments.searches && num_seqs > 0 &&
+                   first_pages_meet(arguments, batch, num_seqs, shared.words);
+  __syncwarp();  // lanes that find a slot at once do not run ahead
+  Sums of_warp;
+  QUIRE_ROLLED
+  while (true) {
+    of_warp = sum_up(arguments, segments, shared);
+    if (__syncthreads_or(static_cast<int>(may_share)) == 0) break;
+    find_prefixes<kIsNear>(to_shared(arguments, shared.words), shared.header);
+    take_stored();
+    may_share = false;
+  }
+  join_sums(arguments, segments, of_warp, shared);
+  __syncthreads();  // header and running costs are read by all
+  cut_lines(arguments, segments, shared);
 }
 
 }  // namespace
+}  // namespace scheduler
 
 cudaError_t launch_schedule(const schedule::Policy& policy, const core::ProblemShape& shape,
                             const core::BatchArrays& batch, const core::PrefixGroups& groups,
                             schedule::ScheduleView schedule, std::size_t near_bytes,
                             const CheckRecord* check, cudaStream_t stream) noexcept {
-  if (!schedule::looks_for_prefixes(policy)) near_bytes = 0;
-  schedule_kernel<<<1, kThreads, near_bytes, stream>>>(
-      Arguments{policy, shape, batch, groups, schedule, near_bytes, check});
+  using namespace scheduler;
+  Arguments arguments;
+  const std::int32_t num_seqs = batch.num_seqs;
+  arguments.searches = schedule::looks_for_prefixes(policy) && num_seqs >= 2 &&
+                       num_seqs <= policy.prefixes.most_seqs;
+  const int slots = kSlotsOfSeq * std::min(num_seqs, kTableSeqs);
+  arguments.table_bits =
+      std::min(kMostTableBits, static_cast<int>(std::bit_width(static_cast<unsigned>(slots))));
+  arguments.divides_keys = schedule::has_fixed_parts(policy);
+  arguments.near = NearLayout(policy, batch, arguments.searches, near_bytes);
+  std::int32_t num_chunks = 0;
+  for (int line = 0; line < schedule::kLines; ++line) {
+    const schedule::TilePolicy& tiles = policy.lines[line];
+    arguments.tiles[line] = PreparedTiles(tiles, shape);
+    arguments.least_cost[line] = schedule::least_range_cost(tiles, shape);
+    num_chunks += (tiles.num_ranges + kWarpRanges - 1) / kWarpRanges;
+    if (line == schedule::kSmallUnits) arguments.small_chunks = num_chunks;
+    if (policy.fixed_part_keys == 0) {
+      arguments.lines_to_leave_whole |= 1U << static_cast<unsigned>(line);
+    }
+  }
+  arguments.num_chunks = num_chunks;
+  arguments.num_passes = (num_chunks + kCutWarps - 1) / kCutWarps;
+  arguments.shape = shape;
+  arguments.batch = batch;
+  arguments.schedule = schedule;
+  arguments.check = check;
+  arguments.policy = policy;
+  arguments.groups = groups;
+  arguments.log_copied =
+      std::countr_zero(std::bit_ceil(static_cast<unsigned>(std::clamp(num_chunks, 1, kCutWarps))));
+  const bool is_near = arguments.near.kv_at != NearLayout::kFar;
+  const auto kernel = is_near ? schedule_kernel<true> : schedule_kernel<false>;
+  kernel<<<1, kThreads, arguments.near.bytes, stream>>>(arguments);
   return cudaGetLastError();
 }
 
 cudaError_t prepare_schedule(std::size_t shared_memory, std::size_t& near_bytes) noexcept {
+  using namespace scheduler;
   constexpr std::size_t kOwn = sizeof(Shared) + 1024;  // and what the block sums up with
   near_bytes = shared_memory > kOwn ? std::min(kMostNearBytes, shared_memory - kOwn) : 0;
-  return cudaFuncSetAttribute(schedule_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                              static_cast<int>(near_bytes));
+  for (const auto kernel : {schedule_kernel<true>, schedule_kernel<false>}) {
+    const cudaError_t error = cudaFuncSetAttribute(
+        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(near_bytes));
+    if (error != cudaSuccess) return error;
+  }
+  return cudaSuccess;
 }
 
 }  // namespace quire::cuda

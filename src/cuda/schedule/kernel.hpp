@@ -11,8 +11,9 @@
 
 namespace quire::cuda {
 
-/// Fills the schedule with the segments, ranges and lists of `schedule::build`, bit for bit, from lengths and
-/// tables on the device. It leaves no digest, and no running costs of few segments. One block; does not allocate or synchronise and may be captured.
+/// Fills the schedule with the segments, ranges and lists of `schedule::build`, bit for bit, from
+/// lengths and tables on the device. It leaves no digest, and no running costs that fit into shared
+/// memory. One block; does not allocate or synchronise and may be captured.
 /// @param batch     Arrays on the device.
 /// @param groups    Likewise; without levels prefixes are looked for in the tables.
 /// @param schedule  In a workspace on the device.
@@ -26,7 +27,7 @@ cudaError_t launch_schedule(const schedule::Policy& policy, const core::ProblemS
 
 /// Loads the kernel onto the current device, so that its first launch may be captured.
 /// @param shared_memory  Bytes that a block can have there.
-/// @param near_bytes     Those of them in which prefixes are searched.
+/// @param near_bytes     Those of them that a launch may ask for.
 cudaError_t prepare_schedule(std::size_t shared_memory, std::size_t& near_bytes) noexcept;
 
 }  // namespace quire::cuda
