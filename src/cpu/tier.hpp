@@ -74,7 +74,7 @@ struct Tier {
 
   /// Elements of q and o that an item of many rows is cut to: what the core's second-level cache
   /// holds beside a block of keys, and enough for packing the keys to cost little.
-  std::int32_t item_elements = 49152;
+  std::int32_t item_elements = 98304;
   /// Up to so many rows of a kv head, the heads of a page are worth reading together, since keys and
   /// values are used where they lie.
   std::int32_t few_rows = kFewRows;
