@@ -88,10 +88,6 @@ class ManyTiles {
   }
 
  private:
-  struct Nothing {
-    HWY_INLINE void step() {}
-  };
-
   [[nodiscard]] std::ptrdiff_t slice_at(std::int32_t head, std::int32_t slice) const {
     return static_cast<std::ptrdiff_t>(head) * slices_ + slice;
   }
@@ -192,6 +188,7 @@ class ManyTiles {
       accumulate(head, slice, ahead);
       add_poisoned_values(head, slice, now, sight, poisoned);
     }
+    adding_.finish();
   }
 
   /// Tiles of the next block that are asked for while slice `index` is worked on: the last of them
@@ -209,15 +206,14 @@ class ManyTiles {
     }
   }
   [[nodiscard]] std::int32_t steps_of_values() const {
-    return (columns_ + kChunkKeys - 1) / kChunkKeys * pauses_of(kBlockChunks);
+    return std::max(1, (columns_ - 1) / kChunkKeys) * pauses_of(kBlockChunks);
   }
 
-  /// Powers of a slice and a block, the sums of its rows.
+  /// Powers of a slice and a block, the sums of its rows, and what the values add to the first
+  /// columns.
   void raise(std::int32_t head, const Slice& slice, SliceSoftmax& softmax) {
-    std::uint32_t left = softmax.rows_to_seed();
-    for (std::int32_t chunk = 0; left != 0; ++chunk) {
+    for (std::int32_t chunk = 0; chunk < slice.chunks() && softmax.needs_reference(); ++chunk) {
       move_references(head, slice, softmax, chunk);
-      left = chunk + 1 < slice.chunks() ? softmax.rows_to_seed() : 0;
     }
     raise_chunks(head, slice, softmax);
     if (softmax.add_sums(false)) return;
@@ -230,27 +226,33 @@ class ManyTiles {
 
   void move_references(std::int32_t head, const Slice& slice, SliceSoftmax& softmax,
                        std::int32_t chunk) {
-    Nothing nothing;
-    score(head, slice, chunk, nothing);
-    softmax.move_references(chunk);
+    float* const logits = score(head, slice, chunk, adding_);
+    adding_.finish();
+    softmax.move_references(chunk, logits);
     rescale_rows(o_row(head, slice.first), columns_, buffers_.slice->rescale, slice.count,
                  columns_ / kRowPadding);
   }
 
+  /// The softmax of each chunk with the products of the next one; of the last one with those of the
+  /// values of all others.
   void raise_chunks(std::int32_t head, const Slice& slice, SliceSoftmax& softmax) {
+    const std::int32_t last = slice.chunks() - 1;
     softmax.clear_sums();
-    Nothing nothing;
-    score(head, slice, 0, nothing);
-    for (std::int32_t chunk = 0; chunk < slice.chunks(); ++chunk) {
-      softmax.begin(chunk, pauses_of(depth_steps()));
-      if (chunk + 1 < slice.chunks()) score(head, slice, chunk + 1, softmax);
+    float* logits = score(head, slice, 0, adding_);
+    adding_.finish();
+    for (std::int32_t chunk = 0; chunk < last; ++chunk) {
+      softmax.begin(chunk, logits, pauses_of(depth_steps()));
+      logits = score(head, slice, chunk + 1, softmax);
       softmax.finish();
     }
+    softmax.begin(last, logits, std::max(1, pauses_of(last)));
+    if (last == 0) softmax.finish();
+    product_ = multiply_values(slice, 0, last + 1, softmax);
   }
 
-  /// Logits of a chunk = q · k.
+  /// @return Logits of a chunk = q · k.
   template <class Work>
-  void score(std::int32_t head, const Slice& slice, std::int32_t chunk, Work& meanwhile) const {
+  float* score(std::int32_t head, const Slice& slice, std::int32_t chunk, Work& meanwhile) {
     TileProduct product;
     product.a = q_of(head, slice.first / kSliceRows);
     product.b = reinterpret_cast<const std::uint16_t*>(
@@ -258,61 +260,80 @@ class ManyTiles {
                 chunk % kTileChunks * kChunkKeys * depth_;
     product.b_step = kTileElements;
     product.b_beside = static_cast<std::ptrdiff_t>(kTileElements) * depth_steps();
-    product.c = buffers_.slice->product_of(chunk);
+    product.c = next_product();
     product.steps = depth_steps();
     multiply_tiles(slice.row_tiles, 2, product, meanwhile);
+    return product.c;
   }
 
-  /// Adds products to columns of o, some rows with each `step`, and asks for keys and values.
+  /// Adds products to 32 columns of o, some rows with each `step`, and asks for keys and values.
   struct Adding {
-    LinesAhead* ahead;  // of keys, of values
-    std::int32_t rows;
-    std::ptrdiff_t stride;
+    LinesAhead* ahead = nullptr;  // of keys, of values
     const float* from = nullptr;  // [rows, kChunkKeys]
     float* to = nullptr;
-    std::int32_t vectors = 0;
-    std::int32_t row = 0;
+    std::ptrdiff_t stride = 0;
+    std::int32_t rows = 0;  // that are left
     std::int32_t rows_per_step = 0;
+    bool both = false;  // vectors of columns, or only one
 
     HWY_INLINE void step() {
-      ahead[0].step();
-      ahead[1].step();
-      add(std::min(row + rows_per_step, rows));
+      if (ahead != nullptr) {
+        ahead[0].step();
+        ahead[1].step();
+      }
+      add(std::min(rows, rows_per_step));
     }
-    HWY_INLINE void add(std::int32_t end) {
-      for (; row < end; ++row, from += kChunkKeys, to += stride) {
+    HWY_INLINE void finish() { add(rows); }
+
+   private:
+    HWY_INLINE void add(std::int32_t count) {
+      rows -= count;
+      for (; count > 0; --count, from += kChunkKeys, to += stride) {
         _mm512_store_ps(to, _mm512_add_ps(_mm512_load_ps(to), _mm512_load_ps(from)));
-        if (vectors == 1) continue;
+        if (!both) continue;
         _mm512_store_ps(to + kRowPadding, _mm512_add_ps(_mm512_load_ps(to + kRowPadding),
                                                         _mm512_load_ps(from + kRowPadding)));
       }
     }
   };
 
-  /// o += p · v. @param ahead  Asked for meanwhile.
-  void accumulate(std::int32_t head, const Slice& slice, LinesAhead* ahead) const {
+  /// @return What the values of a block add to 32 columns of o from `column` on.
+  template <class Work>
+  float* multiply_values(const Slice& slice, std::int32_t column, std::int32_t chunks,
+                         Work& meanwhile) {
     TileProduct product;
     product.a = buffers_.slice->powers[0][0];
+    product.b = reinterpret_cast<const std::uint16_t*>(buffers_.panels.v) +
+                static_cast<std::ptrdiff_t>(column) * 2 * kTileRows;
     product.b_step = static_cast<std::ptrdiff_t>(kTileRows) * 2 * columns_;
     product.b_beside = kTileElements;
-    product.steps = slice.chunks();
-    Adding adding{ahead, slice.count, columns_};
-    adding.row = slice.count;  // nothing is there yet
+    product.c = next_product();
+    product.steps = chunks;
+    multiply_tiles(slice.row_tiles, columns_ - column > kRowPadding ? 2 : 1, product, meanwhile);
+    return product.c;
+  }
+
+  /// o += p · v; the last columns are left to the next products.
+  /// @param ahead  Asked for meanwhile.
+  void accumulate(std::int32_t head, const Slice& slice, LinesAhead* ahead) {
+    const std::int32_t pauses = pauses_of(slice.chunks());
     for (std::int32_t column = 0; column < columns_; column += kChunkKeys) {
-      product.b = reinterpret_cast<const std::uint16_t*>(buffers_.panels.v) +
-                  static_cast<std::ptrdiff_t>(column) * 2 * kTileRows;
-      product.c = buffers_.slice->product_of(column / kChunkKeys);
-      const std::int32_t vectors = std::min(2, (columns_ - column) / kRowPadding);
-      multiply_tiles(slice.row_tiles, vectors, product, adding);
-      adding.add(slice.count);
-      adding.from = product.c;
-      adding.to = o_row(head, slice.first) + column;
-      adding.vectors = vectors;
-      adding.row = 0;
-      adding.rows_per_step =
-          (slice.count + pauses_of(slice.chunks()) - 1) / pauses_of(slice.chunks());
+      if (column > 0) product_ = multiply_values(slice, column, slice.chunks(), adding_);
+      adding_.finish();
+      adding_.ahead = column + kChunkKeys < columns_ ? ahead : nullptr;
+      adding_.from = product_;
+      adding_.to = o_row(head, slice.first) + column;
+      adding_.stride = columns_;
+      adding_.rows = slice.count;
+      adding_.rows_per_step = (slice.count + pauses - 1) / pauses;
+      adding_.both = columns_ - column > kRowPadding;
     }
-    adding.add(slice.count);
+  }
+
+  /// Where a product goes while the one before it is being used.
+  [[nodiscard]] float* next_product() {
+    turn_ = (turn_ + 1) % SliceBuffers::kInTurn;
+    return buffers_.slice->products[turn_][0];
   }
 
   [[nodiscard]] std::uint16_t power_of(std::int32_t key, std::int32_t row) const {
@@ -343,6 +364,9 @@ class ManyTiles {
   std::int32_t slices_;  // likewise
   std::int32_t depth_;
   std::int32_t columns_;
+  std::int32_t turn_ = 0;
+  float* product_ = nullptr;  // of the values, the last one
+  Adding adding_;
 };
 
 }  // namespace quire::cpu::HWY_NAMESPACE

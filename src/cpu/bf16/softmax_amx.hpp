@@ -9,6 +9,7 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cstdint>
 #include <limits>
 
@@ -34,8 +35,6 @@ struct SliceBuffers {
   Vec lanes[kSliceRows];                         // maxima or sums of a row's lanes
   std::uint64_t words[kBlockTiles][kSliceRows];  // what rows see, if not all
   alignas(kBufferAlignment) float rescale[kSliceRows];
-
-  [[nodiscard]] float* product_of(std::int32_t index) { return products[index % kInTurn][0]; }
 };
 
 /// Rows of a kv head that go through the products and the softmax together. What is beyond the last
@@ -69,25 +68,27 @@ class SliceSoftmax {
     if (!slice.sees_all) find_words();
   }
 
-  /// Rows without a reference that see a key of the block.
-  [[nodiscard]] std::uint32_t rows_to_seed() const {
-    std::uint32_t rows = 0;
-    for (std::int32_t row = 0; row < slice_.rows(); ++row) {
-      bool sees = slice_.sees_all;
-      for (std::int32_t tile = 0; !sees && tile < sight_.count; ++tile) {
-        sees = buffers_.words[tile][row] != 0;
+  /// Whether a row without a reference sees a key of the block.
+  [[nodiscard]] bool needs_reference() const {
+    for (std::int32_t first = 0; first < slice_.rows(); first += kTileRows) {
+      std::uint32_t rows = _mm512_cmp_ps_mask(_mm512_load_ps(slice_.reference + first),
+                                              _mm512_set1_ps(kNoReference), _CMP_EQ_OQ);
+      if (rows != 0 && slice_.sees_all) return true;
+      for (; rows != 0; rows &= rows - 1) {
+        for (std::int32_t tile = 0; tile < sight_.count; ++tile) {
+          if (buffers_.words[tile][first + std::countr_zero(rows)] != 0) return true;
+        }
       }
-      if (sees && slice_.reference[row] == kNoReference) rows |= std::uint32_t{1} << row;
     }
-    return rows;
+    return false;
   }
 
   /// Moves references up to the maxima of a chunk; `SliceBuffers::rescale` says what becomes of o.
-  void move_references(std::int32_t chunk) {
-    if (adapts()) adapt(chunk);
+  void move_references(std::int32_t chunk, float* chunk_logits) {
+    if (adapts()) adapt(chunk, chunk_logits);
     const __m512 nothing = _mm512_set1_ps(kNoReference);
     for (std::int32_t row = 0; row < slice_.rows(); ++row) {
-      const float* logits = buffers_.product_of(chunk) + row * kChunkKeys;
+      const float* logits = chunk_logits + row * kChunkKeys;
       const __m512 low = _mm512_mask_load_ps(nothing, lanes(row, chunk, 0), logits);
       const __m512 high = _mm512_mask_load_ps(nothing, lanes(row, chunk, 1), logits + kRowPadding);
       buffers_.lanes[row].raw = _mm512_max_ps(low, high);
@@ -112,14 +113,15 @@ class SliceSoftmax {
 
   /// Logits of a chunk → powers, some rows with each `step`.
   /// @param steps  Until all of them are to be done.
-  void begin(std::int32_t chunk, std::int32_t steps) {
+  void begin(std::int32_t chunk, float* chunk_logits, std::int32_t steps) {
     chunk_ = chunk;
+    logits_ = chunk_logits;
     row_ = 0;
     rows_per_step_ = (slice_.rows() + steps - 1) / steps;
-    if (adapts()) adapt(chunk);
+    if (adapts()) adapt(chunk, chunk_logits);
   }
   HWY_INLINE void step() { raise_rows(std::min(row_ + rows_per_step_, slice_.rows())); }
-  void finish() { raise_rows(slice_.rows()); }
+  HWY_INLINE void finish() { raise_rows(slice_.rows()); }
 
   /// Adds the block's sums to the rows'.
   /// @return Whether all of them are small enough; if not, nothing has been added.
@@ -164,14 +166,14 @@ class SliceSoftmax {
   [[nodiscard]] bool adapts() const { return bends_ || factors_ != nullptr; }
 
   /// Scales of tokens, soft cap, ALiBi.
-  HWY_NOINLINE void adapt(std::int32_t chunk) const {
+  HWY_NOINLINE void adapt(std::int32_t chunk, float* chunk_logits) const {
     const std::int32_t tile = chunk / kTileChunks;
     const std::int32_t key = chunk % kTileChunks * kChunkKeys;
     for (std::int32_t row = 0; row < slice_.count; ++row) {
       const std::int32_t query = (slice_.first + row) / group_;
       const float slope =
           rule_.slopes != nullptr ? rule_.slopes[(slice_.first + row) % group_] : 0.0F;
-      float* const logits = buffers_.product_of(chunk) + row * kChunkKeys;
+      float* const logits = chunk_logits + row * kChunkKeys;
       if (factors_ != nullptr) {
         scale_row(logits, kChunkKeys, factors_[tile].k + key, seen(row, chunk));
       }
@@ -182,35 +184,38 @@ class SliceSoftmax {
   }
 
   HWY_NOINLINE void raise_rows(std::int32_t end) {
-    if (slice_.sees_all) {
-      for (; row_ < end; ++row_) raise_row<false>(row_);
-    } else {
-      for (; row_ < end; ++row_) raise_row<true>(row_);
-    }
+    if (factors_ != nullptr) return raise_rows<true, true>(end);
+    return slice_.sees_all ? raise_rows<false, false>(end) : raise_rows<true, false>(end);
   }
 
-  template <bool kMasked>
-  HWY_INLINE void raise_row(std::int32_t row) {
-    const float* logits = buffers_.product_of(chunk_) + row * kChunkKeys;
+  template <bool kMasked, bool kWeighted>
+  HWY_INLINE void raise_rows(std::int32_t end) {
+    const float* const logits = logits_;
+    std::uint16_t* const powers = buffers_.powers[chunk_][0];
+    const float* const references = slice_.reference;
     const __m512 scale = _mm512_set1_ps(scale_);
-    const __m512 reference = _mm512_set1_ps(slice_.reference[row]);
-    __m512 low = PowerByReducing::of(_mm512_fmsub_ps(_mm512_load_ps(logits), scale, reference));
-    __m512 high = PowerByReducing::of(
-        _mm512_fmsub_ps(_mm512_load_ps(logits + kRowPadding), scale, reference));
-    if constexpr (kMasked) {
-      low = _mm512_maskz_mov_ps(lanes(row, chunk_, 0), low);
-      high = _mm512_maskz_mov_ps(lanes(row, chunk_, 1), high);
+    for (std::int32_t row = row_; row < end; ++row) {
+      const float* const from = logits + row * kChunkKeys;
+      const __m512 reference = _mm512_set1_ps(references[row]);
+      __m512 low = PowerByReducing::of(_mm512_fmsub_ps(_mm512_load_ps(from), scale, reference));
+      __m512 high = PowerByReducing::of(
+          _mm512_fmsub_ps(_mm512_load_ps(from + kRowPadding), scale, reference));
+      if constexpr (kMasked) {
+        low = _mm512_maskz_mov_ps(lanes(row, chunk_, 0), low);
+        high = _mm512_maskz_mov_ps(lanes(row, chunk_, 1), high);
+      }
+      __m512& sum = buffers_.lanes[row].raw;
+      sum = _mm512_add_ps(sum, _mm512_add_ps(low, high));
+      if constexpr (kWeighted) {
+        const float* const factors =
+            factors_[chunk_ / kTileChunks].v + chunk_ % kTileChunks * kChunkKeys;
+        low = _mm512_maskz_mul_ps(lanes(row, chunk_, 0), low, _mm512_load_ps(factors));
+        high =
+            _mm512_maskz_mul_ps(lanes(row, chunk_, 1), high, _mm512_load_ps(factors + kRowPadding));
+      }
+      _mm512_store_si512(powers + row * kChunkKeys, (__m512i)_mm512_cvtne2ps_pbh(high, low));
     }
-    Vec& sum = buffers_.lanes[row];
-    sum.raw = _mm512_add_ps(sum.raw, _mm512_add_ps(low, high));
-    if (factors_ != nullptr) {
-      const float* const factors =
-          factors_[chunk_ / kTileChunks].v + chunk_ % kTileChunks * kChunkKeys;
-      low = _mm512_maskz_mul_ps(lanes(row, chunk_, 0), low, _mm512_load_ps(factors));
-      high =
-          _mm512_maskz_mul_ps(lanes(row, chunk_, 1), high, _mm512_load_ps(factors + kRowPadding));
-    }
-    _mm512_store_si512(buffers_.powers[chunk_][row], (__m512i)_mm512_cvtne2ps_pbh(high, low));
+    row_ = end;
   }
 
   const Slice& slice_;
@@ -222,6 +227,7 @@ class SliceSoftmax {
   bool bends_;
   float scale_;
   std::int32_t chunk_ = 0;
+  const float* logits_ = nullptr;  // [kSliceRows, kChunkKeys]: of the chunk
   std::int32_t row_ = 0;
   std::int32_t rows_per_step_ = 0;
 };
