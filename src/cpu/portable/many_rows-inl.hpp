@@ -188,9 +188,12 @@ inline std::int32_t keys_needed(const HeadRows& rows, const TileSight& sight, st
 template <typename F>
 HWY_INLINE void for_each_row_block(const HeadRows& rows, const F& f) {
   const std::int32_t blocks = (rows.count + kManyRowsBlock - 1) / kManyRowsBlock;
-  for (std::int32_t i = 0; i < blocks; ++i) {
-    const std::int32_t first = rows.count * i / blocks;
-    f(first, rows.count * (i + 1) / blocks - first);
+  const std::int32_t least = rows.count / blocks;
+  const std::int32_t longer = rows.count % blocks;
+  for (std::int32_t i = 0, first = 0; i < blocks; ++i) {
+    const std::int32_t count = least + (i < longer ? 1 : 0);
+    f(first, count);
+    first += count;
   }
 }
 
