@@ -31,7 +31,8 @@ constexpr std::int32_t padded(std::int32_t head_dim) {
 /// ordered by kv head, then query, then head of the group.
 struct RowStates {
   float* o = nullptr;    // [rows, padded(head_dim_vo)]: Σ 2^(x − max) · v
-  float* max = nullptr;  // [rows]: of the logits x, in units of log 2; −inf: no key seen
+  // [rows]: of the logits x, in units of log 2, or a number that is not far below; −inf: no key seen
+  float* max = nullptr;
   float* sum = nullptr;  // [rows]: Σ 2^(x − max)
 };
 
@@ -74,7 +75,7 @@ struct Tier {
 
   /// Elements of q and o that an item of many rows is cut to: what the core's second-level cache
   /// holds beside a block of keys, and enough for packing the keys to cost little.
-  std::int32_t item_elements = 49152;
+  std::int32_t item_elements = 98304;
   /// Up to so many rows of a kv head, the heads of a page are worth reading together, since keys and
   /// values are used where they lie.
   std::int32_t few_rows = kFewRows;

@@ -348,15 +348,24 @@ TEST(Oracle, AgreesForASinkAboveAllLogits) {
 }
 
 TEST(Oracle, AgreesForLogitsFarApart) {
-  RandomBatchOptions options = small(2, 1, 16);
-  options.magnitude = 12.0F;  // logits of some hundreds: most weights vanish
-  RandomBatch batch(options);
-  const Attention attention(Device::cpu(), batch.spec, batch.limits());
-  ASSERT_TRUE(testing::run(attention, batch).ok());
-  const Difference difference =
-      compare(batch, reference_attention(batch.spec, batch.batch, batch.tensors));
-  EXPECT_EQ(difference.mismatches, 0);
-  EXPECT_LE(difference.o, 2e-4);  // fp32 logits of 500 are good to 3e-5
+  for (const DType dtype : {DType::kFloat32, DType::kBFloat16}) {
+    RandomBatchOptions options = testing::edgy_options(dtype, 2, 1, 16);
+    options.spec.o_dtype = DType::kFloat32;
+    options.magnitude = 12.0F;  // logits of some hundreds: most weights vanish
+    options.requests = {{1, 300}, {40, 300}, {5, 70}};
+    RandomBatch batch(options);
+    const ReferenceResult oracle = reference_attention(batch.spec, batch.batch, batch.tensors);
+    for_each_kernel(batch.spec, [&](const core::KernelRow& kernel) {
+      const Attention attention(Device::cpu(), batch.spec, batch.limits(),
+                                {.kernel = std::string(kernel.name)});
+      batch.forget_results();
+      ASSERT_TRUE(testing::run(attention, batch).ok());
+      const Difference difference = compare(batch, oracle);
+      EXPECT_EQ(difference.mismatches, 0);
+      // fp32 logits of 500 are good to 3e-5
+      EXPECT_LE(difference.o, std::max(2e-4, bound_of(kernel, batch.spec)));
+    });
+  }
 }
 
 TEST(Oracle, AgreesForLongContexts) {

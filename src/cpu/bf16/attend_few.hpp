@@ -110,9 +110,7 @@ class FewAttend {
       rows.group = 1;
     }
     TokenFactors factors;
-    BlockSoftmax<Dots::Power>(rows, walk_.rule_of(head), seen,
-                              walk_.factors_of(keys, head, factors))
-        .run();
+    BlockSoftmax(rows, walk_.rule_of(head), seen, walk_.factors_of(keys, head, factors)).run();
   }
 
   const ItemTask& task_;

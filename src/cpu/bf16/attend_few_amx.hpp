@@ -66,7 +66,7 @@ class FewTiles {
         depth_(padded_depth(task.shape.head_dim_qk)) {}
 
   void run() {
-    const Tiles::Session session(config());
+    const TileSession session(config());
     pack_queries();
     TileKeys tiles[2];
     TileKeys* now = &tiles[0];
@@ -426,18 +426,15 @@ class FewTiles {
 
   /// o = o · rescale + p · v.
   void accumulate(const BlockRows& rows, std::int32_t count, TileAhead& ahead) {
-    PairProduct product;
-    product.c = rows.o_row(0);
-    product.c_stride = padded(rows.head_dim_vo);
-    product.rescale = rescale_;
-    const std::int32_t vectors = static_cast<std::int32_t>(product.c_stride) / kRowPadding;
+    const std::int32_t stride = padded(rows.head_dim_vo);
+    const std::int32_t vectors = stride / kRowPadding;
     const bool is_first = all_are(0.0F, rescale_, rows_);
-    if (!is_first && !all_are(1.0F, rescale_, rows_)) rescale_rows(product, rows_, vectors);
-    const std::ptrdiff_t c_bytes = product.c_stride * static_cast<std::ptrdiff_t>(sizeof(float));
+    rescale_rows(rows.o_row(0), stride, rescale_, rows_, vectors);
+    const std::ptrdiff_t c_bytes = stride * static_cast<std::ptrdiff_t>(sizeof(float));
     const std::int32_t steps = places_of(count) / kDepthPadding;
     settle_memory();
     for (std::int32_t vector = 0; vector < vectors; vector += 2) {
-      float* const o = product.c + vector * kRowPadding;
+      float* const o = rows.o_row(0) + vector * kRowPadding;
       const std::uint32_t* v = buffers_.panels.v + vector * kRowPadding;
       const bool both = vector + 1 < vectors;
       if (is_first) {
@@ -456,7 +453,7 @@ class FewTiles {
           _tile_loadd(7, v + kRowPadding, c_bytes);
           _tile_dpbf16ps(4, 5, 7);
         }
-        v += kTilePairs * product.c_stride;
+        v += static_cast<std::ptrdiff_t>(kTilePairs) * stride;
       }
       _tile_stored(3, o, c_bytes);
       if (both) _tile_stored(4, o + kRowPadding, c_bytes);

@@ -15,7 +15,7 @@
 #if HWY_TARGET == HWY_AVX3_DL
 #include "cpu/bf16/attend.hpp"
 #include "cpu/bf16/attend_few_amx.hpp"
-#include "cpu/bf16/multiply_amx.hpp"
+#include "cpu/bf16/attend_many_amx.hpp"
 
 QUIRE_BEGIN_BF16
 namespace quire::cpu::HWY_NAMESPACE {
@@ -36,12 +36,12 @@ struct WayOfTiles {
   template <typename T>
   using Few = FewTiles<T>;
   template <typename T>
-  using Many = BlockAttend<T, Tiles>;
+  using Many = ManyTiles<T>;
 };
 
-void attend_by_tiles(const ItemTask& task) noexcept {
-  const Tiles::Session session;  // few rows set tiles up for themselves
-  block_attend<WayOfTiles>(task);
+void attend_by_tiles(const ItemTask& task) noexcept { block_attend<WayOfTiles>(task); }
+std::size_t buffer_bytes_of_tiles(const core::ProblemShape& shape, std::int32_t rows) noexcept {
+  return std::max(buffer_bytes_of_blocks(shape, rows), TileBuffers(nullptr, shape, rows).bytes);
 }
 
 }  // namespace quire::cpu::HWY_NAMESPACE
@@ -58,6 +58,7 @@ Tier tier_of_blocks(void (*attend)(const ItemTask&) noexcept) {
   Tier tier = fp32_tier(HWY_AVX3);
   tier.buffer_bytes = N_AVX3_DL::buffer_bytes_of_blocks;
   tier.attend = attend;
+  tier.item_elements = 196608;  // q takes half of what it takes in fp32
   return tier;
 }
 
@@ -70,9 +71,8 @@ const Tier& avx512_bf16_tier() noexcept {
 
 const Tier& amx_bf16_tier() noexcept {
   static const Tier tier = [] {
-    constexpr std::int32_t kItemElements = 196608;  // cores with AMX have caches of 2 MiB
     Tier blocks = tier_of_blocks(N_AVX3_DL::attend_by_tiles);
-    blocks.item_elements = kItemElements;
+    blocks.buffer_bytes = N_AVX3_DL::buffer_bytes_of_tiles;
     blocks.few_rows = 16;
     return blocks;
   }();

@@ -9,7 +9,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "cpu/bf16/multiply_amx.hpp"
+#include "cpu/bf16/multiply.hpp"
 #include "cpu/bf16/places.hpp"
 #include "cpu/bf16/softmax.hpp"
 #include "cpu/elements.hpp"
@@ -17,19 +17,14 @@
 QUIRE_BEGIN_BF16
 namespace quire::cpu::HWY_NAMESPACE {
 
-/// Rows whose scores are held at a time, of whichever way through an item.
-constexpr std::int32_t max_slice_rows(std::int32_t group) {
-  return group * std::max(Dots::slice_queries(group), Tiles::slice_queries(group));
-}
-
 /// The parts of a thread's buffers. A null base gives offsets, of which the end is the size.
 struct BlockBuffers {
   BlockBuffers(std::byte* base, const core::ProblemShape& shape, std::int32_t max_rows) {
     const auto rows = static_cast<std::size_t>(max_rows);
     const auto depth = static_cast<std::size_t>(padded_depth(shape.head_dim_qk));
     const auto vo = static_cast<std::size_t>(padded(shape.head_dim_vo));
-    const auto slice_rows =
-        static_cast<std::size_t>(std::min(max_rows, max_slice_rows(shape.group_size)));
+    const auto slice_rows = static_cast<std::size_t>(
+        std::min(max_rows, shape.group_size * Dots::slice_queries(shape.group_size)));
     constexpr std::size_t kKeys = kBlockKeys;
     const auto take = [&](std::size_t size) {
       std::byte* part = base == nullptr ? nullptr : base + bytes;
@@ -101,6 +96,16 @@ inline auto powers_of(const BlockRows& rows, std::int32_t tile) {
   };
 }
 
+/// Adds a poisoned key's values to a row of o.
+/// @param power  bf16
+template <LaneOrder kOrder, typename T>
+void add_value(float* o, std::uint16_t power, const T* v, std::int32_t head_dim) {
+  for (std::int32_t i = 0; i < head_dim; ++i) {
+    const std::int32_t place = kOrder == LaneOrder::kPlain ? i : place_of<T>(i, head_dim);
+    o[place] += core::float_from_bfloat16(power) * to_float(v[i]);
+  }
+}
+
 /// Adds the values of poisoned keys to the rows that see them, one by one.
 /// @param power_of  (row, key) → bf16
 template <LaneOrder kOrder, typename T, typename F>
@@ -110,13 +115,7 @@ void add_poisoned(const BlockRows& rows, const HeadKeys<T>& keys, const TileSigh
     const auto key = static_cast<std::int32_t>(std::countr_zero(poisoned));
     for (std::int32_t row = 0; row < rows.count; ++row) {
       if (((sight.words[row / rows.group] >> key) & 1U) == 0) continue;
-      const std::uint16_t power = power_of(row, key);
-      float* o = rows.o_row(row);
-      for (std::int32_t i = 0; i < rows.head_dim_vo; ++i) {
-        const std::int32_t place =
-            kOrder == LaneOrder::kPlain ? i : place_of<T>(i, rows.head_dim_vo);
-        o[place] += core::float_from_bfloat16(power) * to_float(keys.v(key)[i]);
-      }
+      add_value<kOrder>(rows.o_row(row), power_of(row, key), keys.v(key), rows.head_dim_vo);
     }
   }
 }

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /// @file
-/// A block of keys against many rows (prefill) in bf16. `Multiply` holds the micro-kernels: `Dots`
-/// or the tiles of AMX.
+/// A block of keys against many rows (prefill) by VDPBF16PS.
 #pragma once
 
 #include <algorithm>
@@ -28,9 +27,8 @@ inline std::int32_t keys_needed(const BlockRows& rows, const TileSight& sight, s
 }
 
 /// Logits of all rows and a tile's keys.
-template <class Multiply>
-void score_many(const BlockRows& rows, const TileSight& sight, std::int32_t tile,
-                const std::uint32_t* panel) {
+inline void score_many(const BlockRows& rows, const TileSight& sight, std::int32_t tile,
+                       const std::uint32_t* panel) {
   PairProduct product;
   product.a_stride = padded_depth(rows.head_dim_qk);
   product.b = panel;
@@ -38,20 +36,20 @@ void score_many(const BlockRows& rows, const TileSight& sight, std::int32_t tile
   product.c_stride = ScoreRow::kStride;
   product.pairs = padded_depth(rows.head_dim_qk) / 2;
   for (std::int32_t first = 0; first < rows.count;) {
-    const std::int32_t count = Multiply::next_rows(rows.count - first);
+    const std::int32_t count = Dots::next_rows(rows.count - first);
     const std::int32_t keys = keys_needed(rows, sight, first, count);
     if (keys > 0) {
       product.a = rows.q_row(first);
       product.c = rows.score_row(first).logits + tile * kKvTile;
-      Multiply::multiply(count, (keys + kRowPadding - 1) / kRowPadding, product);
+      Dots::multiply(count, (keys + kRowPadding - 1) / kRowPadding, product);
     }
     first += count;
   }
 }
 
 /// o = o · rescale + p · v for all rows.
-template <class Multiply>
-void accumulate_many(const BlockRows& rows, const BlockSight& sight, const std::uint32_t* panel) {
+inline void accumulate_many(const BlockRows& rows, const BlockSight& sight,
+                            const std::uint32_t* panel) {
   constexpr std::int32_t kColumns = kDotColumns * kRowPadding;
   PairProduct product;
   product.a_stride = 2 * ScoreRow::kStride;  // powers lie where logits did
@@ -62,7 +60,7 @@ void accumulate_many(const BlockRows& rows, const BlockSight& sight, const std::
         std::min(static_cast<std::int32_t>(product.b_stride) - column, kColumns) / kRowPadding;
     product.b = panel + column;
     for (std::int32_t first = 0; first < rows.count;) {
-      const std::int32_t count = Multiply::next_rows(rows.count - first);
+      const std::int32_t count = Dots::next_rows(rows.count - first);
       std::int32_t keys = 0;
       for (std::int32_t tile = 0; tile < sight.count; ++tile) {
         const std::int32_t needed = keys_needed(rows, sight.tiles[tile], first, count);
@@ -72,8 +70,8 @@ void accumulate_many(const BlockRows& rows, const BlockSight& sight, const std::
         product.a = rows.score_row(first).powers();
         product.c = rows.o_row(first) + column;
         product.rescale = rows.rescale + first;
-        product.pairs = (keys + Multiply::kDepth - 1) / Multiply::kDepth * Multiply::kDepth / 2;
-        Multiply::multiply(count, vectors, product);
+        product.pairs = (keys + 1) / 2;
+        Dots::multiply(count, vectors, product);
       }
       first += count;
     }

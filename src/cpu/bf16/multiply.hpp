@@ -79,9 +79,6 @@ inline constexpr std::array<void (*)(const PairProduct&), kDotRows> kDotBlocks =
 
 /// The micro-kernels of AVX512-BF16.
 struct Dots {
-  static constexpr std::int32_t kDepth = 2;  // elements that the depth is a multiple of
-  using Power = PowerByRounding;
-
   /// Queries whose rows go through both products and the softmax between them together: few, so that
   /// their logits are still near when they are needed.
   static constexpr std::int32_t slice_queries(std::int32_t group) {

@@ -25,8 +25,9 @@ HWY_INLINE void transpose_lanes(__m512i* v) {
   v[3] = _mm512_unpackhi_epi64(ab_high, cd_high);
 }
 
-/// 16 keys × 16 pairs of components → 16 rows of the panel: first within lanes of 128 bits, then the
-/// lanes.
+/// 16 keys × 16 pairs of components → 16 rows of the panel, `kStride` apart: first within lanes of 128
+/// bits, then the lanes.
+template <std::int32_t kStride>
 HWY_INLINE void pack_key_pairs(const __m512i* keys, std::uint32_t* to) {
   constexpr int kEvenLanes = 0x88;
   constexpr int kOddLanes = 0xdd;
@@ -42,8 +43,8 @@ HWY_INLINE void pack_key_pairs(const __m512i* keys, std::uint32_t* to) {
     const __m512i odd_low = _mm512_shuffle_i32x4(v[j], v[4 + j], kOddLanes);
     const __m512i even_high = _mm512_shuffle_i32x4(v[8 + j], v[12 + j], kEvenLanes);
     const __m512i odd_high = _mm512_shuffle_i32x4(v[8 + j], v[12 + j], kOddLanes);
-    std::uint32_t* row = to + j * kKvTile;
-    constexpr int kNext = 4 * kKvTile;
+    std::uint32_t* row = to + j * kStride;
+    constexpr int kNext = 4 * kStride;
     _mm512_store_si512(row, _mm512_shuffle_i32x4(even_low, even_high, kEvenLanes));
     _mm512_store_si512(row + kNext, _mm512_shuffle_i32x4(odd_low, odd_high, kEvenLanes));
     _mm512_store_si512(row + 2 * kNext, _mm512_shuffle_i32x4(even_low, even_high, kOddLanes));
@@ -53,9 +54,11 @@ HWY_INLINE void pack_key_pairs(const __m512i* keys, std::uint32_t* to) {
 
 /// Keys → a tile of panel.k, zeros beyond head_dim. Columns beyond the last key, up to
 /// a whole vector, repeat it. @param ahead  A key is a step.
-template <typename T>
+template <PanelOrder kOrder, typename T>
 void pack_keys(const HeadKeys<T>& keys, std::int32_t head_dim, std::uint32_t* to,
                LinesAhead& ahead) {
+  constexpr bool kInTiles = kOrder == PanelOrder::kTiles;
+  constexpr std::int32_t kStride = kInTiles ? kRowPadding : kKvTile;
   const Widener<T> widen;
   const std::int32_t last = keys.keys.count - 1;
   for (std::int32_t key = 0; key <= last; key += kLanes) {
@@ -71,21 +74,22 @@ void pack_keys(const HeadKeys<T>& keys, std::int32_t head_dim, std::uint32_t* to
         low[i] = wide.low;
         high[i] = wide.high;
       }
-      std::uint32_t* block = to + static_cast<std::ptrdiff_t>(at / 2) * kKvTile + key;
-      pack_key_pairs(low, block);
-      if (at + kDepthPadding < head_dim) pack_key_pairs(high, block + kLanes * kKvTile);
+      const std::ptrdiff_t place = kInTiles ? key / 2 * padded_depth(head_dim) : key;
+      std::uint32_t* block = to + place + static_cast<std::ptrdiff_t>(at / 2) * kStride;
+      pack_key_pairs<kStride>(low, block);
+      if (at + kDepthPadding < head_dim) pack_key_pairs<kStride>(high, block + kLanes * kStride);
     }
   }
 }
 
 /// Values of keys [0, end), `end` even, → rows of panel.v from `to` on; zeros for keys that are not in `take`.
 /// @param ahead  A key is a step.
-template <typename T>
+template <PanelOrder kOrder, typename T>
 void pack_values(const HeadKeys<T>& keys, std::uint64_t take, std::int32_t end,
                  std::int32_t head_dim, std::uint32_t* to, LinesAhead& ahead) {
   const Widener<T> widen;
   const std::int32_t stride = padded(head_dim);
-  for (std::int32_t key = 0; key < end; key += 2, to += stride) {
+  for (std::int32_t key = 0; key < end; key += 2) {
     ahead.step(2);
     for (std::int32_t column = 0; column < stride; column += kWidened) {
       __m512i pairs[kWidened / kRowPadding] = {_mm512_setzero_si512(), _mm512_setzero_si512(),
@@ -95,7 +99,12 @@ void pack_values(const HeadKeys<T>& keys, std::uint64_t take, std::int32_t end,
         load_pair<LaneOrder::kPlain>(keys, key, take, column, n, widen, pairs);
       const std::int32_t vectors = std::min(stride - column, kWidened) / kRowPadding;
       for (std::int32_t i = 0; i < vectors; ++i) {
-        _mm512_store_si512(to + column + i * kRowPadding, pairs[i]);
+        const std::int32_t at = column + i * kRowPadding;
+        const std::int32_t place = kOrder == PanelOrder::kTiles
+                                       ? key / kDepthPadding * kTileRows * stride + at * kTileRows +
+                                             key % kDepthPadding / 2 * kRowPadding
+                                       : key / 2 * stride + at;
+        _mm512_store_si512(to + place, pairs[i]);
       }
     }
   }

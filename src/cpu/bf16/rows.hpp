@@ -7,7 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "cpu/tile.hpp"
+#include "cpu/key_block.hpp"
 
 namespace quire::cpu {
 
@@ -15,8 +15,12 @@ namespace quire::cpu {
 /// in the caches.
 inline constexpr std::int32_t kBlockTiles = 4;
 inline constexpr std::int32_t kBlockKeys = kBlockTiles * kKvTile;
+using Block = KeyBlock<kBlockTiles>;
+using BlockSight = KeyBlockSight<kBlockTiles>;
 /// Elements of bf16 that the depth of a product is padded to: what a tile of AMX holds in a row.
 inline constexpr std::int32_t kDepthPadding = 32;
+/// Rows of a tile of AMX.
+inline constexpr std::int32_t kTileRows = 16;
 
 constexpr std::int32_t padded_depth(std::int32_t depth) {
   return (depth + kDepthPadding - 1) / kDepthPadding * kDepthPadding;
@@ -66,12 +70,19 @@ struct BlockRows {
   }
 };
 
+/// How the pairs of a panel lie: in rows of all columns, or in tiles of 16 pairs × 16 columns, one
+/// after the other.
+enum class PanelOrder { kRows, kTiles };
+
 /// A block's keys and values as pairs of bf16, so that a vector holds one pair of 16 columns: what
-/// VDPBF16PS and, with a stride, a tile of AMX multiply with.
+/// VDPBF16PS and tiles of AMX multiply with.
 struct PairPanels {
-  std::uint32_t* k =
-      nullptr;  // [kBlockTiles, padded_depth(head_dim_qk) / 2, kKvTile]: of components
-  std::uint32_t* v = nullptr;  // [kBlockKeys / 2, padded(head_dim_vo)]: of keys
+  // Rows: [kBlockTiles, padded_depth(head_dim_qk) / 2, kKvTile], pairs of components; tiles:
+  // [kBlockTiles, kKvTile / 16, padded_depth(head_dim_qk) / 32, 16, 16].
+  std::uint32_t* k = nullptr;
+  // Rows: [kBlockKeys / 2, padded(head_dim_vo)], pairs of keys; tiles:
+  // [kBlockKeys / 32, padded(head_dim_vo) / 16, 16, 16].
+  std::uint32_t* v = nullptr;
 
   /// Where a tile's keys are.
   [[nodiscard]] std::uint32_t* k_of(std::int32_t tile, std::int32_t head_dim_qk) const {

@@ -57,34 +57,6 @@ HWY_INLINE __m512 rescale_of_sums(__m512 old, __m512 now, __mmask16 grows) {
   return _mm512_mask_mov_ps(_mm512_set1_ps(1.0F), grows, _mm512_maskz_mov_ps(has_sums, factor));
 }
 
-/// Lane i is the result over the lanes of v[i].
-template <std::int32_t kCount>
-HWY_INLINE Vec maxima_of(const Vec* v) {
-  if constexpr (kCount == 1) {
-    return *v;
-  } else {
-    const Vec low = maxima_of<kCount / 2>(v);
-    const Vec high = maxima_of<kCount / 2>(v + kCount / 2);
-    return hn::Max(even_lanes(low, high), odd_lanes(low, high));
-  }
-}
-
-/// What a block's rows see of its tiles.
-struct BlockSight {
-  TileSight tiles[kBlockTiles];
-  std::int32_t first_keys[kBlockTiles] = {};
-  std::int32_t count = 0;  // tiles
-
-  /// What queries from `query` on see.
-  [[nodiscard]] BlockSight from(std::int32_t query) const {
-    BlockSight sight = *this;
-    for (std::int32_t tile = 0; tile < count; ++tile) sight.tiles[tile].words += query;
-    return sight;
-  }
-};
-
-/// `Power` is one of the ways above.
-template <class Power>
 class BlockSoftmax {
  public:
   /// @param factors  [tiles], of tokens that have scales of their own, else null.
@@ -119,7 +91,7 @@ class BlockSoftmax {
     const __m512 old = _mm512_maskz_loadu_ps(lanes, max);
     const __mmask16 grows = _mm512_cmp_ps_mask(top, old, _CMP_GT_OQ);
     const __m512 now = _mm512_mask_mov_ps(old, grows, top);
-    const __m512 rescale = rescale_of_sums<Power>(old, now, grows);
+    const __m512 rescale = rescale_of_sums<PowerByRounding>(old, now, grows);
     _mm512_mask_storeu_ps(max, lanes, now);
     _mm512_mask_storeu_ps(rows_.rescale + first, lanes, rescale);
     for (std::int32_t i = 0; i < count; ++i) each[i].raw = raise_row(first + i);
@@ -131,7 +103,8 @@ class BlockSoftmax {
   void scale_rows(std::int32_t first, std::int32_t count) const {
     for (std::int32_t row = first; row < first + count; ++row) {
       for (std::int32_t tile = 0; tile < sight_.count; ++tile) {
-        scale_row(rows_.score_row(row).logits + tile * kKvTile, factors_[tile].k, seen(row, tile));
+        scale_row(rows_.score_row(row).logits + tile * kKvTile, kKvTile, factors_[tile].k,
+                  seen(row, tile));
       }
     }
   }
@@ -142,7 +115,7 @@ class BlockSoftmax {
       const float slope = rule_.slopes != nullptr ? rule_.slopes[row % rows_.group] : 0.0F;
       for (std::int32_t tile = 0; tile < sight_.count; ++tile) {
         if (seen(row, tile) == 0) continue;
-        bend(rows_.score_row(row).logits + tile * kKvTile, rule_, slope,
+        bend(rows_.score_row(row).logits + tile * kKvTile, kKvTile, rule_, slope,
              rule_.first_position + query - sight_.first_keys[tile]);
       }
     }
@@ -192,7 +165,7 @@ class BlockSoftmax {
       for (std::int32_t i = 0; i < kVectorsPerTile; ++i) {
         const auto lanes = static_cast<__mmask16>(word >> (i * kRowPadding));
         const __m512 x = _mm512_fmsub_ps(_mm512_load_ps(logits + i * kRowPadding), scale, max);
-        p[i] = _mm512_maskz_mov_ps(lanes, Power::of(x));
+        p[i] = _mm512_maskz_mov_ps(lanes, PowerByRounding::of(x));
         total = _mm512_add_ps(total, p[i]);
         if (factors_ != nullptr) {
           p[i] =

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /// @file
-/// One work item: all its rows against its keys, tile by tile, all kv heads of a tile before the
-/// next tile, so that memory is read page after page. Compiled once per target.
+/// One work item: all its rows against its keys, block by block, all kv heads of a block before the
+/// next, so that memory is read page after page. Compiled once per target.
 #if defined(QUIRE_CPU_PORTABLE_ATTEND_INL) == defined(HWY_TARGET_TOGGLE)
 #ifdef QUIRE_CPU_PORTABLE_ATTEND_INL
 #undef QUIRE_CPU_PORTABLE_ATTEND_INL
@@ -27,8 +27,10 @@ struct Buffers {
   Buffers(std::byte* base, const core::ProblemShape& shape, std::int32_t max_rows) {
     const std::size_t rows = static_cast<std::size_t>(max_rows);
     const auto qk = static_cast<std::size_t>(padded(shape.head_dim_qk));
-    const auto vo = static_cast<std::size_t>(padded(shape.head_dim_vo));
-    constexpr std::size_t kTile = kKvTile;
+    const auto slice_rows = static_cast<std::size_t>(
+        std::min((max_rows + kRowPadding - 1) / kRowPadding * kRowPadding, kSliceRows));
+    const auto v_columns = extent(panels_of(padded(shape.head_dim_vo)) * kPanelColumns);
+    constexpr std::size_t kKeys = kFp32BlockKeys;
     std::size_t at = 0;
     const auto take = [&](std::size_t size) {
       std::byte* part = base == nullptr ? nullptr : base + at;
@@ -36,19 +38,19 @@ struct Buffers {
       return part;
     };
     q = reinterpret_cast<float*>(take(rows * qk * sizeof(float)));
-    scores = reinterpret_cast<float*>(take(rows * kTile * sizeof(float)));
-    rescale = reinterpret_cast<float*>(take(rows * sizeof(float)));
-    panels.k = reinterpret_cast<float*>(take(kTile * qk * sizeof(float)));
-    panels.v = reinterpret_cast<float*>(take(kTile * vo * sizeof(float)));
-    words = reinterpret_cast<std::uint64_t*>(take(rows * sizeof(std::uint64_t)));
+    scores = reinterpret_cast<float*>(take(slice_rows * HeadRows::kScoreStride * sizeof(float)));
+    rescale = reinterpret_cast<float*>(take(slice_rows * sizeof(float)));
+    panels.k = reinterpret_cast<float*>(take(kKeys * qk * sizeof(float)));
+    panels.v = reinterpret_cast<float*>(take(kKeys * v_columns * sizeof(float)));
+    words = reinterpret_cast<std::uint64_t*>(take(kFp32BlockTiles * rows * sizeof(std::uint64_t)));
     bytes = at;
   }
 
   float* q = nullptr;        // [rows, padded(head_dim_qk)]
-  float* scores = nullptr;   // [rows, kKvTile]
-  float* rescale = nullptr;  // [rows]
+  float* scores = nullptr;   // [rows of a slice, HeadRows::kScoreStride]
+  float* rescale = nullptr;  // [rows of a slice]
   Panels panels;
-  std::uint64_t* words = nullptr;  // [queries]
+  std::uint64_t* words = nullptr;  // [kFp32BlockTiles, queries]
   std::size_t bytes = 0;
 };
 
@@ -92,16 +94,20 @@ class Attend {
       : task_(task), walk_(task), buffers_(task.buffers, task.shape, task.rows()) {}
 
   void run() {
-    TileKeys tiles[2];
-    TileKeys* now = &tiles[0];
-    TileKeys* next = &tiles[1];
-    walk_.find_keys(task_.item.kv_begin, kKvTile, *now);
+    const bool few = task_.rows_per_kv_head() <= kFewRows;
+    const std::int32_t most = few ? 1 : kFp32BlockTiles;
+    Fp32Block blocks[2];
+    Fp32Block* now = &blocks[0];
+    Fp32Block* next = &blocks[1];
+    find_block(walk_, task_.item.kv_begin, most, *now);
     while (now->count > 0) {
-      walk_.find_keys(now->first + now->count, kKvTile, *next);
-      const TileSight sight = walk_.look(*now, buffers_.words);
-      if (sight.any != 0) {
-        for (std::int32_t head = 0; head < task_.num_kv_heads(); ++head) {
-          attend_tile(head, *now, *next, sight);
+      find_block(walk_, now->end(), most, *next);
+      const Fp32BlockSight sight = look(walk_, *now, buffers_.words);
+      for (std::int32_t head = 0; sight.count > 0 && head < task_.num_kv_heads(); ++head) {
+        if (few) {
+          attend_few(head, now->tiles[0], next->tiles[0], sight);
+        } else {
+          attend_many(head, *now, *next, sight);
         }
       }
       std::swap(now, next);
@@ -126,30 +132,55 @@ class Attend {
     return rows;
   }
 
-  void attend_tile(std::int32_t head, const TileKeys& now, const TileKeys& next,
-                   const TileSight& sight) const {
+  void attend_few(std::int32_t head, const TileKeys& now, const TileKeys& next,
+                  const Fp32BlockSight& sight) const {
     const HeadRows rows = rows_of(head);
+    const TileSight& seen = sight.tiles[0];
     const auto keys = walk_.keys_of<T>(now, head);
-    const std::uint64_t poisoned = poisoned_keys(keys, sight, rows.head_dim_vo);
-    const std::uint64_t take = sight.any & ~poisoned;
+    const std::uint64_t poisoned = poisoned_keys(keys, seen, rows.head_dim_vo);
     const LogitRule rule = walk_.rule_of(head);
     TokenFactors factors;
-    const Softmax softmax(rows, rule, sight, now.first, walk_.factors_of(now, head, factors));
-    const std::int32_t steps = rows.count <= kFewRows ? now.count : rows.count;
-    LinesAhead k_ahead = walk_.k_ahead(next, head, steps);
-    LinesAhead v_ahead = walk_.v_ahead(next, head, steps);
-    if (rows.count <= kFewRows) {
-      score_few(rows, keys, k_ahead);
-      softmax.run();
-      accumulate_few(rows, ValuesTask<T>{keys, take, v_ahead});
-    } else {
-      pack_keys(keys, rows.head_dim_qk, buffers_.panels.k);
-      score_many(rows, sight, buffers_.panels.k, k_ahead);
-      softmax.run();
-      pack_values(keys, take, rows.head_dim_vo, buffers_.panels.v);
-      accumulate_many(rows, sight, buffers_.panels.v, v_ahead);
+    LinesAhead k_ahead = walk_.k_ahead(next, head, now.count);
+    LinesAhead v_ahead = walk_.v_ahead(next, head, now.count);
+    score_few(rows, keys, k_ahead);
+    Softmax(rows, rule, sight, walk_.factors_of(now, head, factors)).run();
+    accumulate_few(rows, ValuesTask<T>{keys, seen.any & ~poisoned, v_ahead});
+    accumulate_poisoned(rows, keys, seen, 0, poisoned);
+  }
+
+  void attend_many(std::int32_t head, const Fp32Block& now, const Fp32Block& next,
+                   const Fp32BlockSight& sight) const {
+    const HeadRows rows = rows_of(head);
+    const Panels& panels = buffers_.panels;
+    const LogitRule rule = walk_.rule_of(head);
+    TokenFactors factors[kFp32BlockTiles];
+    std::uint64_t poisoned[kFp32BlockTiles];
+    LinesAhead k_ahead[kFp32BlockTiles];
+    LinesAhead v_ahead[kFp32BlockTiles];
+    for (std::int32_t tile = 0; tile < sight.count; ++tile) {
+      const auto keys = walk_.keys_of<T>(now.tiles[tile], head);
+      const TileSight& seen = sight.tiles[tile];
+      const std::int32_t end = tile + 1 < sight.count ? kKvTile : keys.keys.count;
+      poisoned[tile] = poisoned_keys(keys, seen, rows.head_dim_vo);
+      pack_keys(keys, tile, rows.head_dim_qk, panels);
+      pack_values(keys, seen.any & ~poisoned[tile], tile, end, rows.head_dim_vo, panels);
+      walk_.factors_of(now.tiles[tile], head, factors[tile]);
+      k_ahead[tile] = walk_.k_ahead(next.tiles[tile], head, rows.count);
+      v_ahead[tile] = walk_.v_ahead(next.tiles[tile], head, rows.count);
     }
-    accumulate_poisoned(rows, keys, sight, poisoned);
+    const TokenFactors* const given = walk_.has_token_factors() ? factors : nullptr;
+    for (std::int32_t first = 0; first < rows.count; first += kSliceRows) {
+      const HeadRows slice = rows.slice(first, std::min(kSliceRows, rows.count - first));
+      for (std::int32_t tile = 0; tile < sight.count; ++tile) {
+        score_many(slice, sight.tiles[tile], tile, panels, k_ahead[tile]);
+      }
+      Softmax(slice, rule, sight, given).run();
+      accumulate_many(slice, sight, panels, v_ahead);
+      for (std::int32_t tile = 0; tile < sight.count; ++tile) {
+        accumulate_poisoned(slice, walk_.keys_of<T>(now.tiles[tile], head), sight.tiles[tile], tile,
+                            poisoned[tile]);
+      }
+    }
   }
 
   const ItemTask& task_;

@@ -219,15 +219,15 @@ std::uint64_t poisoned_keys(const HeadKeys<T>& keys, const TileSight& sight,
   return poisoned;
 }
 
-/// Adds the values of poisoned keys to the rows that see them, one by one.
+/// Adds the values of poisoned keys of a block's tile to the rows that see them, one by one.
 template <typename T>
 void accumulate_poisoned(const HeadRows& rows, const HeadKeys<T>& keys, const TileSight& sight,
-                         std::uint64_t poisoned) {
+                         std::int32_t tile, std::uint64_t poisoned) {
   for (; poisoned != 0; poisoned &= poisoned - 1) {
     const auto key = static_cast<std::int32_t>(std::countr_zero(poisoned));
     for (std::int32_t row = 0; row < rows.count; ++row) {
-      if (((sight.words[row / rows.group] >> key) & 1U) == 0) continue;
-      const float weight = rows.score_row(row)[key];
+      if (((sight.words[rows.query(row)] >> key) & 1U) == 0) continue;
+      const float weight = rows.score_row(row)[tile * kKvTile + key];
       float* o = rows.o_row(row);
       for (std::int32_t i = 0; i < rows.head_dim_vo; ++i) o[i] += weight * to_float(keys.v(key)[i]);
     }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /// @file
-/// A tile against many rows (prefill): keys are transposed and values widened once into fp32
+/// A block against many rows (prefill): keys are transposed and values widened once into fp32
 /// panels, then register-blocked products run over blocks of rows. Compiled once per target.
 #if defined(QUIRE_CPU_PORTABLE_MANY_ROWS_INL) == defined(HWY_TARGET_TOGGLE)
 #ifdef QUIRE_CPU_PORTABLE_MANY_ROWS_INL
@@ -24,13 +24,31 @@ namespace quire::cpu::HWY_NAMESPACE {
 /// Rows of a block: with kRegisterColumns they fill the vector registers.
 inline constexpr std::int32_t kManyRowsBlock = 6;
 
-/// A tile in fp32.
+/// Columns of a panel: those of a block of products.
+inline constexpr std::int32_t kPanelColumns = kRegisterColumns * kLanes;
+/// Rows whose logits are held at a time: few, so that they are still near when they are needed, and
+/// enough for what is brought near of the panels to be used often.
+inline constexpr std::int32_t kSliceRows = 8 * kManyRowsBlock;
+
+constexpr std::int32_t panels_of(std::int32_t columns) {
+  return (columns + kPanelColumns - 1) / kPanelColumns;
+}
+
+/// A block in fp32, in panels that are as wide as a block of products.
 struct Panels {
-  float* k = nullptr;  // [head_dim_qk, kKvTile]
-  float* v = nullptr;  // [kKvTile, padded(head_dim_vo)]
+  float* k =
+      nullptr;  // [kFp32BlockTiles, kKvTile / kPanelColumns, padded(head_dim_qk), kPanelColumns]
+  float* v = nullptr;  // [panels_of(padded(head_dim_vo)), kFp32BlockKeys, kPanelColumns]
+
+  [[nodiscard]] float* k_of(std::int32_t key, std::int32_t head_dim) const {
+    return k + static_cast<std::ptrdiff_t>(key / kPanelColumns) * padded(head_dim) * kPanelColumns;
+  }
+  [[nodiscard]] float* v_of(std::int32_t column) const {
+    return v + static_cast<std::ptrdiff_t>(column / kPanelColumns) * kFp32BlockKeys * kPanelColumns;
+  }
 };
 
-/// kLanes keys × kLanes components (half of them if kHalf) from component `at` on.
+/// kLanes keys × kLanes components (half of them if kHalf) from component `at` on → a panel.
 template <typename T, bool kHalf>
 HWY_INLINE void pack_key_block(const HeadKeys<T>& keys, std::int32_t key, std::int32_t at,
                                float* to) {
@@ -45,34 +63,41 @@ HWY_INLINE void pack_key_block(const HeadKeys<T>& keys, std::int32_t key, std::i
   transpose(block);
   HWY_UNROLL(16)
   for (std::int32_t i = 0; i < (kHalf ? kHeadDimStep : kLanes); ++i) {
-    hn::Store(block[i], d, to + (at + i) * kKvTile + key);
+    hn::Store(block[i], d, to + (at + i) * kPanelColumns);
   }
 }
 
-/// Keys → panel.k. Columns beyond the last key, up to a whole vector, repeat it.
+/// Keys of tile `tile` → panels.k. Columns beyond the last key, up to a whole vector, repeat it.
 template <typename T>
-void pack_keys(const HeadKeys<T>& keys, std::int32_t head_dim, float* to) {
+void pack_keys(const HeadKeys<T>& keys, std::int32_t tile, std::int32_t head_dim,
+               const Panels& panels) {
   for (std::int32_t key = 0; key < keys.keys.count; key += kLanes) {
+    float* const to = panels.k_of(tile * kKvTile + key, head_dim) + key % kPanelColumns;
     std::int32_t at = 0;
     for (; at + kLanes <= head_dim; at += kLanes) pack_key_block<T, false>(keys, key, at, to);
     if (kHasHalfTail && at < head_dim) pack_key_block<T, kHasHalfTail>(keys, key, at, to);
   }
 }
 
-/// Values of the keys in `take` → panel.v; zeros for the other keys of the tile.
+/// Values of keys [0, end) of tile `tile` → panels.v; zeros for keys that are not in `take`.
 template <typename T>
-void pack_values(const HeadKeys<T>& keys, std::uint64_t take, std::int32_t head_dim, float* to) {
+void pack_values(const HeadKeys<T>& keys, std::uint64_t take, std::int32_t tile, std::int32_t end,
+                 std::int32_t head_dim, const Panels& panels) {
   const Floats d;
-  const std::int32_t stride = padded(head_dim);
-  for (std::int32_t key = 0; key < keys.keys.count; ++key, to += stride) {
-    if (((take >> key) & 1U) == 0) {
-      for (std::int32_t at = 0; at < stride; at += kLanes) hn::Store(hn::Zero(d), d, to + at);
-      continue;
+  for (std::int32_t column = 0; column < padded(head_dim); column += kPanelColumns) {
+    float* to = panels.v_of(column) + static_cast<std::ptrdiff_t>(tile) * kKvTile * kPanelColumns;
+    for (std::int32_t key = 0; key < end; ++key, to += kPanelColumns) {
+      const std::int32_t columns =
+          (take >> key & 1U) != 0 ? std::min(head_dim - column, kPanelColumns) : 0;
+      const T* const from = keys.v(columns > 0 ? key : 0) + column;  // that one is always there
+      std::int32_t at = 0;
+      for (; at + kLanes <= columns; at += kLanes) hn::Store(load(d, from + at), d, to + at);
+      if (kHasHalfTail && at < columns) {
+        hn::Store(load_half(from + at), d, to + at);
+        at += kLanes;
+      }
+      for (; at < kPanelColumns; at += kLanes) hn::Store(hn::Zero(d), d, to + at);
     }
-    const T* from = keys.v(key);
-    std::int32_t at = 0;
-    for (; at + kLanes <= head_dim; at += kLanes) hn::Store(load(d, from + at), d, to + at);
-    if (kHasHalfTail && at < head_dim) hn::Store(load_half(from + at), d, to + at);
   }
 }
 
@@ -134,93 +159,91 @@ inline constexpr std::array<void (*)(const Product&), kManyRowsBlock> kMultiplyR
     multiply_block<1, kColumns>, multiply_block<2, kColumns>, multiply_block<3, kColumns>,
     multiply_block<4, kColumns>, multiply_block<5, kColumns>, multiply_block<6, kColumns>};
 
-/// `rows` ≤ kManyRowsBlock rows and `vectors` vectors of columns.
-inline void multiply(std::int32_t rows, std::int32_t vectors, Product product) {
+/// `rows` ≤ kManyRowsBlock rows and `vectors` ≤ kRegisterColumns vectors of columns.
+inline void multiply(std::int32_t rows, std::int32_t vectors, const Product& product) {
   const auto index = static_cast<std::size_t>(rows - 1);
-  const auto advance = [&](std::int32_t columns) {
-    product.b += columns * kLanes;
-    product.c += columns * kLanes;
-    vectors -= columns;
-  };
-  while (vectors >= kRegisterColumns) {
-    kMultiplyRows<kRegisterColumns>[index](product);
-    advance(kRegisterColumns);
+  if (vectors == kRegisterColumns) return kMultiplyRows<kRegisterColumns>[index](product);
+  Product part = product;
+  for (; vectors >= 2; vectors -= 2) {
+    kMultiplyRows<2>[index](part);
+    part.b += 2 * kLanes;
+    part.c += 2 * kLanes;
   }
-  while (vectors >= 2) {
-    kMultiplyRows<2>[index](product);
-    advance(2);
-  }
-  if (vectors > 0) kMultiplyRows<1>[index](product);
+  if (vectors > 0) kMultiplyRows<1>[index](part);
 }
 
-/// A block of rows and the keys that it needs of a tile.
-struct RowBlock {
-  std::int32_t first = 0;
-  std::int32_t count = 0;
-  std::int32_t keys = 0;  // up to the last key that one of the rows sees; 0: none sees any
-};
+/// Keys that rows [first, first + count) need of a tile: up to the last that one of them sees.
+inline std::int32_t keys_needed(const HeadRows& rows, const TileSight& sight, std::int32_t first,
+                                std::int32_t count) {
+  std::uint64_t seen = sight.all;
+  if (~seen == 0) return kKvTile;
+  const std::int32_t last_query = rows.query(first + count - 1);
+  for (std::int32_t query = rows.query(first); query <= last_query; ++query) {
+    seen |= sight.words[query];
+  }
+  return static_cast<std::int32_t>(std::bit_width(seen));
+}
 
-/// Calls `f(block)` for blocks of nearly equal size. @param ahead  A row is a step.
+/// Calls `f(first, count)` for blocks of rows of nearly equal size.
 template <typename F>
-HWY_INLINE void for_each_row_block(const HeadRows& rows, const TileSight& sight, LinesAhead ahead,
-                                   const F& f) {
+HWY_INLINE void for_each_row_block(const HeadRows& rows, const F& f) {
   const std::int32_t blocks = (rows.count + kManyRowsBlock - 1) / kManyRowsBlock;
-  for (std::int32_t i = 0; i < blocks; ++i) {
-    RowBlock block;
-    block.first = rows.count * i / blocks;
-    block.count = rows.count * (i + 1) / blocks - block.first;
-    ahead.step(block.count);
-    std::uint64_t seen = 0;
-    const std::int32_t last_query = (block.first + block.count - 1) / rows.group;
-    for (std::int32_t query = block.first / rows.group; query <= last_query; ++query) {
-      seen |= sight.words[query];
-    }
-    block.keys = static_cast<std::int32_t>(std::bit_width(seen));
-    if (block.keys > 0) f(block);
+  const std::int32_t least = rows.count / blocks;
+  const std::int32_t longer = rows.count % blocks;
+  for (std::int32_t i = 0, first = 0; i < blocks; ++i) {
+    const std::int32_t count = least + (i < longer ? 1 : 0);
+    f(first, count);
+    first += count;
   }
 }
 
-/// Scores of all rows.
-/// @param ahead  Fetched meanwhile.
-inline void score_many(const HeadRows& rows, const TileSight& sight, const float* k_panel,
-                       const LinesAhead& ahead) {
-  for (std::int32_t column = 0; column < kKvTile; column += kRegisterColumns * kLanes) {
-    const auto multiply_rows = [&](const RowBlock& block) HWY_ATTR {
-      const std::int32_t columns = std::min(block.keys - column, kRegisterColumns * kLanes);
+/// Logits of all rows of a slice and a tile's keys.
+/// @param ahead  A row is a step.
+inline void score_many(const HeadRows& rows, const TileSight& sight, std::int32_t tile,
+                       const Panels& panels, LinesAhead& ahead) {
+  for (std::int32_t column = 0; column < kKvTile; column += kPanelColumns) {
+    Product product;
+    product.a_stride = padded(rows.head_dim_qk);
+    product.b = panels.k_of(tile * kKvTile + column, rows.head_dim_qk);
+    product.b_stride = kPanelColumns;
+    product.c_stride = HeadRows::kScoreStride;
+    product.depth = rows.head_dim_qk;
+    for_each_row_block(rows, [&](std::int32_t first, std::int32_t count) HWY_ATTR {
+      if (column == 0) ahead.step(count);
+      const std::int32_t columns =
+          std::min(keys_needed(rows, sight, first, count) - column, kPanelColumns);
       if (columns <= 0) return;
-      Product product;
-      product.a = rows.q_row(block.first);
-      product.a_stride = padded(rows.head_dim_qk);
-      product.b = k_panel + column;
-      product.b_stride = kKvTile;
-      product.c = rows.score_row(block.first) + column;
-      product.c_stride = kKvTile;
-      product.depth = rows.head_dim_qk;
-      multiply(block.count, (columns + kLanes - 1) / kLanes, product);
-    };
-    for_each_row_block(rows, sight, column == 0 ? ahead : LinesAhead(), multiply_rows);
+      product.a = rows.q_row(first);
+      product.c = rows.score_row(first) + tile * kKvTile + column;
+      multiply(count, (columns + kLanes - 1) / kLanes, product);
+    });
   }
 }
 
-/// o = o · rescale + p · v for all rows.
-/// @param ahead  Fetched meanwhile.
-inline void accumulate_many(const HeadRows& rows, const TileSight& sight, const float* v_panel,
-                            const LinesAhead& ahead) {
+/// o = o · rescale + p · v for all rows of a slice.
+/// @param ahead  [kFp32BlockTiles]; a row is a step.
+inline void accumulate_many(const HeadRows& rows, const Fp32BlockSight& sight, const Panels& panels,
+                            LinesAhead* ahead) {
   const std::int32_t stride = padded(rows.head_dim_vo);
-  for (std::int32_t column = 0; column < stride; column += kRegisterColumns * kLanes) {
-    const auto multiply_rows = [&](const RowBlock& block) HWY_ATTR {
-      Product product;
-      product.a = rows.score_row(block.first);
-      product.a_stride = kKvTile;
-      product.b = v_panel + column;
-      product.b_stride = stride;
-      product.c = rows.o_row(block.first) + column;
-      product.c_stride = stride;
-      product.depth = block.keys;
-      product.rescale = rows.rescale + block.first;
-      multiply(block.count, std::min(stride - column, kRegisterColumns * kLanes) / kLanes, product);
-    };
-    for_each_row_block(rows, sight, column == 0 ? ahead : LinesAhead(), multiply_rows);
+  for (std::int32_t column = 0; column < stride; column += kPanelColumns) {
+    Product product;
+    product.a_stride = HeadRows::kScoreStride;
+    product.b = panels.v_of(column);
+    product.b_stride = kPanelColumns;
+    product.c_stride = stride;
+    for_each_row_block(rows, [&](std::int32_t first, std::int32_t count) HWY_ATTR {
+      product.depth = 0;
+      for (std::int32_t tile = 0; tile < sight.count; ++tile) {
+        if (column == 0) ahead[tile].step(count);
+        const std::int32_t keys = keys_needed(rows, sight.tiles[tile], first, count);
+        if (keys > 0) product.depth = tile * kKvTile + keys;
+      }
+      if (product.depth == 0) return;
+      product.a = rows.score_row(first);
+      product.c = rows.o_row(first) + column;
+      product.rescale = rows.rescale + first;
+      multiply(count, std::min(stride - column, kPanelColumns) / kLanes, product);
+    });
   }
 }
 

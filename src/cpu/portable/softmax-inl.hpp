@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /// @file
-/// Online softmax of a tile's scores. Compiled once per target.
+/// Online softmax of a block's scores. Compiled once per target.
 #if defined(QUIRE_CPU_PORTABLE_SOFTMAX_INL) == defined(HWY_TARGET_TOGGLE)
 #ifdef QUIRE_CPU_PORTABLE_SOFTMAX_INL
 #undef QUIRE_CPU_PORTABLE_SOFTMAX_INL
@@ -27,13 +27,14 @@ HWY_INLINE hn::Mask<Floats> mask_of(std::uint64_t word, std::int32_t first) {
   return hn::LoadMaskBits(Floats(), reinterpret_cast<const std::uint8_t*>(&bits));
 }
 
-/// Soft cap and ALiBi, in place, in natural units.
-inline void bend(float* row, const LogitRule& rule, float slope, std::int32_t distance_to_first) {
+/// Soft cap and ALiBi, in place, in natural units. @param keys  A multiple of kRowPadding.
+inline void bend(float* row, std::int32_t keys, const LogitRule& rule, float slope,
+                 std::int32_t distance_to_first) {
   const Floats d;
   const Vec scale = hn::Set(d, rule.scale);
   const Vec cap = hn::Set(d, rule.soft_cap);
   const Vec inverse_cap = hn::Set(d, rule.soft_cap > 0.0F ? 1.0F / rule.soft_cap : 0.0F);
-  for (std::int32_t i = 0; i < kKvTile; i += kLanes) {
+  for (std::int32_t i = 0; i < keys; i += kLanes) {
     Vec x = hn::Mul(hn::Load(d, row + i), scale);
     if (rule.soft_cap > 0.0F) x = hn::Mul(cap, tanh(hn::Mul(x, inverse_cap)));
     const Vec key = hn::Iota(d, static_cast<float>(i));
@@ -44,135 +45,136 @@ inline void bend(float* row, const LogitRule& rule, float slope, std::int32_t di
 }
 
 /// Times the factors of the keys whose bit in `seen` is set; 0 for the others, whatever theirs are.
-HWY_INLINE void scale_row(float* row, const float* factors, std::uint64_t seen) {
+/// @param keys  A multiple of kRowPadding.
+HWY_INLINE void scale_row(float* row, std::int32_t keys, const float* factors, std::uint64_t seen) {
   const Floats d;
-  for (std::int32_t i = 0; i < kKvTile; i += kLanes) {
+  for (std::int32_t i = 0; i < keys; i += kLanes) {
     const Vec x = hn::Mul(hn::Load(d, row + i), hn::Load(d, factors + i));
     hn::Store(hn::IfThenElseZero(mask_of(seen, i), x), d, row + i);
   }
 }
 
-/// Largest of a row's logits · 1/scale whose bit in `seen` is set, times `scale`.
+/// Lanes of the largest of 64 logits · 1/scale whose bit in `seen` is set, times `scale`.
 template <bool kMasked>
-HWY_INLINE float max_of_row(const float* row, float scale, std::uint64_t seen) {
+HWY_INLINE Vec maxima_of_lanes(const float* row, float scale, std::uint64_t seen, Vec maxima) {
   const Floats d;
   const Vec nothing = hn::Set(d, -std::numeric_limits<float>::infinity());
-  Vec maximum = nothing;
   HWY_UNROLL(4)
   for (std::int32_t i = 0; i < kKvTile; i += kLanes) {
     Vec x = hn::Mul(hn::Load(d, row + i), hn::Set(d, scale));
     if constexpr (kMasked) x = hn::IfThenElse(mask_of(seen, i), x, nothing);
-    maximum = hn::Max(maximum, x);
+    maxima = hn::Max(maxima, x);
   }
-  return max_of_lanes(maximum);
+  return maxima;
 }
 
-/// Turns logits · 1/scale into 2^(logit − max), 0 where the bit of `seen` is not set.
-/// @return Their sum.
+/// Turns 64 logits · 1/scale into 2^(logit − max), 0 where the bit of `seen` is not set.
+/// @return `sums` and theirs, lane by lane.
 template <bool kMasked>
-HWY_INLINE float raise_row(float* row, float scale, float max, std::uint64_t seen) {
+HWY_INLINE Vec raise_lanes(float* row, float scale, float max, std::uint64_t seen, Vec sums) {
   const Floats d;
-  Vec total = hn::Zero(d);
   HWY_UNROLL(4)
   for (std::int32_t i = 0; i < kKvTile; i += kLanes) {
     const Vec x = hn::MulSub(hn::Load(d, row + i), hn::Set(d, scale), hn::Set(d, max));
     Vec p = exp2(x);
     if constexpr (kMasked) p = hn::IfThenElseZero(mask_of(seen, i), p);
-    total = hn::Add(total, p);
+    sums = hn::Add(sums, p);
     hn::Store(p, d, row + i);
   }
-  return sum_of_lanes(total);
+  return sums;
 }
 
-/// Dot products of a tile → powers of 2, and the rows' new max, sum and rescale.
+/// Dot products of a block → powers of 2, and the rows' new max, sum and rescale. As many rows as a
+/// vector has lanes go together, so that the sums over lanes are shared.
 class Softmax {
  public:
-  /// @param factors  Of tokens that have scales of their own, else null.
-  Softmax(const HeadRows& rows, const LogitRule& rule, const TileSight& sight,
-          std::int32_t first_key, const TokenFactors* factors)
-      : rows_(rows), rule_(rule), sight_(sight), first_key_(first_key), factors_(factors) {}
+  /// @param factors  [tiles], of tokens that have scales of their own, else null.
+  Softmax(const HeadRows& rows, const LogitRule& rule, const Fp32BlockSight& sight,
+          const TokenFactors* factors)
+      : rows_(rows),
+        rule_(rule),
+        sight_(sight),
+        factors_(factors),
+        bends_(rule.soft_cap > 0.0F || rule.slopes != nullptr),
+        scale_(bends_ ? kLog2E : rule.scale * kLog2E) {}
 
   void run() const {
-    find_maxima();
-    rescale_sums();
-    raise();
+    for (std::int32_t first = 0; first < rows_.count; first += kLanes) {
+      run_rows(first, std::min(kLanes, rows_.count - first));
+    }
   }
 
  private:
-  [[nodiscard]] bool bent() const { return rule_.soft_cap > 0.0F || rule_.slopes != nullptr; }
-  [[nodiscard]] float scale() const { return bent() ? kLog2E : rule_.scale * kLog2E; }
-
-  /// Calls `f(row, bits)` for every row.
-  template <typename F>
-  HWY_INLINE void for_each_row(const F& f) const {
-    for (std::int32_t row = 0, query = 0; row < rows_.count; ++query) {
-      const std::uint64_t seen = sight_.words[query];
-      for (std::int32_t head = 0; head < rows_.group; ++head, ++row) f(row, seen);
-    }
-  }
-
-  /// New maxima, into rescale for the moment.
-  void find_maxima() const {
-    const float scale = this->scale();
-    for_each_row([&](std::int32_t row, std::uint64_t seen) HWY_ATTR {
-      float* scores = rows_.score_row(row);
-      if (factors_ != nullptr) scale_row(scores, factors_->k, seen);
-      if (bent() && seen != 0) {
-        const std::int32_t query = row / rows_.group;
-        const float slope = rule_.slopes != nullptr ? rule_.slopes[row % rows_.group] : 0.0F;
-        bend(scores, rule_, slope, rule_.first_position + query - first_key_);
-      }
-      const float max = ~seen == 0 ? max_of_row<false>(scores, scale, seen)
-                                   : max_of_row<true>(scores, scale, seen);
-      rows_.rescale[row] = std::max(rows_.states.max[row], max);
-    });
-  }
-
-  /// Moves the new maxima to the states; rescale becomes what it is called.
-  void rescale_sums() const {
-    std::int32_t row = 0;
-    for (; row + kLanes <= rows_.count; row += kLanes) {
-      rescale_sums(rows_.states.max + row, rows_.states.sum + row, rows_.rescale + row);
-    }
-    if (row == rows_.count) return;
+  void run_rows(std::int32_t first, std::int32_t count) const {
+    const Floats d;
+    if (factors_ != nullptr || bends_) bend_rows(first, count);
+    Vec each[extent(kLanes)];
+    for (Vec& lanes : each) lanes = hn::Zero(d);
+    for (std::int32_t i = 0; i < count; ++i) each[i] = maxima_of_row(first + i);
     // What follows the last row are the states of another head.
-    const std::int32_t rest = rows_.count - row;
     alignas(kBufferAlignment) float max[extent(kLanes)] = {};
     alignas(kBufferAlignment) float sum[extent(kLanes)] = {};
-    std::copy_n(rows_.states.max + row, rest, max);
-    std::copy_n(rows_.states.sum + row, rest, sum);
-    rescale_sums(max, sum, rows_.rescale + row);
-    std::copy_n(max, rest, rows_.states.max + row);
-    std::copy_n(sum, rest, rows_.states.sum + row);
+    std::copy_n(rows_.states.max + first, count, max);
+    std::copy_n(rows_.states.sum + first, count, sum);
+    const Vec old = hn::Load(d, max);
+    const Vec top = maxima_of<kLanes>(each);
+    const Vec now = hn::IfThenElse(hn::Gt(top, old), top, old);
+    const Vec rescale = hn::IfThenElse(hn::Eq(old, now), hn::Set(d, 1.0F), exp2(hn::Sub(old, now)));
+    hn::Store(now, d, max);
+    hn::Store(rescale, d, rows_.rescale + first);
+    for (std::int32_t i = 0; i < count; ++i) each[i] = raise_row(first + i, max[i]);
+    hn::Store(hn::MulAdd(hn::Load(d, sum), rescale, sums_of<kLanes>(each)), d, sum);
+    std::copy_n(max, count, rows_.states.max + first);
+    std::copy_n(sum, count, rows_.states.sum + first);
   }
 
-  static HWY_INLINE void rescale_sums(float* max, float* sum, float* new_max_then_rescale) {
-    const Floats d;
-    const Vec old_max = hn::LoadU(d, max);
-    const Vec new_max = hn::Load(d, new_max_then_rescale);
-    const Vec rescale =
-        hn::IfThenElse(hn::Eq(old_max, new_max), hn::Set(d, 1.0F), exp2(hn::Sub(old_max, new_max)));
-    hn::StoreU(hn::Mul(hn::LoadU(d, sum), rescale), d, sum);
-    hn::StoreU(new_max, d, max);
-    hn::Store(rescale, d, new_max_then_rescale);
+  /// Calls `f(tile, logits, bits)` for the tiles of a row.
+  template <typename F>
+  HWY_INLINE void for_each_tile(std::int32_t row, const F& f) const {
+    const std::int32_t query = rows_.query(row);
+    for (std::int32_t tile = 0; tile < sight_.count; ++tile) {
+      f(tile, rows_.score_row(row) + tile * kKvTile, sight_.tiles[tile].words[query]);
+    }
   }
 
-  void raise() const {
-    const float scale = this->scale();
-    for_each_row([&](std::int32_t row, std::uint64_t seen) HWY_ATTR {
-      float* scores = rows_.score_row(row);
-      const float max = rows_.states.max[row];
-      rows_.states.sum[row] += ~seen == 0 ? raise_row<false>(scores, scale, max, seen)
-                                          : raise_row<true>(scores, scale, max, seen);
-      if (factors_ != nullptr) scale_row(scores, factors_->v, seen);
+  void bend_rows(std::int32_t first, std::int32_t count) const {
+    for (std::int32_t row = first; row < first + count; ++row) {
+      const float slope =
+          rule_.slopes != nullptr ? rule_.slopes[(rows_.first + row) % rows_.group] : 0.0F;
+      for_each_tile(row, [&](std::int32_t tile, float* logits, std::uint64_t seen) HWY_ATTR {
+        if (factors_ != nullptr) scale_row(logits, kKvTile, factors_[tile].k, seen);
+        if (!bends_ || seen == 0) return;
+        bend(logits, kKvTile, rule_, slope,
+             rule_.first_position + rows_.query(row) - sight_.first_keys[tile]);
+      });
+    }
+  }
+
+  HWY_INLINE Vec maxima_of_row(std::int32_t row) const {
+    Vec maxima = hn::Set(Floats(), -std::numeric_limits<float>::infinity());
+    for_each_tile(row, [&](std::int32_t, const float* logits, std::uint64_t seen) HWY_ATTR {
+      maxima = ~seen == 0 ? maxima_of_lanes<false>(logits, scale_, seen, maxima)
+                          : maxima_of_lanes<true>(logits, scale_, seen, maxima);
     });
+    return maxima;
+  }
+
+  HWY_INLINE Vec raise_row(std::int32_t row, float max) const {
+    Vec sums = hn::Zero(Floats());
+    for_each_tile(row, [&](std::int32_t tile, float* logits, std::uint64_t seen) HWY_ATTR {
+      sums = ~seen == 0 ? raise_lanes<false>(logits, scale_, max, seen, sums)
+                        : raise_lanes<true>(logits, scale_, max, seen, sums);
+      if (factors_ != nullptr) scale_row(logits, kKvTile, factors_[tile].v, seen);
+    });
+    return sums;
   }
 
   const HeadRows& rows_;
   const LogitRule& rule_;
-  const TileSight& sight_;
-  std::int32_t first_key_;
+  const Fp32BlockSight& sight_;
   const TokenFactors* factors_;
+  bool bends_;
+  float scale_;
 };
 
 }  // namespace quire::cpu::HWY_NAMESPACE

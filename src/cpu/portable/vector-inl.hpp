@@ -225,10 +225,12 @@ HWY_INLINE void store(D d, hn::Vec<D> value, Float8E5M2* to) {
 /// 2^x for x < 127; below −126 as for −126. Relative error ≤ 2.1e-7; NaN stays NaN.
 HWY_INLINE Vec exp2(Vec x) {
   const Floats d;
-  const hn::Rebind<std::int32_t, Floats> di;
   x = hn::Max(hn::Set(d, -126.0F), x);  // of a NaN and a number, the second
-  const auto whole = hn::NearestInt(x);
-  const Vec f = hn::Sub(x, hn::ConvertTo(d, whole));
+  // Adding it rounds to a whole number, whose exponent of fp32 is then in the lowest bits.
+  const Vec shift = hn::Set(d, 0x1.8p23F + 127.0F);
+  const Vec shifted = hn::Add(x, shift);
+  const Vec whole = hn::Sub(shifted, shift);
+  const Vec f = hn::Sub(x, whole);
   // Minimax of 2^f on [−0.5, 0.5], degree 5.
   Vec p = hn::Set(d, 0.00132764585F);
   p = hn::MulAdd(p, f, hn::Set(d, 0.00967554096F));
@@ -236,9 +238,13 @@ HWY_INLINE Vec exp2(Vec x) {
   p = hn::MulAdd(p, f, hn::Set(d, 0.240221202F));
   p = hn::MulAdd(p, f, hn::Set(d, 0.693146944F));
   p = hn::MulAdd(p, f, hn::Set(d, 1.00000012F));
-  constexpr std::int32_t kExponentBias = 127;
-  const auto power = hn::BitCast(d, hn::ShiftLeft<23>(hn::Add(whole, hn::Set(di, kExponentBias))));
-  return hn::Mul(p, power);
+#if HWY_TARGET <= HWY_AVX3
+  p.raw = _mm512_scalef_ps(p.raw, whole.raw);
+  return p;
+#else
+  const hn::Rebind<std::uint32_t, Floats> d32;
+  return hn::Mul(p, hn::BitCast(d, hn::ShiftLeft<23>(hn::BitCast(d32, shifted))));
+#endif
 }
 
 /// tanh x, relative error ≤ 1e-6.
@@ -279,19 +285,24 @@ HWY_INLINE Vec odd_lanes(Vec low, Vec high) {
 #endif
 }
 
-/// Sums of neighbours, those of `low` first.
-HWY_INLINE Vec add_pairs(Vec low, Vec high) {
-  return hn::Add(even_lanes(low, high), odd_lanes(low, high));
-}
-
-/// Lane i is the sum of the lanes of v[i].
-template <std::int32_t kCount>
-HWY_INLINE Vec sums_of(const Vec* v) {
+/// Lane i is the result of `f` over the lanes of v[i]; `f` does not care for order.
+template <std::int32_t kCount, typename F>
+HWY_INLINE Vec over_lanes_of(const Vec* v, const F& f) {
   if constexpr (kCount == 1) {
     return *v;
   } else {
-    return add_pairs(sums_of<kCount / 2>(v), sums_of<kCount / 2>(v + kCount / 2));
+    const Vec low = over_lanes_of<kCount / 2>(v, f);
+    const Vec high = over_lanes_of<kCount / 2>(v + kCount / 2, f);
+    return f(even_lanes(low, high), odd_lanes(low, high));
   }
+}
+template <std::int32_t kCount>
+HWY_INLINE Vec sums_of(const Vec* v) {
+  return over_lanes_of<kCount>(v, [](Vec a, Vec b) HWY_ATTR { return hn::Add(a, b); });
+}
+template <std::int32_t kCount>
+HWY_INLINE Vec maxima_of(const Vec* v) {
+  return over_lanes_of<kCount>(v, [](Vec a, Vec b) HWY_ATTR { return hn::Max(a, b); });
 }
 
 /// Transposes kLanes vectors. Each of the log2(kLanes) rounds moves one bit of the lane's number
@@ -310,9 +321,6 @@ HWY_INLINE void transpose(Vec* v) {
     for (std::int32_t i = 0; i < kLanes; ++i) v[i] = next[i];
   }
 }
-
-HWY_INLINE float max_of_lanes(Vec v) { return hn::GetLane(hn::MaxOfLanes(Floats(), v)); }
-HWY_INLINE float sum_of_lanes(Vec v) { return hn::GetLane(hn::SumOfLanes(Floats(), v)); }
 
 }  // namespace quire::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
