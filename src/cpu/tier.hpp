@@ -30,7 +30,7 @@ constexpr std::int32_t padded(std::int32_t head_dim) {
 /// What is known of an item's rows after some of their keys. A row is a query of one head; rows are
 /// ordered by kv head, then query, then head of the group.
 struct RowStates {
-  float* o = nullptr;    // [rows, padded(head_dim_vo)]: Σ 2^(x − max) · v
+  float* o = nullptr;  // [rows, padded(head_dim_vo)]: Σ 2^(x − max) · v
   // [rows]: of the logits x, in units of log 2, or a number that is not far below; −inf: no key seen
   float* max = nullptr;
   float* sum = nullptr;  // [rows]: Σ 2^(x − max)
