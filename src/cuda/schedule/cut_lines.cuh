@@ -214,7 +214,6 @@ __device__ inline void cut_lines(const Arguments& arguments, const Segments& seg
       }
     }
     if (!completes) continue;
-    __syncwarp();  // lanes that were done at once do not run ahead: a barrier would not hold them
     __syncthreads();  // ranges are in shared memory
     write_ranges(arguments, pass, shared.words);
     if (num_passes > 1) __syncthreads();  // ranges are made anew
