@@ -23,7 +23,8 @@
 /// are done at the same time: nobody has to begin twice. If that would take longer, and in batches
 /// without them, all take their part of both.
 ///
-/// The schedule is the running cost of the segments and the ranges. Where a cut lies,
+/// The schedule is the ranges, made from the running cost of the segments (which a device keeps to
+/// itself if it fits there). Where a cut lies,
 /// into how many pieces a unit falls and where a piece leaves its partial result all follow from
 /// the running cost by arithmetic, so that ranges are found independently of each other, by one
 /// thread or by a thousand, and walked without asking anybody: the same functions run

@@ -9,7 +9,7 @@
 #include "schedule/units.hpp"
 
 namespace quire::schedule {
-/// As many ranges pay, and never so many that two cuts could fall into one tile.
+/// Of a range: what pays, and so much that no two cuts can fall into one tile.
 QUIRE_HOST_DEVICE inline std::int64_t least_range_cost(const TilePolicy& policy,
                                                        const core::ProblemShape& shape) {
   return detail::max_of(policy.min_range_cost, max_cost_of_kv_tile(policy, shape));

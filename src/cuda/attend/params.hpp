@@ -58,7 +58,7 @@ struct AttendKernel {
   std::size_t shared_bytes = 0;
   std::int32_t blocks_per_multiprocessor = 0;
   std::int32_t compute_capability = 0;  ///< 10 · major + minor that it is for; 0: any
-  std::int32_t shares_per_block = 1;    ///< of the line of small units
+  std::int32_t shares_per_block = 1;    ///< of either line
   std::int32_t tile_rows = 0;           ///< rows of a unit at most
   std::int32_t large_tile_rows = 0;     ///< of a large unit; 0: it has none
   std::int32_t tile_keys = 0;

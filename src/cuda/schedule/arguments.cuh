@@ -22,14 +22,16 @@ inline constexpr int kWarpRanges =
 inline constexpr int kRangeWords = sizeof(schedule::Range) / sizeof(std::int32_t);
 static_assert(kWarps % kCutWarps == 0);
 
-// First pages that are compared, and slots of the table for that: so many that most have one alone.
+// First pages that are compared, and slots of the table for that: so many that most have one alone
+// (eight to sixteen for each, up to the most).
 inline constexpr int kTableSeqs = 2048;
 inline constexpr int kSlotsOfSeq = 8;
 inline constexpr int kMostTableBits = 13;
 static_assert((1 << kMostTableBits) >= 2 * kTableSeqs);
+static_assert(kTableSeqs >= schedule::PrefixPolicy{}.most_seqs);
 
-// Shared memory that a launch asks for at most: enough for 8,192 requests' lengths and running
-// costs.
+// Shared memory that a launch asks for at most: enough for 8,192 requests' `kv_len` and the running
+// costs of small units.
 inline constexpr std::size_t kMostNearBytes = std::size_t{176} << 10;
 
 static_assert(kWarps <= kWarpSize, "the warps' sums are scanned by one warp");

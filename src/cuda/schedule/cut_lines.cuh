@@ -21,6 +21,9 @@ struct Shared {
   alignas(16) std::int32_t words[kCutWarps * kWarpRanges * kRangeWords];
 };
 static_assert(sizeof(Shared::words) >= sizeof(std::int32_t) << kMostTableBits);
+static_assert(sizeof(Shared::words) >= sizeof(Arguments));
+static_assert(sizeof(Arguments) % sizeof(std::int32_t) == 0);
+static_assert(kWarpRanges * kRangeWords % 2 == 0, "ranges are copied two words at a time");
 
 /// What lines are made of.
 struct Segments {

@@ -66,8 +66,9 @@ using Panels = Blocks<kRowBytes, kBlockBytes, kRows / 8 * kBlockBytes>;
 template <int kRowBytes>
 using Groups = Blocks<kRowBytes, kRowBytes / 128 * kBlockBytes, kBlockBytes>;
 
-/// An operand in shared memory as wgmma takes it: where it begins, in units of 16 bytes; the other
-/// half of the 64 bits says how it lies and is the same for all operands of a layout.
+/// An operand in shared memory as wgmma takes it: where it begins, in units of 16 bytes, and above that
+/// how far the next 64 columns of a transposed one are (others do not use it); the other half of the
+/// 64 bits says how far the next 8 rows are and is the same for all operands of a layout.
 template <typename Layout>
 struct Operand {
   static constexpr std::uint32_t kSwizzle128 = 1U << 30U;

@@ -54,20 +54,23 @@ bool encode_map(CUtensorMap& map, const void* data, DType dtype, std::int32_t co
 }
 
 /// A box lies in shared memory as `Groups` has it: 64 components of 8 tokens, the next 64 of the
-/// same tokens, …, and then those of the next 8 tokens.
+/// same tokens, …, and then those of the next 8 tokens. Its axes overlap: 8 tokens, two groups of 8 and
+/// runs of 16 go over the same ones.
 bool encode_pool(PoolMap& pool, const core::Pages& pages, const core::ProblemShape& shape,
                  std::int32_t head_dim) {
   constexpr std::int64_t kGroupTokens = 8;
   constexpr std::int64_t kMostRuns = std::numeric_limits<std::int32_t>::max();
   const bool is_contiguous = shape.page_size == kContiguousKv;
   const std::int64_t run_stride = kBoxKeys * pages.token_stride;
+  // The stride of an axis of one element may be anything.
+  const std::int64_t head_stride = shape.num_kv_heads > 1 ? pages.head_stride : 0;
   const bool has_pages = !is_contiguous && pages.num_pages > 1;
-  if (run_stride <= 0 || pages.head_stride % kBoxComponents != 0 ||
+  if (run_stride <= 0 || head_stride % kBoxComponents != 0 ||
       (has_pages && pages.page_stride % run_stride != 0)) {
     return false;
   }
   const std::int64_t panels = head_dim / kBoxComponents;
-  const std::int64_t panels_per_head = pages.head_stride / kBoxComponents;
+  const std::int64_t panels_per_head = head_stride / kBoxComponents;
   const std::int64_t runs_per_page = has_pages ? pages.page_stride / run_stride : 0;
   const std::int64_t runs =
       (pages.num_pages - 1) * runs_per_page + (pages.num_tokens + kBoxKeys - 1) / kBoxKeys;
