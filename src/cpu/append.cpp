@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <new>
 
@@ -18,6 +19,9 @@ namespace {
 /// Rows that a task writes, and bytes below which the caller writes alone.
 constexpr std::int64_t kRowsPerTask = 16;
 constexpr std::int64_t kSmallBytes = 128 * 1024;
+/// So many rows before one is written its place is asked for: pages are anywhere in memory.
+constexpr std::size_t kRowsAhead = 4;
+constexpr std::int64_t kLineBytes = 64;
 
 /// Where row `row` goes: page · page_size + offset, or negative: nowhere.
 class Slots {
@@ -128,8 +132,25 @@ class Writer {
     write(k_, row, slot);
     write(v_, row, slot);
   }
+  void ask_for(std::int64_t slot) const {
+    ask_for(k_, slot);
+    ask_for(v_, slot);
+  }
 
  private:
+  void ask_for(const Stream& stream, std::int64_t slot) const {
+    const std::int64_t page = slot / arrays_.page_size;
+    const std::int64_t token = slot % arrays_.page_size;
+    const auto size = static_cast<std::int64_t>(size_of(arrays_.cache_dtype));
+    const auto* const to = static_cast<const std::byte*>(stream.to.data) +
+                           (page * stream.to.page_stride + token * stream.to.token_stride) * size;
+    for (std::int64_t head = 0; head < arrays_.num_kv_heads; ++head) {
+      for (std::int64_t at = 0; at < stream.head_dim * size; at += kLineBytes) {
+        __builtin_prefetch(to + head * stream.to.head_stride * size + at, 1);
+      }
+    }
+  }
+
   void write(const Stream& stream, std::int64_t row, std::int64_t slot) const {
     const std::int64_t page = slot / arrays_.page_size;
     const std::int64_t token = slot % arrays_.page_size;
@@ -190,9 +211,26 @@ void write_all(const Slots& slots, const core::AppendArrays& arrays, Executor& e
   } context{slots, Writer(row_tier(), arrays), arrays.num_rows};
   const auto write = [](void* opaque, std::int32_t task) noexcept {
     const auto& call = *static_cast<const Context*>(opaque);
+    struct Place {
+      std::int64_t row;
+      std::int64_t slot;
+    };
+    std::array<Place, kRowsPerTask> places;
+    std::size_t count = 0;
     const std::int64_t first = task * kRowsPerTask;
-    call.slots.for_each(first, std::min(first + kRowsPerTask, call.num_rows),
-                        [&](std::int64_t row, std::int64_t slot) { call.writer.write(row, slot); });
+    call.slots.for_each(
+        first, std::min(first + kRowsPerTask, call.num_rows),
+        [&](std::int64_t row, std::int64_t slot) { places[count++] = {row, slot}; });
+    const auto ask_for = [&](std::size_t i) {
+      // The machine itself asks for what lies behind the row before.
+      const bool is_behind = i > 0 && places[i].slot == places[i - 1].slot + 1;
+      if (!is_behind) call.writer.ask_for(places[i].slot);
+    };
+    for (std::size_t i = 0; i < std::min(kRowsAhead, count); ++i) ask_for(i);
+    for (std::size_t i = 0; i < count; ++i) {
+      if (i + kRowsAhead < count) ask_for(i + kRowsAhead);
+      call.writer.write(places[i].row, places[i].slot);
+    }
   };
   const auto tasks = static_cast<std::int32_t>((arrays.num_rows + kRowsPerTask - 1) / kRowsPerTask);
   const std::int64_t bytes = arrays.num_rows * arrays.num_kv_heads *
