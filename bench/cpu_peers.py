@@ -336,6 +336,8 @@ def print_table(path):
         cells = [f"{times[route]:.2f}" if route in times else "–" for route in routes]
         ratio = f"{min(peers) / times['quire']:.2f}" if peers and "quire" in times else "–"
         print(f"| {name} |", " | ".join(cells), f"| {ratio} |")
+    if not ratios:
+        sys.exit(f"{path}: expected rows of quire and of a peer, got none")
     mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
     print(f"\nGeometric mean of {len(ratios)} rows: {mean:.2f}; the least: {min(ratios):.2f}.")
 
