@@ -19,6 +19,7 @@
 #include "cuda/schedule/kernel.hpp"
 #include "cuda/simt/instances.hpp"
 #include "cuda/sm90/tile_maps.hpp"
+#include "cuda/timeline/writer.hpp"
 #include "schedule/schedule.hpp"
 
 namespace quire::cuda {
@@ -34,6 +35,10 @@ static_assert(2LL * kMostMultiprocessors * simt::kBlocksPerMultiprocessor * simt
 
 /// Bytes for results that wait to be joined with those of shared prefixes.
 constexpr std::int64_t kStateBytes = 11 << 20;
+
+/// Rows (queries × heads of a group) of a request up to which it shares prefixes: with more of them its
+/// own tiles are well used.
+constexpr std::int32_t kMostRowsToShare = 64;
 
 /// Keys of a part where results do not depend on the batch: with fewer, batches that fill the machine
 /// anyway lose more than small ones gain (notebook of the schedule).
@@ -67,7 +72,7 @@ schedule::PrefixPolicy prefix_policy(const core::AttentionConfig& config,
       static_cast<std::int64_t>(config.limits.max_total_q) * (schedule::kPrefixLevels + 1);
   prefixes.max_states = static_cast<std::int32_t>(std::min(most_states, kStateBytes / state_bytes));
   prefixes.num_kv_heads = shape.num_kv_heads;
-  prefixes.most_rows = kLargeRequestRows;
+  prefixes.most_rows = kMostRowsToShare;
   prefixes.queries_per_cost = 1;
   prefixes.least_gain = std::int64_t{2} * small.cost_of_tile * small.num_ranges *
                         small.heads_abreast / shape.num_kv_heads;
@@ -292,6 +297,7 @@ class CudaAttention final : public internal::AttentionBackend {
       params.group_size = FastDivisor(config.shape.group_size);
       params.page_size = FastDivisor(std::max(1, config.shape.page_size));
       params.check = call.check;
+      params.timeline = recorder_;
       sm90::TileMaps maps;
       if (kernel_.takes_tile_maps) {
         maps = sm90::make_tile_maps(config.shape, tensors, kernel_.large_tile_rows);
@@ -348,6 +354,7 @@ class CudaAttention final : public internal::AttentionBackend {
   const std::size_t near_bytes_;  // of shared memory, to make schedules in
   const ScratchLayout layout_;
   const std::int32_t blocks_;
+  const timeline::Recorder<timeline::kIsBuilt> recorder_ = timeline::recorder(blocks_);
 };
 
 }  // namespace

@@ -251,6 +251,21 @@ TEST(GpuPrefixes, AgreeWhereOwnKeysAreReadFirst) {
   expect_shared(options, "pairs");
 }
 
+// Requests of 33 to 64 rows share, too, and where there is a Hopper kernel their own keys are large
+// units, whose results wait to be joined.
+TEST(GpuPrefixes, AgreeWhereOwnKeysAreLargeUnits) {
+  RandomBatchOptions options = sharing(DType::kBFloat16, 4, 128);
+  options.requests.clear();
+  for (std::int32_t seq = 0; seq < 24; ++seq) {
+    const std::int32_t queries = seq % 4 == 3 ? 1 : 9 + seq % 8;
+    options.requests.push_back({queries, 100 * 16 + queries + seq * 37});
+  }
+  expect_shared(options, "9 to 16 queries");
+  options.branch_pages = 70;
+  for (testing::Request& request : options.requests) request.kv_len += 70 * 16;
+  expect_shared(options, "at two levels", 2);
+}
+
 TEST(GpuPrefixes, AgreeForOptionsTablesAndPageSizes) {
   RandomBatchOptions options = sharing(DType::kBFloat16, 4, 128);
   for (const std::int32_t page_size : {1, 5, 16, 48, 64}) {

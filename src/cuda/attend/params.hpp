@@ -10,6 +10,7 @@
 
 #include "core/problem.hpp"
 #include "cuda/common/fast_divisor.hpp"
+#include "cuda/timeline/events.hpp"
 #include "quire/attention.hpp"
 #include "schedule/schedule.hpp"
 
@@ -49,6 +50,7 @@ struct AttendParams {
   FastDivisor group_size;
   FastDivisor page_size;               ///< 1 for contiguous K/V
   const CheckRecord* check = nullptr;  ///< an offence in it: do nothing
+  timeline::Recorder<timeline::kIsBuilt> timeline;
 };
 
 /// A compiled kernel. Takes `AttendParams`, and perhaps `sm90::TileMaps` behind them.

@@ -13,6 +13,7 @@
 #include "cuda/attend/params.hpp"
 #include "cuda/attend/unit.cuh"
 #include "cuda/common/ptx.cuh"
+#include "cuda/timeline/note.cuh"
 
 namespace quire::cuda {
 
@@ -423,6 +424,105 @@ __device__ __forceinline__ void merge_rows(const AttendParams& params, const Row
   }
 }
 
+/// A row of many pieces, joined by a warp: lane i finds the weights of pieces i and i + 32, then o is
+/// summed up. There is little code, since most who come here run it once and wait for it to come from
+/// memory.
+class ManyPieces {
+ public:
+  __device__ ManyPieces(const AttendParams& params, const PieceRows& pieces, std::int32_t row,
+                        int column)
+      : params_(params),
+        pieces_(pieces),
+        row_(row),
+        merged_{column, {}, kNoKey, 0.0F},
+        from_(params.partials.o + (column < params.shape.head_dim_vo ? column : 0)) {}
+
+  __device__ const MergedRow& run() {
+#pragma unroll 1
+    for (std::int32_t first = 0; first < pieces_.count; first += 2 * kWarpSize) add(first);
+    return merged_;
+  }
+
+ private:
+  static constexpr int kAtOnce = 8;
+
+  [[nodiscard]] __device__ std::int32_t row_of(std::int32_t piece) const {
+    return row_of_piece(pieces_, piece) + row_;
+  }
+
+  /// Pieces [first, first + 64).
+  __device__ void add(std::int32_t first) {
+    const float2 low = state_of(first + lane());
+    const float2 high = state_of(first + lane() + kWarpSize);
+    float4 next[kAtOnce];
+    load(next, first);
+    const float max = fmaxf(merged_.max, warp_max(fmaxf(low.x, high.x)));
+    const float base = max == kNoKey ? 0.0F : max;
+    const float factor = exp2_fast(merged_.max - base);
+    const float low_weight = exp2_fast(low.x - base);
+    const float high_weight = exp2_fast(high.x - base);
+    merged_.max = max;
+    merged_.sum = merged_.sum * factor + warp_sum(low_weight * low.y + high_weight * high.y);
+    for (float& x : merged_.o) x *= factor;
+    const int count = min(2 * kWarpSize, pieces_.count - first);
+#pragma unroll 1
+    for (int i = 0; i < count; i += kAtOnce) {
+      const float weight = i < kWarpSize ? low_weight : high_weight;
+      float4 now[kAtOnce];
+#pragma unroll
+      for (int j = 0; j < kAtOnce; ++j) now[j] = next[j];
+      load(next, first + i + kAtOnce);
+#pragma unroll
+      for (int j = 0; j < kAtOnce; ++j) {
+        const float of_piece = __shfl_sync(kAllLanes, weight, (i + j) % kWarpSize);
+        merged_.o[0] += of_piece * now[j].x;
+        merged_.o[1] += of_piece * now[j].y;
+        merged_.o[2] += of_piece * now[j].z;
+        merged_.o[3] += of_piece * now[j].w;
+      }
+    }
+  }
+
+  [[nodiscard]] __device__ float2 state_of(std::int32_t piece) const {
+    if (piece >= pieces_.count) return make_float2(kNoKey, 0.0F);
+    return __ldcg(params_.partials.max_and_sum + row_of(piece));
+  }
+
+  /// Of pieces that are not there, which weigh nothing, others are loaded.
+  __device__ __forceinline__ void load(float4 (&to)[kAtOnce], std::int32_t first) const {
+#pragma unroll
+    for (int j = 0; j < kAtOnce; ++j) {
+      const std::int32_t row = row_of(min(first + j, pieces_.count - 1));
+      to[j] = __ldcg(reinterpret_cast<const float4*>(from_ + row * params_.shape.head_dim_vo));
+    }
+  }
+
+  static __device__ int lane() { return static_cast<int>(threadIdx.x) % kWarpSize; }
+
+  const AttendParams& params_;
+  const PieceRows& pieces_;
+  const std::int32_t row_;
+  MergedRow merged_;
+  const float* const from_;
+};
+
+template <typename Element>
+__device__ inline void merge_many_pieces(const AttendParams& params, const Unit& unit,
+                                         const PieceRows& pieces, int thread, int threads) {
+  const int lane = thread % kWarpSize;
+#pragma unroll 1
+  for (std::int32_t row = thread / kWarpSize; row < unit.rows; row += threads / kWarpSize) {
+#pragma unroll 1
+    for (int column = lane * 4; column - lane * 4 < params.shape.head_dim_vo;
+         column += 4 * kWarpSize) {
+      ManyPieces row_pieces(params, pieces, row, column);
+      const MergedRow& merged = row_pieces.run();
+      if (column >= params.shape.head_dim_vo) continue;
+      store_merged<Element>(params, row_target(params, unit, row), merged);
+    }
+  }
+}
+
 /// Joins the pieces of a split unit in the order of the keys: many rows of few pieces at a time, or
 /// many pieces of a row.
 template <typename Element>
@@ -436,7 +536,7 @@ __device__ inline void merge_pieces(const AttendParams& params, const Unit& unit
   } else if (unit.num_pieces <= 8 && unit.rows > warps) {
     merge_rows<2, 8>(params, rows, warp, warps);
   } else {
-    merge_rows<1, 16>(params, rows, warp, warps);
+    merge_many_pieces<Element>(params, unit, pieces, thread, threads);
   }
 }
 
@@ -530,6 +630,7 @@ __device__ inline void finish_listed(const AttendParams& params, const Unit& uni
     if (thread % kWarpSize == 0) complete[thread / kWarpSize] = of_warp;
   }
   wait();
+  note(params, Activity::kMerge, unit.seq);
   const std::int32_t warp = thread / kWarpSize;
   const std::int32_t warps = threads / kWarpSize;
   if (queries == 1) {
@@ -556,13 +657,16 @@ __device__ inline void finish_partial(const AttendParams& params, const Unit& un
                                       std::uint32_t (&complete)[4], int thread, int threads,
                                       const Barrier& wait) {
   if (unit.leaves_states()) {
+    note(params, Activity::kCount, unit.seq);
     finish_listed<kLine, Element>(params, unit, complete, thread, threads, wait);
     return;
   }
+  note(params, Activity::kCount, unit.seq);
   wait();
   if (thread == 0) complete[0] = static_cast<std::uint32_t>(arrive_last<kLine>(params, unit));
   wait();
   if (complete[0] == 0) return;
+  note(params, Activity::kMerge, unit.seq);
   merge_pieces<Element>(params, unit, rows_of_pieces<kLine>(params, unit), thread, threads);
 }
 

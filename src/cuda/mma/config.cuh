@@ -29,9 +29,9 @@ inline constexpr int kRunKeys = 16;
 
 /// Shared memory of a block: such that two fit on a multiprocessor of 228 KiB, that one takes all
 /// of it, and what every device from sm_80 on can give.
-inline constexpr std::size_t kHalf = 113 * 1024;
+inline constexpr std::size_t kHalf = 113 * 1024 - timeline::kSharedBytes;
 inline constexpr std::size_t kWhole = 227 * 1024;
-inline constexpr std::size_t kSmall = 99 * 1024;
+inline constexpr std::size_t kSmall = 99 * 1024 - timeline::kSharedBytes;
 
 /// How a tile of rows of `kRowBytes` lies in shared memory: 16-byte chunks of neighbouring rows in
 /// different banks, so that eight rows are read at once. Split in two, so that a loop over chunks

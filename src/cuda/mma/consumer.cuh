@@ -156,7 +156,9 @@ class UnitAttention {
 
   /// scores = Q · Kᵀ over this warp's keys.
   __device__ void score(Scores& scores) {
+    note(params_, Activity::kAwaitKeys);
     const std::uint32_t slot = wait_for_slot();
+    note(params_, Activity::kScore);
 #pragma unroll
     for (auto& tile : scores) {
 #pragma unroll
@@ -249,7 +251,9 @@ class UnitAttention {
   /// Logits to weights in shared memory; maxima, sums and o follow.
   __device__ void online_softmax(Scores& scores) {
     publish_maxima(scores);
+    note(params_, Activity::kShareMaxima);
     state_.wait_at(kMaximaWritten);
+    note(params_, Activity::kScore);
     raise_maxima();
 #pragma unroll
     for (int tile = 0; tile < kRowTiles; ++tile) {
@@ -274,6 +278,7 @@ class UnitAttention {
         }
       }
     }
+    note(params_, Activity::kShareWeights);
     state_.wait_at(kWeightsWritten);
   }
 
@@ -346,7 +351,9 @@ class UnitAttention {
 
   /// o += P · V over all keys of the tile, this warp's columns.
   __device__ void accumulate() {
+    note(params_, Activity::kAwaitValues);
     const std::uint32_t slot = wait_for_slot();
+    note(params_, Activity::kAccumulate);
     P::accumulate(o_, slot, shared_address(shared_.fixed.weights), warp_, lane_);
     release_slot();
   }
@@ -355,6 +362,7 @@ class UnitAttention {
 
   /// Final results, or partial ones.
   __device__ bool finish() {
+    note(params_, Activity::kStore, unit_.seq);
     publish_states();
     if (!kJoins || shared_.fixed.complete[0] == 0) {
       store_all_rows<false>();

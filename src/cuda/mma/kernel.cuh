@@ -67,6 +67,7 @@ template <typename C>
 __device__ __forceinline__ void attend_units(ConsumerState<C>& state) {
 #pragma unroll 1
   while (true) {
+    note(state.params, Activity::kAwaitUnit);
     const Unit& unit = state.next_unit();
     if (unit.rows == 0) return;
     attend_unit(state, unit);
@@ -94,6 +95,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(typename C::Shared) <= kHalf 
   extern __shared__ __align__(128) std::byte memory[];
   auto& shared = *reinterpret_cast<typename C::Shared*>(memory);
   if (params.check != nullptr && params.check->what != 0) return;
+  timeline::begin_block(params);
   if (threadIdx.x == 0) init_barriers<C>(shared);
   __syncthreads();
 
@@ -102,12 +104,14 @@ __global__ void __launch_bounds__(kThreads, sizeof(typename C::Shared) <= kHalf 
   if (warp >= kConsumerWarps) {
     load_units<C>(params, shared, static_cast<std::int32_t>(blockIdx.x), warp == kConsumerWarps,
                   lane);
+    note(params, Activity::kDone);
     return;
   }
   ConsumerState<C> state{params, shared, warp, lane};
   attend_units(state);
   store_padding<typename C::Output>(params, params.schedule.header->overview.num_queries,
                                     kConsumers);
+  note(params, Activity::kDone);
 }
 
 /// The kernel as the host launches it.
@@ -116,7 +120,7 @@ AttendKernel describe_kernel() {
   AttendKernel kernel;
   kernel.function = reinterpret_cast<const void*>(&attend_kernel<C>);
   kernel.threads = kThreads;
-  kernel.shared_bytes = sizeof(typename C::Shared);
+  kernel.shared_bytes = sizeof(typename C::Shared) + timeline::kSharedBytes;
   kernel.blocks_per_multiprocessor = sizeof(typename C::Shared) <= kHalf ? 2 : 1;
   kernel.tile_rows = C::kTileRows;
   kernel.tile_keys = kTileKeys;

@@ -34,19 +34,21 @@ class Producer {
   }
 
   __device__ void run(std::int32_t share) {
+    note(params_, Activity::kFindUnits);
     UnitWalk units(params_, share);
     Tiles tiles(params_, cache_, kElementBytes, units, lane_);
-    if (tiles.unit().rows > 0) {
-      load_and_hand_over(tiles);  // nothing delays the first tile
-      tiles.look_ahead();
-      tiles.advance();
-    }
+#pragma unroll 1
     while (tiles.unit().rows > 0) {
-      tiles.look_ahead();
+      // What comes next is looked for while there is no room for more, since to find a unit takes
+      // long; but page ids of scattered keys, which every tile needs, come beside the tile before.
+      if (!tiles.has_runs()) tiles.look_ahead();
       load_and_hand_over(tiles);
+      note(params_, Activity::kLookAhead);
+      if (tiles.is_last_of_stretch() || !has_room()) tiles.look_ahead();
       tiles.advance();
     }
     if (!loads_keys_) hand_over_end();
+    note(params_, Activity::kAwaitCopies);
     wait_for_own_copies();
   }
 
@@ -73,11 +75,19 @@ class Producer {
     }
   }
 
+  /// Whether the next tile can be loaded at once.
+  __device__ bool has_room() const {
+    return __all_sync(kAllLanes, barrier_is_over(shared_address(&shared_.empty[position_.slot]),
+                                                 position_.parity ^ 1));
+  }
+
   __device__ void load(const Tiles& tiles) {
     const auto* const base = static_cast<const std::byte*>(cache_.data);
     const std::int64_t stride = cache_.token_stride * kElementBytes;
     const RowRange rows{tiles.unit().kv_begin - tiles.key(), tiles.unit().kv_end - tiles.key()};
+    note(params_, Activity::kAwaitSlot, tiles.key());
     barrier_wait(shared_address(&shared_.empty[position_.slot]), position_.parity ^ 1);
+    note(params_, Activity::kIssueCopies, tiles.key());
     const std::uint32_t to = shared_address(shared_.ring[position_.slot]);
 #pragma unroll 1
     for (int first = 0; first < kTileKeys; first += kRunKeys) {
@@ -121,6 +131,7 @@ class Producer {
   __device__ void hand_over(const Unit& unit, bool is_due) {
     const std::uint32_t empty = shared_address(&shared_.fixed.queries_empty);
     if (!is_due && !__all_sync(kAllLanes, barrier_is_over(empty, query_parity_ ^ 1))) return;
+    note(params_, Activity::kHandOver, unit.seq);
     barrier_wait(empty, query_parity_ ^ 1);
     if (!unit.sees_nothing()) load_queries(unit);
     publish(unit);

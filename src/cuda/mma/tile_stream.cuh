@@ -65,6 +65,10 @@ class TileStream {
     return kIsAscending ? key_ + kKeys >= unit().kv_end : key_ <= unit().kv_begin;
   }
 
+  [[nodiscard]] __device__ bool is_last_of_stretch() const {
+    return kIsAscending ? key_ + kKeys >= min(stretch_end(), unit().kv_end)
+                        : key_ - kKeys < first_key_;
+  }
   /// Asks for the page ids of the next stretch, once. Call it early, so that they are there in time.
   __device__ void look_ahead() {
     if (looked_ahead_) return;

@@ -117,6 +117,9 @@ struct Config {
     Phases phases;
   };
   static_assert(sizeof(Shared) <= mma::kWhole);
+  static_assert(sizeof(Large) + sizeof(schedule::Overview) + sizeof(Phases) +
+                    timeline::kSharedBytes <=
+                sizeof(Shared));
 };
 
 }  // namespace quire::cuda::sm90

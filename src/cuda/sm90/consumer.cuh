@@ -85,6 +85,7 @@ class UnitAttention {
 
   /// Writes o and lse, or partial results.
   __device__ __forceinline__ void finish() {
+    note(params_, Activity::kStore, unit_.seq);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       sum_[half] += __shfl_xor_sync(kAllLanes, sum_[half], 1);
@@ -173,6 +174,7 @@ class UnitAttention {
   /// @return False if those of the tile before do not: it must be attended again, as an edge.
   template <bool kHasWindow>
   __device__ __forceinline__ bool attend_inner_tile(float (&scores)[kScores], std::int32_t key) {
+    note(params_, Activity::kInnerTile, key);
     wait_for_slot(keys(), kHasWindow);  // the run where a window begins comes row by row
     take_turn();                        // what any of the warpgroup said before is known now
     const int tile = key / C::kTileKeys;
@@ -201,6 +203,7 @@ class UnitAttention {
   // unit's window), and those whose scores need more than a scale or do not fit the bases.
 
   __device__ __forceinline__ void score_edge_tile(float (&scores)[kScores]) {
+    note(params_, Activity::kEdgeTile);
     wait_for_slot(keys(), true);
     take_turn();
     state_.score(scores);

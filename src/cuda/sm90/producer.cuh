@@ -31,14 +31,17 @@ class TileLoader {
   }
 
   __device__ __forceinline__ void run() {
+    note(params_, Activity::kFindUnits);
     UnitReader<C> units(shared_.fixed, lane_);
     Tiles tiles(params_, cache_, kElementBytes, units, lane_);
 #pragma unroll 1
     while (tiles.unit().rows > 0) {
       if (!tiles.unit().sees_nothing()) load(tiles);  // before asking for the next tiles' pages
+      note(params_, Activity::kLookAhead);
       tiles.look_ahead();
       tiles.advance();
     }
+    note(params_, Activity::kAwaitCopies);
     wait_for_own_copies();
   }
 
@@ -52,6 +55,7 @@ class TileLoader {
   static constexpr std::int32_t kNoRun = -1;
 
   __device__ __forceinline__ void load(const Tiles& tiles) {
+    note(params_, Activity::kIssueCopies, tiles.key());
     const mma::RowRange rows{tiles.unit().kv_begin - tiles.key(),
                              tiles.unit().kv_end - tiles.key()};
     // A bit for each run that comes in a box.
@@ -71,6 +75,7 @@ class TileLoader {
   }
 
   __device__ void wait_for_slot() const {
+    note(params_, Activity::kAwaitSlot);
     barrier_wait(shared_address(&shared_.empty[at_.slot]), at_.parity ^ 1);
   }
 
