@@ -206,29 +206,6 @@ __device__ __forceinline__ void store_merged(const AttendParams& params, RowTarg
   if (merged.column == 0) store_lse(params, target, result);
 }
 
-/// The rows of a split unit, in parts: its pieces, in the order of the keys.
-template <typename Element>
-class SplitRows {
- public:
-  __device__ SplitRows(const AttendParams& params, const Unit& unit, const PieceRows& rows)
-      : params_(params), unit_(unit), rows_(rows) {}
-
-  [[nodiscard]] __device__ std::int32_t num_rows() const { return unit_.rows; }
-  [[nodiscard]] __device__ std::int32_t num_parts() const { return rows_.count; }
-  [[nodiscard]] __device__ RowPart part_of(std::int32_t row, std::int32_t part) const {
-    return {row_of_piece(rows_, min(part, rows_.count - 1)) + row, part < rows_.count};
-  }
-  __device__ __forceinline__ void replace_own(std::int32_t, float2&, float4&) const {}
-  __device__ void store(std::int32_t row, const MergedRow& merged) const {
-    store_merged<Element>(params_, row_target(params_, unit_, row), merged);
-  }
-
- private:
-  const AttendParams& params_;
-  const Unit& unit_;
-  const PieceRows rows_;
-};
-
 /// Index of `PartialStates::pieces`.
 __device__ __forceinline__ std::int32_t index_of_pieces(const AttendParams& params,
                                                         std::int32_t listed, std::int32_t level,
@@ -508,35 +485,154 @@ class ManyPieces {
 
 template <typename Element>
 __device__ inline void merge_many_pieces(const AttendParams& params, const Unit& unit,
-                                         const PieceRows& pieces, int thread, int threads) {
-  const int lane = thread % kWarpSize;
+                                         const PieceRows& pieces, int warp, int warps) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
 #pragma unroll 1
-  for (std::int32_t row = thread / kWarpSize; row < unit.rows; row += threads / kWarpSize) {
+  for (std::int32_t row = warp; row < unit.rows; row += warps) {
 #pragma unroll 1
-    for (int column = lane * 4; column - lane * 4 < params.shape.head_dim_vo;
-         column += 4 * kWarpSize) {
-      ManyPieces row_pieces(params, pieces, row, column);
+    for (int begin = 0; begin < params.shape.head_dim_vo; begin += 4 * kWarpSize) {
+      ManyPieces row_pieces(params, pieces, row, begin + lane * 4);
       const MergedRow& merged = row_pieces.run();
-      if (column >= params.shape.head_dim_vo) continue;
+      if (merged.column >= params.shape.head_dim_vo) continue;
       store_merged<Element>(params, row_target(params, unit, row), merged);
     }
   }
 }
 
-/// Joins the pieces of a split unit in the order of the keys: many rows of few pieces at a time, or
-/// many pieces of a row.
+/// Rows of up to 32 pieces, as many at a time as there are lanes for their pieces: each lane finds the
+/// weight of one, then rows are summed up one after another, with the next pieces on their way.
+template <typename Element>
+class FewPieces {
+ public:
+  /// @param rows_at_once  At most 32 / count of pieces.
+  __device__ FewPieces(const AttendParams& params, const Unit& unit, const PieceRows& pieces,
+                       int rows_at_once, int column)
+      : params_(params),
+        unit_(unit),
+        pieces_(pieces),
+        rows_at_once_(rows_at_once),
+        column_(column),
+        own_row_(lane() / pieces.count),
+        own_piece_(lane() - own_row_ * pieces.count),
+        from_(params.partials.o + (column < params.shape.head_dim_vo ? column : 0)) {}
+
+  /// Rows [first, first + rows_at_once).
+  __device__ void run(std::int32_t first) {
+    const std::int32_t row = first + own_row_;
+    const bool is_there = own_row_ < rows_at_once_ && row < unit_.rows;
+    float2 state = make_float2(kNoKey, 0.0F);
+    if (is_there) state = __ldcg(params_.partials.max_and_sum + place(own_piece_, row));
+    begin_loading(first);
+    float4 next[kAtOnce];
+    load(next);
+    const float weight = weigh(state, min(row, unit_.rows - 1), is_there);
+    const std::int32_t end = min(first + rows_at_once_, unit_.rows);
+    const int pairs = (end - first) * pieces_.count;
+    float o[4] = {};
+    int piece = 0;
+    std::int32_t to = first;
+#pragma unroll 1
+    for (int i = 0; i < pairs; i += kAtOnce) {
+      float4 now[kAtOnce];
+#pragma unroll
+      for (int j = 0; j < kAtOnce; ++j) now[j] = next[j];
+      load(next);
+#pragma unroll
+      for (int j = 0; j < kAtOnce; ++j) {
+        const float of_piece = __shfl_sync(kAllLanes, weight, (i + j) % kWarpSize);
+        o[0] += of_piece * now[j].x;
+        o[1] += of_piece * now[j].y;
+        o[2] += of_piece * now[j].z;
+        o[3] += of_piece * now[j].w;
+        if (++piece < pieces_.count) continue;
+        if (to < end && column_ < params_.shape.head_dim_vo) {
+          store_o<Element>(params_, row_target(params_, unit_, to), column_, o);
+        }
+        o[0] = o[1] = o[2] = o[3] = 0.0F;
+        piece = 0;
+        ++to;
+      }
+    }
+  }
+
+ private:
+  static constexpr int kAtOnce = 8;
+
+  static __device__ int lane() { return static_cast<int>(threadIdx.x) % kWarpSize; }
+
+  [[nodiscard]] __device__ std::int32_t place(std::int32_t piece, std::int32_t row) const {
+    return row_of_piece(pieces_, piece) + row;
+  }
+
+  /// What the lane's piece is to be multiplied by for the row's result. Writes lse.
+  __device__ float weigh(float2 state, std::int32_t row, bool is_there) const {
+    const int first = own_row_ * pieces_.count;
+    float max = kNoKey;
+#pragma unroll 1
+    for (int i = 0; i < pieces_.count; ++i) {
+      max = fmaxf(max, __shfl_sync(kAllLanes, state.x, first + i));
+    }
+    const float weight = exp2_fast(state.x - (max == kNoKey ? 0.0F : max));
+    float sum = 0.0F;
+#pragma unroll 1
+    for (int i = 0; i < pieces_.count; ++i) {
+      sum += __shfl_sync(kAllLanes, weight * state.y, first + i);
+    }
+    const RowTarget target = row_target(params_, unit_, row);
+    const RowResult result = result_of(params_, target.head, max, sum);
+    if (is_there && own_piece_ == 0 && column_ < 4 * kWarpSize) {
+      store_lse(params_, target, result);
+    }
+    return weight * result.o_scale;
+  }
+
+  __device__ void begin_loading(std::int32_t first) {
+    loaded_piece_ = 0;
+    loaded_row_ = first;
+  }
+  /// The next pieces; of rows that are not there, others.
+  __device__ __forceinline__ void load(float4 (&to)[kAtOnce]) {
+#pragma unroll
+    for (float4& part : to) {
+      const std::int32_t row = place(loaded_piece_, min(loaded_row_, unit_.rows - 1));
+      part = __ldcg(reinterpret_cast<const float4*>(from_ + row * params_.shape.head_dim_vo));
+      if (++loaded_piece_ < pieces_.count) continue;
+      loaded_piece_ = 0;
+      ++loaded_row_;
+    }
+  }
+
+  const AttendParams& params_;
+  const Unit& unit_;
+  const PieceRows& pieces_;
+  const int rows_at_once_;
+  const int column_;
+  const int own_row_;
+  const int own_piece_;
+  const float* const from_;
+  std::int32_t loaded_piece_ = 0;
+  std::int32_t loaded_row_ = 0;
+};
+
+/// Joins the pieces of a split unit in the order of the keys.
 template <typename Element>
 __device__ inline void merge_pieces(const AttendParams& params, const Unit& unit,
                                     const PieceRows& pieces, int thread, int threads) {
-  const std::int32_t warp = thread / kWarpSize;
-  const std::int32_t warps = threads / kWarpSize;
-  const SplitRows<Element> rows(params, unit, pieces);
-  if (unit.num_pieces <= 4 && unit.rows > warps) {
-    merge_rows<4, 4>(params, rows, warp, warps);
-  } else if (unit.num_pieces <= 8 && unit.rows > warps) {
-    merge_rows<2, 8>(params, rows, warp, warps);
-  } else {
-    merge_many_pieces<Element>(params, unit, pieces, thread, threads);
+  const int warp = thread / kWarpSize;
+  const int warps = threads / kWarpSize;
+  if (pieces.count > kWarpSize) {
+    merge_many_pieces<Element>(params, unit, pieces, warp, warps);
+    return;
+  }
+#pragma unroll 1
+  for (int begin = 0; begin < params.shape.head_dim_vo; begin += 4 * kWarpSize) {
+    const int column = begin + thread % kWarpSize * 4;
+    const int rows_at_once = min(kWarpSize / pieces.count, (unit.rows + warps - 1) / warps);
+    FewPieces<Element> merge(params, unit, pieces, rows_at_once, column);
+#pragma unroll 1
+    for (int row = warp * rows_at_once; row < unit.rows; row += warps * rows_at_once) {
+      merge.run(row);
+    }
   }
 }
 
