@@ -46,6 +46,10 @@ struct Swizzle {
   static constexpr int kChunks = kRowBytes % 128 == 0 ? 8 : 4;
   static_assert(kRowBytes % (kChunks * kChunkBytes) == 0);
 
+  /// From a row to the one `rows` below it, a multiple of 8.
+  static __device__ __forceinline__ constexpr std::uint32_t below(int rows) {
+    return static_cast<std::uint32_t>(rows * kRowBytes);
+  }
   /// Address of chunk 0 of a row of the tile at `tile`, a multiple of 128.
   static __device__ __forceinline__ std::uint32_t row(std::uint32_t tile, int row) {
     const int key = kChunks == 8 ? row % 8 : row / 2 % 4;
@@ -74,6 +78,9 @@ struct PaddedRows {
   static constexpr int kRowStride = kRowBytes_ + kChunkBytes;
   static_assert(kRowStride / kChunkBytes % 2 == 1);
 
+  static __device__ __forceinline__ constexpr std::uint32_t below(int rows) {
+    return static_cast<std::uint32_t>(rows * kRowStride);
+  }
   static __device__ __forceinline__ std::uint32_t row(std::uint32_t tile, int row) {
     return tile + static_cast<std::uint32_t>(row * kRowStride);
   }
@@ -93,8 +100,9 @@ using TileLayout =
 /// @tparam kShared   Bytes of shared memory at most.
 /// @tparam Kv_       Of K and V: `Element_`, or an 8-bit format of `core/narrow_formats.hpp`. Those
 ///   are widened to fp16: `Element_` is __half then, and q and o may be bf16 or fp16 at run time.
+/// @tparam Tiles_    How tiles of K and V lie, by the bytes of a row.
 template <typename Element_, int kHeadDimQk_, int kHeadDimVo_, std::size_t kShared,
-          typename Kv_ = Element_>
+          typename Kv_ = Element_, template <int> typename Tiles_ = TileLayout>
 struct Config {
   using Element = Element_;
   using Kv = Kv_;
@@ -111,14 +119,14 @@ struct Config {
   static constexpr int kQueryBytes = kHeadDimQk * 2;
   static constexpr int kWeightBytes = kTileKeys * 2;
   using QueryLayout = TileLayout<kQueryBytes>;
-  using KeyLayout = TileLayout<kHeadDimQk * kKvElementBytes>;
-  using ValueLayout = TileLayout<kHeadDimVo * kKvElementBytes>;
+  using KeyLayout = Tiles_<kHeadDimQk * kKvElementBytes>;
+  using ValueLayout = Tiles_<kHeadDimVo * kKvElementBytes>;
 
   /// Behind K of a tile: the scales of its tokens, of K and then of V, if they have their own.
-  static constexpr int kScalesBegin = kTileKeys * KeyLayout::kRowStride;
+  static constexpr int kScalesBegin = static_cast<int>(KeyLayout::below(kTileKeys));
   static constexpr int kScaleBytes = kTileKeys * static_cast<int>(sizeof(float));
   static constexpr int kKeySlotBytes = kScalesBegin + (kIsNarrow ? 2 * kScaleBytes : 0);
-  static constexpr int kValueSlotBytes = kTileKeys * ValueLayout::kRowStride;
+  static constexpr int kValueSlotBytes = static_cast<int>(ValueLayout::below(kTileKeys));
   static constexpr int kSlotBytes =
       kKeySlotBytes > kValueSlotBytes ? kKeySlotBytes : kValueSlotBytes;
   static_assert(kSlotBytes % 128 == 0);
@@ -152,7 +160,8 @@ struct Config {
   static_assert(kSlots >= 2, "K and V of a tile");
 
   struct Shared {
-    alignas(128) std::byte ring[kSlots][kSlotBytes];  // K, V, K, V …: a tile's rows, swizzled
+    /// K, V, K, V …: a tile's rows, swizzled.
+    alignas(kSlotBytes % 1024 == 0 ? 1024 : 128) std::byte ring[kSlots][kSlotBytes];
     Fixed fixed;
     std::uint64_t full[kSlots];   // filled by a loading warp's copies
     std::uint64_t empty[kSlots];  // drained: one arrival of each computing warp

@@ -75,17 +75,22 @@ __device__ __forceinline__ void attend_units(ConsumerState<C>& state) {
 }
 
 /// A loading warp.
-template <typename C>
+/// @param make_boxes  (loads_keys, layout): `NoBoxes` or the like, for tiles of that layout.
+template <typename C, typename MakeBoxes>
 __device__ __forceinline__ void load_units(const AttendParams& params, typename C::Shared& shared,
-                                           std::int32_t share, bool loads_keys, int lane) {
-  using KeyLayout = typename C::KeyLayout;
-  using ValueLayout = typename C::ValueLayout;
-  if constexpr (std::is_same_v<KeyLayout, ValueLayout>) {
-    Producer<C, KeyLayout>(params, shared, loads_keys, lane).run(share);
+                                           const MakeBoxes& make_boxes, std::int32_t share,
+                                           bool loads_keys, int lane) {
+  const auto load = [&](auto layout, bool keys) {
+    const auto boxes = make_boxes(keys, layout);
+    using Boxes = std::remove_const_t<decltype(boxes)>;
+    Producer<C, decltype(layout), Boxes>(params, shared, boxes, keys, lane).run(share);
+  };
+  if constexpr (std::is_same_v<typename C::KeyLayout, typename C::ValueLayout>) {
+    load(typename C::KeyLayout{}, loads_keys);
   } else if (loads_keys) {
-    Producer<C, KeyLayout>(params, shared, true, lane).run(share);
+    load(typename C::KeyLayout{}, true);
   } else {
-    Producer<C, ValueLayout>(params, shared, false, lane).run(share);
+    load(typename C::ValueLayout{}, false);
   }
 }
 
@@ -102,8 +107,9 @@ __global__ void __launch_bounds__(kThreads, sizeof(typename C::Shared) <= kHalf 
   const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
   if (warp >= kConsumerWarps) {
-    load_units<C>(params, shared, static_cast<std::int32_t>(blockIdx.x), warp == kConsumerWarps,
-                  lane);
+    load_units<C>(
+        params, shared, [](bool, auto) { return NoBoxes(); }, static_cast<std::int32_t>(blockIdx.x),
+        warp == kConsumerWarps, lane);
     note(params, Activity::kDone);
     return;
   }

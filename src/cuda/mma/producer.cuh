@@ -15,16 +15,34 @@
 
 namespace quire::cuda::mma {
 
+/// For loading warps that copy tiles row by row only.
+class NoBoxes {
+ public:
+  /// Copies what it can of a tile after `wait_for_room()`.
+  /// @param full  A barrier that is told of it.
+  /// @return A bit for each run of 16 keys of which this is so.
+  template <typename Tiles, typename Wait>
+  __device__ std::uint32_t copy(const Tiles& /*tiles*/, RowRange /*rows*/, std::uint32_t /*to*/,
+                                std::uint32_t /*full*/, const Wait& wait_for_room) const {
+    wait_for_room();
+    return 0;
+  }
+  static constexpr std::uint32_t kAllRuns = 1U << kTileKeys / kRunKeys;  // never
+  static constexpr bool kAreRuns = false;
+};
+
 /// A loading warp. The one of V also hands each unit and its queries over: as soon as there is room
 /// for them, and at the latest when the ring holds nothing but this unit, since the computing warps
 /// wait for queries then.
 /// @tparam Layout  Of the tiles that it loads.
-template <typename C, typename Layout>
+/// @tparam Boxes   `NoBoxes`, or what copies whole runs of keys in another way.
+template <typename C, typename Layout, typename Boxes>
 class Producer {
  public:
-  __device__ Producer(const AttendParams& params, typename C::Shared& shared, bool loads_keys,
-                      int lane)
+  __device__ Producer(const AttendParams& params, typename C::Shared& shared, const Boxes& boxes,
+                      bool loads_keys, int lane)
       : params_(params),
+        boxes_(boxes),
         shared_(shared),
         cache_(loads_keys ? params.tensors.k : params.tensors.v),
         loads_keys_(loads_keys),
@@ -36,7 +54,7 @@ class Producer {
   __device__ void run(std::int32_t share) {
     note(params_, Activity::kFindUnits);
     UnitWalk units(params_, share);
-    Tiles tiles(params_, cache_, kElementBytes, units, lane_);
+    Tiles tiles(params_, cache_, kElementBytes, units, lane_, !Boxes::kAreRuns);
 #pragma unroll 1
     while (tiles.unit().rows > 0) {
       // What comes next is looked for while there is no room for more, since to find a unit takes
@@ -82,20 +100,37 @@ class Producer {
   }
 
   __device__ void load(const Tiles& tiles) {
+    const RowRange rows{tiles.unit().kv_begin - tiles.key(), tiles.unit().kv_end - tiles.key()};
+    const std::uint32_t to = shared_address(shared_.ring[position_.slot]);
+    const std::uint32_t full = shared_address(&shared_.full[position_.slot]);
+    const std::uint32_t in_boxes = boxes_.copy(tiles, rows, to, full, [&] {
+      note(params_, Activity::kAwaitSlot, tiles.key());
+      barrier_wait(shared_address(&shared_.empty[position_.slot]), position_.parity ^ 1);
+      note(params_, Activity::kIssueCopies, tiles.key());
+    });
+    if (in_boxes == Boxes::kAllRuns) {
+      barrier_arrive(full);
+    } else {
+      load_rows(tiles, rows, to, in_boxes);
+      barrier_arrive_after_copies(full);
+    }
+    position_.advance(2);  // K and V take turns
+  }
+
+  /// All runs that do not come in boxes.
+  __device__ __forceinline__ void load_rows(const Tiles& tiles, RowRange rows, std::uint32_t to,
+                                            std::uint32_t in_boxes) {
     const auto* const base = static_cast<const std::byte*>(cache_.data);
     const std::int64_t stride = cache_.token_stride * kElementBytes;
-    const RowRange rows{tiles.unit().kv_begin - tiles.key(), tiles.unit().kv_end - tiles.key()};
-    note(params_, Activity::kAwaitSlot, tiles.key());
-    barrier_wait(shared_address(&shared_.empty[position_.slot]), position_.parity ^ 1);
-    note(params_, Activity::kIssueCopies, tiles.key());
-    const std::uint32_t to = shared_address(shared_.ring[position_.slot]);
 #pragma unroll 1
     for (int first = 0; first < kTileKeys; first += kRunKeys) {
-      const std::uint32_t to_rows = to + static_cast<std::uint32_t>(first * Layout::kRowStride);
+      const int run = first / kRunKeys;
+      if ((in_boxes >> static_cast<unsigned>(run) & 1U) != 0) continue;
+      const std::uint32_t to_rows = to + Layout::below(first);
       if (tiles.has_runs()) {
-        const int run = first / kRunKeys;
-        const std::int64_t offset =
-            __shfl_sync(kAllLanes, tiles.offset_near(run), tiles.lane_of(run));
+        const std::int64_t offset = __shfl_sync(
+            kAllLanes, Boxes::kAreRuns ? tiles.find_offset_near(run) : tiles.offset_near(run),
+            tiles.lane_of(run));
         rows_.load_run(to_rows, base + offset, stride, rows.from(first));
       } else {
         rows_.load_scattered(to_rows, base, tiles.offset_near(first), first % kWarpSize,
@@ -109,8 +144,6 @@ class Producer {
         load_scales(scales + C::kScaleBytes, params_.tensors.v_token_scale, tiles, rows);
       }
     }
-    barrier_arrive_after_copies(shared_address(&shared_.full[position_.slot]));
-    position_.advance(2);  // K and V take turns
   }
 
   /// The scales of a tile's tokens; zeros for those that the unit does not read.
@@ -165,13 +198,13 @@ class Producer {
     const RowLoader<typename C::QueryLayout> rows(lane_);
 #pragma unroll 1
     for (int first = 0; first < unit.rows; first += kRunKeys) {
-      rows.load_scattered(to + static_cast<std::uint32_t>(first * C::QueryLayout::kRowStride),
-                          static_cast<const std::byte*>(q.data), offset, first,
-                          {0, unit.rows - first});
+      rows.load_scattered(to + C::QueryLayout::below(first), static_cast<const std::byte*>(q.data),
+                          offset, first, {0, unit.rows - first});
     }
   }
 
   const AttendParams& params_;
+  const Boxes boxes_;
   typename C::Shared& shared_;
   const core::Pages cache_;
   const bool loads_keys_;

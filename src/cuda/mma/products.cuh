@@ -79,8 +79,8 @@ struct WideProducts : Fragments<C, kRowTiles> {
 #pragma unroll
       for (int column = 0; column + 1 < F::kColumnTiles; column += 2) {
         std::uint32_t values[4];
-        load_matrices_transposed(values, Layout::chunk(value, first_chunk + column + high) +
-                                             step * 16 * Layout::kRowStride);
+        load_matrices_transposed(
+            values, Layout::chunk(value, first_chunk + column + high) + Layout::below(step * 16));
 #pragma unroll
         for (int tile = 0; tile < kRowTiles; ++tile) {
           multiply_add<Element>(o[tile][column], p[tile], values[0], values[1]);
@@ -91,7 +91,7 @@ struct WideProducts : Fragments<C, kRowTiles> {
         constexpr int kLast = F::kColumnTiles - 1;
         std::uint32_t values[2];
         load_matrices_transposed(
-            values, Layout::chunk(value, first_chunk + kLast) + step * 16 * Layout::kRowStride);
+            values, Layout::chunk(value, first_chunk + kLast) + Layout::below(step * 16));
 #pragma unroll
         for (int tile = 0; tile < kRowTiles; ++tile) {
           multiply_add<Element>(o[tile][kLast], p[tile], values[0], values[1]);
@@ -179,7 +179,7 @@ struct NarrowProducts : Fragments<C, kRowTiles> {
       for (int column = 0; column < F::kColumnTiles; column += 2) {
         std::uint32_t codes[4];  // of 8 keys each
         load_matrices_transposed(
-            codes, Layout::chunk(value, first_chunk + column / 2) + step * 16 * Layout::kRowStride);
+            codes, Layout::chunk(value, first_chunk + column / 2) + Layout::below(step * 16));
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           const Pairs low = WidenValues::pairs(codes[2 * i]);

@@ -43,12 +43,13 @@ template <int kKeys, Direction kDirection, typename Units>
 class TileStream {
  public:
   __device__ TileStream(const AttendParams& params, const core::Pages& cache, std::int32_t element,
-                        Units& units, int lane)
+                        Units& units, int lane, bool keeps_offsets_of_runs)
       : params_(params),
         cache_(cache),
         element_(element),
         run_keys_(params.shape.page_size % kRunKeys == 0 ? kRunKeys : 1),
         lane_(lane),
+        keeps_offsets_(keeps_offsets_of_runs || run_keys_ == 1),
         units_(units) {
     begin_next_unit();
     begin_stretch();
@@ -94,7 +95,7 @@ class TileStream {
   }
 
   [[nodiscard]] __device__ bool has_runs() const { return run_keys_ > 1; }
-  /// Byte offsets of neighbouring runs, of which this lane's is one; the tile's run `run` is among
+  /// Byte offsets of neighbouring runs, if they are kept, of which this lane's is one; the tile's run `run` is among
   /// them, that of lane `lane_of(run)`.
   [[nodiscard]] __device__ std::int64_t offset_near(int run) const {
     const int at = first_run() + run;
@@ -158,7 +159,7 @@ class TileStream {
     looked_ahead_ = false;
 #pragma unroll
     for (int i = 0; i < kRunsPerLane; ++i) {
-      offsets_[i] = offset_of_next(i);
+      if (keeps_offsets_) offsets_[i] = offset_of_next(i);
       pages_[i] = next_pages_[i];
     }
   }
@@ -219,6 +220,7 @@ class TileStream {
   const std::int32_t element_;  // bytes
   const std::int32_t run_keys_;
   const int lane_;
+  const bool keeps_offsets_;
   Units& units_;
   std::int32_t first_key_ = 0;  // of the stretch
   std::int32_t key_ = 0;

@@ -62,7 +62,7 @@ struct Config {
   static constexpr int kHeadDimVo = kHeadDimVo_;
 
   /// The portable kernel, of which a block runs two.
-  using Small = mma::Config<Element, kHeadDimQk, kHeadDimVo, mma::kHalf>;
+  using Small = mma::Config<Element, kHeadDimQk, kHeadDimVo, mma::kHalf, Element, Groups>;
 
   static constexpr Registers kSmallRegisters =
       kHeadDimQk == 192 ? kForSmallUnitsOf192 : kForSmallUnits;

@@ -135,6 +135,11 @@ __device__ __forceinline__ void copy_box(std::uint32_t to, std::uint64_t map, in
       : "memory");
 }
 
+/// Brings a map near that will be used.
+__device__ __forceinline__ void prefetch_map(const CUtensorMap& map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
+}
+
 /// The same for 64 components of rows of q.
 __device__ __forceinline__ void copy_box(std::uint32_t to, const CUtensorMap& map, int component,
                                          int head, int token, std::uint32_t barrier) {

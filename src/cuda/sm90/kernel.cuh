@@ -75,12 +75,15 @@ __device__ __forceinline__ bool is_loading_warpgroup() {
 
 /// A warp of the loading warpgroup: two for each half.
 template <typename C>
-__device__ __forceinline__ void load_small_units(const AttendParams& params,
+__device__ __forceinline__ void load_small_units(const AttendParams& params, const TileMaps& maps,
                                                  typename C::Shared& shared) {
   const int half = warp_of_warpgroup() / 2;
   const std::int32_t worker = static_cast<std::int32_t>(blockIdx.x) - shared.overview.large_workers;
-  mma::load_units<typename C::Small>(params, shared.halves[half], worker * kHalves + half,
-                                     warp_of_warpgroup() % 2 == 0, lane());
+  const auto make_boxes = [&](bool of_keys, auto layout) {
+    return SmallRunBoxes<decltype(layout)>(params, maps, of_keys, lane());
+  };
+  mma::load_units<typename C::Small>(params, shared.halves[half], make_boxes,
+                                     worker * kHalves + half, warp_of_warpgroup() % 2 == 0, lane());
 }
 
 /// A warp of the loading warpgroup.
@@ -203,11 +206,11 @@ __device__ __forceinline__ void look_ahead(const AttendParams& params, typename 
 
 /// All small units of the block's shares. Their barriers are there.
 template <typename C>
-__device__ __forceinline__ void attend_small_units(const AttendParams& params,
+__device__ __forceinline__ void attend_small_units(const AttendParams& params, const TileMaps& maps,
                                                    typename C::Shared& shared) {
   if (is_loading_warpgroup()) {
     give_registers<C::kSmallRegisters.loader>();
-    load_small_units<C>(params, shared);
+    load_small_units<C>(params, maps, shared);
   } else {
     take_registers<C::kSmallRegisters.consumer>();
     const int half = thread_of_block() / kWarpgroupSize - 1;
@@ -270,6 +273,11 @@ __global__ void __launch_bounds__(kThreads, 1)
     if (warp == 1) look_ahead_for_pages(params, static_cast<std::int32_t>(blockIdx.x) * kHalves);
     if (warp == 2 && lane() < kHalves) {
       mma::init_barriers<typename C::Small>(shared.halves[lane()]);
+      order_before_boxes();
+    }
+    if (warp == 3 && lane() == 0 && maps.has_kv) {
+      prefetch_map(maps.keys.map);
+      prefetch_map(maps.values.map);
     }
   }
   __syncthreads();
@@ -284,7 +292,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll 1
   while (true) {
     if (first_of(phases_left(shared)) == kSmallPhase) {
-      attend_small_units<C>(params, shared);
+      attend_small_units<C>(params, maps, shared);
       if (is_last(phases_left(shared))) break;
       __syncthreads();
       if (thread_of_block() == 0) shared.phases >>= kPhaseBits;
@@ -302,6 +310,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       end_barriers<C>(shared.large);
 #pragma unroll 1
       for (auto& half : shared.halves) mma::init_barriers<typename C::Small>(half);
+      order_before_boxes();
     }
     return_registers<C>();
     __syncthreads();

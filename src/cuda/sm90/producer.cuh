@@ -14,91 +14,53 @@
 
 namespace quire::cuda::sm90 {
 
-/// Loads all tiles of K, or of V, into the ring, the last tile of a unit first: in boxes, as far as
-/// neighbours lie in a page and all of them are seen or none, which makes zeros.
-template <typename C, typename Layout>
-class TileLoader {
+/// A tile's runs of 16 keys as boxes of K or V.
+/// @tparam Layout  Of the tile in shared memory.
+template <typename Layout, int kTileKeys>
+class RunBoxes {
  public:
-  __device__ TileLoader(const AttendParams& params, const TileMaps& maps, typename C::Large& shared,
-                        bool loads_keys, int lane)
-      : params_(params),
-        shared_(shared),
-        pool_(loads_keys ? maps.keys : maps.values),
-        has_boxes_(maps.has_kv),
-        cache_(loads_keys ? params.tensors.k : params.tensors.v),
-        lane_(lane) {
-    at_.slot = loads_keys ? 0 : 1;
-  }
+  static constexpr int kRuns = kTileKeys / kBoxKeys;
+  static constexpr std::uint32_t kAllRuns = (1U << kRuns) - 1;
 
-  __device__ __forceinline__ void run() {
-    note(params_, Activity::kFindUnits);
-    UnitReader<C> units(shared_.fixed, lane_);
-    Tiles tiles(params_, cache_, kElementBytes, units, lane_);
-#pragma unroll 1
-    while (tiles.unit().rows > 0) {
-      if (!tiles.unit().sees_nothing()) load(tiles);  // before asking for the next tiles' pages
-      note(params_, Activity::kLookAhead);
-      tiles.look_ahead();
-      tiles.advance();
+  __device__ RunBoxes(const AttendParams& params, const TileMaps& maps, bool of_keys, int lane)
+      : params_(params),
+        pool_(of_keys ? maps.keys : maps.values),
+        has_boxes_(maps.has_kv),
+        lane_(lane) {}
+
+  /// Copies the runs of which all keys are seen or none, which makes zeros, into the tile at `to`
+  /// after `wait_for_room()`.
+  /// @param full  A barrier that is told of it. Nobody has arrived there.
+  /// @return A bit for each of these runs.
+  template <typename Tiles, typename Wait>
+  __device__ __forceinline__ std::uint32_t copy(const Tiles& tiles, mma::RowRange rows,
+                                                std::uint32_t to, std::uint32_t full,
+                                                const Wait& wait_for_room) const {
+    const std::uint32_t boxes = has_boxes_ ? runs_in_boxes(rows) : 0;
+    if (boxes == 0) {
+      wait_for_room();
+    } else {
+      copy_boxes(tiles, rows, boxes, to, full, wait_for_room);
     }
-    note(params_, Activity::kAwaitCopies);
-    wait_for_own_copies();
+    return boxes;
   }
 
  private:
-  using Tiles = mma::TileStream<C::kTileKeys, mma::Direction::kDescending, UnitReader<C>>;
-  static constexpr int kElementBytes = sizeof(typename C::Element);
   static constexpr int kRunBytes = kBoxKeys * Layout::kRowBytes;
-  static_assert(kBoxKeys == mma::kRunKeys && kBoxComponents * kElementBytes == Layout::kRowStride);
-
-  static constexpr int kRuns = C::kTileKeys / kBoxKeys;
   static constexpr std::int32_t kNoRun = -1;
 
-  __device__ __forceinline__ void load(const Tiles& tiles) {
-    note(params_, Activity::kIssueCopies, tiles.key());
-    const mma::RowRange rows{tiles.unit().kv_begin - tiles.key(),
-                             tiles.unit().kv_end - tiles.key()};
-    // A bit for each run that comes in a box.
-    const std::uint32_t boxes = has_boxes_ ? runs_in_boxes(rows) : 0;
-    if (boxes != 0) {
-      load_boxes(tiles, rows, boxes);
-    } else {
-      wait_for_slot();
-    }
-    if (boxes == kAllRuns) {
-      barrier_arrive(full_barrier());
-    } else {
-      load_rows(tiles, rows, boxes);
-      barrier_arrive_after_copies(full_barrier());
-    }
-    at_.advance(2);  // K and V take turns
-  }
-
-  __device__ void wait_for_slot() const {
-    note(params_, Activity::kAwaitSlot);
-    barrier_wait(shared_address(&shared_.empty[at_.slot]), at_.parity ^ 1);
-  }
-
-  static constexpr std::uint32_t kAllRuns = (1U << kRuns) - 1;
   /// All but those of which some rows are seen.
   static __device__ std::uint32_t runs_in_boxes(mma::RowRange rows) {
     std::uint32_t boxes = kAllRuns;
     if (rows.begin > 0 && rows.begin % kBoxKeys != 0) boxes &= ~(1U << rows.begin / kBoxKeys);
-    if (rows.end < C::kTileKeys && rows.end % kBoxKeys != 0) boxes &= ~(1U << rows.end / kBoxKeys);
+    if (rows.end < kTileKeys && rows.end % kBoxKeys != 0) boxes &= ~(1U << rows.end / kBoxKeys);
     return boxes;
   }
 
-  [[nodiscard]] __device__ std::uint32_t full_barrier() const {
-    return shared_address(&shared_.full[at_.slot]);
-  }
-  /// Address of a row of the slot, a multiple of 8.
-  [[nodiscard]] __device__ std::uint32_t place(int row) const {
-    return shared_address(shared_.ring[at_.slot]) + Layout::below(row);
-  }
-
-  /// Runs of the tile, a box each; of none, which makes zeros, if they are not seen.
-  __device__ __forceinline__ void load_boxes(const Tiles& tiles, mma::RowRange rows,
-                                             std::uint32_t boxes) {
+  template <typename Tiles, typename Wait>
+  __device__ __forceinline__ void copy_boxes(const Tiles& tiles, mma::RowRange rows,
+                                             std::uint32_t boxes, std::uint32_t to,
+                                             std::uint32_t full, const Wait& wait_for_room) const {
     // Each lane finds a run; then one issues them all.
     const int own = lane_ % kRuns;
     const std::int32_t page = __shfl_sync(kAllLanes, tiles.page_near(0), tiles.lane_of(own));
@@ -116,10 +78,9 @@ class TileLoader {
     std::int32_t run[kRuns];
 #pragma unroll
     for (int i = 0; i < kRuns; ++i) run[i] = __shfl_sync(kAllLanes, own_run, i);
-    const std::uint32_t to = place(0);
-    const std::uint32_t barrier = opaque(full_barrier());
+    const std::uint32_t barrier = opaque(full);
     const std::uint64_t map = opaque(reinterpret_cast<std::uint64_t>(&pool_.map));
-    wait_for_slot();
+    wait_for_room();
     if (elect_one()) {
       barrier_expect(barrier, static_cast<std::uint32_t>(__popc(boxes) * kRunBytes));
 #pragma unroll
@@ -131,15 +92,104 @@ class TileLoader {
     __syncwarp();
   }
 
+  const AttendParams& params_;
+  const PoolMap& pool_;
+  const bool has_boxes_;
+  const int lane_;
+};
+
+/// The runs of small units' tiles; a tile may also come row by row, and the next one in its place.
+template <typename Layout>
+class SmallRunBoxes {
+ public:
+  static constexpr std::uint32_t kAllRuns = RunBoxes<Layout, mma::kTileKeys>::kAllRuns;
+  static constexpr bool kAreRuns = true;
+
+  __device__ SmallRunBoxes(const AttendParams& params, const TileMaps& maps, bool of_keys, int lane)
+      : boxes_(params, maps, of_keys, lane) {}
+
+  template <typename Tiles, typename Wait>
+  __device__ __forceinline__ std::uint32_t copy(const Tiles& tiles, mma::RowRange rows,
+                                                std::uint32_t to, std::uint32_t full,
+                                                const Wait& wait_for_room) const {
+    return boxes_.copy(tiles, rows, to, full, [&] {
+      wait_for_room();
+      order_before_boxes();
+    });
+  }
+
+ private:
+  RunBoxes<Layout, mma::kTileKeys> boxes_;
+};
+
+/// Loads all tiles of K, or of V, into the ring, the last tile of a unit first: in boxes, as far as
+/// neighbours lie in a page and all of them are seen or none, which makes zeros.
+template <typename C, typename Layout>
+class TileLoader {
+ public:
+  __device__ TileLoader(const AttendParams& params, const TileMaps& maps, typename C::Large& shared,
+                        bool loads_keys, int lane)
+      : params_(params),
+        shared_(shared),
+        boxes_(params, maps, loads_keys, lane),
+        cache_(loads_keys ? params.tensors.k : params.tensors.v),
+        lane_(lane) {
+    at_.slot = loads_keys ? 0 : 1;
+  }
+
+  __device__ __forceinline__ void run() {
+    note(params_, Activity::kFindUnits);
+    UnitReader<C> units(shared_.fixed, lane_);
+    Tiles tiles(params_, cache_, kElementBytes, units, lane_, false);
+#pragma unroll 1
+    while (tiles.unit().rows > 0) {
+      if (!tiles.unit().sees_nothing()) load(tiles);  // before asking for the next tiles' pages
+      note(params_, Activity::kLookAhead);
+      tiles.look_ahead();
+      tiles.advance();
+    }
+    note(params_, Activity::kAwaitCopies);
+    wait_for_own_copies();
+  }
+
+ private:
+  using Tiles = mma::TileStream<C::kTileKeys, mma::Direction::kDescending, UnitReader<C>>;
+  static constexpr int kElementBytes = sizeof(typename C::Element);
+  using Boxes = RunBoxes<Layout, C::kTileKeys>;
+  static_assert(kBoxKeys == mma::kRunKeys && kBoxComponents * kElementBytes == Layout::kRowStride);
+
+  __device__ __forceinline__ void load(const Tiles& tiles) {
+    note(params_, Activity::kIssueCopies, tiles.key());
+    const mma::RowRange rows{tiles.unit().kv_begin - tiles.key(),
+                             tiles.unit().kv_end - tiles.key()};
+    const std::uint32_t full = shared_address(&shared_.full[at_.slot]);
+    const std::uint32_t in_boxes = boxes_.copy(tiles, rows, place(0), full, [&] {
+      note(params_, Activity::kAwaitSlot);
+      barrier_wait(shared_address(&shared_.empty[at_.slot]), at_.parity ^ 1);
+    });
+    if (in_boxes == Boxes::kAllRuns) {
+      barrier_arrive(full);
+    } else {
+      load_rows(tiles, rows, in_boxes);
+      barrier_arrive_after_copies(full);
+    }
+    at_.advance(2);  // K and V take turns
+  }
+
+  /// Address of a row of the slot, a multiple of 8.
+  [[nodiscard]] __device__ std::uint32_t place(int row) const {
+    return shared_address(shared_.ring[at_.slot]) + Layout::below(row);
+  }
+
   /// All runs that do not come in boxes, row by row; rows that are not seen become zeros.
   __device__ __forceinline__ void load_rows(const Tiles& tiles, mma::RowRange rows,
-                                            std::uint32_t boxes) {
+                                            std::uint32_t in_boxes) {
     const auto* const base = static_cast<const std::byte*>(cache_.data);
     const std::int64_t stride = cache_.token_stride * kElementBytes;
     const mma::RowLoader<Layout> loader(lane_);
 #pragma unroll 1
-    for (int run = 0; run < kRuns; ++run) {
-      if ((boxes >> static_cast<unsigned>(run) & 1U) != 0) continue;
+    for (int run = 0; run < Boxes::kRuns; ++run) {
+      if ((in_boxes >> static_cast<unsigned>(run) & 1U) != 0) continue;
       const int first = run * mma::kRunKeys;
       if (tiles.has_runs()) {
         const std::int64_t offset =
@@ -154,8 +204,7 @@ class TileLoader {
 
   const AttendParams& params_;
   typename C::Large& shared_;
-  const PoolMap& pool_;
-  const bool has_boxes_;
+  const Boxes boxes_;
   const core::Pages& cache_;
   const int lane_;
   mma::RingPosition<C::kSlots> at_;

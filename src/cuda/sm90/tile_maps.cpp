@@ -26,7 +26,8 @@ struct Axis {
   std::int32_t box = 1;
 };
 
-/// A map of 16-bit elements, boxes of which have 64 components, which lie behind one another.
+/// A map of 16-bit elements, boxes of which have 64 components, which lie behind one another. What
+/// boxes miss in the second-level cache comes in 128 bytes: with 256 decode takes 8 % longer.
 /// @return False if there can be no such map.
 template <std::size_t kOthers>
 bool encode_map(CUtensorMap& map, const void* data, DType dtype, std::int32_t components,
@@ -50,7 +51,7 @@ bool encode_map(CUtensorMap& map, const void* data, DType dtype, std::int32_t co
                                        : CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
              static_cast<cuuint32_t>(kAxes), const_cast<void*>(data), sizes.data(), strides.data(),
              box.data(), steps.data(), CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+             CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
 
 /// A box lies in shared memory as `Groups` has it: 64 components of 8 tokens, the next 64 of the
