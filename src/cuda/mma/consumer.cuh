@@ -15,12 +15,14 @@
 
 #include "cuda/attend/params.hpp"
 #include "cuda/attend/results.cuh"
+#include "cuda/attend/unit_end.cuh"
 #include "cuda/attend/visibility.cuh"
 #include "cuda/common/ptx.cuh"
 #include "cuda/mma/config.cuh"
 #include "cuda/mma/products.cuh"
 #include "cuda/mma/queries.cuh"
 #include "cuda/mma/scaling.cuh"
+#include "cuda/timeline/note.cuh"
 
 namespace quire::cuda::mma {
 

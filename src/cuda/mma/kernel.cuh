@@ -15,10 +15,12 @@
 
 #include "cuda/attend/params.hpp"
 #include "cuda/attend/results.cuh"
+#include "cuda/attend/unit_end.cuh"
 #include "cuda/common/ptx.cuh"
 #include "cuda/mma/config.cuh"
 #include "cuda/mma/consumer.cuh"
 #include "cuda/mma/producer.cuh"
+#include "cuda/timeline/note.cuh"
 #include "schedule/schedule.hpp"
 
 namespace quire::cuda::mma {

@@ -12,6 +12,7 @@
 #include "cuda/mma/config.cuh"
 #include "cuda/mma/row_loader.cuh"
 #include "cuda/mma/tile_stream.cuh"
+#include "cuda/timeline/note.cuh"
 
 namespace quire::cuda::mma {
 

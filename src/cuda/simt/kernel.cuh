@@ -13,6 +13,7 @@
 
 #include "cuda/attend/params.hpp"
 #include "cuda/attend/results.cuh"
+#include "cuda/attend/unit_end.cuh"
 #include "cuda/attend/visibility.cuh"
 #include "cuda/common/convert.cuh"
 #include "cuda/common/ptx.cuh"

@@ -19,11 +19,13 @@
 
 #include "cuda/attend/params.hpp"
 #include "cuda/attend/results.cuh"
+#include "cuda/attend/unit_end.cuh"
 #include "cuda/attend/visibility.cuh"
 #include "cuda/common/ptx.cuh"
 #include "cuda/sm90/config.cuh"
 #include "cuda/sm90/consumer_state.cuh"
 #include "cuda/sm90/instructions.cuh"
+#include "cuda/timeline/note.cuh"
 
 namespace quire::cuda::sm90 {
 

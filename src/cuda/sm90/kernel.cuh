@@ -17,12 +17,14 @@
 
 #include "cuda/attend/params.hpp"
 #include "cuda/attend/results.cuh"
+#include "cuda/attend/unit_end.cuh"
 #include "cuda/common/ptx.cuh"
 #include "cuda/mma/kernel.cuh"
 #include "cuda/sm90/config.cuh"
 #include "cuda/sm90/consumer.cuh"
 #include "cuda/sm90/producer.cuh"
 #include "cuda/sm90/units.cuh"
+#include "cuda/timeline/note.cuh"
 
 namespace quire::cuda::sm90 {
 
@@ -80,7 +82,7 @@ __device__ __forceinline__ void load_small_units(const AttendParams& params, con
   const int half = warp_of_warpgroup() / 2;
   const std::int32_t worker = static_cast<std::int32_t>(blockIdx.x) - shared.overview.large_workers;
   const auto make_boxes = [&](bool of_keys, auto layout) {
-    return SmallRunBoxes<decltype(layout)>(params, maps, of_keys, lane());
+    return RunBoxes<decltype(layout), mma::kTileKeys, true>(params, maps, of_keys, lane());
   };
   mma::load_units<typename C::Small>(params, shared.halves[half], make_boxes,
                                      worker * kHalves + half, warp_of_warpgroup() % 2 == 0, lane());

@@ -11,14 +11,18 @@
 #include "cuda/mma/tile_stream.cuh"
 #include "cuda/sm90/config.cuh"
 #include "cuda/sm90/units.cuh"
+#include "cuda/timeline/note.cuh"
 
 namespace quire::cuda::sm90 {
 
 /// A tile's runs of 16 keys as boxes of K or V.
 /// @tparam Layout  Of the tile in shared memory.
-template <typename Layout, int kTileKeys>
+/// @tparam kFollowsRows  Rows may have been copied one by one to the same place, which nobody has
+///   shown to what follows.
+template <typename Layout, int kTileKeys, bool kFollowsRows>
 class RunBoxes {
  public:
+  static constexpr bool kAreRuns = true;
   static constexpr int kRuns = kTileKeys / kBoxKeys;
   static constexpr std::uint32_t kAllRuns = (1U << kRuns) - 1;
 
@@ -82,6 +86,7 @@ class RunBoxes {
     const std::uint64_t map = opaque(reinterpret_cast<std::uint64_t>(&pool_.map));
     wait_for_room();
     if (elect_one()) {
+      if constexpr (kFollowsRows) order_before_boxes();
       barrier_expect(barrier, static_cast<std::uint32_t>(__popc(boxes) * kRunBytes));
 #pragma unroll
       for (int i = 0; i < kRuns; ++i) {
@@ -96,30 +101,6 @@ class RunBoxes {
   const PoolMap& pool_;
   const bool has_boxes_;
   const int lane_;
-};
-
-/// The runs of small units' tiles; a tile may also come row by row, and the next one in its place.
-template <typename Layout>
-class SmallRunBoxes {
- public:
-  static constexpr std::uint32_t kAllRuns = RunBoxes<Layout, mma::kTileKeys>::kAllRuns;
-  static constexpr bool kAreRuns = true;
-
-  __device__ SmallRunBoxes(const AttendParams& params, const TileMaps& maps, bool of_keys, int lane)
-      : boxes_(params, maps, of_keys, lane) {}
-
-  template <typename Tiles, typename Wait>
-  __device__ __forceinline__ std::uint32_t copy(const Tiles& tiles, mma::RowRange rows,
-                                                std::uint32_t to, std::uint32_t full,
-                                                const Wait& wait_for_room) const {
-    return boxes_.copy(tiles, rows, to, full, [&] {
-      wait_for_room();
-      order_before_boxes();
-    });
-  }
-
- private:
-  RunBoxes<Layout, mma::kTileKeys> boxes_;
 };
 
 /// Loads all tiles of K, or of V, into the ring, the last tile of a unit first: in boxes, as far as
@@ -155,7 +136,7 @@ class TileLoader {
  private:
   using Tiles = mma::TileStream<C::kTileKeys, mma::Direction::kDescending, UnitReader<C>>;
   static constexpr int kElementBytes = sizeof(typename C::Element);
-  using Boxes = RunBoxes<Layout, C::kTileKeys>;
+  using Boxes = RunBoxes<Layout, C::kTileKeys, false>;
   static_assert(kBoxKeys == mma::kRunKeys && kBoxComponents * kElementBytes == Layout::kRowStride);
 
   __device__ __forceinline__ void load(const Tiles& tiles) {
