@@ -31,6 +31,8 @@ constexpr std::array kVariables = {
     Variable{"QUIRE_CPU_TIER", "CPU kernel where none is named, such as avx2 for cpu.avx2"},
     Variable{"QUIRE_CUDA_SHARED_MEMORY",
              "bytes that a CUDA kernel may use at most, to try small ones"},
+    Variable{"QUIRE_TIMELINE",
+             "where a build with QUIRE_CUDA_TIMELINE writes what the last launch did"},
     Variable{"NO_COLOR", "no colours, whatever the terminal"},
 };
 
