@@ -193,16 +193,18 @@ template <typename C>
 __device__ __forceinline__ void look_ahead(const AttendParams& params, typename C::Shared& shared) {
   const schedule::LineView& small = params.schedule.lines[schedule::kSmallUnits];
   const std::int32_t heads = params.policy.lines[schedule::kSmallUnits].heads_abreast;
-  const auto thread = static_cast<std::int32_t>(threadIdx.x);
   const auto share = static_cast<std::int32_t>(blockIdx.x) * kHalves;
-  const schedule::Range* const range = small.ranges + share / heads;
   constexpr int kLines = (sizeof(schedule::Range) + 127) / 128 + 1;
-  if (thread == 0) {
-    shared.overview = range->overview;
-    shared.phases = phases_of(shared.overview);
-  } else if (thread <= kHalves * kLines) {
-    const std::int32_t of = (share + thread % kHalves) / heads;
-    prefetch(reinterpret_cast<const std::byte*>(small.ranges + of) + (thread - 1) / kHalves * 128);
+  if (lane() < kHalves * kLines) {
+    const schedule::Range* const range = small.ranges + (share + lane() % kHalves) / heads;
+    prefetch(reinterpret_cast<const std::byte*>(range) + lane() / kHalves * 128);
+  }
+  // By all lanes, since they would wait for the one.
+  const schedule::Overview overview = small.ranges[share / heads].overview;
+  const Phases phases = phases_of(overview);
+  if (lane() == 0) {
+    shared.overview = overview;
+    shared.phases = phases;
   }
 }
 

@@ -17,9 +17,10 @@ namespace quire::cuda::sm90 {
 
 /// A tile's runs of 16 keys as boxes of K or V.
 /// @tparam Layout  Of the tile in shared memory.
-/// @tparam kFollowsRows  Rows may have been copied one by one to the same place, which nobody has
-///   shown to what follows.
-template <typename Layout, int kTileKeys, bool kFollowsRows>
+/// @tparam kIsSmall  Of small units: rows may have been copied one by one to the same place, which nobody
+///   has shown to what follows; and little code counts for more than few instructions, since short
+///   batches wait for it to come from memory.
+template <typename Layout, int kTileKeys, bool kIsSmall>
 class RunBoxes {
  public:
   static constexpr bool kAreRuns = true;
@@ -79,19 +80,33 @@ class RunBoxes {
     own_run = rows.has(own * kBoxKeys) ? own_run + first / kBoxKeys : kNoRun;
     const std::int32_t token = first % kBoxKeys;  // the same for all
     const std::int32_t panel = tiles.unit().kv_head_begin * pool_.panels_per_head;
-    std::int32_t run[kRuns];
-#pragma unroll
-    for (int i = 0; i < kRuns; ++i) run[i] = __shfl_sync(kAllLanes, own_run, i);
     const std::uint32_t barrier = opaque(full);
     const std::uint64_t map = opaque(reinterpret_cast<std::uint64_t>(&pool_.map));
-    wait_for_room();
-    if (elect_one()) {
-      if constexpr (kFollowsRows) order_before_boxes();
+    const auto expect = [&] {
+      if constexpr (kIsSmall) order_before_boxes();
       barrier_expect(barrier, static_cast<std::uint32_t>(__popc(boxes) * kRunBytes));
-#pragma unroll
+    };
+    const auto copy_run = [&](int i, std::int32_t run) {
+      if ((boxes >> static_cast<unsigned>(i) & 1U) == 0) return;
+      copy_box(to + Layout::below(i * kBoxKeys), map, token, panel, run, barrier);
+    };
+    if constexpr (kIsSmall) {
+      wait_for_room();
+      if (elect_one()) expect();
+#pragma unroll 1
       for (int i = 0; i < kRuns; ++i) {
-        if ((boxes >> static_cast<unsigned>(i) & 1U) == 0) continue;
-        copy_box(to + Layout::below(i * kBoxKeys), map, token, panel, run[i], barrier);
+        const std::int32_t run = __shfl_sync(kAllLanes, own_run, i);
+        if (elect_one()) copy_run(i, run);
+      }
+    } else {
+      std::int32_t run[kRuns];
+#pragma unroll
+      for (int i = 0; i < kRuns; ++i) run[i] = __shfl_sync(kAllLanes, own_run, i);
+      wait_for_room();
+      if (elect_one()) {
+        expect();
+#pragma unroll
+        for (int i = 0; i < kRuns; ++i) copy_run(i, run[i]);
       }
     }
     __syncwarp();
