@@ -97,6 +97,25 @@ TEST_P(GpuOracleOfDims, AgreesForMixedBatchesInBothOutputDtypes) {
   expect_oracle(roomy, testing::kRoomyLimits);
 }
 
+/// Two warps share the rows of such a unit, half of the keys of a tile each: lengths that leave one of
+/// them without keys, in the first tile, the last one or all of them.
+TEST_P(GpuOracleOfDims, AgreesForUnitsOf17To32Rows) {
+  RandomBatchOptions options = GpuOracleOfDims::options();
+  options.spec.num_qo_heads = 4 * options.spec.num_kv_heads;
+  options.requests = {{8, 31}, {5, 9}, {6, 97}, {7, 64}, {8, 128}, {8, 1500}, {8, 8}, {5, 650}};
+  if (const Support support = supports(kGpu, options.spec); !support.supported) {
+    GTEST_SKIP() << support.reason;
+  }
+  expect_oracle(options, "causal");
+  options.spec.window_left = 20;
+  expect_oracle(options, "window");
+  options.spec.window_left = -1;
+  options.spec.mask = Mask::kTree;
+  options.spec.logits_soft_cap = 20.0F;
+  options.spec.sinks = true;
+  expect_oracle(options, "tree");
+}
+
 INSTANTIATE_TEST_SUITE_P(Promised, GpuOracleOfDims,
                          ::testing::Combine(::testing::ValuesIn(kDTypes),
                                             ::testing::ValuesIn(kHeadDims)),

@@ -31,10 +31,10 @@ using testing::Place;
 using testing::RandomBatch;
 using testing::RandomBatchOptions;
 
-/// Few rows and many, a split request, an empty one and one without keys.
+/// Few rows and many, split requests, an empty one and one without keys.
 RandomBatchOptions short_options(DType dtype, std::int32_t head_dim) {
   RandomBatchOptions options = testing::exact_options(dtype, 3, 2, head_dim);
-  options.requests = {{1, 67}, {1, 600}, {0, 9}, {3, 1}, {20, 90}, {70, 70}};
+  options.requests = {{1, 67}, {1, 600}, {0, 9}, {3, 1}, {8, 700}, {20, 90}, {70, 70}};
   return options;
 }
 

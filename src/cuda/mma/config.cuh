@@ -136,6 +136,9 @@ struct Config {
   static constexpr int kColumns =
       (kHeadDimVo / kConsumerWarps + kColumnStep - 1) / kColumnStep * kColumnStep;
 
+  /// Whether registers hold 16 rows of o beside all else.
+  static constexpr bool kHasQuarters = !kIsNarrow && kHeadDimVo <= 128;
+
   /// Weights of a tile; at a unit's end 8 rows of o in fp32.
   static constexpr int kStagedBytes = 8 * kConsumerWarps * kColumns * 4;
   static constexpr int kWeightsBytes =

@@ -6,8 +6,9 @@
 ///
 /// A block takes one share of the schedule: units of at most 32 rows (the queries of a tile times
 /// the heads of a group, packed) against their keys, 64 at a time. Two warps look pages up and
-/// load (`Producer`), four compute (`UnitAttention`); between them lies a ring of half tiles, K and
-/// V in turn, that stays full across units. Split units are merged by the block that finishes last.
+/// load (`Producer`), four compute (`UnitAttention`, `QuarterAttention`); between them lies a ring of
+/// half tiles, K and V in turn, that stays full across units. Split units are merged by the block
+/// that finishes last.
 #pragma once
 
 #include <cstdint>
@@ -20,6 +21,7 @@
 #include "cuda/mma/config.cuh"
 #include "cuda/mma/consumer.cuh"
 #include "cuda/mma/producer.cuh"
+#include "cuda/mma/quarters.cuh"
 #include "cuda/timeline/note.cuh"
 #include "schedule/schedule.hpp"
 
@@ -55,8 +57,9 @@ __device__ void attend_unit(ConsumerState<C>& state, const Unit& unit) {
     state.release_queries();
     return;
   }
-  const bool are_final = unit.rows <= 16 ? UnitAttention<C, 1>(state, unit).run()
-                                         : UnitAttention<C, C::kTileRows / 16>(state, unit).run();
+  using ManyRows = std::conditional_t<C::kHasQuarters, QuarterAttention<C>, UnitAttention<C, 2>>;
+  const bool are_final =
+      unit.rows <= 16 ? UnitAttention<C, 1>(state, unit).run() : ManyRows(state, unit).run();
   if (!are_final) {
     finish_partial<schedule::kSmallUnits, typename C::Output>(
         state.params, unit, state.shared.fixed.complete, state.warp * kWarpSize + state.lane,

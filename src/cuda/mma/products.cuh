@@ -12,77 +12,119 @@
 
 namespace quire::cuda::mma {
 
-/// Shapes of what a warp holds of a unit of 16 · kRowTiles_ rows.
+/// How the computing warps divide a tile: each scores a quarter of the keys for all rows, and
+/// accumulates all keys into a quarter of the columns of o. Weights go through shared memory.
 template <typename C, int kRowTiles_>
-struct Fragments {
+struct ByColumns {
   static constexpr int kRowTiles = kRowTiles_;
-  static constexpr int kKeyTiles = kWarpKeys / 8;         // of 8 keys
-  static constexpr int kQuerySteps = C::kHeadDimQk / 16;  // of 16 components
-  static constexpr int kKeySteps = kTileKeys / 16;        // of 16 keys
-  static constexpr int kColumnTiles = C::kColumns / 8;
+  static constexpr int kScoredKeys = kWarpKeys;
+  static constexpr int kWeightedKeys = kTileKeys;
+  static constexpr int kColumns = C::kColumns;
+  static __device__ int first_row(int /*warp*/) { return 0; }
+  static __device__ int first_scored_key(int warp) { return warp * kScoredKeys; }
+};
+
+/// Each has a quarter of the tile to itself, half of the rows and half of the keys, and all columns of
+/// o: its weights stay in registers.
+template <typename C>
+struct ByQuarters {
+  static constexpr int kRowTiles = 1;
+  static constexpr int kScoredKeys = kTileKeys / 2;
+  static constexpr int kWeightedKeys = kTileKeys / 2;
+  static constexpr int kColumns = C::kHeadDimVo;
+  static __device__ int first_row(int warp) { return warp / 2 * 16; }
+  static __device__ int first_scored_key(int warp) { return warp % 2 * kScoredKeys; }
+};
+
+/// Shapes of what a warp holds of a unit.
+template <typename C, typename Division>
+struct Fragments {
+  static constexpr int kRowTiles = Division::kRowTiles;           // of 16 rows
+  static constexpr int kKeyTiles = Division::kScoredKeys / 8;     // of 8 keys
+  static constexpr int kQuerySteps = C::kHeadDimQk / 16;          // of 16 components
+  static constexpr int kKeySteps = Division::kWeightedKeys / 16;  // of 16 keys
+  static constexpr int kColumns = Division::kColumns;
+  static constexpr int kColumnTiles = kColumns / 8;
+  static constexpr bool kHasAllColumns = kColumns == C::kHeadDimVo;
   static constexpr bool kQueriesInRegisters = kRowTiles * kQuerySteps <= 8;
   /// Of the loops over steps: what keeps the registers of all bodies within a block's share.
   static constexpr int kUnroll = kQueriesInRegisters ? kQuerySteps : 2;
+  static constexpr int kKeyUnroll = kHasAllColumns ? 1 : kUnroll;  // V of a step is many registers
 
   using Scores = float[kRowTiles][kKeyTiles][4];  // a fragment: 16 rows × 8 keys
+  using Weights = std::uint32_t[kRowTiles][4];    // of 16 keys, as operand A
   using Columns = float[kRowTiles][kColumnTiles][4];
 };
 
+/// The same number, of which the compiler knows that it is none below 0: divisions are shifts.
+template <int kBound>
+__device__ __forceinline__ int known_below(int value) {
+  static_assert((kBound & (kBound - 1)) == 0);
+  return value & (kBound - 1);
+}
+
 /// Products with K and V of 16 bits.
-template <typename C, int kRowTiles>
-struct WideProducts : Fragments<C, kRowTiles> {
-  using F = Fragments<C, kRowTiles>;
+template <typename C, typename Division>
+struct WideProducts : Fragments<C, Division> {
+  using F = Fragments<C, Division>;
   using Element = typename C::Element;
 
-  /// scores += Q · Kᵀ over the warp's keys of the tile at `slot`.
+  /// scores += Q · Kᵀ over the keys from `first_key` on of the tile at `slot`.
   /// @param load_query  (registers, row tile, step): operand A.
   template <typename LoadQuery>
   static __device__ __forceinline__ void score(typename F::Scores& scores, std::uint32_t slot,
-                                               int warp, int lane, const LoadQuery& load_query) {
+                                               int first_key, int lane,
+                                               const LoadQuery& load_query) {
     using Layout = typename C::KeyLayout;
+    const int of_tile = known_below<kTileKeys>(first_key);
+    const int of_lane = known_below<kWarpSize>(lane);
     const std::uint32_t key =
-        Layout::chunk(Layout::row(slot, warp * kWarpKeys + lane % 8 + lane / 16 * 8), lane / 8 % 2);
+        Layout::chunk(Layout::row(slot, of_tile + of_lane % 8 + of_lane / 16 * 8), of_lane / 8 % 2);
 #pragma unroll F::kUnroll
     for (int step = 0; step < F::kQuerySteps; ++step) {
-      std::uint32_t keys[4];
-      load_matrices(keys, Layout::chunk(key, step * 2));
+      std::uint32_t keys[F::kKeyTiles / 2][4];
 #pragma unroll
-      for (int tile = 0; tile < kRowTiles; ++tile) {
+      for (int pair = 0; pair < F::kKeyTiles / 2; ++pair) {
+        load_matrices(keys[pair], Layout::chunk(key, step * 2) + Layout::below(pair * 16));
+      }
+#pragma unroll
+      for (int tile = 0; tile < F::kRowTiles; ++tile) {
         std::uint32_t query[4];
         load_query(query, tile, step);
-        multiply_add<Element>(scores[tile][0], query, keys[0], keys[1]);
-        multiply_add<Element>(scores[tile][1], query, keys[2], keys[3]);
+#pragma unroll
+        for (int pair = 0; pair < F::kKeyTiles / 2; ++pair) {
+          multiply_add<Element>(scores[tile][2 * pair], query, keys[pair][0], keys[pair][1]);
+          multiply_add<Element>(scores[tile][2 * pair + 1], query, keys[pair][2], keys[pair][3]);
+        }
       }
     }
   }
 
-  /// o += P · V over all keys of the tile at `slot`, the warp's columns.
-  /// @param weights  Address of P.
+  /// o += P · V over the keys from `first_key` on of the tile at `slot`, columns from `first_column`
+  /// on.
+  /// @param load_weights  (registers, step): operand A.
+  template <typename LoadWeights>
   static __device__ __forceinline__ void accumulate(typename F::Columns& o, std::uint32_t slot,
-                                                    std::uint32_t weights_tile, int warp,
-                                                    int lane) {
+                                                    int first_key, int first_column, int lane,
+                                                    const LoadWeights& load_weights) {
     using Layout = typename C::ValueLayout;
-    using WeightLayout = Swizzle<C::kWeightBytes>;
-    const int low = lane % 16;
-    const int high = lane / 16;
-    const int first_chunk = warp * F::kColumnTiles;
-    const std::uint32_t weights = WeightLayout::chunk(WeightLayout::row(weights_tile, low), high);
-    const std::uint32_t value = Layout::row(slot, low);
-#pragma unroll F::kUnroll
+    const int of_lane = known_below<kWarpSize>(lane);
+    const int high = of_lane / 16;
+    const int first_chunk = static_cast<int>(static_cast<unsigned>(first_column) / 8U);
+    const std::uint32_t value = Layout::row(slot, known_below<kTileKeys>(first_key) + of_lane % 16);
+#pragma unroll F::kKeyUnroll
     for (int step = 0; step < F::kKeySteps; ++step) {
-      std::uint32_t p[kRowTiles][4];
-#pragma unroll
-      for (int tile = 0; tile < kRowTiles; ++tile) {
-        load_matrices(p[tile],
-                      WeightLayout::chunk(weights, step * 2) + tile * 16 * C::kWeightBytes);
-      }
+      typename F::Weights p;
+      load_weights(p, step);
 #pragma unroll
       for (int column = 0; column + 1 < F::kColumnTiles; column += 2) {
         std::uint32_t values[4];
-        load_matrices_transposed(
-            values, Layout::chunk(value, first_chunk + column + high) + Layout::below(step * 16));
+        const std::uint32_t place = F::kHasAllColumns
+                                        ? Layout::chunk(Layout::chunk(value, high), column)
+                                        : Layout::chunk(value, first_chunk + column + high);
+        load_matrices_transposed(values, place + Layout::below(step * 16));
 #pragma unroll
-        for (int tile = 0; tile < kRowTiles; ++tile) {
+        for (int tile = 0; tile < F::kRowTiles; ++tile) {
           multiply_add<Element>(o[tile][column], p[tile], values[0], values[1]);
           multiply_add<Element>(o[tile][column + 1], p[tile], values[2], values[3]);
         }
@@ -93,7 +135,7 @@ struct WideProducts : Fragments<C, kRowTiles> {
         load_matrices_transposed(
             values, Layout::chunk(value, first_chunk + kLast) + Layout::below(step * 16));
 #pragma unroll
-        for (int tile = 0; tile < kRowTiles; ++tile) {
+        for (int tile = 0; tile < F::kRowTiles; ++tile) {
           multiply_add<Element>(o[tile][kLast], p[tile], values[0], values[1]);
         }
       }
@@ -115,20 +157,22 @@ struct WideProducts : Fragments<C, kRowTiles> {
 
 /// Products with K and V of 8 bits. Of 16 neighbouring columns of o, column tile 2i holds the even
 /// ones and 2i + 1 the odd ones.
-template <typename C, int kRowTiles>
-struct NarrowProducts : Fragments<C, kRowTiles> {
-  using F = Fragments<C, kRowTiles>;
+template <typename C, typename Division>
+struct NarrowProducts : Fragments<C, Division> {
+  using F = Fragments<C, Division>;
+  static_assert(F::kKeyTiles == 2);
 
   /// As `WideProducts::score`; components of q stand where `product_component` says.
   template <typename LoadQuery>
   static __device__ __forceinline__ void score(typename F::Scores& scores, std::uint32_t slot,
-                                               int warp, int lane, const LoadQuery& load_query) {
+                                               int first_key, int lane,
+                                               const LoadQuery& load_query) {
     using Layout = typename C::KeyLayout;
     using WidenKeys = Widen<typename C::Kv, Order::kNeighbours>;
-    const int of_warp = known_below<kConsumerWarps>(warp);
+    const int of_tile = known_below<kTileKeys>(first_key);
     const int of_lane = known_below<kWarpSize>(lane);
-    const std::uint32_t key = Layout::chunk(
-        Layout::row(slot, of_warp * kWarpKeys + of_lane % 8 + of_lane / 16 * 8), of_lane / 8 % 2);
+    const std::uint32_t key =
+        Layout::chunk(Layout::row(slot, of_tile + of_lane % 8 + of_lane / 16 * 8), of_lane / 8 % 2);
 #pragma unroll
     for (int step = 0; step < F::kQuerySteps; step += 2) {
       std::uint32_t codes[4];  // of keys 0…7 in two steps, of keys 8…15 in both
@@ -138,7 +182,7 @@ struct NarrowProducts : Fragments<C, kRowTiles> {
         const Pairs first = WidenKeys::pairs(codes[i]);
         const Pairs second = WidenKeys::pairs(codes[2 + i]);
 #pragma unroll
-        for (int tile = 0; tile < kRowTiles; ++tile) {
+        for (int tile = 0; tile < F::kRowTiles; ++tile) {
           std::uint32_t query[4];
           load_query(query, tile, step + i);
           multiply_add<__half>(scores[tile][0], query, first.first, first.second);
@@ -149,32 +193,21 @@ struct NarrowProducts : Fragments<C, kRowTiles> {
   }
 
   /// As `WideProducts::accumulate`.
+  template <typename LoadWeights>
   static __device__ __forceinline__ void accumulate(typename F::Columns& o, std::uint32_t slot,
-                                                    std::uint32_t weights_tile, int warp,
-                                                    int lane) {
+                                                    int first_key, int first_column, int lane,
+                                                    const LoadWeights& load_weights) {
     using Layout = typename C::ValueLayout;
-    using WeightLayout = Swizzle<C::kWeightBytes>;
     using WidenValues = Widen<typename C::Kv, Order::kEvenOdd>;
-    const int of_warp = known_below<kConsumerWarps>(warp);
     const int of_lane = known_below<kWarpSize>(lane);
-    if (kConsumerWarps * C::kColumns > C::kHeadDimVo && of_warp * C::kColumns >= C::kHeadDimVo) {
-      return;
-    }
-    const int first_chunk = of_warp * (C::kColumns / 16);
-    const std::uint32_t weights =
-        WeightLayout::chunk(WeightLayout::row(weights_tile, of_lane % 16), of_lane / 16);
-    const std::uint32_t value = Layout::row(slot, of_lane);
+    if (kConsumerWarps * C::kColumns > C::kHeadDimVo && first_column >= C::kHeadDimVo) return;
+    const int first_chunk = static_cast<int>(static_cast<unsigned>(first_column) / 16U);
+    const std::uint32_t value = Layout::row(slot, first_key + of_lane);
 #pragma unroll
     for (int step = 0; step < F::kKeySteps; step += 2) {
-      std::uint32_t p[2][kRowTiles][4];
+      typename F::Weights p[2];
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
-#pragma unroll
-        for (int tile = 0; tile < kRowTiles; ++tile) {
-          load_matrices(p[i][tile],
-                        WeightLayout::chunk(weights, (step + i) * 2) + tile * 16 * C::kWeightBytes);
-        }
-      }
+      for (int i = 0; i < 2; ++i) load_weights(p[i], step + i);
 #pragma unroll
       for (int column = 0; column < F::kColumnTiles; column += 2) {
         std::uint32_t codes[4];  // of 8 keys each
@@ -185,7 +218,7 @@ struct NarrowProducts : Fragments<C, kRowTiles> {
           const Pairs low = WidenValues::pairs(codes[2 * i]);
           const Pairs high = WidenValues::pairs(codes[2 * i + 1]);
 #pragma unroll
-          for (int tile = 0; tile < kRowTiles; ++tile) {
+          for (int tile = 0; tile < F::kRowTiles; ++tile) {
             multiply_add<__half>(o[tile][column], p[i][tile], low.first, high.first);
             multiply_add<__half>(o[tile][column + 1], p[i][tile], low.second, high.second);
           }
@@ -194,15 +227,6 @@ struct NarrowProducts : Fragments<C, kRowTiles> {
     }
   }
 
- private:
-  /// The same number, of which the compiler knows that it is none below 0: divisions are shifts.
-  template <int kBound>
-  static __device__ __forceinline__ int known_below(int value) {
-    static_assert((kBound & (kBound - 1)) == 0);
-    return value & (kBound - 1);
-  }
-
- public:
   /// As `WideProducts::for_columns`.
   template <typename Element, typename Store>
   static __device__ __forceinline__ void for_columns(int lane, const Element& element,
@@ -216,8 +240,8 @@ struct NarrowProducts : Fragments<C, kRowTiles> {
   }
 };
 
-template <typename C, int kRowTiles>
+template <typename C, typename Division>
 using Products =
-    std::conditional_t<C::kIsNarrow, NarrowProducts<C, kRowTiles>, WideProducts<C, kRowTiles>>;
+    std::conditional_t<C::kIsNarrow, NarrowProducts<C, Division>, WideProducts<C, Division>>;
 
 }  // namespace quire::cuda::mma

@@ -15,11 +15,10 @@
 namespace quire::cuda::mma {
 
 /// Of one thread's fragments.
-template <typename C, int kRowTiles>
+/// @tparam F  Their shapes.
+template <typename C, typename F>
 class Scaling {
  public:
-  using F = Fragments<C, kRowTiles>;
-
   /// Weights are stored as fp16, which has few numbers below 1: the largest of a row is stored as
   /// 2^kWeightShift.
   static constexpr float kWeightShift = 15.0F;
@@ -34,7 +33,7 @@ class Scaling {
   __device__ void take_rows(const float* factors, const LogitTransform& logits, int lane) {
     const float scale = logits.is_linear() ? logits.scale() : 1.0F;
 #pragma unroll
-    for (int tile = 0; tile < kRowTiles; ++tile) {
+    for (int tile = 0; tile < F::kRowTiles; ++tile) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         of_rows_[tile][half] = scale * factors[tile * 16 + half * 8 + lane / 4];
@@ -43,9 +42,10 @@ class Scaling {
   }
 
   /// Scales of the tile's tokens, while its K is there: those of K meet the scores at once.
-  __device__ void take_tile(typename F::Scores& scores, std::uint32_t slot, int warp, int lane) {
+  __device__ void take_tile(typename F::Scores& scores, std::uint32_t slot, int first_key,
+                            int lane) {
     const std::uint32_t at =
-        slot + static_cast<std::uint32_t>(C::kScalesBegin + (warp * kWarpKeys + lane % 4 * 2) *
+        slot + static_cast<std::uint32_t>(C::kScalesBegin + (first_key + lane % 4 * 2) *
                                                                 static_cast<int>(sizeof(float)));
 #pragma unroll
     for (int keys = 0; keys < F::kKeyTiles; ++keys) {
@@ -53,7 +53,7 @@ class Scaling {
       const float2 of_keys = load_shared_pair(place);
       of_values_[keys] = load_shared_pair(place + C::kScaleBytes);
 #pragma unroll
-      for (int tile = 0; tile < kRowTiles; ++tile) {
+      for (int tile = 0; tile < F::kRowTiles; ++tile) {
         scores[tile][keys][0] *= of_keys.x;
         scores[tile][keys][1] *= of_keys.y;
         scores[tile][keys][2] *= of_keys.x;
@@ -64,7 +64,7 @@ class Scaling {
 
   __device__ void scale_rows(typename F::Scores& scores) const {
 #pragma unroll
-    for (int tile = 0; tile < kRowTiles; ++tile) {
+    for (int tile = 0; tile < F::kRowTiles; ++tile) {
 #pragma unroll
       for (int keys = 0; keys < F::kKeyTiles; ++keys) {
 #pragma unroll
@@ -95,7 +95,7 @@ class Scaling {
   }
 
   const bool is_per_token_;
-  float of_rows_[kRowTiles][2];
+  float of_rows_[F::kRowTiles][2];
   float2 of_values_[F::kKeyTiles];  // of the tile's
 };
 
