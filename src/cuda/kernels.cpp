@@ -48,18 +48,21 @@ std::vector<core::HeadDims> mma_head_dims(DType kv_dtype) {
 }
 
 /// With the head dims and the rows from which on requests are attended with wgmma.
-std::string summary_of_16_bit(DType dtype) {
+std::string summary_of(DType dtype) {
   std::string dims;
   for (const sm90::Instance& instance : sm90::instances()) {
-    if (instance.dtype != dtype) continue;
+    if (instance.kv_dtype != dtype) continue;
     const core::HeadDims head = instance.head_dims;
     dims += fmt::format("{}{}", dims.empty() ? "" : ", ", head.qk);
     if (head.vo != head.qk) dims += fmt::format("/{}", head.vo);
   }
-  constexpr std::string_view kSmall = "tensor cores, 32 rows of a group at a time";
-  if (dims.empty()) return std::string(kSmall);
-  return fmt::format("{}; on sm_90, requests of more than {} rows 128 at a time (head dims {})",
-                     kSmall, kLargeRequestRows, dims);
+  const bool is_narrow = core::is_narrow(dtype);
+  const std::string small = fmt::format("tensor cores, {}32 rows of a group at a time",
+                                        is_narrow ? "8-bit K and V widened to fp16, " : "");
+  if (dims.empty()) return small;
+  return fmt::format("{}; on sm_90, requests of more than {} rows 128 at a time (head dims {}{})",
+                     small, kLargeRequestRows, dims,
+                     is_narrow ? "; not with scales of tokens" : "");
 }
 
 void add_mma_row(std::vector<core::KernelRow>& rows, std::string_view name, DType dtype) {
@@ -72,12 +75,11 @@ void add_mma_row(std::vector<core::KernelRow>& rows, std::string_view name, DTyp
   row.kv_dtypes = core::SetOf<DType>::of(dtype);
   row.head_dim_list = dims;
   row.max_group_size = mma::kMaxGroupSize;
+  row.summary = summaries[dtype] = summary_of(dtype);
   if (core::is_narrow(dtype)) {
-    row.summary = "tensor cores, 8-bit K and V widened to fp16, up to 32 rows of a group at a time";
     row.q_dtypes = core::SetOf<DType>::of(DType::kBFloat16, DType::kFloat16);
     row.kv_scales = kAllScales;
   } else {
-    row.summary = summaries[dtype] = summary_of_16_bit(dtype);
     row.q_dtypes = row.kv_dtypes;
   }
   rows.push_back(row);
@@ -131,7 +133,9 @@ std::vector<AttendKernel> kernels_for(const core::AttentionConfig& config) {
   };
   std::vector<AttendKernel> kernels;
   for (const sm90::Instance& instance : sm90::instances()) {
-    if (instance.dtype == spec.kv_dtype && has_head_dims(instance)) {
+    // A scale for each token is for small units.
+    if (instance.kv_dtype == spec.kv_dtype && has_head_dims(instance) &&
+        spec.kv_scale != KvScale::kPerToken) {
       kernels.push_back(instance.kernel);
     }
   }

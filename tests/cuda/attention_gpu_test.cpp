@@ -246,21 +246,6 @@ TEST(GpuOracle, AgreesForLongContexts) {
   }
 }
 
-/// Multiplies each key by what `factor` says of its place.
-void scale_keys(RandomBatch& batch, float (*factor)(std::int64_t key, std::int64_t kv_len)) {
-  for (std::size_t seq = 0; seq < batch.options.requests.size(); ++seq) {
-    const std::int64_t kv_len = batch.options.requests[seq].kv_len;
-    for (std::int64_t key = 0; key < kv_len; ++key) {
-      for (std::int64_t head = 0; head < batch.spec.num_kv_heads; ++head) {
-        const std::int64_t row = batch.row_offset(batch.tensors.k, seq, key, head);
-        for (std::int64_t i = row; i < row + batch.spec.head_dim_qk; ++i) {
-          batch.k_elements.set(i, factor(key, kv_len) * batch.k_elements.get(i));
-        }
-      }
-    }
-  }
-}
-
 TEST(GpuOracle, AgreesWhereSomeKeysDwarfOthers) {
   using Factor = float (*)(std::int64_t, std::int64_t);
   constexpr std::array<Factor, 4> kFactors = {
@@ -276,7 +261,7 @@ TEST(GpuOracle, AgreesWhereSomeKeysDwarfOthers) {
         RandomBatchOptions options = exact_options(dtype, 4, 2, head_dim);
         options.requests = {{150, 1500}, {300, 700}, {40, 2000}, {3, 900}};
         RandomBatch host(options);
-        scale_keys(host, factor);
+        testing::scale_keys(host, factor);
         expect_oracle(host, host.limits(), true);
       }
     }

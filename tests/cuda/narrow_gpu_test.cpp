@@ -200,6 +200,92 @@ TEST_P(GpuNarrowFormat, AgreesForLongContextsInManyPieces) {
   }
 }
 
+/// Requests of many rows, of which some fill tiles and some do not, beside others.
+std::vector<testing::Request> prompts() {
+  return {{300, 900}, {1, 700}, {129, 1301}, {65, 65}, {5, 400}, {256, 256}, {40, 2000}};
+}
+
+TEST_P(GpuNarrowFormat, AgreesForPromptsInBothOutputDtypes) {
+  for (const DType q_dtype : kQueries) {
+    for (const KvScale scale : kScales) {
+      for (const std::int32_t head_dim : {64, 128}) {
+        RandomBatchOptions options = narrow_options(q_dtype, GetParam(), scale, 4, 2, head_dim);
+        options.requests = prompts();
+        const std::string what =
+            name_of(q_dtype) + ", " + name_of(scale) + ", " + std::to_string(head_dim);
+        expect_oracle(options, what + ", float32 output");
+        options.spec.o_dtype = DType::kNone;
+        RandomBatch host(options);
+        host.tensors.lse = {};
+        SCOPED_TRACE(what + ", output of q's dtype");
+        expect_oracle(host, host.limits());
+      }
+    }
+  }
+}
+
+TEST_P(GpuNarrowFormat, AgreesForPromptsOfEveryPageSizeGroupAndStorage) {
+  RandomBatchOptions options = GpuNarrowFormat::options(KvScale::kPerHead, 4, 2, 128);
+  options.requests = prompts();
+  for (const std::int32_t page_size : {1, 17, 64}) {
+    options.spec.page_size = page_size;
+    expect_oracle(options, "page size " + std::to_string(page_size));
+  }
+  options.spec.page_size = 16;
+  for (const CacheStorage storage : {CacheStorage::kPackedDims, CacheStorage::kGaps}) {
+    options.storage = storage;
+    options.strided_output = true;
+    expect_oracle(options, "storage " + std::to_string(static_cast<int>(storage)));
+  }
+  for (const std::int32_t group : {1, 5, 7, 16}) {
+    options = GpuNarrowFormat::options(KvScale::kPerTensor, group, 2, 128);
+    options.requests = prompts();
+    expect_oracle(options, "group " + std::to_string(group));
+  }
+  options.source = KeySource::kContiguous;
+  expect_oracle(options, "contiguous keys");
+}
+
+// Long enough for tiles of which nothing is hidden.
+TEST_P(GpuNarrowFormat, AgreesForMasksAndWindowsOfPrompts) {
+  for (const Mask mask : {Mask::kNone, Mask::kCausal, Mask::kTree, Mask::kFull}) {
+    for (const std::int32_t window : {-1, 1024, 1023, 517}) {
+      RandomBatchOptions options = GpuNarrowFormat::options(KvScale::kPerTensor, 4, 1, 128);
+      options.spec.mask = mask;
+      options.spec.window_left = window;
+      options.requests = {{400, 2500}, {65, 1300}, {129, 1301}};
+      expect_oracle(options, "mask " + std::to_string(static_cast<int>(mask)) + ", window " +
+                                 std::to_string(window));
+    }
+  }
+}
+
+TEST_P(GpuNarrowFormat, AgreesForPromptsWithSinksSoftCapsAndSlopes) {
+  for (int features = 1; features < 8; ++features) {
+    RandomBatchOptions options = GpuNarrowFormat::options(KvScale::kPerHead, 4, 2, 128);
+    options.requests = prompts();
+    options.spec.sinks = (features & 1) != 0;
+    options.spec.logits_soft_cap = (features & 2) != 0 ? 20.0F : 0.0F;
+    options.spec.alibi = (features & 4) != 0;
+    expect_oracle(options, "features " + std::to_string(features));
+  }
+}
+
+TEST_P(GpuNarrowFormat, AgreesWhereSomeKeysDwarfOthers) {
+  using Factor = float (*)(std::int64_t, std::int64_t);
+  constexpr std::array<Factor, 3> kFactors = {
+      [](std::int64_t key, std::int64_t) { return key < 300 ? 0.25F : 2.0F; },
+      [](std::int64_t key, std::int64_t) { return key < 300 ? 2.0F : 0.25F; },
+      [](std::int64_t key, std::int64_t) { return key % 411 < 5 ? 4.0F : 0.5F; }};
+  for (const Factor factor : kFactors) {
+    RandomBatchOptions options = GpuNarrowFormat::options(KvScale::kPerTensor, 4, 2, 128);
+    options.requests = {{150, 1500}, {300, 700}, {40, 2000}, {3, 900}};
+    RandomBatch host(options);
+    testing::scale_keys(host, factor);
+    expect_oracle(host, host.limits(), true);
+  }
+}
+
 TEST_P(GpuNarrowFormat, AgreesForScalesOfValuesThatSpanManyPowersOfTwo) {
   for (const int powers : {4, 20, 40}) {
     RandomBatchOptions options = GpuNarrowFormat::options(KvScale::kPerToken, 4, 2, 128);
@@ -213,6 +299,7 @@ TEST_P(GpuNarrowFormat, AgreesForQueriesOfAnyMagnitude) {
   for (const int power : {-100, -30, 30, 100}) {
     RandomBatchOptions options = GpuNarrowFormat::options(KvScale::kPerHead, 4, 2, 128);
     options.spec.sm_scale = std::ldexp(1.0F / std::sqrt(128.0F), -power);
+    options.requests.push_back({300, 700});
     RandomBatch host(options);
     for (std::int64_t i = 0; i < host.q_elements.size(); ++i) {
       host.q_elements.set(i, std::ldexp(host.q_elements.get(i), power));
@@ -224,7 +311,7 @@ TEST_P(GpuNarrowFormat, AgreesForQueriesOfAnyMagnitude) {
 
 TEST_P(GpuNarrowFormat, AgreesForEveryCodeThatIsANumber) {
   RandomBatchOptions options = GpuNarrowFormat::options(KvScale::kPerTensor, 4, 1, 128);
-  options.requests = {{1, 256}, {9, 300}};
+  options.requests = {{1, 256}, {9, 300}, {100, 400}};
   // The largest codes make logits of some units.
   options.spec.sm_scale = 1.0F / (16.0F * core::largest_of(GetParam()));
   RandomBatch host(options);

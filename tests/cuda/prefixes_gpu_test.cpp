@@ -224,8 +224,10 @@ TEST(GpuPrefixes, AgreeForCachesOf8Bits) {
   for (const DType dtype : {DType::kFloat8E4M3, DType::kInt8}) {
     RandomBatchOptions options = sharing(DType::kBFloat16, 4, 128);
     options.spec.kv_dtype = dtype;
-    options.spec.kv_scale = KvScale::kPerToken;
-    expect_shared(options, std::string(to_string(dtype)));
+    for (const KvScale scale : {KvScale::kPerHead, KvScale::kPerToken}) {
+      options.spec.kv_scale = scale;
+      expect_shared(options, std::string(to_string(dtype)));
+    }
   }
 }
 

@@ -187,6 +187,21 @@ inline void expect_matches(const RandomBatch& batch, const ReferenceResult& orac
   EXPECT_TRUE(batch.gaps_are_untouched());
 }
 
+/// Multiplies each key by what `factor` says of its place.
+inline void scale_keys(RandomBatch& batch, float (*factor)(std::int64_t key, std::int64_t kv_len)) {
+  for (std::size_t seq = 0; seq < batch.options.requests.size(); ++seq) {
+    const std::int64_t kv_len = batch.options.requests[seq].kv_len;
+    for (std::int64_t key = 0; key < kv_len; ++key) {
+      for (std::int64_t head = 0; head < batch.spec.num_kv_heads; ++head) {
+        const std::int64_t row = batch.row_offset(batch.tensors.k, seq, key, head);
+        for (std::int64_t i = row; i < row + batch.spec.head_dim_qk; ++i) {
+          batch.k_elements.set(i, factor(key, kv_len) * batch.k_elements.get(i));
+        }
+      }
+    }
+  }
+}
+
 /// Limits as an engine would set them, far above any batch of a test.
 inline constexpr BatchLimits kRoomyLimits{1024, 32768, 131072};
 

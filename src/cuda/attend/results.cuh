@@ -27,6 +27,12 @@ struct RowResult {
   [[nodiscard]] __device__ float lse() const { return (max + __log2f(sum)) * kLn2; }
 };
 
+/// Of 8-bit V.
+__device__ inline float value_scale(const AttendParams& params, std::int32_t kv_head) {
+  const core::LayerTensors& tensors = params.tensors;
+  return tensors.v_scale == nullptr ? 1.0F : tensors.v_scale[kv_head * tensors.scale_head_stride];
+}
+
 /// @param max  In units of log 2, as `sum` and the state's o are scaled by 2^−max.
 __device__ inline RowResult result_of(const AttendParams& params, std::int32_t head, float max,
                                       float sum) {
@@ -41,11 +47,8 @@ __device__ inline RowResult result_of(const AttendParams& params, std::int32_t h
     weight = exp2f(max - top);
     denominator = sum * weight + exp2f(sink - top);
   }
-  const float v_scale =
-      tensors.v_scale == nullptr
-          ? 1.0F
-          : tensors.v_scale[head / params.shape.group_size * tensors.scale_head_stride];
-  return {__fdividef(weight * v_scale, denominator), top, denominator};
+  return {__fdividef(weight * value_scale(params, head / params.shape.group_size), denominator),
+          top, denominator};
 }
 
 __device__ __forceinline__ void store_pair(float* to, float first, float second) {

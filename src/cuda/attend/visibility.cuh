@@ -93,16 +93,19 @@ class Visibility {
   const schedule::KeyRange seen_;
 };
 
+/// Of 8-bit K.
+__device__ inline float key_scale(const AttendParams& params, std::int32_t kv_head) {
+  const core::LayerTensors& tensors = params.tensors;
+  return tensors.k_scale == nullptr ? 1.0F : tensors.k_scale[kv_head * tensors.scale_head_stride];
+}
+
 /// From a product q·k to a logit in units of log 2.
 class LogitTransform {
  public:
   __device__ LogitTransform(const AttendParams& params, std::int32_t kv_head)
       : cap_(params.shape.logits_soft_cap),
         is_linear_(cap_ == 0.0F && params.tensors.alibi_slopes == nullptr) {
-    float scale = params.shape.sm_scale;
-    if (params.tensors.k_scale != nullptr) {
-      scale *= params.tensors.k_scale[kv_head * params.tensors.scale_head_stride];
-    }
+    const float scale = params.shape.sm_scale * key_scale(params, kv_head);
     scale_ = cap_ > 0.0F ? scale / cap_ : scale * kLog2E;
   }
 

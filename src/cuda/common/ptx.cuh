@@ -67,6 +67,15 @@ __device__ __forceinline__ void copy_word_async(std::uint32_t to, const void* fr
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from), "r"(bytes)
                : "memory");
 }
+/// Closes a group of copies of this thread.
+__device__ __forceinline__ void commit_copies() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+/// Waits until at most `kGroups` groups are on their way.
+template <int kGroups>
+__device__ __forceinline__ void wait_for_own_copies_but() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kGroups) : "memory");
+}
 __device__ __forceinline__ void wait_for_own_copies() {
   asm volatile("cp.async.wait_all;" ::: "memory");
 }

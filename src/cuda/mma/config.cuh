@@ -101,13 +101,16 @@ using TileLayout =
 /// @tparam Kv_       Of K and V: `Element_`, or an 8-bit format of `core/narrow_formats.hpp`. Those
 ///   are widened to fp16: `Element_` is __half then, and q and o may be bf16 or fp16 at run time.
 /// @tparam Tiles_    How tiles of K and V lie, by the bytes of a row.
+/// @tparam kHasTokenScales_  K and V of 8 bits may have a scale for each token.
 template <typename Element_, int kHeadDimQk_, int kHeadDimVo_, std::size_t kShared,
-          typename Kv_ = Element_, template <int> typename Tiles_ = TileLayout>
+          typename Kv_ = Element_, template <int> typename Tiles_ = TileLayout,
+          bool kHasTokenScales_ = true>
 struct Config {
   using Element = Element_;
   using Kv = Kv_;
   static constexpr int kKvElementBytes = sizeof(Kv);
   static constexpr bool kIsNarrow = kKvElementBytes == 1;
+  static constexpr bool kHasTokenScales = kIsNarrow && kHasTokenScales_;
   static_assert(kIsNarrow ? std::is_same_v<Element, __half> : std::is_same_v<Element, Kv>);
   /// Of o, where it is not fp32.
   using Output = std::conditional_t<kIsNarrow, EitherHalf, Element>;
@@ -125,7 +128,7 @@ struct Config {
   /// Behind K of a tile: the scales of its tokens, of K and then of V, if they have their own.
   static constexpr int kScalesBegin = static_cast<int>(KeyLayout::below(kTileKeys));
   static constexpr int kScaleBytes = kTileKeys * static_cast<int>(sizeof(float));
-  static constexpr int kKeySlotBytes = kScalesBegin + (kIsNarrow ? 2 * kScaleBytes : 0);
+  static constexpr int kKeySlotBytes = kScalesBegin + (kHasTokenScales ? 2 * kScaleBytes : 0);
   static constexpr int kValueSlotBytes = static_cast<int>(ValueLayout::below(kTileKeys));
   static constexpr int kSlotBytes =
       kKeySlotBytes > kValueSlotBytes ? kKeySlotBytes : kValueSlotBytes;

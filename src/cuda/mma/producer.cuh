@@ -55,7 +55,7 @@ class Producer {
   __device__ void run(std::int32_t share) {
     note(params_, Activity::kFindUnits);
     UnitWalk units(params_, share);
-    Tiles tiles(params_, cache_, kElementBytes, units, lane_, !Boxes::kAreRuns);
+    Tiles tiles(params_, {&cache_}, kElementBytes, units, lane_, !Boxes::kAreRuns);
 #pragma unroll 1
     while (tiles.unit().rows > 0) {
       // What comes next is looked for while there is no room for more, since to find a unit takes
@@ -138,7 +138,7 @@ class Producer {
                              rows.from(first));
       }
     }
-    if constexpr (C::kIsNarrow) {
+    if constexpr (C::kHasTokenScales) {
       if (loads_keys_ && params_.tensors.k_token_scale.data != nullptr) {
         const auto scales = to + static_cast<std::uint32_t>(C::kScalesBegin);
         load_scales(scales, params_.tensors.k_token_scale, tiles, rows);

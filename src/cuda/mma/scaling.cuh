@@ -26,7 +26,7 @@ class Scaling {
   __device__ explicit Scaling(const AttendParams& params)
       : is_per_token_(params.tensors.k_token_scale.data != nullptr) {}
 
-  [[nodiscard]] __device__ bool is_per_token() const { return is_per_token_; }
+  [[nodiscard]] __device__ bool is_per_token() const { return C::kHasTokenScales && is_per_token_; }
 
   /// At a unit's begin. Rows take the logits' scale in, if that is all that logits need.
   /// @param factors  Of all rows of the unit.

@@ -37,20 +37,27 @@ enum class Direction { kAscending, kDescending };
 
 /// The tiles of some units. The places of their keys are known for a stretch of runs at a time: 16
 /// tiles, or one if keys are scattered.
-/// @tparam kKeys  Of a tile.
-/// @tparam Units  Where units come from, as from a `UnitWalk`.
-template <int kKeys, Direction kDirection, typename Units>
+/// @tparam kKeys   Of a tile.
+/// @tparam Units   Where units come from, as from a `UnitWalk`.
+/// @tparam kParts  Of neighbouring keys that each tile has, one of which the warp is asked for: runs
+///   are those of that part.
+/// @tparam kCaches  Of which offsets are asked for.
+template <int kKeys, Direction kDirection, typename Units, int kParts = 1, int kCaches = 1>
 class TileStream {
  public:
-  __device__ TileStream(const AttendParams& params, const core::Pages& cache, std::int32_t element,
-                        Units& units, int lane, bool keeps_offsets_of_runs)
+  using Caches = const core::Pages* [kCaches];
+
+  __device__ TileStream(const AttendParams& params, const Caches& caches, std::int32_t element,
+                        Units& units, int lane, bool keeps_offsets_of_runs, int part = 0)
       : params_(params),
-        cache_(cache),
         element_(element),
         run_keys_(params.shape.page_size % kRunKeys == 0 ? kRunKeys : 1),
         lane_(lane),
         keeps_offsets_(keeps_offsets_of_runs || run_keys_ == 1),
+        part_(part),
         units_(units) {
+#pragma unroll
+    for (int i = 0; i < kCaches; ++i) caches_[i] = caches[i];
     begin_next_unit();
     begin_stretch();
   }
@@ -70,6 +77,7 @@ class TileStream {
     return kIsAscending ? key_ + kKeys >= min(stretch_end(), unit().kv_end)
                         : key_ - kKeys < first_key_;
   }
+  [[nodiscard]] __device__ bool has_looked_ahead() const { return looked_ahead_; }
   /// Asks for the page ids of the next stretch, once. Call it early, so that they are there in time.
   __device__ void look_ahead() {
     if (looked_ahead_) return;
@@ -97,11 +105,14 @@ class TileStream {
   [[nodiscard]] __device__ bool has_runs() const { return run_keys_ > 1; }
   /// Byte offsets of neighbouring runs, if they are kept, of which this lane's is one; the tile's run `run` is among
   /// them, that of lane `lane_of(run)`.
-  [[nodiscard]] __device__ std::int64_t offset_near(int run) const {
+  /// @param cache  Which of the caches.
+  [[nodiscard]] __device__ std::int64_t offset_near(int run, int cache = 0) const {
     const int at = first_run() + run;
-    std::int64_t offset = offsets_[0];
+    std::int64_t offset = offsets_[cache][0];
 #pragma unroll
-    for (int i = 1; i < kRunsPerLane; ++i) offset = at >= i * kWarpSize ? offsets_[i] : offset;
+    for (int i = 1; i < kRunsPerLane; ++i) {
+      offset = at >= i * kWarpSize ? offsets_[cache][i] : offset;
+    }
     return offset;
   }
   /// Likewise their pages; of contiguous K and V, the request's first row.
@@ -116,9 +127,9 @@ class TileStream {
   /// registers.
   [[nodiscard]] __device__ std::int64_t find_offset_near(int run) const {
     const std::int32_t place = (first_run() + run) / kWarpSize * kWarpSize + lane_;
-    const std::int32_t key = first_key_ + place * run_keys_;
+    const std::int32_t key = key_of_run(first_key_, place);
     const bool has_keys = key + run_keys_ > unit().kv_begin && key < unit().kv_end;
-    return has_keys ? offset_of(unit(), page_near(run), key) : 0;
+    return has_keys ? offset_of(*caches_[0], unit(), page_near(run), key) : 0;
   }
   /// Where a token lies: contiguous K and V are one page.
   struct TokenPlace {
@@ -140,11 +151,19 @@ class TileStream {
 
  private:
   static constexpr bool kIsAscending = kDirection == Direction::kAscending;
-  static constexpr int kRunsPerLane = kKeys / kWarpSize;
+  static constexpr int kPartKeys = kKeys / kParts;
+  static constexpr int kRunsPerLane = kPartKeys / kWarpSize;
 
   /// Of the tile, counted from the stretch's.
   [[nodiscard]] __device__ int first_run() const {
-    return run_keys_ > 1 ? (key_ - first_key_) / kRunKeys : 0;
+    return run_keys_ > 1 ? (key_ - first_key_) / (kRunKeys * kParts) : 0;
+  }
+  /// First key of a run of the stretch that begins at `first_key`.
+  [[nodiscard]] __device__ std::int32_t key_of_run(std::int32_t first_key, std::int32_t run) const {
+    if constexpr (kParts == 1) return first_key + run * run_keys_;
+    const auto key = static_cast<unsigned>(run * run_keys_);  // counted in the part
+    const unsigned in_tile = key / kPartKeys * kKeys + key % kPartKeys;
+    return first_key + static_cast<std::int32_t>(in_tile) + part_ * kPartKeys;
   }
   __device__ std::int32_t stretch_keys() const { return kKeys * run_keys_; }
   __device__ std::int32_t stretch_end() const { return first_key_ + stretch_keys(); }
@@ -159,7 +178,12 @@ class TileStream {
     looked_ahead_ = false;
 #pragma unroll
     for (int i = 0; i < kRunsPerLane; ++i) {
-      if (keeps_offsets_) offsets_[i] = offset_of_next(i);
+      if (keeps_offsets_) {
+#pragma unroll
+        for (int cache = 0; cache < kCaches; ++cache) {
+          offsets_[cache][i] = offset_of_next(i, cache);
+        }
+      }
       pages_[i] = next_pages_[i];
     }
   }
@@ -175,7 +199,7 @@ class TileStream {
 
   /// First key of this lane's run `i` of the next stretch.
   __device__ std::int32_t key_of_next(int i) const {
-    return next_first_key_ + (i * kWarpSize + lane_) * run_keys_;
+    return key_of_run(next_first_key_, i * kWarpSize + lane_);
   }
   /// @return False for runs of which no key is seen: page ids may be missing there.
   __device__ bool next_has(std::int32_t key) const {
@@ -198,34 +222,36 @@ class TileStream {
   }
 
   /// In bytes, of this lane's run `i` of the next stretch.
-  __device__ std::int64_t offset_of_next(int i) const {
+  __device__ std::int64_t offset_of_next(int i, int cache) const {
     const std::int32_t key = key_of_next(i);
-    return next_has(key) ? offset_of(units_.next(), next_pages_[i], key) : 0;
+    return next_has(key) ? offset_of(*caches_[cache], units_.next(), next_pages_[i], key) : 0;
   }
 
   /// In bytes, of a key on page `page`; of contiguous K and V, of a request that begins at that row.
-  __device__ std::int64_t offset_of(const Unit& unit, std::int32_t page, std::int32_t key) const {
-    std::int64_t offset = unit.kv_head_begin * cache_.head_stride;
+  __device__ std::int64_t offset_of(const core::Pages& cache, const Unit& unit, std::int32_t page,
+                                    std::int32_t key) const {
+    std::int64_t offset = unit.kv_head_begin * cache.head_stride;
     if (params_.shape.page_size == kContiguousKv) {
-      offset += (static_cast<std::int64_t>(page) + key) * cache_.token_stride;
+      offset += (static_cast<std::int64_t>(page) + key) * cache.token_stride;
     } else {
       const std::int32_t token = params_.page_size.remainder(key, params_.page_size.quotient(key));
-      offset += page * cache_.page_stride + token * cache_.token_stride;
+      offset += page * cache.page_stride + token * cache.token_stride;
     }
     return offset * element_;
   }
 
   const AttendParams& params_;
-  const core::Pages& cache_;
+  Caches caches_;
   const std::int32_t element_;  // bytes
   const std::int32_t run_keys_;
   const int lane_;
   const bool keeps_offsets_;
+  const int part_;
   Units& units_;
   std::int32_t first_key_ = 0;  // of the stretch
   std::int32_t key_ = 0;
-  std::int64_t offsets_[kRunsPerLane] = {};  // of this lane's runs, and
-  std::int32_t pages_[kRunsPerLane] = {};    // their pages
+  std::int64_t offsets_[kCaches][kRunsPerLane] = {};  // of this lane's runs, and
+  std::int32_t pages_[kRunsPerLane] = {};             // their pages
   bool looked_ahead_ = false;
   // Of the next stretch, with the page ids of this lane's runs asked for already.
   std::int32_t next_first_key_ = 0;

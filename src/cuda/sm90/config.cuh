@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 #include "cuda/mma/config.cuh"
 #include "cuda/sm90/instructions.cuh"
@@ -17,7 +18,7 @@ inline constexpr int kThreads = (1 + kComputingWarpgroups) * kWarpgroupSize;
 inline constexpr int kConsumers = kComputingWarpgroups * kWarpgroupSize;
 
 /// Registers of a thread that loads and of one that computes, while the block works on small units
-/// and on large ones. Rows of 384 bytes take more of those that load.
+/// and on large ones. Rows of 384 bytes take more of those that load, and so do codes that are widened.
 struct Registers {
   int loader;
   int consumer;
@@ -25,22 +26,25 @@ struct Registers {
 inline constexpr Registers kForSmallUnits{136, 184};
 inline constexpr Registers kForSmallUnitsOf192{152, 176};
 inline constexpr Registers kForLargeUnits{88, 208};
+inline constexpr Registers kForWidenedLargeUnits{104, 200};
 /// What the kernel is launched with: 168 for each thread, the same for all.
 constexpr bool fit(Registers registers) {
   constexpr int kLaunched = 64 * 1024 / kThreads / 8 * 8;
   return registers.loader + kComputingWarpgroups * registers.consumer <=
          (1 + kComputingWarpgroups) * kLaunched;
 }
-static_assert(fit(kForSmallUnits) && fit(kForSmallUnitsOf192) && fit(kForLargeUnits));
+static_assert(fit(kForSmallUnits) && fit(kForSmallUnitsOf192) && fit(kForLargeUnits) &&
+              fit(kForWidenedLargeUnits));
 
 /// Shares of each line that a block takes: those of small units both at the same time, half of its
 /// warps and memory each, those of large units one after another with all of them.
 inline constexpr int kSharesPerBlock = 2;
 inline constexpr int kHalves = kSharesPerBlock;  ///< of a block, for small units
 
-/// What the warps of the first warpgroup do for large units: three load, one finds the units.
+/// What the warps of the first warpgroup do for large units: three load, one finds the units. Where K
+/// and V have to be widened, all of them do that, and the last one finds the units besides.
 enum LoadingWarp : int { kKeyWarp = 0, kValueWarp = 1, kQueryWarp = 2, kUnitWarp = 3 };
-inline constexpr int kLoadersOfUnits = kUnitWarp;  // that read the units: all but the last
+inline constexpr int kLoadingWarps = kWarpgroupSize / kWarpSize;
 
 /// What a block does, one after another: a digit each, to the base of 4, the lowest first.
 using Phases = std::uint32_t;
@@ -54,18 +58,26 @@ struct LargeUnit : Unit {
   bool is_plain = false;       // see `UnitFinder`
 };
 
-/// @tparam Element_  Of q, K and V: __nv_bfloat16 or __half.
-template <typename Element_, int kHeadDimQk_, int kHeadDimVo_>
+/// @tparam Element_  Of q, and what is multiplied: __nv_bfloat16 or __half.
+/// @tparam Kv_       Of K and V: `Element_`, or an 8-bit format, as `mma::Config` has them.
+template <typename Element_, int kHeadDimQk_, int kHeadDimVo_, typename Kv_ = Element_>
 struct Config {
   using Element = Element_;
+  using Kv = Kv_;
   static constexpr int kHeadDimQk = kHeadDimQk_;
   static constexpr int kHeadDimVo = kHeadDimVo_;
 
-  /// The portable kernel, of which a block runs two.
-  using Small = mma::Config<Element, kHeadDimQk, kHeadDimVo, mma::kHalf, Element, Groups>;
+  /// The portable kernel, of which a block runs two. Scales of 8-bit tokens are for it alone.
+  using Small = std::conditional_t<
+      sizeof(Kv) == 1,
+      mma::Config<Element, kHeadDimQk, kHeadDimVo, mma::kHalf, Kv, mma::TileLayout, false>,
+      mma::Config<Element, kHeadDimQk, kHeadDimVo, mma::kHalf, Kv, Groups>>;
+  using Output = typename Small::Output;  ///< of o, where it is not fp32
+  static constexpr bool kIsNarrow = Small::kIsNarrow;
 
   static constexpr Registers kSmallRegisters =
       kHeadDimQk == 192 ? kForSmallUnitsOf192 : kForSmallUnits;
+  static constexpr Registers kLargeRegisters = kIsNarrow ? kForWidenedLargeUnits : kForLargeUnits;
 
   /// Wide heads have fewer keys in a tile: o takes up to 128 of a computing thread's registers, and
   /// the ring must hold K and V of two tiles.
@@ -82,9 +94,25 @@ struct Config {
       kTileKeys * (KeyLayout::kRowBytes > ValueLayout::kRowBytes ? KeyLayout::kRowBytes
                                                                  : ValueLayout::kRowBytes);
 
-  /// Large units on their way; one without rows ends the work. Drained by three loading warps and
-  /// the computing ones.
+  /// What 8-bit K and V need besides (`WideningLoader`).
+  using StagedLayout = mma::TileLayout<kHeadDimQk>;
+  struct WideningMemory {
+    alignas(128) std::byte staged[2][kTileKeys * StagedLayout::kRowStride];  // codes of K, of V
+    alignas(8) std::byte finder[256];  // of units, where it takes no registers
+    /// What products with a row of q are to be multiplied by, powers of two.
+    __nv_bfloat16 query_factors[kQueryBuffers][kTileRows];
+  };
+  struct NoMemory {};
+  using Widening = std::conditional_t<kIsNarrow, WideningMemory, NoMemory>;
+
+  /// Large units on their way; one without rows ends the work. Drained by the loading warps and the
+  /// computing ones.
   static constexpr int kUnits = 4;
+  static constexpr int kLoadersOfUnits = kIsNarrow ? kLoadingWarps : kUnitWarp;
+
+  /// Arrivals at a barrier of what is loaded: each lane of a warp is told of its copies, or each warp
+  /// says that its part has been widened.
+  static constexpr int kLoaderArrivals = kIsNarrow ? kLoadingWarps : kWarpSize;
 
   /// All but the ring.
   struct Fixed {
@@ -92,20 +120,22 @@ struct Config {
     LargeUnit units[kUnits];
     std::uint64_t units_full[kUnits];           // filled by one warp, one arrival
     std::uint64_t units_empty[kUnits];          // drained: one arrival of each warp that reads them
-    std::uint64_t queries_full[kQueryBuffers];  // filled by one warp's copies
+    std::uint64_t queries_full[kQueryBuffers];  // filled by one warp's copies, or by all loaders
     std::uint64_t queries_empty[kQueryBuffers];      // drained: one arrival of each computing warp
     std::uint32_t exceeds[kComputingWarpgroups][2];  // weights of an even, an odd tile do not fit
     std::uint32_t complete[4];                       // queries of the unit, or a split unit
   };
-  static constexpr int kSlots =
-      static_cast<int>((mma::kWhole - sizeof(Fixed)) / (kSlotBytes + 2 * sizeof(std::uint64_t)));
+  static constexpr std::size_t kWideningBytes = kIsNarrow ? sizeof(Widening) : 0;
+  static constexpr int kSlots = static_cast<int>((mma::kWhole - sizeof(Fixed) - kWideningBytes) /
+                                                 (kSlotBytes + 2 * sizeof(std::uint64_t)));
   static_assert(kSlots >= 4, "a tile that is multiplied and one that is loaded");
 
   struct Large {
     alignas(1024) std::byte ring[kSlots][kSlotBytes];  // K, V, K, V …
     Fixed fixed;
-    std::uint64_t full[kSlots];   // filled by a loading warp's copies
+    std::uint64_t full[kSlots];   // filled by a loading warp's copies, or by all loaders
     std::uint64_t empty[kSlots];  // drained: one arrival of each computing warp
+    Widening widening;
   };
 
   struct Shared {

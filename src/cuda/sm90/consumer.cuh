@@ -40,11 +40,12 @@ class UnitAttention {
   __device__ UnitAttention(ConsumerState<C>& state, const LargeUnit& unit, const RowEnds& ends)
       : state_(state), params_(state.params), unit_(unit), ends_(ends) {
     if constexpr (kIsPlain) {
-      scale_ = params_.shape.sm_scale * kLog2E;
+      const float of_keys = C::kIsNarrow ? key_scale(params_, unit.kv_head_begin) : 1.0F;
+      set_scale(params_.shape.sm_scale * of_keys * kLog2E);
     } else {
       const LogitTransform logits(params_, unit.kv_head_begin);
       is_scaled_ = logits.is_linear() && logits.scale() > 0.0F;
-      scale_ = is_scaled_ ? logits.scale() : 1.0F;
+      set_scale(is_scaled_ ? logits.scale() : 1.0F);
     }
   }
 
@@ -110,8 +111,9 @@ class UnitAttention {
   /// Sum of a thread's weights for a row that 16 bits hold, and more than `raise_bases` leaves.
   static constexpr float kMostWeightSum = 32768.0F;
   static_assert(kScores / 2 * 256 < kMostWeightSum);
-  static constexpr float kNoBase = -FLT_MAX;  // of a row that has seen no key
-  static constexpr int kChains = 4;           // of dependent instructions that run side by side
+  static constexpr float kNoBase = -FLT_MAX;            // of a row that has seen no key
+  static constexpr int kScales = C::kIsNarrow ? 2 : 1;  // rows have their own, or share one
+  static constexpr int kChains = 4;  // of dependent instructions that run side by side
   static constexpr int kKeySteps = C::kTileKeys / kProductStep;
 
   // What is needed at a unit's edges only is computed there: the loop needs the registers.
@@ -133,6 +135,18 @@ class UnitAttention {
     // have a base below the tiles that are inner.
     return is_scaled_ && key + C::kTileKeys < seen.end ? seen.begin : INT32_MAX;
   }
+
+  /// @param scale  From logits that q, K and V as they are would give.
+  __device__ void set_scale(float scale) {
+#pragma unroll
+    for (int i = 0; i < kScales; ++i) {
+      scale_[i] = scale;
+      if constexpr (C::kIsNarrow) {
+        if (is_scaled_) scale_[i] *= state_.query_factor(row_of(i));
+      }
+    }
+  }
+  __device__ float scale_of(int half) const { return scale_[half % kScales]; }
 
   // The ring holds K(t) V(t) K(t+1) V(t+1) …, t in the order of attending. While t + 1 is to be
   // scored next, keys() is K(t+1) and values() V(t).
@@ -299,8 +313,8 @@ class UnitAttention {
       float sums[kChains] = {};
 #pragma unroll
       for (int i = 2 * half; i < kCount; i += 4) {
-        scores[i] = exp2_fast(scores[i] * scale_ - base_[half]);
-        scores[i + 1] = exp2_fast(scores[i + 1] * scale_ - base_[half]);
+        scores[i] = exp2_fast(scores[i] * scale_of(half) - base_[half]);
+        scores[i + 1] = exp2_fast(scores[i + 1] * scale_of(half) - base_[half]);
         sums[i / 4 % kChains] += scores[i] + scores[i + 1];
       }
       sum[half] = (sums[0] + sums[1]) + (sums[2] + sums[3]);
@@ -311,8 +325,8 @@ class UnitAttention {
   /// something in it. No product is on its way.
   template <int kCount>
   __device__ __forceinline__ void raise_bases(const float (&scores)[kScores], bool lowers_o) {
-    const float top[2] = {quad_max(max_of<kCount>(scores, 0)) * scale_,
-                          quad_max(max_of<kCount>(scores, 1)) * scale_};
+    const float top[2] = {quad_max(max_of<kCount>(scores, 0)) * scale_of(0),
+                          quad_max(max_of<kCount>(scores, 1)) * scale_of(1)};
     const bool is_raised[2] = {top[0] > base_[0] + kSlack, top[1] > base_[1] + kSlack};
     if (!__any_sync(kAllLanes, is_raised[0] || is_raised[1])) return;
     float factor[2];
@@ -372,6 +386,17 @@ class UnitAttention {
   __device__ __forceinline__ void transform(float (&scores)[kScores],
                                             std::int32_t first_key) const {
     const LogitTransform logits(params_, unit_.kv_head_begin);
+    if constexpr (C::kIsNarrow) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const float factor = state_.query_factor(row_of(half));
+#pragma unroll
+        for (int i = 2 * half; i < kScores; i += 4) {
+          scores[i] *= factor;
+          scores[i + 1] *= factor;
+        }
+      }
+    }
     if (logits.has_cap()) {
 #pragma unroll
       for (int i = 0; i < kScores; ++i) scores[i] = logits.template capped<false>(scores[i]);
@@ -465,9 +490,10 @@ class UnitAttention {
   }
 
   __device__ __forceinline__ void store_plain() {
+    const float top = C::kIsNarrow ? value_scale(params_, unit_.kv_head_begin) : 1.0F;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      scale_row(half, sum_[half] == 0.0F ? 0.0F : __fdividef(1.0F, sum_[half]));
+      scale_row(half, sum_[half] == 0.0F ? 0.0F : __fdividef(top, sum_[half]));
     }
     if (first_row_of_warp() >= unit_.rows) return;
     put_chunks();
@@ -506,13 +532,23 @@ class UnitAttention {
   }
 
   __device__ __forceinline__ void put_chunks() const {
+    if constexpr (C::kIsNarrow) {
+      if (params_.shape.o_dtype == DType::kBFloat16) {
+        put_chunks_of<__nv_bfloat16>();
+        return;
+      }
+    }
+    put_chunks_of<Element>();
+  }
+  template <typename Stored>
+  __device__ __forceinline__ void put_chunks_of() const {
     const std::uint32_t row =
         Staged::row(state_.query_rows(state_.place), opaque(state_.warp) * 16 + lane() % 16);
 #pragma unroll
     for (int i = 0; i < kColumns / 2; i += 8) {
       store_matrices(Staged::chunk(row, i / 4 + lane() / 16),
-                     {pack<Element>(o_[i], o_[i + 1]), pack<Element>(o_[i + 2], o_[i + 3]),
-                      pack<Element>(o_[i + 4], o_[i + 5]), pack<Element>(o_[i + 6], o_[i + 7])});
+                     {pack<Stored>(o_[i], o_[i + 1]), pack<Stored>(o_[i + 2], o_[i + 3]),
+                      pack<Stored>(o_[i + 4], o_[i + 5]), pack<Stored>(o_[i + 6], o_[i + 7])});
     }
   }
 
@@ -575,7 +611,7 @@ class UnitAttention {
 #pragma unroll
       for (int i = 0; i < kColumns / 8; ++i) {
         const float pair[2] = {o_[i * 4 + half * 2], o_[i * 4 + half * 2 + 1]};
-        store_o<Element>(params_, target, i * 8 + quad() * 2, pair);
+        store_o<typename C::Output>(params_, target, i * 8 + quad() * 2, pair);
       }
     }
   }
@@ -602,7 +638,7 @@ class UnitAttention {
   const RowEnds& ends_;
   bool is_scaled_ = true;  // a logit is the product times a positive number
   bool values_are_edge_ = true;
-  float scale_;  // from scores to units of log 2
+  float scale_[kScales];  // from scores to units of log 2
   std::uint32_t weights_[kScores / 2];
   float o_[kColumns / 2] = {};
   float base_[2] = {kNoBase, kNoBase};  // in units of log 2

@@ -71,7 +71,7 @@ struct ConsumerState {
   /// @param has_rows  Some of the tile may have been copied row by row, not in boxes.
   __device__ void wait_for_slot(mma::RingPosition<C::kSlots> at, bool has_rows) const {
     barrier_wait(shared_address(&shared.full[at.slot]), at.parity);
-    if (has_rows) show_to_products();
+    if (has_rows && !C::kIsNarrow) show_to_products();  // loaders that widen do it themselves
   }
   __device__ void release_slot(mma::RingPosition<C::kSlots> at) { release(shared.empty[at.slot]); }
 
@@ -126,6 +126,11 @@ struct ConsumerState {
   __device__ __forceinline__ void wait_for_scores(float (&scores)[kScores]) const {
     wait_for_products<0>();
     hold(scores);
+  }
+
+  /// What products with a row of the unit's q are to be multiplied by, if K and V are widened.
+  [[nodiscard]] __device__ float query_factor(int row) const {
+    return __bfloat162float(shared.widening.query_factors[place.queries.slot][row]);
   }
 
   [[nodiscard]] __device__ std::uint32_t slot_address(mma::RingPosition<C::kSlots> at) const {

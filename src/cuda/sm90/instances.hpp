@@ -12,7 +12,7 @@ namespace quire::cuda::sm90 {
 
 /// The kernel of one dtype and pair of head dims.
 struct Instance {
-  DType dtype = DType::kNone;  ///< of q, K and V
+  DType kv_dtype = DType::kNone;  ///< those of 8 bits take queries of both 16-bit dtypes
   core::HeadDims head_dims;
   AttendKernel kernel;
 };

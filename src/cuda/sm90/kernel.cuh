@@ -24,6 +24,7 @@
 #include "cuda/sm90/consumer.cuh"
 #include "cuda/sm90/producer.cuh"
 #include "cuda/sm90/units.cuh"
+#include "cuda/sm90/widening.cuh"
 #include "cuda/timeline/note.cuh"
 
 namespace quire::cuda::sm90 {
@@ -33,15 +34,16 @@ template <typename C>
 __device__ void init_barriers(typename C::Large& shared) {
   constexpr int kConsumerWarps = kConsumers / kWarpSize;
   for (int slot = 0; slot < C::kSlots; ++slot) {
-    barrier_init(shared_address(&shared.full[slot]), kWarpSize);
+    barrier_init(shared_address(&shared.full[slot]), C::kLoaderArrivals);
     barrier_init(shared_address(&shared.empty[slot]), kConsumerWarps);
   }
   for (int unit = 0; unit < C::kUnits; ++unit) {
     barrier_init(shared_address(&shared.fixed.units_full[unit]), 1);
-    barrier_init(shared_address(&shared.fixed.units_empty[unit]), kLoadersOfUnits + kConsumerWarps);
+    barrier_init(shared_address(&shared.fixed.units_empty[unit]),
+                 C::kLoadersOfUnits + kConsumerWarps);
   }
   for (int buffer = 0; buffer < C::kQueryBuffers; ++buffer) {
-    barrier_init(shared_address(&shared.fixed.queries_full[buffer]), kWarpSize);
+    barrier_init(shared_address(&shared.fixed.queries_full[buffer]), C::kLoaderArrivals);
     barrier_init(shared_address(&shared.fixed.queries_empty[buffer]), kConsumerWarps);
   }
   for (auto& of_warpgroup : shared.fixed.exceeds) of_warpgroup[0] = of_warpgroup[1] = 0;
@@ -82,7 +84,11 @@ __device__ __forceinline__ void load_small_units(const AttendParams& params, con
   const int half = warp_of_warpgroup() / 2;
   const std::int32_t worker = static_cast<std::int32_t>(blockIdx.x) - shared.overview.large_workers;
   const auto make_boxes = [&](bool of_keys, auto layout) {
-    return RunBoxes<decltype(layout), mma::kTileKeys, true>(params, maps, of_keys, lane());
+    if constexpr (C::kIsNarrow) {
+      return mma::NoBoxes();
+    } else {
+      return RunBoxes<decltype(layout), mma::kTileKeys, true>(params, maps, of_keys, lane());
+    }
   };
   mma::load_units<typename C::Small>(params, shared.halves[half], make_boxes,
                                      worker * kHalves + half, warp_of_warpgroup() % 2 == 0, lane());
@@ -96,8 +102,10 @@ __device__ __forceinline__ void load_large_units(const AttendParams& params, con
   using KeyLayout = typename C::KeyLayout;
   using ValueLayout = typename C::ValueLayout;
   const int warp = warp_of_warpgroup();
-  if (warp == kUnitWarp) {
-    UnitFinder<C>(params, maps, shared.fixed, lane()).run(overview);
+  if constexpr (C::kIsNarrow) {
+    WideningLoader<C>(params, shared, warp, lane()).run(maps, overview);
+  } else if (warp == kUnitWarp) {
+    find_units<C>(params, maps, overview, shared.fixed, lane());
   } else if (warp == kQueryWarp) {
     QueryLoader<C>(params, maps, shared.fixed, lane()).run();
   } else if constexpr (std::is_same_v<KeyLayout, ValueLayout>) {
@@ -133,7 +141,7 @@ __device__ __forceinline__ void attend_units(ConsumerState<C>& state) {
       state.wait_for_scores(scores);
       if (unit.rows == 0) return;
       if (unit.sees_nothing()) {
-        store_empty_unit<typename C::Element>(state.params, unit, state.thread(), kConsumers);
+        store_empty_unit<typename C::Output>(state.params, unit, state.thread(), kConsumers);
         state.place.advance();
         continue;
       }
@@ -142,7 +150,7 @@ __device__ __forceinline__ void attend_units(ConsumerState<C>& state) {
       attention.finish();
     }
     if (unit.num_pieces > 1 || unit.leaves_states()) {
-      finish_partial<schedule::kLargeUnits, typename C::Element>(
+      finish_partial<schedule::kLargeUnits, typename C::Output>(
           state.params, unit, state.shared.fixed.complete, state.thread(), kConsumers,
           [] { named_barrier<kConsumers>(kUnitEnd); });
     }
@@ -232,13 +240,14 @@ __device__ __forceinline__ void attend_large_units(const AttendParams& params, c
   order_before_boxes();
   __syncthreads();
   if (is_loading_warpgroup()) {
-    give_registers<kForLargeUnits.loader>();
+    give_registers<C::kLargeRegisters.loader>();
     load_large_units<C>(params, maps, shared.overview, shared.large);
   } else {
-    take_registers<kForLargeUnits.consumer>();
+    take_registers<C::kLargeRegisters.consumer>();
     const int warpgroup = thread_of_block() / kWarpgroupSize - 1;
-    ConsumerState<C> state{params, maps, shared.large, maps.has_kv, warpgroup, warp_of_warpgroup(),
-                           lane()};
+    ConsumerState<C> state{
+        params, maps, shared.large, C::kIsNarrow || maps.has_kv, warpgroup, warp_of_warpgroup(),
+        lane()};
     attend_units(state);
   }
 }
@@ -320,7 +329,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     __syncthreads();
   }
   if (!is_loading_warpgroup()) {
-    store_padding<typename C::Element>(params, shared.overview.num_queries, kConsumers);
+    store_padding<typename C::Output>(params, shared.overview.num_queries, kConsumers);
   }
   note(params, Activity::kDone);
 }

@@ -136,7 +136,7 @@ class TileLoader {
   __device__ __forceinline__ void run() {
     note(params_, Activity::kFindUnits);
     UnitReader<C> units(shared_.fixed, lane_);
-    Tiles tiles(params_, cache_, kElementBytes, units, lane_, false);
+    Tiles tiles(params_, {&cache_}, kElementBytes, units, lane_, false);
 #pragma unroll 1
     while (tiles.unit().rows > 0) {
       if (!tiles.unit().sees_nothing()) load(tiles);  // before asking for the next tiles' pages
@@ -206,6 +206,24 @@ class TileLoader {
   mma::RingPosition<C::kSlots> at_;
 };
 
+/// Begins to load rows of q, as many as a warp has lanes from `first` on, to the tile at `to`; zeros
+/// behind the unit's last one.
+template <typename Layout>
+__device__ __forceinline__ void load_query_rows(const AttendParams& params, const Unit& unit,
+                                                int first, std::uint32_t to,
+                                                const mma::RowLoader<Layout>& loader, int lane) {
+  constexpr int kElementBytes = 2;
+  const core::Rows& q = params.tensors.q;
+  const RowTarget row = row_of_q(params, unit, min(first + lane, unit.rows - 1));
+  const std::int64_t offset =
+      (row.token * q.token_stride + row.head * q.head_stride) * kElementBytes;
+#pragma unroll
+  for (int half = 0; half < kWarpSize; half += mma::kRunKeys) {
+    loader.load_scattered(to + Layout::below(first + half), static_cast<const std::byte*>(q.data),
+                          offset, half, {0, unit.rows - first - half});
+  }
+}
+
 /// Loads the queries of all units, and tells the computing warps of the units with them.
 template <typename C>
 class QueryLoader {
@@ -244,7 +262,6 @@ class QueryLoader {
 
  private:
   using Layout = typename C::QueryLayout;
-  static constexpr int kElementBytes = sizeof(typename C::Element);
 
   [[nodiscard]] __device__ std::uint32_t full_barrier() const {
     return shared_address(&shared_.queries_full[at_.slot]);
@@ -271,19 +288,10 @@ class QueryLoader {
   }
 
   __device__ void load_rows(const Unit& unit) {
-    const core::Rows& q = params_.tensors.q;
     const std::uint32_t to = shared_address(shared_.queries[at_.slot]);
 #pragma unroll 1
     for (int first = 0; first < C::kTileRows; first += kWarpSize) {
-      const RowTarget row = row_of_q(params_, unit, min(first + lane_, unit.rows - 1));
-      const std::int64_t offset =
-          (row.token * q.token_stride + row.head * q.head_stride) * kElementBytes;
-#pragma unroll
-      for (int half = 0; half < kWarpSize; half += mma::kRunKeys) {
-        rows_.load_scattered(to + Layout::below(first + half),
-                             static_cast<const std::byte*>(q.data), offset, half,
-                             {0, unit.rows - first - half});
-      }
+      load_query_rows(params_, unit, first, to, rows_, lane_);
     }
   }
 

@@ -5,9 +5,11 @@
 #pragma once
 
 #include <cstdint>
+#include <new>
 
 #include "cuda/attend/params.hpp"
 #include "cuda/attend/unit.cuh"
+#include "cuda/attend/visibility.cuh"
 #include "cuda/common/ptx.cuh"
 #include "cuda/sm90/config.cuh"
 
@@ -47,32 +49,57 @@ class LargeShares {
   std::int32_t count_;
 };
 
-/// Puts the large units of the block's shares into the queue, and one without rows behind them.
+/// The large units of the block's shares, one after another.
+class UnitFinder {
+ public:
+  __device__ UnitFinder(const AttendParams& params, const schedule::Overview& overview)
+      : params_(params),
+        shares_(params, overview),
+        cursor_(params, shares_.count() > 0 ? shares_[0] : 0) {}
+
+  /// Without rows at the end.
+  __device__ __forceinline__ Unit next() {
+#pragma unroll 1
+    while (share_ < shares_.count()) {
+      const Unit unit = cursor_.next();
+      if (unit.rows > 0) return unit;
+      if (++share_ < shares_.count()) {
+        new (&cursor_) UnitCursor<schedule::kLargeUnits>(params_, shares_[share_]);
+      }
+    }
+    return {};
+  }
+
+ private:
+  const AttendParams& params_;
+  const LargeShares shares_;
+  UnitCursor<schedule::kLargeUnits> cursor_;
+  std::int32_t share_ = 0;
+};
+
+/// Where one warp puts units and all others read them.
 ///
 /// A unit is **plain** if all that has to be done for it is what most need: logits are products
 /// times a positive number, the mask is causal or none, with or without a window, K and V come in
 /// boxes, and final rows of o are written in boxes. The code for those has nothing else in between,
 /// since jumps make the machine wait for instructions.
 template <typename C>
-class UnitFinder {
+class UnitQueue {
  public:
-  __device__ UnitFinder(const AttendParams& params, const TileMaps& maps, typename C::Fixed& shared,
-                        int lane)
+  __device__ UnitQueue(const AttendParams& params, const TileMaps& maps, typename C::Fixed& shared,
+                       int lane)
       : params_(params), shared_(shared), lane_(lane), is_plain_(are_plain(params, maps)) {}
 
-  __device__ void run(const schedule::Overview& overview) {
-    const LargeShares shares(params_, overview);
-#pragma unroll 1
-    for (std::int32_t i = 0; i < shares.count(); ++i) {
-      UnitCursor<schedule::kLargeUnits> cursor(params_, shares[i]);
-      Unit unit = cursor.next();
-#pragma unroll 1
-      while (unit.rows > 0) {
-        put(unit);
-        unit = cursor.next();
-      }
+  /// @param next  Gives the unit, in the first lane.
+  template <typename Next>
+  __device__ __forceinline__ void put(const Next& next) {
+    barrier_wait(shared_address(&shared_.units_empty[at_.slot]), at_.parity ^ 1);
+    if (lane_ == 0) {
+      shared_.units[at_.slot] = large(next());
+      barrier_arrive(shared_address(&shared_.units_full[at_.slot]));
     }
-    put(Unit{});
+    __syncwarp();
+    at_.advance();
   }
 
  private:
@@ -83,11 +110,12 @@ class UnitFinder {
     return shape.sm_scale > 0.0F && shape.logits_soft_cap == 0.0F &&
            (shape.mask == Mask::kCausal || shape.mask == Mask::kNone) &&
            tensors.alibi_slopes == nullptr && tensors.sinks == nullptr && tensors.lse == nullptr &&
-           tensors.k_scale == nullptr && tensors.v_scale == nullptr && maps.has_kv &&
+           (C::kIsNarrow ||
+            (tensors.k_scale == nullptr && tensors.v_scale == nullptr && maps.has_kv)) &&
            maps.has_results;
   }
 
-  __device__ __forceinline__ void put(const Unit& unit) {
+  [[nodiscard]] __device__ __forceinline__ LargeUnit large(const Unit& unit) const {
     LargeUnit large{unit};
     // Tiles begin at a multiple of 64 keys, as `mma::TileStream` has them.
     large.first_key = unit.kv_begin / mma::kTileKeys * mma::kTileKeys;
@@ -96,13 +124,10 @@ class UnitFinder {
     large.is_plain = is_plain_ && unit.rows % kBoxResults == 0 && !unit.leaves_states() &&
                      !unit.sees_nothing() &&
                      (unit.kv_begin == large.first_key || params_.shape.window_left >= 0);
-    barrier_wait(shared_address(&shared_.units_empty[at_.slot]), at_.parity ^ 1);
-    if (lane_ == 0) {
-      shared_.units[at_.slot] = large;
-      barrier_arrive(shared_address(&shared_.units_full[at_.slot]));
+    if constexpr (C::kIsNarrow) {
+      large.is_plain = large.is_plain && key_scale(params_, unit.kv_head_begin) > 0.0F;
     }
-    __syncwarp();
-    at_.advance();
+    return large;
   }
 
   const AttendParams& params_;
@@ -111,6 +136,21 @@ class UnitFinder {
   const bool is_plain_;
   mma::RingPosition<C::kUnits> at_;
 };
+
+/// Puts all large units of the block's shares into the queue, and one without rows behind them.
+template <typename C>
+__device__ __forceinline__ void find_units(const AttendParams& params, const TileMaps& maps,
+                                           const schedule::Overview& overview,
+                                           typename C::Fixed& shared, int lane) {
+  UnitFinder finder(params, overview);
+  UnitQueue<C> queue(params, maps, shared, lane);
+  Unit unit;
+#pragma unroll 1
+  do {
+    unit = finder.next();
+    queue.put([&] { return unit; });
+  } while (unit.rows > 0);
+}
 
 /// A warp's view of the queue: a unit and the next one, like `mma::UnitWalk`.
 template <typename C>
