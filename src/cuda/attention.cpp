@@ -115,10 +115,12 @@ schedule::Policy policy_for(const core::AttentionConfig& config, const AttendKer
   small.min_range_cost = 4;
   schedule::Policy policy(small);
   if (kernel.large_tile_rows > 0) {
-    policy.lines[schedule::kSmallUnits].up_to_rows = kLargeRequestRows;
+    const std::int32_t rows =
+        config.spec.batch_invariant ? kLargeRequestRowsIfInvariant : kLargeRequestRows;
+    policy.lines[schedule::kSmallUnits].up_to_rows = rows;
     schedule::TilePolicy& large = policy.lines[schedule::kLargeUnits];
     large = small;
-    large.over_rows = kLargeRequestRows;
+    large.over_rows = rows;
     large.keys_per_tile = kernel.large_tile_keys;
     large.tile_rows = kernel.large_tile_rows;
     large.min_split_tiles = 4;

@@ -18,6 +18,8 @@ inline constexpr std::string_view kNarrowSimtName = "cuda.simt.narrow";
 /// Rows (queries × heads of a group) of a request up to which its units are small; those of more rows
 /// are large, where there is a Hopper kernel. Measured: notebook of prefill.
 inline constexpr std::int32_t kLargeRequestRows = 32;
+/// The same where results must not depend on the batch: keys of requests with small units are divided.
+inline constexpr std::int32_t kLargeRequestRowsIfInvariant = 64;
 
 /// The kernels that serve a spec, the fastest first; the last one runs on every device.
 /// @throws Error `kInternal` if the table and the compiled kernels disagree.

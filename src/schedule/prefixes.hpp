@@ -40,7 +40,8 @@ struct PrefixOfRequest {
   std::int32_t queries = 0;
   std::int32_t depth = 0;         ///< pages of its deepest node; kAlone: none of the last level
   std::int32_t paid = 0;          ///< of them, those that segments have
-  std::int32_t cost_of_tile = 0;  ///< of keys for all kv heads, to the request alone
+  std::int32_t cost_of_tile = 0;  ///< of as many keys as a small tile has, for all kv heads, to the
+                                  ///< request alone
   std::int32_t leader[kPrefixLevels] = {};
   // Of nodes. Pages [begin, end) are a segment's; end = 0: the node has none.
   std::int32_t is_shared = 0;          ///< the level's node has more requests than its leader
@@ -263,8 +264,9 @@ class PrefixFinder {
       const SegmentUnits units = units_of(tiles, shape_, lengths);
       if (units.q_tiles > 0) {
         const detail::UnitLine line(tiles, shape_, whole, units);
-        request.cost_of_tile = static_cast<std::int32_t>(units.q_tiles * line.cost_of_kv_tile(0) *
-                                                         turns_of(tiles, units));
+        request.cost_of_tile = static_cast<std::int32_t>(
+            units.q_tiles * line.cost_of_kv_tile(0) * turns_of(tiles, units) *
+            policy_.lines[kSmallUnits].keys_per_tile / tiles.keys_per_tile);
       }
       requests_[seq] = request;
     });

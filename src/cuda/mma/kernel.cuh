@@ -102,7 +102,7 @@ __device__ __forceinline__ void load_units(const AttendParams& params, typename 
 template <typename C>
 __global__ void __launch_bounds__(kThreads, sizeof(typename C::Shared) <= kHalf ? 2 : 1)
     attend_kernel(const __grid_constant__ AttendParams params) {
-  extern __shared__ __align__(128) std::byte memory[];
+  extern __shared__ __align__(1024) std::byte memory[];
   auto& shared = *reinterpret_cast<typename C::Shared*>(memory);
   if (params.check != nullptr && params.check->what != 0) return;
   timeline::begin_block(params);

@@ -215,7 +215,7 @@ __device__ void attend_unit(const AttendParams& params, const Unit& unit, Shared
 }
 
 template <typename QueryElement, typename KvElement>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
     attend_kernel(const __grid_constant__ AttendParams params) {
   __shared__ Shared shared;
   if (params.check != nullptr && params.check->what != 0) return;

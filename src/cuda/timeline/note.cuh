@@ -23,17 +23,19 @@ __device__ inline Moment moment_now() {
   return now;
 }
 
-/// Events that each warp has noted.
+/// Events that each warp has noted; null in kernels that note nothing.
 __device__ inline std::uint32_t* event_counts() {
   extern __shared__ std::byte timeline_memory[];
   std::uint32_t bytes;
   asm("mov.u32 %0, %%dynamic_smem_size;" : "=r"(bytes));
+  if (bytes < kSharedBytes) return nullptr;
   return reinterpret_cast<std::uint32_t*>(timeline_memory + bytes - kSharedBytes);
 }
 
 /// From now on the warp does something else. One lane of it is enough.
 __device__ inline void note(const AttendParams& params, Activity activity, std::int32_t of = 0) {
   if (params.timeline.blocks == nullptr || threadIdx.x % 32 != 0) return;
+  if (event_counts() == nullptr) return;
   const std::uint32_t warp = threadIdx.x / 32;
   const std::uint32_t index = event_counts()[warp]++;
   BlockRecord& block = params.timeline.blocks[blockIdx.x];
