@@ -200,9 +200,10 @@ TEST_P(GpuNarrowFormat, AgreesForLongContextsInManyPieces) {
   }
 }
 
-/// Requests of many rows, of which some fill tiles and some do not, beside others.
+/// Requests of many rows, of which some fill tiles and some do not, beside others. Small, since the
+/// oracle takes as long as there are pairs of queries and keys.
 std::vector<testing::Request> prompts() {
-  return {{300, 900}, {1, 700}, {129, 1301}, {65, 65}, {5, 400}, {256, 256}, {40, 2000}};
+  return {{40, 700}, {1, 300}, {33, 97}, {9, 400}, {64, 64}};
 }
 
 TEST_P(GpuNarrowFormat, AgreesForPromptsInBothOutputDtypes) {
@@ -253,7 +254,7 @@ TEST_P(GpuNarrowFormat, AgreesForMasksAndWindowsOfPrompts) {
       RandomBatchOptions options = GpuNarrowFormat::options(KvScale::kPerTensor, 4, 1, 128);
       options.spec.mask = mask;
       options.spec.window_left = window;
-      options.requests = {{400, 2500}, {65, 1300}, {129, 1301}};
+      options.requests = {{40, 1500}, {17, 700}};
       expect_oracle(options, "mask " + std::to_string(static_cast<int>(mask)) + ", window " +
                                  std::to_string(window));
     }
@@ -279,7 +280,7 @@ TEST_P(GpuNarrowFormat, AgreesWhereSomeKeysDwarfOthers) {
       [](std::int64_t key, std::int64_t) { return key % 411 < 5 ? 4.0F : 0.5F; }};
   for (const Factor factor : kFactors) {
     RandomBatchOptions options = GpuNarrowFormat::options(KvScale::kPerTensor, 4, 2, 128);
-    options.requests = {{150, 1500}, {300, 700}, {40, 2000}, {3, 900}};
+    options.requests = {{40, 900}, {70, 400}, {9, 1200}, {3, 900}};
     RandomBatch host(options);
     testing::scale_keys(host, factor);
     expect_oracle(host, host.limits(), true);
@@ -299,7 +300,7 @@ TEST_P(GpuNarrowFormat, AgreesForQueriesOfAnyMagnitude) {
   for (const int power : {-100, -30, 30, 100}) {
     RandomBatchOptions options = GpuNarrowFormat::options(KvScale::kPerHead, 4, 2, 128);
     options.spec.sm_scale = std::ldexp(1.0F / std::sqrt(128.0F), -power);
-    options.requests.push_back({300, 700});
+    options.requests.push_back({40, 500});
     RandomBatch host(options);
     for (std::int64_t i = 0; i < host.q_elements.size(); ++i) {
       host.q_elements.set(i, std::ldexp(host.q_elements.get(i), power));
