@@ -91,6 +91,11 @@ void make_invariant(const core::AttentionConfig& config, schedule::Policy& polic
   policy.prefixes.num_kv_heads = config.shape.num_kv_heads;
 }
 
+/// Rows of a request up to which its units are small.
+std::int32_t large_request_rows(const core::AttentionConfig& config) {
+  return config.spec.batch_invariant ? kLargeRequestRowsIfInvariant : kLargeRequestRows;
+}
+
 /// @param shares  Of small units: a range in one of the heads that go abreast each. Shares that read
 ///   the same pages at the same time, for different heads, find page ids in the second-level cache and
 ///   rows of memory open.
@@ -107,16 +112,13 @@ schedule::Policy policy_for(const core::AttentionConfig& config, const AttendKer
   small.heads_abreast = abreast(shares);
   small.num_ranges = shares / small.heads_abreast;
   small.min_split_tiles = 1;
-  // A large tile costs as much as 3.5 small ones of a multiprocessor's time while others read, a large
-  // unit's begin and end as much as 1.6 of its tiles: measured (notebooks of prefill and of shared prefixes).
   small.cost_of_unit = 4;
   small.cost_of_tile = 4;  // reading it is what takes time
   small.cost_of_row = 0;
   small.min_range_cost = 4;
   schedule::Policy policy(small);
   if (kernel.large_tile_rows > 0) {
-    const std::int32_t rows =
-        config.spec.batch_invariant ? kLargeRequestRowsIfInvariant : kLargeRequestRows;
+    const std::int32_t rows = large_request_rows(config);
     policy.lines[schedule::kSmallUnits].up_to_rows = rows;
     schedule::TilePolicy& large = policy.lines[schedule::kLargeUnits];
     large = small;
@@ -124,6 +126,8 @@ schedule::Policy policy_for(const core::AttentionConfig& config, const AttendKer
     large.keys_per_tile = kernel.large_tile_keys;
     large.tile_rows = kernel.large_tile_rows;
     large.min_split_tiles = 4;
+    // A large tile costs as much as 3.5 small ones of a multiprocessor's time while others read, a unit's
+    // begin and end as much as 1.6 tiles: measured (notebooks of prefill and of shared prefixes).
     large.cost_of_unit = 22;
     large.cost_of_tile = 14;
     large.min_range_cost = large.cost_of_unit + large.cost_of_tile;
@@ -217,7 +221,7 @@ AttendKernel choose_kernel(const core::AttentionConfig& config) {
   for (const AttendKernel& kernel : kernels) {
     const bool is_for_device =
         kernel.compute_capability == 0 || kernel.compute_capability == capability;
-    const bool is_too_much = kernel.large_tile_rows > 0 && most_rows <= kLargeRequestRows;
+    const bool is_too_much = kernel.large_tile_rows > 0 && most_rows <= large_request_rows(config);
     if (is_for_device && !is_too_much && kernel.shared_bytes <= shared_bytes) return kernel;
   }
   return kernels.back();

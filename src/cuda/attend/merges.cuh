@@ -151,7 +151,7 @@ class ListedRows {
 
 /// Merges rows that lie in parts. One warp does it, each lane columns [column, column + 4). The rows
 /// are `row`, `row` + `row_step` and so on; those that are not there are not stored.
-/// @tparam Rows    `SplitRows` or `ListedRows`.
+/// @tparam Rows    Such as `ListedRows`.
 /// @tparam kParts  Of a row, that are on their way at the same time; so are all the rows.
 /// @tparam kTogether  Parts that are added up at a time, after o has been lowered once, to the largest
 ///   maximum among them. It decides the bits: the same wherever the same bits are wanted.

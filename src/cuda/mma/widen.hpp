@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /// @file
 /// From 8-bit K and V to the fp16 that tensor cores multiply, four codes in a register at a time, on
-/// their way from shared memory to the product. All three formats are exact in fp16.
+/// their way from shared memory to the product (of large units: to the tile in shared memory that the
+/// product reads). All three formats are exact in fp16.
 ///
 /// An `ldmatrix` of 16-bit elements hands a lane the bytes 4t … 4t + 3 of a row, t = lane % 4, where
 /// the operand B of m16n8k16 wants components 2t, 2t + 1, 2t + 8 and 2t + 9. So component 4t + i of
@@ -27,7 +28,7 @@ struct Pairs {
 
 /// Which bytes of a register make the first pair, and which the second.
 enum class Order {
-  kNeighbours,  ///< 0, 1 and 2, 3: components of a key
+  kNeighbours,  ///< 0, 1 and 2, 3: components of a key or a value
   kEvenOdd,     ///< 0, 2 and 1, 3: two columns of two keys
 };
 

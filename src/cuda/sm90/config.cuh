@@ -55,7 +55,7 @@ inline constexpr int kPhaseBits = 2;
 struct LargeUnit : Unit {
   std::int32_t first_key = 0;  // of its first tile
   std::int32_t last_key = 0;   // of its last tile, which is attended first
-  bool is_plain = false;       // see `UnitFinder`
+  bool is_plain = false;       // see `UnitQueue`
 };
 
 /// @tparam Element_  Of q, and what is multiplied: __nv_bfloat16 or __half.
@@ -67,7 +67,7 @@ struct Config {
   static constexpr int kHeadDimQk = kHeadDimQk_;
   static constexpr int kHeadDimVo = kHeadDimVo_;
 
-  /// The portable kernel, of which a block runs two. Scales of 8-bit tokens are for it alone.
+  /// The mma kernel, of which a block runs two. Scales of 8-bit tokens are for it alone.
   using Small = std::conditional_t<
       sizeof(Kv) == 1,
       mma::Config<Element, kHeadDimQk, kHeadDimVo, mma::kHalf, Kv, mma::TileLayout, false>,

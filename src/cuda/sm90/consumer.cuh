@@ -31,7 +31,7 @@ namespace quire::cuda::sm90 {
 
 /// This warpgroup's rows of one unit, or piece of one. The scores of its first tile are there when
 /// it begins (`ConsumerState::begin_unit`).
-/// @tparam kIsPlain  The unit is plain (`UnitFinder`).
+/// @tparam kIsPlain  The unit is plain (`UnitQueue`).
 template <typename C, bool kIsPlain>
 class UnitAttention {
   static constexpr int kScores = ConsumerState<C>::kScores;

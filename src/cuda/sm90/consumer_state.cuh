@@ -12,7 +12,7 @@
 
 namespace quire::cuda::sm90 {
 
-/// Named barriers of large units; those of the portable kernel come first, for each half.
+/// Named barriers of large units; those of the mma kernel come first, for each half.
 enum NamedBarrier : int {
   kUnitEnd = 1 + kHalves * 3,  // partial results written; last piece known
   kTurn = kUnitEnd + 1,        // and the next: passed by one warpgroup, waited at by the other

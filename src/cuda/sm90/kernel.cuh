@@ -6,9 +6,9 @@
 ///
 /// A block fills a multiprocessor and takes two shares of the line of small units (at most 32 rows)
 /// and up to two of the line of large units (at most 128 rows). The small ones are computed by the
-/// portable kernel's code, which each half of the block runs for itself, the large ones by the
-/// whole block with wgmma: a warpgroup loads (`UnitFinder`, `QueryLoader`, `TileLoader`), two compute (`UnitAttention`). Where
-/// there are both, some blocks take the ones and some the others, or all take both (`phases_of`),
+/// mma kernel's code, which each half of the block runs for itself, the large ones by the whole block
+/// with wgmma: a warpgroup loads (`UnitFinder`, `QueryLoader`, `TileLoader`; 8-bit codes:
+/// `WideningLoader`), two compute (`UnitAttention`). Where there are both, some blocks take the ones and some the others, or all take both (`phases_of`),
 /// so that memory and tensor cores are busy at the same time.
 #pragma once
 

@@ -54,7 +54,7 @@ class RunBoxes {
   static constexpr int kRunBytes = kBoxKeys * Layout::kRowBytes;
   static constexpr std::int32_t kNoRun = -1;
 
-  /// All but those of which some rows are seen.
+  /// All but those that are seen in part.
   static __device__ std::uint32_t runs_in_boxes(mma::RowRange rows) {
     std::uint32_t boxes = kAllRuns;
     if (rows.begin > 0 && rows.begin % kBoxKeys != 0) boxes &= ~(1U << rows.begin / kBoxKeys);
@@ -155,13 +155,13 @@ class TileLoader {
   static_assert(kBoxKeys == mma::kRunKeys && kBoxComponents * kElementBytes == Layout::kRowStride);
 
   __device__ __forceinline__ void load(const Tiles& tiles) {
-    note(params_, Activity::kIssueCopies, tiles.key());
     const mma::RowRange rows{tiles.unit().kv_begin - tiles.key(),
                              tiles.unit().kv_end - tiles.key()};
     const std::uint32_t full = shared_address(&shared_.full[at_.slot]);
     const std::uint32_t in_boxes = boxes_.copy(tiles, rows, place(0), full, [&] {
-      note(params_, Activity::kAwaitSlot);
+      note(params_, Activity::kAwaitSlot, tiles.key());
       barrier_wait(shared_address(&shared_.empty[at_.slot]), at_.parity ^ 1);
+      note(params_, Activity::kIssueCopies, tiles.key());
     });
     if (in_boxes == Boxes::kAllRuns) {
       barrier_arrive(full);

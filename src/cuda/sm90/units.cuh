@@ -80,8 +80,9 @@ class UnitFinder {
 /// Where one warp puts units and all others read them.
 ///
 /// A unit is **plain** if all that has to be done for it is what most need: logits are products
-/// times a positive number, the mask is causal or none, with or without a window, K and V come in
-/// boxes, and final rows of o are written in boxes. The code for those has nothing else in between,
+/// times a positive number, without sinks, the mask is causal or none, with or without a window, K and
+/// V of 16 bits come in boxes and have no scales, final rows of o are written in boxes, and lse is not
+/// asked for. The code for those has nothing else in between,
 /// since jumps make the machine wait for instructions.
 template <typename C>
 class UnitQueue {

@@ -72,6 +72,7 @@ struct BlockRecord {
   Moment begin;
   Moment end;
   std::uint32_t multiprocessor;
+  std::uint32_t num_blocks;  ///< of its launch
   std::uint32_t num_events[kMostWarps];
   Event events[kMostWarps][kMostEvents];
 };

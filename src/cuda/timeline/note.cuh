@@ -53,6 +53,7 @@ __device__ inline void begin_block(const AttendParams& params) {
   if (threadIdx.x == 0) {
     block.begin = moment_now();
     asm volatile("mov.u32 %0, %%smid;" : "=r"(block.multiprocessor));
+    block.num_blocks = gridDim.x;
     for (auto& count : block.num_events) count = 0;
   }
   note(params, Activity::kStart);

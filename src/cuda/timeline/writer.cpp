@@ -61,7 +61,9 @@ class TimeScale {
 void write_events(std::FILE* file, const std::vector<BlockRecord>& records) {
   std::vector<const BlockRecord*> used;
   for (const BlockRecord& block : records) {
-    if (block.num_events[0] > 0) used.push_back(&block);
+    // Others are of an earlier launch that had more.
+    const auto index = static_cast<std::uint32_t>(&block - records.data());
+    if (block.num_events[0] > 0 && index < records[0].num_blocks) used.push_back(&block);
   }
   const TimeScale scale(used);
   fmt::print(file, "{{\"displayTimeUnit\":\"ns\",\"traceEvents\":[\n");
