@@ -17,6 +17,13 @@ namespace quire::cpu::HWY_NAMESPACE {
 
 /// Keys of a tile: what is worked on and what is fetched for all heads shares a second-level cache.
 inline constexpr std::int32_t kFewKeys = 64;
+/// Keys of a head that are scored before those of the next head: as few as one vector of products
+/// takes. With all rows of a page's head at a time memory is read 2 KiB apart, which takes longer.
+constexpr std::int32_t keys_in_turn(std::int32_t rows) {
+  if (rows <= 2) return kLanes / rows;
+  return rows == 5 || rows == 6 ? kFewKeys
+                                : kLanes / 4;  // of 5 and 6, the last ones go by themselves
+}
 /// Rows of as many heads as fit go through the softmax together.
 inline constexpr std::int32_t kScoreRows = 48;
 
@@ -76,12 +83,8 @@ class FewAttend {
 
   void attend_heads(std::int32_t begin, std::int32_t end, const TileKeys& now, const TileKeys& next,
                     const TileSight& sight) const {
+    score_heads(begin, end, now, next);
     const std::int32_t rows_per_head = task_.rows_per_kv_head();
-    for (std::int32_t head = begin; head < end; ++head) {
-      LinesAhead ahead = walk_.k_ahead(next, head, now.count);
-      score_few(rows_of_head(task_, buffers_, head, (head - begin) * rows_per_head),
-                walk_.keys_of<T>(now, head), ahead);
-    }
     soften(begin, end - begin, now, sight);
     for (std::int32_t head = begin; head < end; ++head) {
       const BlockRows rows = rows_of_head(task_, buffers_, head, (head - begin) * rows_per_head);
@@ -90,6 +93,34 @@ class FewAttend {
       const std::uint64_t poisoned = poisoned_keys(keys, sight, rows.head_dim_vo);
       accumulate_few(rows, ValuesTask<T>{keys, sight.any & ~poisoned, ahead});
       add_poisoned<LaneOrder::kCheapest>(rows, keys, sight, poisoned, powers_of(rows, 0));
+    }
+  }
+
+  /// Keys are read in the order in which they lie: a few of all heads, then the next ones. Meanwhile
+  /// those of the next tile are asked for, the heads' shares one after another.
+  void score_heads(std::int32_t begin, std::int32_t end, const TileKeys& now,
+                   const TileKeys& next) const {
+    const std::int32_t heads = end - begin;
+    BlockRows rows[kScoreRows];
+    for (std::int32_t i = 0; i < heads; ++i) {
+      rows[i] = rows_of_head(task_, buffers_, begin + i, i * task_.rows_per_kv_head());
+    }
+    const Widener<T> widen;
+    const std::int32_t turn = keys_in_turn(task_.rows_per_kv_head());
+    LinesAhead ahead = walk_.k_ahead(next, begin, now.count);
+    std::int32_t shares = 1;
+    std::int32_t steps = now.count;  // left of the share
+    for (std::int32_t key = 0; key < now.count; key += turn) {
+      const std::int32_t count = std::min(turn, now.count - key);
+      for (std::int32_t i = 0; i < heads; ++i) {
+        ahead.step(count);
+        steps -= count;
+        if (steps <= 0 && shares < heads) {
+          ahead = walk_.k_ahead(next, begin + shares++, now.count);
+          steps += now.count;
+        }
+        score_few(rows[i], walk_.keys_of<T>(now, begin + i), key, key + count, widen);
+      }
     }
   }
 

@@ -65,17 +65,18 @@ HWY_INLINE __m512 dots(const std::uint16_t* const* q, const T* const* k, std::in
   return sums_of_16(acc);
 }
 
-/// Scores of rows [first, first + kRows); rows beyond the last repeat it.
+/// Scores of rows [first, first + kRows), of which those beyond the last repeat it, with keys
+/// [begin, end).
 template <typename T, std::int32_t kRows>
-void score_block(const BlockRows& rows, std::int32_t first, const HeadKeys<T>& keys,
-                 LinesAhead& ahead, const Widener<T>& widen) {
+HWY_INLINE void score_block(const BlockRows& rows, std::int32_t first, const HeadKeys<T>& keys,
+                            std::int32_t begin, std::int32_t end, const Widener<T>& widen) {
   constexpr std::int32_t kKeys = kLanes / kRows;
   const std::uint16_t* q[extent(kRows)];
   for (std::int32_t row = 0; row < kRows; ++row) {
     q[row] = rows.q_row(std::min(first + row, rows.count - 1));
   }
   const std::int32_t last = keys.keys.count - 1;
-  for (std::int32_t key = 0; key <= last; key += kKeys) {
+  for (std::int32_t key = begin; key < end; key += kKeys) {
     const T* k[extent(kKeys)];
     if (key + 2 * kKeys <= keys.keys.count) {
       HWY_UNROLL(16)
@@ -86,7 +87,6 @@ void score_block(const BlockRows& rows, std::int32_t first, const HeadKeys<T>& k
     } else {
       for (std::int32_t i = 0; i < kKeys; ++i) k[i] = keys.k(std::min(key + i, last));
     }
-    if (first == 0) ahead.step(kKeys);
     alignas(kBufferAlignment) float sums[extent(kLanes)];
     _mm512_store_ps(sums, dots<T, kRows>(q, k, rows.head_dim_qk, widen));
     HWY_UNROLL(4)
@@ -97,13 +97,16 @@ void score_block(const BlockRows& rows, std::int32_t first, const HeadKeys<T>& k
   }
 }
 
+/// Scores of all rows with keys [begin, end), whose number is a multiple of 16 but for the last ones.
 template <typename T>
-void score_few(const BlockRows& rows, const HeadKeys<T>& keys, LinesAhead& ahead) {
-  const Widener<T> widen;
+HWY_INLINE void score_few(const BlockRows& rows, const HeadKeys<T>& keys, std::int32_t begin,
+                          std::int32_t end, const Widener<T>& widen) {
   std::int32_t first = 0;
-  for (; rows.count - first > 2; first += 4) score_block<T, 4>(rows, first, keys, ahead, widen);
-  if (rows.count - first == 2) score_block<T, 2>(rows, first, keys, ahead, widen);
-  if (rows.count - first == 1) score_block<T, 1>(rows, first, keys, ahead, widen);
+  for (; rows.count - first > 2; first += 4) {
+    score_block<T, 4>(rows, first, keys, begin, end, widen);
+  }
+  if (rows.count - first == 2) score_block<T, 2>(rows, first, keys, begin, end, widen);
+  if (rows.count - first == 1) score_block<T, 1>(rows, first, keys, begin, end, widen);
 }
 
 /// Pairs of two values' elements, 16 columns a vector: in order, or as `places.hpp` tells.
