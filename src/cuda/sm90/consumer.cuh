@@ -115,6 +115,8 @@ class UnitAttention {
   static constexpr int kScales = C::kIsNarrow ? 2 : 1;  // rows have their own, or share one
   static constexpr int kChains = 4;  // of dependent instructions that run side by side
   static constexpr int kKeySteps = C::kTileKeys / kProductStep;
+  /// A ring of few slots needs those of the tile before at once.
+  static constexpr bool kSettlesLate = C::kSlots >= 8;
 
   // What is needed at a unit's edges only is computed there: the loop needs the registers.
 
@@ -195,23 +197,24 @@ class UnitAttention {
     take_turn();                        // what any of the warpgroup said before is known now
     const int tile = key / C::kTileKeys;
     if (state_.exceeds(tile + 1) != 0) return false;
+    if constexpr (!kSettlesLate) settle();
     state_.score(scores);
     wait_for_slot(values(), values_are_edge_);
     accumulate();
     pass_turn();
-    settle();  // of the tile before
+    if constexpr (kSettlesLate) settle();
     wait_for_products<1>();
     hold(scores);
     if constexpr (kHasWindow) hide_before<kScores>(scores, key);
     to_powers<kScores>(scores, pending_sum_);
+    exceeds_ = fmaxf(pending_sum_[0], pending_sum_[1]) > kMostWeightSum;
+    if (exceeds_) state_.exceeds(tile) = 1;
     wait_for_products<0>();
     hold(o_);
     state_.release_slot(values());
     state_.position.advance(2);
     values_are_edge_ = kHasWindow;
     to_weights<kScores>(scores);
-    exceeds_ = fmaxf(pending_sum_[0], pending_sum_[1]) > kMostWeightSum;
-    if (exceeds_) state_.exceeds(tile) = 1;
     return true;
   }
 
