@@ -38,6 +38,13 @@ core::KernelRow any_batch() {
 constexpr auto kNarrow =
     core::SetOf<DType>::of(DType::kInt8, DType::kFloat8E4M3, DType::kFloat8E5M2);
 
+/// Dtypes of q with K and V of one of 8 bits.
+constexpr core::SetOf<DType> queries_of_narrow(DType kv_dtype) {
+  return kv_dtype == DType::kFloat8E4M3
+             ? core::SetOf<DType>::of(DType::kBFloat16, DType::kFloat16, DType::kFloat8E4M3)
+             : core::SetOf<DType>::of(DType::kBFloat16, DType::kFloat16);
+}
+
 /// Head dims of the tensor-core kernel's instances for one dtype of K and V.
 std::vector<core::HeadDims> mma_head_dims(DType kv_dtype) {
   std::vector<core::HeadDims> dims;
@@ -77,7 +84,7 @@ void add_mma_row(std::vector<core::KernelRow>& rows, std::string_view name, DTyp
   row.max_group_size = mma::kMaxGroupSize;
   row.summary = summaries[dtype] = summary_of(dtype);
   if (core::is_narrow(dtype)) {
-    row.q_dtypes = core::SetOf<DType>::of(DType::kBFloat16, DType::kFloat16);
+    row.q_dtypes = queries_of_narrow(dtype);
     row.kv_scales = kAllScales;
   } else {
     row.q_dtypes = row.kv_dtypes;
@@ -109,6 +116,8 @@ std::vector<core::KernelRow> make_rows() {
   simt.kv_dtypes = kFloats;
   rows.push_back(simt);
   core::KernelRow narrow = simt_row(kNarrowSimtName, "the same for 8-bit K and V");
+  narrow.q_dtypes = core::SetOf<DType>::of(DType::kFloat32, DType::kFloat16, DType::kBFloat16,
+                                           DType::kFloat8E4M3);
   narrow.head_dim_multiple = simt::kNarrowHeadDimStep;
   narrow.kv_dtypes = kNarrow;
   narrow.kv_scales = kAllScales;
@@ -134,8 +143,8 @@ std::vector<AttendKernel> kernels_for(const core::AttentionConfig& config) {
   std::vector<AttendKernel> kernels;
   for (const sm90::Instance& instance : sm90::instances()) {
     // A scale for each token is for small units.
-    if (instance.kv_dtype == spec.kv_dtype && has_head_dims(instance) &&
-        spec.kv_scale != KvScale::kPerToken) {
+    if (instance.kv_dtype == spec.kv_dtype && instance.q_dtypes.has(spec.q_dtype) &&
+        has_head_dims(instance) && spec.kv_scale != KvScale::kPerToken) {
       kernels.push_back(instance.kernel);
     }
   }

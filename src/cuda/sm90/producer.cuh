@@ -118,9 +118,35 @@ class RunBoxes {
   const int lane_;
 };
 
-/// Loads all tiles of K, or of V, into the ring, the last tile of a unit first: in boxes, as far as
+/// Where tiles of K and V are loaded to, in turn.
+template <typename C>
+struct RingSlots {
+  static constexpr int kCount = C::kSlots;
+  static constexpr int kStep = 2;
+  static __device__ auto& tile(typename C::Large& shared, int slot) { return shared.ring[slot]; }
+  static __device__ auto& full(typename C::Large& shared, int slot) { return shared.full[slot]; }
+  static __device__ auto& empty(typename C::Large& shared, int slot) { return shared.empty[slot]; }
+};
+/// Where V is that will be transposed.
+template <typename C>
+struct StagedSlots {
+  static constexpr int kCount = C::kStagedTiles;
+  static constexpr int kStep = 1;
+  static __device__ auto& tile(typename C::Large& shared, int slot) {
+    return shared.besides.staged[slot];
+  }
+  static __device__ auto& full(typename C::Large& shared, int slot) {
+    return shared.fixed.staged.full[slot];
+  }
+  static __device__ auto& empty(typename C::Large& shared, int slot) {
+    return shared.fixed.staged.empty[slot];
+  }
+};
+
+/// Loads all tiles of K, or of V, into shared memory, the last tile of a unit first: in boxes, as far as
 /// neighbours lie in a page and all of them are seen or none, which makes zeros.
-template <typename C, typename Layout>
+/// @tparam Slots  `RingSlots` or `StagedSlots`.
+template <typename C, typename Layout, typename Slots = RingSlots<C>>
 class TileLoader {
  public:
   __device__ TileLoader(const AttendParams& params, const TileMaps& maps, typename C::Large& shared,
@@ -130,7 +156,7 @@ class TileLoader {
         boxes_(params, maps, loads_keys, lane),
         cache_(loads_keys ? params.tensors.k : params.tensors.v),
         lane_(lane) {
-    at_.slot = loads_keys ? 0 : 1;
+    at_.slot = loads_keys ? 0 : Slots::kStep - 1;
   }
 
   __device__ __forceinline__ void run() {
@@ -150,17 +176,17 @@ class TileLoader {
 
  private:
   using Tiles = mma::TileStream<C::kTileKeys, mma::Direction::kDescending, UnitReader<C>>;
-  static constexpr int kElementBytes = sizeof(typename C::Element);
+  static constexpr int kElementBytes = C::kElementBytes;
   using Boxes = RunBoxes<Layout, C::kTileKeys, false>;
-  static_assert(kBoxKeys == mma::kRunKeys && kBoxComponents * kElementBytes == Layout::kRowStride);
+  static_assert(kBoxKeys == mma::kRunKeys && kBoxRowBytes == Layout::kRowStride);
 
   __device__ __forceinline__ void load(const Tiles& tiles) {
     const mma::RowRange rows{tiles.unit().kv_begin - tiles.key(),
                              tiles.unit().kv_end - tiles.key()};
-    const std::uint32_t full = shared_address(&shared_.full[at_.slot]);
+    const std::uint32_t full = shared_address(&Slots::full(shared_, at_.slot));
     const std::uint32_t in_boxes = boxes_.copy(tiles, rows, place(0), full, [&] {
       note(params_, Activity::kAwaitSlot, tiles.key());
-      barrier_wait(shared_address(&shared_.empty[at_.slot]), at_.parity ^ 1);
+      barrier_wait(shared_address(&Slots::empty(shared_, at_.slot)), at_.parity ^ 1);
       note(params_, Activity::kIssueCopies, tiles.key());
     });
     if (in_boxes == Boxes::kAllRuns) {
@@ -169,12 +195,12 @@ class TileLoader {
       load_rows(tiles, rows, in_boxes);
       barrier_arrive_after_copies(full);
     }
-    at_.advance(2);  // K and V take turns
+    at_.advance(Slots::kStep);
   }
 
   /// Address of a row of the slot, a multiple of 8.
   [[nodiscard]] __device__ std::uint32_t place(int row) const {
-    return shared_address(shared_.ring[at_.slot]) + Layout::below(row);
+    return shared_address(Slots::tile(shared_, at_.slot)) + Layout::below(row);
   }
 
   /// All runs that do not come in boxes, row by row; rows that are not seen become zeros.
@@ -203,20 +229,19 @@ class TileLoader {
   const Boxes boxes_;
   const core::Pages& cache_;
   const int lane_;
-  mma::RingPosition<C::kSlots> at_;
+  mma::RingPosition<Slots::kCount> at_;
 };
 
 /// Begins to load rows of q, as many as a warp has lanes from `first` on, to the tile at `to`; zeros
 /// behind the unit's last one.
 template <typename Layout>
 __device__ __forceinline__ void load_query_rows(const AttendParams& params, const Unit& unit,
-                                                int first, std::uint32_t to,
+                                                int element_bytes, int first, std::uint32_t to,
                                                 const mma::RowLoader<Layout>& loader, int lane) {
-  constexpr int kElementBytes = 2;
   const core::Rows& q = params.tensors.q;
   const RowTarget row = row_of_q(params, unit, min(first + lane, unit.rows - 1));
   const std::int64_t offset =
-      (row.token * q.token_stride + row.head * q.head_stride) * kElementBytes;
+      (row.token * q.token_stride + row.head * q.head_stride) * element_bytes;
 #pragma unroll
   for (int half = 0; half < kWarpSize; half += mma::kRunKeys) {
     loader.load_scattered(to + Layout::below(first + half), static_cast<const std::byte*>(q.data),
@@ -224,40 +249,39 @@ __device__ __forceinline__ void load_query_rows(const AttendParams& params, cons
   }
 }
 
-/// Loads the queries of all units, and tells the computing warps of the units with them.
+/// Loads the queries of units, and tells the computing warps of the units with them.
 template <typename C>
 class QueryLoader {
  public:
   __device__ QueryLoader(const AttendParams& params, const TileMaps& maps,
                          typename C::Fixed& shared, int lane)
-      : params_(params),
-        maps_(maps),
-        shared_(shared),
-        units_(shared, lane),
-        lane_(lane),
-        rows_(lane) {}
+      : params_(params), maps_(maps), shared_(shared), lane_(lane), rows_(lane) {}
 
+  /// Of all units, and of the end.
   __device__ void run() {
+    UnitReader<C> units(shared_, lane_);
 #pragma unroll 1
     while (true) {
-      units_.step();
-      const Unit& unit = units_.now();
-      const bool is_end = unit.rows == 0;
-      barrier_wait(shared_address(&shared_.queries_empty[at_.slot]), at_.parity ^ 1);
-      if (is_end || unit.sees_nothing()) {
-        barrier_arrive(full_barrier());
-      } else if (maps_.has_queries && unit.rows == rows_of_box() && !unit.leaves_states()) {
-        load_box(unit);
-        barrier_arrive(full_barrier());
-      } else {
-        load_rows(unit);
-        barrier_arrive_after_copies(full_barrier());
-      }
-      at_.advance();
-      if (is_end) break;
-      units_.find_next();
+      units.step();
+      load(units.now());
+      if (units.now().rows == 0) break;
+      units.find_next();
     }
     wait_for_own_copies();
+  }
+
+  __device__ void load(const Unit& unit) {
+    barrier_wait(shared_address(&shared_.queries_empty[at_.slot]), at_.parity ^ 1);
+    if (unit.rows == 0 || unit.sees_nothing()) {
+      barrier_arrive(full_barrier());
+    } else if (maps_.has_queries && unit.rows == rows_of_box() && !unit.leaves_states()) {
+      load_box(unit);
+      barrier_arrive(full_barrier());
+    } else {
+      load_rows(unit);
+      barrier_arrive_after_copies(full_barrier());
+    }
+    at_.advance();
   }
 
  private:
@@ -280,7 +304,7 @@ class QueryLoader {
 #pragma unroll
       for (int panel = 0; panel < Layout::kPanels; ++panel) {
         copy_box(to + static_cast<std::uint32_t>(panel * Layout::kPanelBytes), maps_.queries,
-                 panel * kBoxComponents, unit.kv_head_begin * group_size, unit.queries.first,
+                 panel * kBoxRowBytes / C::kElementBytes, unit.kv_head_begin * group_size, unit.queries.first,
                  full_barrier());
       }
     }
@@ -291,14 +315,13 @@ class QueryLoader {
     const std::uint32_t to = shared_address(shared_.queries[at_.slot]);
 #pragma unroll 1
     for (int first = 0; first < C::kTileRows; first += kWarpSize) {
-      load_query_rows(params_, unit, first, to, rows_, lane_);
+      load_query_rows(params_, unit, C::kElementBytes, first, to, rows_, lane_);
     }
   }
 
   const AttendParams& params_;
   const TileMaps& maps_;
   typename C::Fixed& shared_;
-  UnitReader<C> units_;
   const int lane_;
   const mma::RowLoader<Layout> rows_;
   mma::RingPosition<C::kQueryBuffers> at_;
