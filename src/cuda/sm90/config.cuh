@@ -76,6 +76,9 @@ struct Config {
   /// and weights rounded to them, or widen them.
   static constexpr bool kMultipliesCodes = kElementBytes == 1;
   static constexpr bool kWidens = kIsNarrow && !kMultipliesCodes;
+  /// q may be codes, too, which are widened: of heads of which rows of codes fill no 128 bytes.
+  static constexpr bool kWidensQueries =
+      kWidens && std::is_same_v<Kv, core::Float8E4M3> && kHeadDimQk % 128 != 0;
 
   /// The mma kernel, of which a block runs two. Scales of 8-bit tokens are for it alone.
   using Small = std::conditional_t<
@@ -86,7 +89,7 @@ struct Config {
 
   static constexpr Registers kSmallRegisters =
       kHeadDimQk == 192 ? kForSmallUnitsOf192 : kForSmallUnits;
-  static constexpr Registers kLargeRegisters = kWidens ? kForWidenedLargeUnits : kForLargeUnits;
+  static constexpr Registers kLargeRegisters = kIsNarrow ? kForWidenedLargeUnits : kForLargeUnits;
 
   /// Wide heads have fewer keys in a tile: o takes up to 128 of a computing thread's registers, and
   /// the ring must hold K and V of two tiles.

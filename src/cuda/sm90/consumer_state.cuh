@@ -132,11 +132,14 @@ struct ConsumerState {
 
   /// What products with a row of the unit's q are to be multiplied by, if K and V have 8 bits.
   [[nodiscard]] __device__ float query_factor(const Unit& unit, int row) const {
+    float factor = 1.0F;
     if constexpr (C::kWidens) {
-      return __bfloat162float(shared.besides.query_factors[place.queries.slot][row]);
-    } else {
-      return query_scale(params, head_of(params, unit, row));
+      factor = __bfloat162float(shared.besides.query_factors[place.queries.slot][row]);
     }
+    if constexpr (C::kMultipliesCodes || C::kWidensQueries) {
+      factor *= query_scale(params, head_of(params, unit, row));
+    }
+    return factor;
   }
 
   [[nodiscard]] __device__ std::uint32_t slot_address(mma::RingPosition<C::kSlots> at) const {

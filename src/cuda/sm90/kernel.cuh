@@ -116,10 +116,13 @@ __device__ __forceinline__ void load_large_units(const AttendParams& params, con
   if constexpr (C::kWidens) {
     WideningLoader<C>(params, shared, warp, lane()).run(maps, overview);
   } else if constexpr (C::kMultipliesCodes) {
+    // What K's warp and V's are told looks different each time: known addresses would be spilled.
+    const bool is_key_warp = warp_of_warpgroup() == kKeyWarp;
     if (warp == kKeyWarp) {
-      TileLoader<C, KeyLayout>(params, maps, shared, true, lane()).run();
+      TileLoader<C, KeyLayout>(params, maps, shared, is_key_warp, lane()).run();
     } else if (warp == kValueWarp) {
-      TileLoader<C, typename C::StagedLayout, StagedSlots<C>>(params, maps, shared, false, lane())
+      TileLoader<C, typename C::StagedLayout, StagedSlots<C>>(params, maps, shared, is_key_warp,
+                                                              lane())
           .run();
     } else {
       transpose_values<C>(params, maps, overview, shared, warp, lane());

@@ -260,11 +260,19 @@ class WideningLoader {
   __device__ __forceinline__ void ask_for_queries(const Unit& unit) const {
     wait_for_queries_empty();
     if (!unit.sees_nothing()) {
-      load_query_rows(params_, unit, C::kElementBytes, warp_ * kOwnRows,
-                      shared_address(shared_.fixed.queries[queries_.slot]),
-                      mma::RowLoader<QueryLayout>(lane_), lane_);
+      if (C::kWidensQueries && params_.shape.q_dtype == DType::kFloat8E4M3) {
+        ask_for_query_rows<mma::FirstHalves<QueryLayout>>(unit, 1);
+      } else {
+        ask_for_query_rows<QueryLayout>(unit, C::kElementBytes);
+      }
     }
     commit_copies();
+  }
+  template <typename RowLayout>
+  __device__ __forceinline__ void ask_for_query_rows(const Unit& unit, int element_bytes) const {
+    load_query_rows(params_, unit, element_bytes, warp_ * kOwnRows,
+                    shared_address(shared_.fixed.queries[queries_.slot]),
+                    mma::RowLoader<RowLayout>(lane_), lane_);
   }
 
   __device__ __forceinline__ void hand_queries_over(bool has_keys) {
@@ -280,16 +288,34 @@ class WideningLoader {
 
   /// As fp16, in place.
   __device__ __forceinline__ void rewrite_queries() const {
-    const bool are_bfloat16 = params_.shape.q_dtype == DType::kBFloat16;
+    const DType dtype = params_.shape.q_dtype;
 #pragma unroll 1
     for (int first = 0; first < kOwnRows; first += kRowsAtOnce) {
       const int row = warp_ * kOwnRows + first + lane_ / kLanesPerRow;
       float factor = 1.0F;
-      if (are_bfloat16) factor = rewrite_row(row);
+      if (C::kWidensQueries && dtype == DType::kFloat8E4M3) {
+        if constexpr (C::kWidensQueries) widen_row(row);
+      } else if (dtype == DType::kBFloat16) {
+        factor = rewrite_row(row);
+      }
       if (lane_ % kLanesPerRow == 0) {
         shared_.besides.query_factors[queries_.slot][row] = __float2bfloat16_rn(factor);
       }
     }
+  }
+
+  /// Codes in the first half of a row that is one panel.
+  __device__ __forceinline__ void widen_row(int row) const {
+    static_assert(!C::kWidensQueries || QueryLayout::kPanels == 1);
+    using Widen = mma::Widen<typename C::Kv, mma::Order::kNeighbours>;
+    const int own = lane_ % kLanesPerRow;
+    const std::uint32_t at =
+        QueryLayout::row(shared_address(shared_.fixed.queries[queries_.slot]), row);
+    const uint4 codes = load_shared(QueryLayout::chunk(at, own / 2));
+    __syncwarp();
+    const mma::Pairs a = Widen::pairs(own % 2 == 0 ? codes.x : codes.z);
+    const mma::Pairs b = Widen::pairs(own % 2 == 0 ? codes.y : codes.w);
+    store_shared(QueryLayout::chunk(at, own), make_uint4(a.first, a.second, b.first, b.second));
   }
 
   __device__ __forceinline__ float rewrite_row(int row) const {
