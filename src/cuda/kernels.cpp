@@ -54,22 +54,34 @@ std::vector<core::HeadDims> mma_head_dims(DType kv_dtype) {
   return dims;
 }
 
-/// With the head dims and the rows from which on requests are attended with wgmma.
-std::string summary_of(DType dtype) {
+/// Head dims of the Hopper kernel's instances for one dtype of K and V.
+/// @param with_codes  Those that multiply codes, or all others.
+std::string large_head_dims(DType kv_dtype, bool with_codes) {
   std::string dims;
   for (const sm90::Instance& instance : sm90::instances()) {
-    if (instance.kv_dtype != dtype) continue;
+    const bool has_codes = instance.q_dtypes.bits == core::SetOf<DType>::of(kv_dtype).bits &&
+                           core::is_narrow(kv_dtype);
+    if (instance.kv_dtype != kv_dtype || has_codes != with_codes) continue;
     const core::HeadDims head = instance.head_dims;
     dims += fmt::format("{}{}", dims.empty() ? "" : ", ", head.qk);
     if (head.vo != head.qk) dims += fmt::format("/{}", head.vo);
   }
+  return dims;
+}
+
+/// With the head dims and the rows from which on requests are attended with wgmma.
+std::string summary_of(DType dtype) {
   const bool is_narrow = core::is_narrow(dtype);
   const std::string small = fmt::format("tensor cores, {}32 rows of a group at a time",
                                         is_narrow ? "8-bit K and V widened to fp16, " : "");
+  const std::string dims = large_head_dims(dtype, false);
   if (dims.empty()) return small;
+  std::string more = is_narrow ? "; not with scales of tokens" : "";
+  if (const std::string codes = large_head_dims(dtype, true); !codes.empty()) {
+    more += fmt::format("; with 8-bit queries 8-bit products: {}", codes);
+  }
   return fmt::format("{}; on sm_90, requests of more than {} rows 128 at a time (head dims {}{})",
-                     small, kLargeRequestRows, dims,
-                     is_narrow ? "; not with scales of tokens" : "");
+                     small, kLargeRequestRows, dims, more);
 }
 
 void add_mma_row(std::vector<core::KernelRow>& rows, std::string_view name, DType dtype) {

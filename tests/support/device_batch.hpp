@@ -146,7 +146,9 @@ inline Bounds bounds_of(const AttentionSpec& spec, bool weights_above_one = fals
 /// Where queries have 8 bits, as K and V have, large units round weights to them: |δp| ≤ 2⁻⁴ p, and so
 /// |δo| ≤ 2⁻⁴ max |v|. That says little of long rows, whose o is much shorter than any v. But errors
 /// of weights and components of v have nothing to do with each other, so that the lengths of δo and o
-/// are as those of δp and p, where v is random. Sums of products are cut off 2⁻¹³ below the largest.
+/// are as those of δp and p, where v is random.
+/// A logit is a sum in four steps of 33 terms each, cut off below 2⁻¹³ of the largest: by half of that on
+/// average, in all by 132 · 2⁻¹⁴ = 2⁻⁷ of the largest term, which is about 1 here.
 inline Bounds bounds_of(const RandomBatch& batch, bool weights_above_one) {
   const AttentionSpec& spec = batch.spec;
   const std::int32_t group = spec.num_qo_heads / spec.num_kv_heads;
@@ -157,8 +159,8 @@ inline Bounds bounds_of(const RandomBatch& batch, bool weights_above_one) {
         return request.qo_len * group > kSmallRows;
       });
   if (size_of(spec.q_dtype) > 1 || !has_large) return bounds_of(spec, weights_above_one);
-  constexpr double kArithmetic = 0x1p-8;
-  return {0x1p-4 + kArithmetic, 1e-3, 0x1p-4 + kArithmetic};
+  constexpr double kLogit = 0x1p-7;
+  return {0x1p-4 + kLogit, kLogit, 0x1p-4 + kLogit};
 }
 
 /// The oracle, its rows shared out to all cores.

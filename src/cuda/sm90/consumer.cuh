@@ -111,15 +111,19 @@ class UnitAttention {
   static constexpr int kKeySteps = C::kTileKeys * C::kElementBytes / kProductBytes;
   static constexpr int kWeights = kScores / 4 * C::kElementBytes;  // registers
 
-  // In units of log 2: what a score may be above its base before `raise_bases` raises it, and what
-  // the highest one is above it then. 8 bits have few numbers below 1, and none above 448.
-  static constexpr float kSlack = C::kMultipliesCodes ? 5.0F : 8.0F;
+  // In units of log 2: what a row's highest score is above its base when `raise_bases` has raised it,
+  // and what it may be before. 8 bits have few numbers below 1, and none above 448.
   static constexpr float kTop = C::kMultipliesCodes ? 5.0F : 0.0F;
+  static constexpr float kSlack = C::kMultipliesCodes ? 7.0F : 8.0F;
+  /// In a tile that is made again, so that the next one like it is not.
+  static constexpr float kSlackAgain = C::kMultipliesCodes ? kTop : kSlack;
   /// Sum of weights of a thread for a row that an element holds, and more than `raise_bases` leaves: of
   /// all of a tile or, with 8 bits, of a chain.
   static constexpr float kMostWeightSum = C::kMultipliesCodes ? 448.0F : 32768.0F;
-  static_assert(kScores / 2 / (C::kMultipliesCodes ? kChains : 1) * (1 << static_cast<int>(kSlack)) <
+  static_assert(kScores / 2 / (C::kMultipliesCodes ? kChains : 1) *
+                    (1 << static_cast<int>(kSlackAgain)) <
                 kMostWeightSum);
+  static_assert((1 << static_cast<int>(kSlack)) < kMostWeightSum);
   static constexpr float kNoBase = -FLT_MAX;            // of a row that has seen no key
   static constexpr int kScales = C::kIsNarrow ? 2 : 1;  // rows have their own, or share one
 
@@ -243,6 +247,7 @@ class UnitAttention {
     state_.exceeds(0) = 0;
     state_.exceeds(1) = 0;
     exceeds_ = false;
+    is_again_ = C::kMultipliesCodes;
     state_.meet_warpgroup();  // nobody may clear what another has said of a later tile
     state_.position = values().before();
     state_.score(scores);
@@ -347,7 +352,9 @@ class UnitAttention {
   __device__ __forceinline__ void raise_bases(const float (&scores)[kScores], bool lowers_o) {
     const float top[2] = {quad_max(max_of<kCount>(scores, 0)) * scale_of(0),
                           quad_max(max_of<kCount>(scores, 1)) * scale_of(1)};
-    const bool is_raised[2] = {top[0] > base_[0] + kSlack, top[1] > base_[1] + kSlack};
+    const float slack = is_again_ ? kSlackAgain : kSlack;
+    is_again_ = false;
+    const bool is_raised[2] = {top[0] > base_[0] + slack, top[1] > base_[1] + slack};
     if (!__any_sync(kAllLanes, is_raised[0] || is_raised[1])) return;
     float factor[2];
 #pragma unroll
@@ -672,6 +679,7 @@ class UnitAttention {
   float sum_[2] = {};
   float pending_sum_[2];
   bool exceeds_ = false;  // pending weights of this thread do not fit
+  bool is_again_ = false;  // the tile is made again
   bool has_turn_ = false;
 };
 

@@ -33,6 +33,22 @@ class RunBoxes {
         has_boxes_(maps.has_kv),
         lane_(lane) {}
 
+  /// Finds the runs of a stretch of tiles, of large units. All lanes call it before the first tile.
+  template <typename Tiles>
+  __device__ __forceinline__ void begin_stretch(const Tiles& tiles) {
+    static_assert(!kIsSmall && Tiles::kRunsPerLane == kRunsPerLane);
+    if (!has_boxes_) return;
+    const Unit& unit = tiles.unit();
+    panel_ = unit.kv_head_begin * pool_.panels_per_head;
+#pragma unroll
+    for (int i = 0; i < kRunsPerLane; ++i) {
+      const std::int32_t key = tiles.key_of_own_run(i);
+      const RunPlace place = place_of(tiles.page_of_own_run(i), key);
+      runs_[i] = key >= unit.kv_begin && key < unit.kv_end ? place.run : kNoRun;
+      if (i == 0) token_ = place.token;
+    }
+  }
+
   /// Copies the runs of which all keys are seen or none, which makes zeros, into the tile at `to`
   /// after `wait_for_room()`.
   /// @param full  A barrier that is told of it. Nobody has arrived there.
@@ -62,24 +78,42 @@ class RunBoxes {
     return boxes;
   }
 
+  struct RunPlace {
+    std::int32_t run;
+    std::int32_t token;  // where in the run the keys begin, the same for all of a unit
+  };
+  /// Of the run of keys from `key` on.
+  __device__ __forceinline__ RunPlace place_of(std::int32_t page, std::int32_t key) const {
+    if (params_.shape.page_size == kContiguousKv) {
+      const std::int32_t row = page + key;
+      return {row / kBoxKeys, row % kBoxKeys};
+    }
+    const std::int32_t token = params_.page_size.remainder(key, params_.page_size.quotient(key));
+    return {page * pool_.runs_per_page + token / kBoxKeys, token % kBoxKeys};
+  }
+
   template <typename Tiles, typename Wait>
   __device__ __forceinline__ void copy_boxes(const Tiles& tiles, mma::RowRange rows,
                                              std::uint32_t boxes, std::uint32_t to,
                                              std::uint32_t full, const Wait& wait_for_room) const {
-    // Each lane finds a run; then one issues them all.
-    const int own = lane_ % kRuns;
-    const std::int32_t page = __shfl_sync(kAllLanes, tiles.page_near(0), tiles.lane_of(own));
-    std::int32_t first = tiles.key() + own * kBoxKeys;  // token of the page, or row of the pool
-    std::int32_t own_run = 0;
-    if (params_.shape.page_size == kContiguousKv) {
-      first += page;
+    std::int32_t own_run;  // that a lane knows of; one issues them all
+    std::int32_t token;
+    std::int32_t panel;
+    if constexpr (kIsSmall) {
+      const int own = lane_ % kRuns;
+      const std::int32_t page = __shfl_sync(kAllLanes, tiles.page_near(0), tiles.lane_of(own));
+      const RunPlace place = place_of(page, tiles.key() + own * kBoxKeys);
+      own_run = rows.has(own * kBoxKeys) ? place.run : kNoRun;
+      token = place.token;
+      panel = tiles.unit().kv_head_begin * pool_.panels_per_head;
     } else {
-      first = params_.page_size.remainder(first, params_.page_size.quotient(first));
-      own_run = page * pool_.runs_per_page;
+      const int part = tiles.part_of_stretch();
+      own_run = runs_[0];
+#pragma unroll
+      for (int i = 1; i < kRunsPerLane; ++i) own_run = part >= i ? runs_[i] : own_run;
+      token = token_;
+      panel = panel_;
     }
-    own_run = rows.has(own * kBoxKeys) ? own_run + first / kBoxKeys : kNoRun;
-    const std::int32_t token = first % kBoxKeys;  // the same for all
-    const std::int32_t panel = tiles.unit().kv_head_begin * pool_.panels_per_head;
     const std::uint32_t barrier = opaque(full);
     const std::uint64_t map = opaque(reinterpret_cast<std::uint64_t>(&pool_.map));
     const auto expect = [&] {
@@ -101,12 +135,19 @@ class RunBoxes {
     } else {
       std::int32_t run[kRuns];
 #pragma unroll
-      for (int i = 0; i < kRuns; ++i) run[i] = __shfl_sync(kAllLanes, own_run, i);
+      for (int i = 0; i < kRuns; ++i) run[i] = __shfl_sync(kAllLanes, own_run, tiles.lane_of(i));
       wait_for_room();
       if (elect_one()) {
         expect();
+        if (boxes == kAllRuns) {  // nothing to jump over: what boxes have in common is kept
 #pragma unroll
-        for (int i = 0; i < kRuns; ++i) copy_run(i, run[i]);
+          for (int i = 0; i < kRuns; ++i) {
+            copy_box(to + Layout::below(i * kBoxKeys), map, token, panel, run[i], barrier);
+          }
+        } else {
+#pragma unroll
+          for (int i = 0; i < kRuns; ++i) copy_run(i, run[i]);
+        }
       }
     }
     __syncwarp();
@@ -116,6 +157,11 @@ class RunBoxes {
   const PoolMap& pool_;
   const bool has_boxes_;
   const int lane_;
+  // Of a stretch of tiles of large units.
+  static constexpr int kRunsPerLane = kIsSmall ? 1 : kTileKeys / kWarpSize;
+  std::int32_t runs_[kRunsPerLane];  // the lane's
+  std::int32_t token_ = 0;
+  std::int32_t panel_ = 0;
 };
 
 /// Where tiles of K and V are loaded to, in turn.
@@ -163,12 +209,14 @@ class TileLoader {
     note(params_, Activity::kFindUnits);
     UnitReader<C> units(shared_.fixed, lane_);
     Tiles tiles(params_, {&cache_}, kElementBytes, units, lane_, false);
+    bool begins_stretch = true;
 #pragma unroll 1
     while (tiles.unit().rows > 0) {
+      if (begins_stretch) boxes_.begin_stretch(tiles);
       if (!tiles.unit().sees_nothing()) load(tiles);  // before asking for the next tiles' pages
       note(params_, Activity::kLookAhead);
       tiles.look_ahead();
-      tiles.advance();
+      begins_stretch = tiles.advance();
     }
     note(params_, Activity::kAwaitCopies);
     wait_for_own_copies();
@@ -226,7 +274,7 @@ class TileLoader {
 
   const AttendParams& params_;
   typename C::Large& shared_;
-  const Boxes boxes_;
+  Boxes boxes_;
   const core::Pages& cache_;
   const int lane_;
   mma::RingPosition<Slots::kCount> at_;
