@@ -136,10 +136,12 @@ struct Bounds {
 inline Bounds bounds_of(const AttentionSpec& spec, bool weights_above_one = false) {
   const auto either = [&](DType dtype) { return spec.q_dtype == dtype || spec.kv_dtype == dtype; };
   constexpr double kTensorCoreLse = 5e-5;  // their sums are cut off, not rounded
-  if (core::is_narrow(spec.kv_dtype)) return {1e-3 / 8.0 + 0x1p-12, kTensorCoreLse};  // as fp16
   const double times = weights_above_one ? 2.0 : 1.0;
-  if (either(DType::kBFloat16)) return {1e-3 + times * 0x1p-9, kTensorCoreLse};
-  if (either(DType::kFloat16)) return {1e-3 / 8.0 + times * 0x1p-12, kTensorCoreLse};
+  const bool is_narrow = core::is_narrow(spec.kv_dtype);  // products are those of fp16
+  if (!is_narrow && either(DType::kBFloat16)) return {1e-3 + times * 0x1p-9, kTensorCoreLse};
+  if (is_narrow || either(DType::kFloat16)) {
+    return {1e-3 / 8.0 + times * 0x1p-12, kTensorCoreLse};
+  }
   return {2e-6, 1e-5};
 }
 

@@ -50,7 +50,7 @@ enum class CacheStorage {
   kPagesTwo,        ///< [pages, 2, …]
   kPagesLayersTwo,  ///< [pages, layers, 2, …], the second of three layers
   kPackedDims,      ///< […, D + Dv]
-  kGaps,            ///< as kTwoPages, with something else behind each page
+  kGaps,            ///< as kTwoPages, with 16 bytes of something else behind each page
 };
 
 struct RandomBatchOptions {
@@ -362,7 +362,7 @@ class RandomBatch {
       case CacheStorage::kApart:
         break;
       case CacheStorage::kGaps:
-        page += 8;
+        page += 16 / static_cast<std::int64_t>(size_of(spec.kv_dtype));
         [[fallthrough]];
       case CacheStorage::kTwoPages:
         v_offset = num_pages * page;
