@@ -166,7 +166,8 @@ class TileStream {
 
   /// Of the tile, counted from the stretch's.
   [[nodiscard]] __device__ int first_run() const {
-    return run_keys_ > 1 ? (key_ - first_key_) / (kRunKeys * kParts) : 0;
+    const auto keys = static_cast<unsigned>(key_ - first_key_);
+    return run_keys_ > 1 ? static_cast<int>(keys / (kRunKeys * kParts)) : 0;
   }
   /// First key of a run of the stretch that begins at `first_key`.
   [[nodiscard]] __device__ std::int32_t key_of_run(std::int32_t first_key, std::int32_t run) const {

@@ -98,7 +98,7 @@ __device__ __forceinline__ void load_small_units(const AttendParams& params, con
     if constexpr (C::kIsNarrow) {
       return mma::NoBoxes();
     } else {
-      return RunBoxes<decltype(layout), mma::kTileKeys, true>(params, maps, of_keys, lane());
+      return RunBoxes<decltype(layout), mma::kTileKeys, true, false>(params, maps, of_keys, lane());
     }
   };
   mma::load_units<typename C::Small>(params, shared.halves[half], make_boxes,

@@ -17,10 +17,11 @@ namespace quire::cuda::sm90 {
 
 /// A tile's runs of 16 keys as boxes of K or V.
 /// @tparam Layout  Of the tile in shared memory.
-/// @tparam kIsSmall  Of small units: rows may have been copied one by one to the same place, which nobody
-///   has shown to what follows; and little code counts for more than few instructions, since short
+/// @tparam kIsSmall  Of small units: little code counts for more than few instructions, since short
 ///   batches wait for it to come from memory.
-template <typename Layout, int kTileKeys, bool kIsSmall>
+/// @tparam kAreShown  Rows that may have been copied one by one to the same place before have been shown
+///   to what follows.
+template <typename Layout, int kTileKeys, bool kIsSmall, bool kAreShown>
 class RunBoxes {
  public:
   static constexpr bool kAreRuns = true;
@@ -72,6 +73,7 @@ class RunBoxes {
 
   /// All but those that are seen in part.
   static __device__ std::uint32_t runs_in_boxes(mma::RowRange rows) {
+    if (rows.has_all(kTileKeys)) return kAllRuns;
     std::uint32_t boxes = kAllRuns;
     if (rows.begin > 0 && rows.begin % kBoxKeys != 0) boxes &= ~(1U << rows.begin / kBoxKeys);
     if (rows.end < kTileKeys && rows.end % kBoxKeys != 0) boxes &= ~(1U << rows.end / kBoxKeys);
@@ -97,6 +99,7 @@ class RunBoxes {
                                              std::uint32_t boxes, std::uint32_t to,
                                              std::uint32_t full, const Wait& wait_for_room) const {
     std::int32_t own_run;  // that a lane knows of; one issues them all
+    int first_lane = 0;
     std::int32_t token;
     std::int32_t panel;
     if constexpr (kIsSmall) {
@@ -108,6 +111,7 @@ class RunBoxes {
       panel = tiles.unit().kv_head_begin * pool_.panels_per_head;
     } else {
       const int part = tiles.part_of_stretch();
+      first_lane = tiles.lane_of(0);  // a tile's runs are neighbours of one part
       own_run = runs_[0];
 #pragma unroll
       for (int i = 1; i < kRunsPerLane; ++i) own_run = part >= i ? runs_[i] : own_run;
@@ -117,7 +121,7 @@ class RunBoxes {
     const std::uint32_t barrier = opaque(full);
     const std::uint64_t map = opaque(reinterpret_cast<std::uint64_t>(&pool_.map));
     const auto expect = [&] {
-      if constexpr (kIsSmall) order_before_boxes();
+      if constexpr (!kAreShown) order_before_boxes();
       barrier_expect(barrier, static_cast<std::uint32_t>(__popc(boxes) * kRunBytes));
     };
     const auto copy_run = [&](int i, std::int32_t run) {
@@ -129,13 +133,13 @@ class RunBoxes {
       if (elect_one()) expect();
 #pragma unroll 1
       for (int i = 0; i < kRuns; ++i) {
-        const std::int32_t run = __shfl_sync(kAllLanes, own_run, i);
+        const std::int32_t run = __shfl_sync(kAllLanes, own_run, first_lane + i);
         if (elect_one()) copy_run(i, run);
       }
     } else {
       std::int32_t run[kRuns];
 #pragma unroll
-      for (int i = 0; i < kRuns; ++i) run[i] = __shfl_sync(kAllLanes, own_run, tiles.lane_of(i));
+      for (int i = 0; i < kRuns; ++i) run[i] = __shfl_sync(kAllLanes, own_run, first_lane + i);
       wait_for_room();
       if (elect_one()) {
         expect();
@@ -159,7 +163,7 @@ class RunBoxes {
   const int lane_;
   // Of a stretch of tiles of large units.
   static constexpr int kRunsPerLane = kIsSmall ? 1 : kTileKeys / kWarpSize;
-  std::int32_t runs_[kRunsPerLane];  // the lane's
+  std::int32_t runs_[kRunsPerLane] = {};  // the lane's
   std::int32_t token_ = 0;
   std::int32_t panel_ = 0;
 };
@@ -169,6 +173,7 @@ template <typename C>
 struct RingSlots {
   static constexpr int kCount = C::kSlots;
   static constexpr int kStep = 2;
+  static constexpr bool kAreShown = true;  // to products, and so to boxes
   static __device__ auto& tile(typename C::Large& shared, int slot) { return shared.ring[slot]; }
   static __device__ auto& full(typename C::Large& shared, int slot) { return shared.full[slot]; }
   static __device__ auto& empty(typename C::Large& shared, int slot) { return shared.empty[slot]; }
@@ -178,6 +183,7 @@ template <typename C>
 struct StagedSlots {
   static constexpr int kCount = C::kStagedTiles;
   static constexpr int kStep = 1;
+  static constexpr bool kAreShown = false;
   static __device__ auto& tile(typename C::Large& shared, int slot) {
     return shared.besides.staged[slot];
   }
@@ -225,7 +231,7 @@ class TileLoader {
  private:
   using Tiles = mma::TileStream<C::kTileKeys, mma::Direction::kDescending, UnitReader<C>>;
   static constexpr int kElementBytes = C::kElementBytes;
-  using Boxes = RunBoxes<Layout, C::kTileKeys, false>;
+  using Boxes = RunBoxes<Layout, C::kTileKeys, false, Slots::kAreShown>;
   static_assert(kBoxKeys == mma::kRunKeys && kBoxRowBytes == Layout::kRowStride);
 
   __device__ __forceinline__ void load(const Tiles& tiles) {

@@ -40,25 +40,41 @@ class ValueTransposer {
     first_half_ = lane < 16 ? kEven : kOdd;
   }
 
-  /// The next tile.
+  /// The next tile. It is handed over while codes of the one behind it are on their way, or at once if
+  /// that is not there yet: what has been written would have to be waited for.
   __device__ __forceinline__ void run() {
-    barrier_wait(shared_address(&shared_.fixed.staged.full[staged_.slot]), staged_.parity);
-    barrier_wait(shared_address(&shared_.empty[slot_.slot]), slot_.parity ^ 1);
+    const std::uint32_t full = shared_address(&shared_.fixed.staged.full[staged_.slot]);
+    const std::uint32_t empty = shared_address(&shared_.empty[slot_.slot]);
+    if (!__all_sync(kAllLanes, barrier_is_over(full, staged_.parity) &&
+                                   barrier_is_over(empty, slot_.parity ^ 1))) {
+      hand_over();
+      barrier_wait(full, staged_.parity);
+      barrier_wait(empty, slot_.parity ^ 1);
+    }
     const std::uint32_t from = shared_address(shared_.besides.staged[staged_.slot]) + from_;
     const std::uint32_t to = shared_address(shared_.ring[slot_.slot]) + to_;
 #pragma unroll
     for (int keys = 0; keys < kOwnKeys; keys += kWarpSize) {
-      transpose(from + From::below(keys),
-                To::chunk(to, keys / kChunkKeys));
+      std::uint32_t codes[kLoads][4];  // of 8 keys each
+      load(codes, from + From::below(keys));
+      if (keys == 0) hand_over();
+      store(codes, To::chunk(to, keys / kChunkKeys));
     }
-    show_to_products();
     __syncwarp();
-    if (lane_ == 0) {
-      barrier_arrive(shared_address(&shared_.full[slot_.slot]));
-      barrier_arrive(shared_address(&shared_.fixed.staged.empty[staged_.slot]));
-    }
+    if (lane_ == 0) barrier_arrive(shared_address(&shared_.fixed.staged.empty[staged_.slot]));
     staged_.advance();
     slot_.advance(2);
+    has_slot_ = true;
+  }
+
+  /// What has been written last is there for products. Comes before anything is waited for that the
+  /// computing warps must do.
+  __device__ __forceinline__ void hand_over() {
+    if (!has_slot_) return;
+    has_slot_ = false;
+    show_to_products();
+    __syncwarp();
+    if (lane_ == 0) barrier_arrive(shared_address(&shared_.full[slot_.before().before().slot]));
   }
 
  private:
@@ -71,18 +87,21 @@ class ValueTransposer {
   static constexpr std::uint32_t kEven = 0x6420;
   static constexpr std::uint32_t kOdd = 0x7531;
 
-  /// 32 keys.
-  __device__ __forceinline__ void transpose(std::uint32_t from, std::uint32_t to) const {
-    std::uint32_t codes[kLoads][4];  // of 8 keys each
+  /// Of 32 keys.
+  static __device__ __forceinline__ void load(std::uint32_t (&codes)[kLoads][4],
+                                              std::uint32_t from) {
 #pragma unroll
     for (int i = 0; i < kLoads; ++i) load_matrices_transposed(codes[i], From::chunk(from, i));
+  }
+  __device__ __forceinline__ void store(const std::uint32_t (&codes)[kLoads][4],
+                                        std::uint32_t to) const {
 #pragma unroll
     for (int i = 0; i < kLoads; ++i) {
       const std::uint32_t (&c)[4] = codes[i];
-      store_matrices(to + To::below(i * 16), {pick(c[0], c[1], first_half_),
-                                              pick(c[0], c[1], first_half_ ^ kEven ^ kOdd),
-                                              pick(c[2], c[3], first_half_),
-                                              pick(c[2], c[3], first_half_ ^ kEven ^ kOdd)});
+      const std::uint32_t second_half = first_half_ ^ kEven ^ kOdd;
+      store_matrices(to + To::below(i * 16),
+                     {pick(c[0], c[1], first_half_), pick(c[0], c[1], second_half),
+                      pick(c[2], c[3], first_half_), pick(c[2], c[3], second_half)});
     }
   }
   static __device__ __forceinline__ std::uint32_t pick(std::uint32_t low, std::uint32_t high,
@@ -97,6 +116,7 @@ class ValueTransposer {
   std::uint32_t first_half_;  // which components come first
   mma::RingPosition<C::kStagedTiles> staged_;
   mma::RingPosition<C::kSlots> slot_{1, 0};
+  bool has_slot_ = false;  // the one before is not handed over
 };
 
 /// A warp that transposes, and what else it does: one loads queries, the other finds units.
@@ -124,6 +144,7 @@ __device__ __forceinline__ void transpose_values(const AttendParams& params, con
       for (std::int32_t key = unit.last_key; key >= unit.first_key; key -= C::kTileKeys) {
         values.run();
       }
+      values.hand_over();
     }
     units.find_next();
   }
