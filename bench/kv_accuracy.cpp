@@ -30,6 +30,7 @@
 #include "device/mirror.hpp"
 #include "device/place.hpp"
 #include "quire/attention.hpp"
+#include "quire/executors.hpp"
 #include "quire/reference.hpp"
 
 namespace quire::tool {
@@ -135,8 +136,26 @@ class Cache {
     write();
   }
 
+  /// Its rows are shared out to all cores.
   [[nodiscard]] std::vector<double> oracle() const {
-    return reference_attention(spec, batch, tensors).o;
+    struct Context {
+      const Cache& cache;
+      std::vector<double> o;
+    };
+    Context context{*this, std::vector<double>(o.size())};
+    const auto compute = [](void* opaque, std::int32_t row) noexcept {
+      Context& to = *static_cast<Context*>(opaque);
+      const Cache& cache = to.cache;
+      const std::int32_t each = cache.drawn_.queries / kRequests;
+      const std::int32_t query = row / kQueryHeads;
+      const std::vector<double> result =
+          reference_attention_row(cache.spec, cache.batch, cache.tensors, query / each,
+                                  query % each, row % kQueryHeads)
+              .o;
+      std::ranges::copy(result, to.o.begin() + std::ptrdiff_t{row} * kHeadDim);
+    };
+    default_executor().parallel(drawn_.queries * kQueryHeads, compute, &context);
+    return context.o;
   }
 
   AttentionSpec spec;
