@@ -315,14 +315,15 @@ bool print_query_table(const NamedSpread& spread, std::int32_t keys, Place& plac
   const std::vector<double> exact = Cache(drawn, DType::kFloat32, KvScale::kNone).oracle();
   Table table({"scales", ">bf16 queries", ">8-bit queries", ">and weights", ">kernel's part"});
   bool passed = true;
-  for (const auto& [kind, name] : {std::pair{KvScale::kPerTensor, "per tensor"},
-                                   std::pair{KvScale::kPerHead, "per head"}}) {
+  for (const auto& [kind, name] :
+       {std::pair{KvScale::kPerTensor, "per tensor"}, std::pair{KvScale::kPerHead, "per head"}}) {
     Cache cache(drawn, DType::kFloat8E4M3, kind, DType::kFloat8E4M3);
     const std::vector<double> stored = cache.oracle();
     const double of_kernel = kernel_error(cache, stored, place);
     passed = passed && of_kernel <= kMostOfKernel;
     const auto percent = [](double error) { return fmt::format("{:.2f} %", 100 * error); };
-    table.add({name, percent(relative_error(Cache(drawn, DType::kFloat8E4M3, kind).oracle(), exact)),
+    table.add({name,
+               percent(relative_error(Cache(drawn, DType::kFloat8E4M3, kind).oracle(), exact)),
                percent(relative_error(stored, exact)), percent(relative_error(cache.o, exact)),
                percent(of_kernel)});
   }

@@ -73,10 +73,10 @@ inline constexpr std::int32_t kMaxPrefixLevels = 3;
 
 /// What a kind of layer fixes. Kernels are chosen from this, once.
 struct AttentionSpec {
-  std::int32_t num_qo_heads = 0;        ///< Heads of q and o, ≥ 1.
-  std::int32_t num_kv_heads = 0;        ///< Divides num_qo_heads; their quotient is the group size.
-  std::int32_t head_dim_qk = 0;         ///< Components of a query and of a key.
-  std::int32_t head_dim_vo = 0;         ///< 0 takes head_dim_qk.
+  std::int32_t num_qo_heads = 0;  ///< Heads of q and o, ≥ 1.
+  std::int32_t num_kv_heads = 0;  ///< Divides num_qo_heads; their quotient is the group size.
+  std::int32_t head_dim_qk = 0;   ///< Components of a query and of a key.
+  std::int32_t head_dim_vo = 0;   ///< 0 takes head_dim_qk.
   /// Of q. float8_e4m3 is for K and V of float8_e4m3 without scales of tokens: both products are made
   /// of 8-bit codes where that is faster, and weights rounded to them (docs/kv_dtypes.md says what
   /// that costs in accuracy).

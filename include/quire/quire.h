@@ -410,7 +410,7 @@ typedef struct quire_attention_tensors {
   quire_tensor v_scale;      /**< Likewise. */
   quire_tensor sinks;        /**< float32 [num_qo_heads]: unscaled logits. */
   quire_tensor alibi_slopes; /**< float32 [num_qo_heads]. */
-  quire_tensor q_scale;      /**< float32 [1] or [num_qo_heads], positive: what stored queries are to
+  quire_tensor q_scale; /**< float32 [1] or [num_qo_heads], positive: what stored queries are to
                                   be multiplied by. For q_dtype float8_e4m3 only; not given: 1. */
 } quire_attention_tensors;
 

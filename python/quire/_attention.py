@@ -239,8 +239,8 @@ class Attention(c.Owner):
           k_scale, v_scale: float32 [1] or [num_kv_heads], as `kv_scale` of the spec says.
           sinks: float32 [num_qo_heads]: unscaled logits; given exactly if the spec says so.
           alibi_slopes: float32 [num_qo_heads]; given exactly if the spec says so.
-          q_scale: float32 [1] or [num_qo_heads], positive, for queries of float8_e4m3: what they are
-            to be multiplied by. None is 1.
+          q_scale: float32 [1] or [num_qo_heads], positive, for queries of float8_e4m3: what they
+            are to be multiplied by. None is 1.
           stream: CUDA stream; None takes torch's current one if q is torch's.
           check: Turns checked mode on.
 

@@ -153,8 +153,8 @@ void expect_scale(Checks& checks, std::string_view name, const TensorView& scale
 void expect_query_scale(Checks& checks, const AttentionSpec& spec, const TensorView& scale) {
   if (!scale.given() || !checks.ok()) return;
   if (!is_narrow(spec.q_dtype)) {
-    checks.refuse("q_scale", fmt::format("expected nothing, since queries are {}",
-                                         to_string(spec.q_dtype)));
+    checks.refuse("q_scale",
+                  fmt::format("expected nothing, since queries are {}", to_string(spec.q_dtype)));
     return;
   }
   const bool is_one = scale.rank == 1 && scale.size(0) == 1;

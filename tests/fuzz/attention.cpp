@@ -336,9 +336,8 @@ class Problem {
         QUIRE_OK) {
       return;
     }
-    spoil<10>({&tensors_.q, &tensors_.k, &tensors_.v, &tensors_.o, &tensors_.lse,
-               &tensors_.q_scale, &tensors_.k_scale, &tensors_.v_scale, &tensors_.sinks,
-               &tensors_.alibi_slopes});
+    spoil<10>({&tensors_.q, &tensors_.k, &tensors_.v, &tensors_.o, &tensors_.lse, &tensors_.q_scale,
+               &tensors_.k_scale, &tensors_.v_scale, &tensors_.sinks, &tensors_.alibi_slopes});
     advance();
     quire_attention_run(attention_, &batch_, &tensors_, schedule, schedule_bytes, scratch,
                         scratch_bytes, nullptr);

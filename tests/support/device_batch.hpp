@@ -23,12 +23,11 @@ inline std::vector<std::span<std::byte>> memory_of(RandomBatch& batch) {
           bytes_of(batch.kv_indptr),       bytes_of(batch.tree_mask),
           bytes_of(batch.full_mask),       bytes_of(batch.full_mask_indptr),
           bytes_of(batch.prefix_leaders),  bytes_of(batch.prefix_pages),
-          bytes_of(batch.q_scale),
-          bytes_of(batch.k_scale),         bytes_of(batch.v_scale),
-          bytes_of(batch.sinks),           bytes_of(batch.alibi_slopes),
-          batch.q_elements.bytes(),        batch.k_elements.bytes(),
-          batch.v_elements.bytes(),        batch.o_elements.bytes(),
-          batch.lse_elements.bytes()};
+          bytes_of(batch.q_scale),         bytes_of(batch.k_scale),
+          bytes_of(batch.v_scale),         bytes_of(batch.sinks),
+          bytes_of(batch.alibi_slopes),    batch.q_elements.bytes(),
+          batch.k_elements.bytes(),        batch.v_elements.bytes(),
+          batch.o_elements.bytes(),        batch.lse_elements.bytes()};
 }
 inline constexpr std::size_t kWrittenBuffers = 2;  ///< o and lse
 
@@ -155,11 +154,10 @@ inline Bounds bounds_of(const RandomBatch& batch, bool weights_above_one) {
   const AttentionSpec& spec = batch.spec;
   const std::int32_t group = spec.num_qo_heads / spec.num_kv_heads;
   constexpr std::int32_t kSmallRows = 32;
-  const bool has_large =
-      batch.options.shared_pages > 0 || batch.options.page_forest ||
-      std::ranges::any_of(batch.options.requests, [&](const Request& request) {
-        return request.qo_len * group > kSmallRows;
-      });
+  const bool has_large = batch.options.shared_pages > 0 || batch.options.page_forest ||
+                         std::ranges::any_of(batch.options.requests, [&](const Request& request) {
+                           return request.qo_len * group > kSmallRows;
+                         });
   if (size_of(spec.q_dtype) > 1 || !has_large) return bounds_of(spec, weights_above_one);
   constexpr double kLogit = 0x1p-7;
   return {0x1p-4 + kLogit, kLogit, 0x1p-4 + kLogit};

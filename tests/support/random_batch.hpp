@@ -70,7 +70,7 @@ struct RandomBatchOptions {
   std::int32_t table_width = 0;   ///< table entries per request; 0: what the longest needs
   /// NaN in the values of some keys that only some queries see. Those queries get NaN, no others.
   bool poison_masked_values = false;
-  int query_scales = 0;  ///< 1: one for all heads; 2: one for each
+  int query_scales = 0;    ///< 1: one for all heads; 2: one for each
   float magnitude = 1.0F;  ///< standard deviation of q, k and v; int8 steps count 1/32
   /// Scales of V per token lie up to as many powers of two above and below 1.
   int value_scale_powers = 0;
@@ -603,8 +603,9 @@ class RandomBatch {
 
 /// How far results are from the oracle's.
 struct Difference {
-  double o = 0.0;    ///< largest |o − oracle| before output rounding, over max |v|
-  double row = 0.0;  ///< largest length of a row of o − oracle before rounding, over that of oracle's
+  double o = 0.0;  ///< largest |o − oracle| before output rounding, over max |v|
+  double row =
+      0.0;  ///< largest length of a row of o − oracle before rounding, over that of oracle's
   double lse = 0.0;             ///< largest |lse − oracle|
   std::int64_t mismatches = 0;  ///< elements that are NaN, 0 or −inf on one side only
 };

@@ -76,8 +76,7 @@ class UnitCursor {
 /// Of q and o. @param row  Of the unit, or behind its last.
 __device__ inline std::int32_t head_of(const AttendParams& params, const Unit& unit,
                                        std::int32_t row) {
-  const std::int32_t of_group =
-      params.group_size.remainder(row, params.group_size.quotient(row));
+  const std::int32_t of_group = params.group_size.remainder(row, params.group_size.quotient(row));
   return unit.kv_head_begin * params.shape.group_size + of_group;
 }
 

@@ -216,8 +216,8 @@ __device__ void attend_unit(const AttendParams& params, const Unit& unit, Shared
     attention.store();
   }
   if (unit.num_pieces == 1 && !unit.leaves_states()) return;
-  finish_partial<schedule::kSmallUnits, OutputOf<QueryElement>>(params, unit, shared.complete, thread,
-                                                      kThreads, [] { __syncthreads(); });
+  finish_partial<schedule::kSmallUnits, OutputOf<QueryElement>>(
+      params, unit, shared.complete, thread, kThreads, [] { __syncthreads(); });
 }
 
 template <typename QueryElement, typename KvElement>
@@ -230,7 +230,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
   for (Unit unit = units.next(); unit.rows > 0; unit = units.next()) {
     attend_unit<QueryElement, KvElement>(params, unit, shared);
   }
-  store_padding<OutputOf<QueryElement>>(params, params.schedule.header->overview.num_queries, kThreads);
+  store_padding<OutputOf<QueryElement>>(params, params.schedule.header->overview.num_queries,
+                                        kThreads);
 }
 
 template <typename QueryElement, typename KvElement>

@@ -340,8 +340,8 @@ class UnitAttention {
         sums[i / 4 % kChains] += scores[i] + scores[i + 1];
       }
       sum[half] = (sums[0] + sums[1]) + (sums[2] + sums[3]);
-      most[half] = C::kMultipliesCodes ? fmaxf(fmaxf(sums[0], sums[1]), fmaxf(sums[2], sums[3]))
-                                       : sum[half];
+      most[half] =
+          C::kMultipliesCodes ? fmaxf(fmaxf(sums[0], sums[1]), fmaxf(sums[2], sums[3])) : sum[half];
     }
     return fmaxf(most[0], most[1]);
   }
@@ -678,7 +678,7 @@ class UnitAttention {
   float base_[2] = {kNoBase, kNoBase};  // in units of log 2
   float sum_[2] = {};
   float pending_sum_[2];
-  bool exceeds_ = false;  // pending weights of this thread do not fit
+  bool exceeds_ = false;   // pending weights of this thread do not fit
   bool is_again_ = false;  // the tile is made again
   bool has_turn_ = false;
 };

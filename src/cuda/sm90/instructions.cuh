@@ -243,17 +243,17 @@ __device__ __forceinline__ bool any_at_barrier(int id, bool value) {
                "};\n"                                                                             \
                "wgmma.mma_async.sync.aligned.m64n" columns type " {" names                        \
                "}, a, b, p, 1, 1" orders "; }"                                                    \
-               : list(d)                                                                        \
-               : "r"(a.low), "n"(a.kHigh), "r"(b.low), "n"(b.kHigh), "r"(add ? 1 : 0)           \
+               : list(d)                                                                          \
+               : "r"(a.low), "n"(a.kHigh), "r"(b.low), "n"(b.kHigh), "r"(add ? 1 : 0)             \
                : "memory")
 #define QUIRE_PRODUCT_OF_REGISTERS(columns, type, orders, names, list, r0, r1, r2, r3, low_b, \
                                    high_b)                                                    \
   asm volatile("{ .reg .b64 b; mov.b64 b, {" low_b ", " high_b                                \
                "};\n"                                                                         \
-               "wgmma.mma_async.sync.aligned.m64n" columns type " {" names                    \
-               "}, {" r0 ", " r1 ", " r2 ", " r3 "}, b, 1, 1, 1" orders "; }"                 \
-               : list(d)                                                                       \
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.low), "n"(b.kHigh)          \
+               "wgmma.mma_async.sync.aligned.m64n" columns type " {" names "}, {" r0 ", " r1  \
+               ", " r2 ", " r3 "}, b, 1, 1, 1" orders "; }"                                   \
+               : list(d)                                                                      \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.low), "n"(b.kHigh)         \
                : "memory")
 
 /// Types of operands, and what follows in the instruction: 16-bit ones say how their rows lie.
@@ -296,8 +296,8 @@ __device__ __forceinline__ void multiply_registers(float* d, const std::uint32_t
   constexpr bool kIsBfloat16 = std::is_same_v<Element, __nv_bfloat16>;
   if constexpr (std::is_same_v<Element, core::Float8E4M3>) {
     static_assert(kColumns == 128);
-    QUIRE_PRODUCT_OF_REGISTERS("128", QUIRE_E4M3, "", QUIRE_NAMES_64, QUIRE_64, "%64", "%65",
-                               "%66", "%67", "%68", "%69");
+    QUIRE_PRODUCT_OF_REGISTERS("128", QUIRE_E4M3, "", QUIRE_NAMES_64, QUIRE_64, "%64", "%65", "%66",
+                               "%67", "%68", "%69");
   } else if constexpr (kColumns == 64 && kIsBfloat16) {
     QUIRE_PRODUCT_OF_REGISTERS("64", QUIRE_BF16, ", 1", QUIRE_NAMES_32, QUIRE_32, "%32", "%33",
                                "%34", "%35", "%36", "%37");

@@ -358,8 +358,8 @@ class QueryLoader {
 #pragma unroll
       for (int panel = 0; panel < Layout::kPanels; ++panel) {
         copy_box(to + static_cast<std::uint32_t>(panel * Layout::kPanelBytes), maps_.queries,
-                 panel * kBoxRowBytes / C::kElementBytes, unit.kv_head_begin * group_size, unit.queries.first,
-                 full_barrier());
+                 panel * kBoxRowBytes / C::kElementBytes, unit.kv_head_begin * group_size,
+                 unit.queries.first, full_barrier());
       }
     }
     __syncwarp();

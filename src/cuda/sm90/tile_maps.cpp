@@ -54,15 +54,16 @@ bool encode_map(CUtensorMap& map, const void* data, DType dtype, std::int32_t co
     if (others[i].size <= 0) return false;
     sizes[i + 1] = static_cast<cuuint64_t>(others[i].size);
     // The stride of an axis of one element is not used, but must look like one.
-    strides[i] = others[i].size > 1 ? static_cast<cuuint64_t>(others[i].stride) * element_bytes
-                                    : 16;
+    strides[i] =
+        others[i].size > 1 ? static_cast<cuuint64_t>(others[i].stride) * element_bytes : 16;
     box[i + 1] = static_cast<cuuint32_t>(others[i].box);
     steps[i + 1] = 1;
   }
   return encode.load(std::memory_order_relaxed)(
              &map, element_of(dtype), static_cast<cuuint32_t>(kAxes), const_cast<void*>(data),
-             sizes.data(), strides.data(), box.data(), steps.data(), CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-             CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+             sizes.data(), strides.data(), box.data(), steps.data(), CU_TENSOR_MAP_INTERLEAVE_NONE,
+             CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
+             CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
 
 /// A box lies in shared memory as `Groups` has it: 128 bytes of 8 tokens, the next 128 of the

@@ -15,7 +15,7 @@ namespace quire::cuda::sm90 {
 
 inline constexpr int kBoxKeys = 16;
 inline constexpr int kBoxRowBytes = 128;  ///< of a row, one panel
-inline constexpr int kBoxResults = 16;  ///< rows of o, if the group's size divides them
+inline constexpr int kBoxResults = 16;    ///< rows of o, if the group's size divides them
 
 /// K or V. All runs of 16 tokens that begin at a page or are 16 tokens behind another are numbered
 /// through the pool, so that one coordinate says which of them is meant.

@@ -97,7 +97,7 @@ class ValueTransposer {
                                         std::uint32_t to) const {
 #pragma unroll
     for (int i = 0; i < kLoads; ++i) {
-      const std::uint32_t (&c)[4] = codes[i];
+      const std::uint32_t(&c)[4] = codes[i];
       const std::uint32_t second_half = first_half_ ^ kEven ^ kOdd;
       store_matrices(to + To::below(i * 16),
                      {pick(c[0], c[1], first_half_), pick(c[0], c[1], second_half),
