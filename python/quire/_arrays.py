@@ -127,7 +127,7 @@ def empty_like(
 
 
 def _numpy_dtype(name: str, beside: Any) -> Any:
-    """For a result beside an array of codes: bfloat16 of ml_dtypes where that is in use, else bits."""
+    """Of a result beside an array of codes: bfloat16 of ml_dtypes where that is in use, or bits."""
     if name != "bfloat16":
         return np.dtype(name)
     in_use = beside.type.__module__ == "ml_dtypes"
