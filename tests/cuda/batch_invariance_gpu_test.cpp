@@ -115,8 +115,8 @@ TEST_P(GpuBatchInvariance, GivesARequestTheSameBitsInAnyBatch) {
   }
 }
 
-// Chunks that begin at multiples of the queries of a tile (32 in a group of 4) and have more rows than
-// small units take.
+// Chunks that begin at multiples of the queries of a tile (32 in a group of 4, 48 of heads of 64) and have
+// more rows than small units take.
 TEST_P(GpuBatchInvariance, GivesChunksTheBitsOfTheWholePrompt) {
   RandomBatch all(requests_of(GetParam().dtype, GetParam().head_dim));
   Runner runner(all);
@@ -124,8 +124,10 @@ TEST_P(GpuBatchInvariance, GivesChunksTheBitsOfTheWholePrompt) {
   const std::vector<Chunk> whole = {whole_of(all, kPrompt)};
   Regrouped expected(all, whole);
   runner.run(expected, expected.limits());
-  for (const auto& [begin, end] : {std::pair(0, 96), std::pair(96, 128), std::pair(128, 300),
-                                   std::pair(32, 224), std::pair(256, 300)}) {
+  const std::int32_t tile = GetParam().head_dim == 64 ? 48 : 32;
+  for (const auto& [begin, end] :
+       {std::pair(0, 3 * tile), std::pair(3 * tile, 4 * tile), std::pair(4 * tile, 300),
+        std::pair(tile, 6 * tile), std::pair(5 * tile, 300)}) {
     const std::vector<Chunk> chunks = {{kPrompt, begin, end}, whole_of(all, 0)};
     Regrouped batch(all, chunks);
     runner.run(batch, all.limits());

@@ -8,6 +8,7 @@
 #include <memory>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "fill_shared_memory.hpp"
@@ -61,9 +62,11 @@ TEST_P(GpuRepeat, GivesTheSameBitsWhateverTheWorkspacesHeld) {
 
 // Groups that do not divide a tile's rows, prompts that do not fill tiles.
 TEST_P(GpuRepeat, GivesTheSameBitsWhateverSharedMemoryHeld) {
-  for (const std::int32_t group : {3, 4, 5, 7}) {
-    SCOPED_TRACE(group);
-    RandomBatchOptions options = testing::exact_options(GetParam(), group, 2, 128);
+  for (const auto& [group, head_dim] :
+       {std::pair(3, 128), std::pair(4, 128), std::pair(5, 128), std::pair(7, 128),
+        std::pair(4, 64), std::pair(5, 64)}) {
+    SCOPED_TRACE("group " + std::to_string(group) + ", heads of " + std::to_string(head_dim));
+    RandomBatchOptions options = testing::exact_options(GetParam(), group, 2, head_dim);
     options.spec.o_dtype = DType::kNone;
     options.requests = {{200, 700}, {70, 70}, {1, 3000}, {5, 1200}, {129, 400}};
     RandomBatch host(options);

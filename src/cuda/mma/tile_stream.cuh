@@ -35,6 +35,15 @@ class UnitWalk {
 /// In which a unit's tiles come.
 enum class Direction { kAscending, kDescending };
 
+/// Where the tiles of `kKeys` keys begin of a unit whose first key is `kv_begin`, the first of a tile
+/// mostly.
+template <int kKeys>
+__device__ constexpr std::int32_t first_tile_key(std::int32_t kv_begin) {
+  constexpr int kStep = kKeys % kTileKeys == 0 ? kTileKeys : kTileKeys / 2;
+  static_assert(kKeys % kStep == 0);
+  return kv_begin / kStep * kStep;
+}
+
 /// The tiles of some units. The places of their keys are known for a stretch of runs at a time: 16
 /// tiles, or one if keys are scattered.
 /// @tparam kKeys   Of a tile.
@@ -109,7 +118,7 @@ class TileStream {
   /// them, that of lane `lane_of(run)`.
   /// @param cache  Which of the caches.
   [[nodiscard]] __device__ std::int64_t offset_near(int run, int cache = 0) const {
-    const int at = first_run() + run;
+    const int at = place_near(run);
     std::int64_t offset = offsets_[cache][0];
 #pragma unroll
     for (int i = 1; i < kRunsPerLane; ++i) {
@@ -123,12 +132,12 @@ class TileStream {
     return key_of_run(first_key_, i * kWarpSize + lane_);
   }
   [[nodiscard]] __device__ std::int32_t page_of_own_run(int i) const { return pages_[i]; }
-  /// Which of a lane's runs the tile's are.
-  [[nodiscard]] __device__ int part_of_stretch() const { return first_run() / kWarpSize; }
+  /// Which of the lane's runs is near the tile's.
+  [[nodiscard]] __device__ int own_run_near() const { return place_near(0) / kWarpSize; }
 
   /// Likewise their pages; of contiguous K and V, the request's first row.
   [[nodiscard]] __device__ std::int32_t page_near(int run) const {
-    const int at = first_run() + run;
+    const int at = place_near(run);
     std::int32_t page = pages_[0];
 #pragma unroll
     for (int i = 1; i < kRunsPerLane; ++i) page = at >= i * kWarpSize ? pages_[i] : page;
@@ -137,8 +146,7 @@ class TileStream {
   /// `offset_near`, made of the page when it is asked for: for those who seldom ask and have few
   /// registers.
   [[nodiscard]] __device__ std::int64_t find_offset_near(int run) const {
-    const std::int32_t place = (first_run() + run) / kWarpSize * kWarpSize + lane_;
-    const std::int32_t key = key_of_run(first_key_, place);
+    const std::int32_t key = key_of_run(first_key_, place_near(run));
     const bool has_keys = key + run_keys_ > unit().kv_begin && key < unit().kv_end;
     return has_keys ? offset_of(*caches_[0], unit(), page_near(run), key) : 0;
   }
@@ -168,6 +176,13 @@ class TileStream {
   [[nodiscard]] __device__ int first_run() const {
     const auto keys = static_cast<unsigned>(key_ - first_key_);
     return run_keys_ > 1 ? static_cast<int>(keys / (kRunKeys * kParts)) : 0;
+  }
+  /// Of this lane's run among those near the tile's run `run`, counted from the stretch's first.
+  [[nodiscard]] __device__ int place_near(int run) const {
+    constexpr bool kDivide = kWarpSize % (kPartKeys / kRunKeys) == 0;  // tiles the lanes
+    if (kDivide || !has_runs()) return (first_run() + run) / kWarpSize * kWarpSize + lane_;
+    const int first = first_run();
+    return first + static_cast<int>(static_cast<unsigned>(lane_ - first) % kWarpSize);
   }
   /// First key of a run of the stretch that begins at `first_key`.
   [[nodiscard]] __device__ std::int32_t key_of_run(std::int32_t first_key, std::int32_t run) const {
@@ -200,7 +215,7 @@ class TileStream {
   }
 
   __device__ void begin_next_unit() {
-    next_first_key_ = units_.next().kv_begin / kTileKeys * kTileKeys;
+    next_first_key_ = first_tile_key<kKeys>(units_.next().kv_begin);
     if constexpr (!kIsAscending) {
       const std::int32_t keys = max(1, units_.next().kv_end - next_first_key_);
       next_first_key_ += (keys - 1) / stretch_keys() * stretch_keys();

@@ -13,10 +13,10 @@
 
 namespace quire::cuda::sm90 {
 
-/// Warpgroups of a block: one that loads, two that compute.
-inline constexpr int kComputingWarpgroups = 2;
-inline constexpr int kThreads = (1 + kComputingWarpgroups) * kWarpgroupSize;
-inline constexpr int kConsumers = kComputingWarpgroups * kWarpgroupSize;
+/// Shares of each line that a block takes: those of small units both at the same time, half of its
+/// memory and a computing warpgroup each, those of large units one after another with all of it.
+inline constexpr int kSharesPerBlock = 2;
+inline constexpr int kHalves = kSharesPerBlock;  ///< of a block, for small units
 
 /// Registers of a thread that loads and of one that computes, while the block works on small units
 /// and on large ones. Rows of 384 bytes take more of those that load, and so do codes that are widened.
@@ -28,19 +28,10 @@ inline constexpr Registers kForSmallUnits{136, 184};
 inline constexpr Registers kForSmallUnitsOf192{152, 176};
 inline constexpr Registers kForLargeUnits{88, 208};
 inline constexpr Registers kForWidenedLargeUnits{104, 200};
-/// What the kernel is launched with: 168 for each thread, the same for all.
-constexpr bool fit(Registers registers) {
-  constexpr int kLaunched = 64 * 1024 / kThreads / 8 * 8;
-  return registers.loader + kComputingWarpgroups * registers.consumer <=
-         (1 + kComputingWarpgroups) * kLaunched;
-}
-static_assert(fit(kForSmallUnits) && fit(kForSmallUnitsOf192) && fit(kForLargeUnits) &&
-              fit(kForWidenedLargeUnits));
-
-/// Shares of each line that a block takes: those of small units both at the same time, half of its
-/// warps and memory each, those of large units one after another with all of them.
-inline constexpr int kSharesPerBlock = 2;
-inline constexpr int kHalves = kSharesPerBlock;  ///< of a block, for small units
+/// Where three warpgroups compute, of which small units have no use for the third.
+inline constexpr Registers kForSmallUnitsBesideIdle{152, 168};
+inline constexpr Registers kForLargeUnitsOfThree{80, 144};
+inline constexpr int kIdleRegisters = 24;
 
 /// What the warps of the first warpgroup do for large units: three load, one finds the units. Where K
 /// and V have to be widened, all of them do that, and the last one finds the units besides. Where V of 8
@@ -87,15 +78,33 @@ struct Config {
       mma::Config<Element, kHeadDimQk, kHeadDimVo, mma::kHalf, Kv, Groups>>;
   using Output = typename Small::Output;  ///< of o, where it is not fp32
 
-  static constexpr Registers kSmallRegisters =
-      kHeadDimQk == 192 ? kForSmallUnitsOf192 : kForSmallUnits;
-  static constexpr Registers kLargeRegisters = kIsNarrow ? kForWidenedLargeUnits : kForLargeUnits;
+  /// Warpgroups of a block that compute, beside one that loads. Products of narrow heads take as long
+  /// as the powers of their scores: while one warpgroup multiplies, two make powers.
+  static constexpr bool kHasThird = kHeadDimQk == 64 && kHeadDimVo == 64 && !kIsNarrow;
+  static constexpr int kComputingWarpgroups = kHasThird ? 3 : 2;
+  static constexpr int kThreads = (1 + kComputingWarpgroups) * kWarpgroupSize;
+  static constexpr int kConsumers = kComputingWarpgroups * kWarpgroupSize;
+
+  static constexpr Registers kSmallRegisters = kHasThird           ? kForSmallUnitsBesideIdle
+                                               : kHeadDimQk == 192 ? kForSmallUnitsOf192
+                                                                   : kForSmallUnits;
+  static constexpr Registers kLargeRegisters = kHasThird   ? kForLargeUnitsOfThree
+                                               : kIsNarrow ? kForWidenedLargeUnits
+                                                           : kForLargeUnits;
+  /// What the kernel is launched with, the same for each thread.
+  static constexpr int kLaunchedRegisters = 64 * 1024 / kThreads / 8 * 8;
+  static_assert(kSmallRegisters.loader + kHalves * kSmallRegisters.consumer +
+                        (kComputingWarpgroups - kHalves) * kIdleRegisters <=
+                    (1 + kComputingWarpgroups) * kLaunchedRegisters &&
+                kLargeRegisters.loader + kComputingWarpgroups * kLargeRegisters.consumer <=
+                    (1 + kComputingWarpgroups) * kLaunchedRegisters);
 
   /// Wide heads have fewer keys in a tile: o takes up to 128 of a computing thread's registers, and
-  /// the ring must hold K and V of two tiles.
+  /// the ring must hold K and V of two tiles. So have narrow ones, since three warpgroups share the
+  /// registers.
   static constexpr bool kIsWide = kHeadDimQk > 128 || kHeadDimVo > 128;
   static constexpr int kTileRows = kComputingWarpgroups * kProductRows;
-  static constexpr int kTileKeys = kIsWide ? 64 : 128;
+  static constexpr int kTileKeys = kIsWide ? 64 : kHasThird ? 96 : 128;
   static constexpr int kQueryBuffers = kHeadDimQk > 192 ? 1 : 2;
   using QueryLayout = Panels<kHeadDimQk * kElementBytes, kTileRows>;
   using KeyLayout = Groups<kHeadDimQk * kElementBytes>;

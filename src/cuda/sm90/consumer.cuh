@@ -206,22 +206,23 @@ class UnitAttention {
     take_turn();                        // what any of the warpgroup said before is known now
     const int tile = key / C::kTileKeys;
     if (state_.exceeds(tile + 1) != 0) return false;
-    settle();
     state_.score(scores);
     wait_for_slot(values(), values_are_edge_);
     accumulate();
     pass_turn();
+    settle();  // of the tile before
     wait_for_products<1>();
     hold(scores);
     if constexpr (kHasWindow) hide_before<kScores>(scores, key);
-    exceeds_ = to_powers<kScores>(scores, pending_sum_) > kMostWeightSum;
-    if (exceeds_) state_.exceeds(tile) = 1;
+    const float most = to_powers<kScores>(scores, pending_sum_);
     wait_for_products<0>();
     hold(o_);
     state_.release_slot(values());
     state_.position.advance(2);
     values_are_edge_ = kHasWindow;
     to_weights<kScores>(scores);
+    exceeds_ = most > kMostWeightSum;
+    if (exceeds_) state_.exceeds(tile) = 1;
     return true;
   }
 
@@ -332,12 +333,14 @@ class UnitAttention {
     float most[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      float sums[kChains] = {};
+      float sums[kChains];
 #pragma unroll
       for (int i = 2 * half; i < kCount; i += 4) {
         scores[i] = exp2_fast(scores[i] * scale_of(half) - base_[half]);
         scores[i + 1] = exp2_fast(scores[i + 1] * scale_of(half) - base_[half]);
-        sums[i / 4 % kChains] += scores[i] + scores[i + 1];
+        const float pair = scores[i] + scores[i + 1];
+        const int chain = i / 4 % kChains;
+        sums[chain] = i < 4 * kChains ? pair : sums[chain] + pair;
       }
       sum[half] = (sums[0] + sums[1]) + (sums[2] + sums[3]);
       most[half] =

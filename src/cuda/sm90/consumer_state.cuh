@@ -15,11 +15,13 @@
 namespace quire::cuda::sm90 {
 
 /// Named barriers of large units; those of the mma kernel come first, for each half.
+inline constexpr int kMostComputingWarpgroups = 3;
 enum NamedBarrier : int {
   kUnitEnd = 1 + kHalves * 3,  // partial results written; last piece known
-  kTurn = kUnitEnd + 1,        // and the next: passed by one warpgroup, waited at by the other
-  kFit = kTurn + kComputingWarpgroups,  // and the next: a warpgroup agrees on what to do
+  kTurn = kUnitEnd + 1,  // and the next: passed by a warpgroup, waited at by the one behind it
+  kFit = kTurn + kMostComputingWarpgroups,  // and the next: a warpgroup agrees on what to do
 };
+static_assert(kFit + kMostComputingWarpgroups <= 16, "as many as there are");
 
 /// Where a unit and its queries lie.
 template <typename C>
@@ -78,8 +80,14 @@ struct ConsumerState {
   __device__ void release_slot(mma::RingPosition<C::kSlots> at) { release(shared.empty[at.slot]); }
 
   // The warpgroups take turns at issuing products.
-  __device__ void wait_for_turn() const { named_barrier<kConsumers>(kTurn + warpgroup); }
-  __device__ void pass_turn() const { pass_barrier<kConsumers>(kTurn + 1 - warpgroup); }
+  __device__ void wait_for_turn() const { named_barrier<2 * kWarpgroupSize>(kTurn + warpgroup); }
+  __device__ void pass_turn() const {
+    const int next = is_last_warpgroup() ? 0 : warpgroup + 1;
+    pass_barrier<2 * kWarpgroupSize>(kTurn + next);
+  }
+  [[nodiscard]] __device__ bool is_last_warpgroup() const {
+    return warpgroup == C::kComputingWarpgroups - 1;
+  }
 
   /// Products are made by all warps of a warpgroup or by none.
   __device__ bool any_in_warpgroup(bool value) const {

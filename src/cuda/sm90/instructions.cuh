@@ -218,6 +218,7 @@ __device__ __forceinline__ bool any_at_barrier(int id, bool value) {
   "+f"((d)[i]), "+f"((d)[(i) + 1]), "+f"((d)[(i) + 2]), "+f"((d)[(i) + 3]), "+f"((d)[(i) + 4]), \
       "+f"((d)[(i) + 5]), "+f"((d)[(i) + 6]), "+f"((d)[(i) + 7])
 #define QUIRE_32(d) QUIRE_EIGHT(d, 0), QUIRE_EIGHT(d, 8), QUIRE_EIGHT(d, 16), QUIRE_EIGHT(d, 24)
+#define QUIRE_48(d) QUIRE_32(d), QUIRE_EIGHT(d, 32), QUIRE_EIGHT(d, 40)
 #define QUIRE_64(d) \
   QUIRE_32(d), QUIRE_EIGHT(d, 32), QUIRE_EIGHT(d, 40), QUIRE_EIGHT(d, 48), QUIRE_EIGHT(d, 56)
 #define QUIRE_NAMES_32                       \
@@ -225,6 +226,10 @@ __device__ __forceinline__ bool any_at_barrier(int id, bool value) {
   "%8, %9, %10, %11, %12, %13, %14, %15, "   \
   "%16, %17, %18, %19, %20, %21, %22, %23, " \
   "%24, %25, %26, %27, %28, %29, %30, %31"
+#define QUIRE_NAMES_48                         \
+  QUIRE_NAMES_32                               \
+  ", %32, %33, %34, %35, %36, %37, %38, %39, " \
+  "%40, %41, %42, %43, %44, %45, %46, %47"
 #define QUIRE_NAMES_64                       \
   "%0, %1, %2, %3, %4, %5, %6, %7, "         \
   "%8, %9, %10, %11, %12, %13, %14, %15, "   \
@@ -266,12 +271,18 @@ __device__ __forceinline__ bool any_at_barrier(int id, bool value) {
 template <typename Element, int kColumns, typename LayoutA, typename LayoutB>
 __device__ __forceinline__ void multiply_shared(float* d, Operand<LayoutA> a, Operand<LayoutB> b,
                                                 bool add) {
-  static_assert(kColumns == 64 || kColumns == 128);
+  static_assert(kColumns == 64 || kColumns == 96 || kColumns == 128);
   constexpr bool kIsBfloat16 = std::is_same_v<Element, __nv_bfloat16>;
   if constexpr (std::is_same_v<Element, core::Float8E4M3>) {
     static_assert(kColumns == 128);
     QUIRE_PRODUCT_OF_SHARED("128", QUIRE_E4M3, "", QUIRE_NAMES_64, QUIRE_64, "%64", "%65", "%66",
                             "%67", "%68");
+  } else if constexpr (kColumns == 96 && kIsBfloat16) {
+    QUIRE_PRODUCT_OF_SHARED("96", QUIRE_BF16, ", 0, 0", QUIRE_NAMES_48, QUIRE_48, "%48", "%49",
+                            "%50", "%51", "%52");
+  } else if constexpr (kColumns == 96) {
+    QUIRE_PRODUCT_OF_SHARED("96", QUIRE_F16, ", 0, 0", QUIRE_NAMES_48, QUIRE_48, "%48", "%49",
+                            "%50", "%51", "%52");
   } else if constexpr (kColumns == 64 && kIsBfloat16) {
     QUIRE_PRODUCT_OF_SHARED("64", QUIRE_BF16, ", 0, 0", QUIRE_NAMES_32, QUIRE_32, "%32", "%33",
                             "%34", "%35", "%36");
@@ -330,8 +341,10 @@ __device__ __forceinline__ std::uint32_t pack_e4m3(float a, float b, float c, fl
 #undef QUIRE_PRODUCT_OF_REGISTERS
 #undef QUIRE_PRODUCT_OF_SHARED
 #undef QUIRE_NAMES_64
+#undef QUIRE_NAMES_48
 #undef QUIRE_NAMES_32
 #undef QUIRE_64
+#undef QUIRE_48
 #undef QUIRE_32
 #undef QUIRE_EIGHT
 

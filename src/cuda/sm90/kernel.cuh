@@ -33,7 +33,7 @@ namespace quire::cuda::sm90 {
 /// One thread calls it.
 template <typename C>
 __device__ void init_barriers(typename C::Large& shared) {
-  constexpr int kConsumerWarps = kConsumers / kWarpSize;
+  constexpr int kConsumerWarps = C::kConsumers / kWarpSize;
   for (int slot = 0; slot < C::kSlots; ++slot) {
     barrier_init(shared_address(&shared.full[slot]), C::arrivals_of_slot(slot));
     barrier_init(shared_address(&shared.empty[slot]), kConsumerWarps);
@@ -86,6 +86,11 @@ __device__ __forceinline__ int warp_of_warpgroup() {
 }
 __device__ __forceinline__ bool is_loading_warpgroup() {
   return __shfl_sync(kAllLanes, thread_of_block() / kWarpgroupSize, 0) == 0;
+}
+
+/// Whether the warpgroup loads, or computes small units.
+__device__ __forceinline__ bool is_of_halves() {
+  return __shfl_sync(kAllLanes, thread_of_block() / kWarpgroupSize, 0) <= kHalves;
 }
 
 /// A warp of the loading warpgroup: two for each half.
@@ -143,7 +148,7 @@ __device__ __forceinline__ void load_large_units(const AttendParams& params, con
 /// One unit after another.
 template <typename C>
 __device__ __forceinline__ void attend_units(ConsumerState<C>& state) {
-  if (state.warpgroup == 1) state.pass_turn();  // the first one is the other's
+  if (state.is_last_warpgroup()) state.pass_turn();  // the first one is the first's
   float scores[ConsumerState<C>::kScores];
 #pragma unroll 1
   for (bool is_first = true;; is_first = false) {
@@ -164,7 +169,7 @@ __device__ __forceinline__ void attend_units(ConsumerState<C>& state) {
       state.wait_for_scores(scores);
       if (unit.rows == 0) return;
       if (unit.sees_nothing()) {
-        store_empty_unit<typename C::Output>(state.params, unit, state.thread(), kConsumers);
+        store_empty_unit<typename C::Output>(state.params, unit, state.thread(), C::kConsumers);
         state.place.advance();
         continue;
       }
@@ -174,8 +179,8 @@ __device__ __forceinline__ void attend_units(ConsumerState<C>& state) {
     }
     if (unit.num_pieces > 1 || unit.leaves_states()) {
       finish_partial<schedule::kLargeUnits, typename C::Output>(
-          state.params, unit, state.shared.fixed.complete, state.thread(), kConsumers,
-          [] { named_barrier<kConsumers>(kUnitEnd); });
+          state.params, unit, state.shared.fixed.complete, state.thread(), C::kConsumers,
+          [] { named_barrier<C::kConsumers>(kUnitEnd); });
     }
     state.place.advance();
   }
@@ -239,19 +244,32 @@ __device__ __forceinline__ void look_ahead(const AttendParams& params, typename 
   }
 }
 
+/// From what all warps of a warpgroup have to what they need.
+template <int kFrom, int kTo>
+__device__ __forceinline__ void change_registers() {
+  if constexpr (kTo > kFrom) {
+    take_registers<kTo>();
+  } else {
+    give_registers<kTo>();
+  }
+}
+
 /// All small units of the block's shares. Their barriers are there.
 template <typename C>
 __device__ __forceinline__ void attend_small_units(const AttendParams& params, const TileMaps& maps,
                                                    typename C::Shared& shared) {
+  constexpr int kLaunched = C::kLaunchedRegisters;
+  const int half = thread_of_block() / kWarpgroupSize - 1;
   if (is_loading_warpgroup()) {
-    give_registers<C::kSmallRegisters.loader>();
+    change_registers<kLaunched, C::kSmallRegisters.loader>();
     load_small_units<C>(params, maps, shared);
-  } else {
+  } else if (C::kComputingWarpgroups == kHalves || is_of_halves()) {
     take_registers<C::kSmallRegisters.consumer>();
-    const int half = thread_of_block() / kWarpgroupSize - 1;
     mma::ConsumerState<typename C::Small> state{params, shared.halves[half], warp_of_warpgroup(),
                                                 lane(), half * 3};
     mma::attend_units(state);
+  } else {
+    give_registers<kIdleRegisters>();
   }
 }
 
@@ -284,18 +302,28 @@ __device__ __forceinline__ Phases phases_left(const Shared& shared) {
 __device__ __forceinline__ Phases first_of(Phases phases) { return phases % (1U << kPhaseBits); }
 __device__ __forceinline__ bool is_last(Phases phases) { return phases < (1U << kPhaseBits); }
 
-/// As they are while small units are computed.
+/// From large units to small ones.
 template <typename C>
 __device__ __forceinline__ void return_registers() {
+  constexpr int kLarge = C::kLargeRegisters.consumer;
   if (is_loading_warpgroup()) {
     take_registers<C::kSmallRegisters.loader>();
+  } else if (C::kComputingWarpgroups == kHalves || is_of_halves()) {
+    change_registers<kLarge, C::kSmallRegisters.consumer>();
   } else {
-    give_registers<C::kSmallRegisters.consumer>();
+    give_registers<kIdleRegisters>();
+  }
+}
+/// From small units on the way to large ones, where computing warps take some then.
+template <typename C>
+__device__ __forceinline__ void leave_registers() {
+  if constexpr (C::kSmallRegisters.consumer > C::kLargeRegisters.consumer) {
+    if (!is_loading_warpgroup() && is_of_halves()) give_registers<C::kLaunchedRegisters>();
   }
 }
 
 template <typename C>
-__global__ void __launch_bounds__(kThreads, 1)
+__global__ void __launch_bounds__(C::kThreads, 1)
     attend_kernel(const __grid_constant__ AttendParams params,
                   const __grid_constant__ TileMaps maps) {
   extern __shared__ __align__(1024) std::byte memory[];
@@ -330,6 +358,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     if (first_of(phases_left(shared)) == kSmallPhase) {
       attend_small_units<C>(params, maps, shared);
       if (is_last(phases_left(shared))) break;
+      leave_registers<C>();
       __syncthreads();
       if (thread_of_block() == 0) shared.phases >>= kPhaseBits;
       if (thread_of_block() < kHalves) {
@@ -352,7 +381,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     __syncthreads();
   }
   if (!is_loading_warpgroup()) {
-    store_padding<typename C::Output>(params, shared.overview.num_queries, kConsumers);
+    store_padding<typename C::Output>(params, shared.overview.num_queries, C::kConsumers);
   }
   note(params, Activity::kDone);
 }
@@ -362,7 +391,7 @@ template <typename C>
 AttendKernel describe_kernel() {
   AttendKernel kernel;
   kernel.function = reinterpret_cast<const void*>(&attend_kernel<C>);
-  kernel.threads = kThreads;
+  kernel.threads = C::kThreads;
   kernel.shared_bytes = sizeof(typename C::Shared);
   kernel.blocks_per_multiprocessor = 1;
   kernel.compute_capability = 90;

@@ -73,7 +73,7 @@ class RunBoxes {
 
   /// All but those that are seen in part.
   static __device__ std::uint32_t runs_in_boxes(mma::RowRange rows) {
-    if (rows.has_all(kTileKeys)) return kAllRuns;
+    if (!kIsSmall && rows.has_all(kTileKeys)) return kAllRuns;
     std::uint32_t boxes = kAllRuns;
     if (rows.begin > 0 && rows.begin % kBoxKeys != 0) boxes &= ~(1U << rows.begin / kBoxKeys);
     if (rows.end < kTileKeys && rows.end % kBoxKeys != 0) boxes &= ~(1U << rows.end / kBoxKeys);
@@ -110,11 +110,11 @@ class RunBoxes {
       token = place.token;
       panel = tiles.unit().kv_head_begin * pool_.panels_per_head;
     } else {
-      const int part = tiles.part_of_stretch();
-      first_lane = tiles.lane_of(0);  // a tile's runs are neighbours of one part
+      const int near = tiles.own_run_near();
+      first_lane = tiles.lane_of(0);
       own_run = runs_[0];
 #pragma unroll
-      for (int i = 1; i < kRunsPerLane; ++i) own_run = part >= i ? runs_[i] : own_run;
+      for (int i = 1; i < kRunsPerLane; ++i) own_run = near >= i ? runs_[i] : own_run;
       token = token_;
       panel = panel_;
     }

@@ -11,6 +11,7 @@
 #include "cuda/attend/unit.cuh"
 #include "cuda/attend/visibility.cuh"
 #include "cuda/common/ptx.cuh"
+#include "cuda/mma/tile_stream.cuh"
 #include "cuda/sm90/config.cuh"
 
 namespace quire::cuda::sm90 {
@@ -117,8 +118,7 @@ class UnitQueue {
 
   [[nodiscard]] __device__ __forceinline__ LargeUnit large(const Unit& unit) const {
     LargeUnit large{unit};
-    // Tiles begin at a multiple of 64 keys, as `mma::TileStream` has them.
-    large.first_key = unit.kv_begin / mma::kTileKeys * mma::kTileKeys;
+    large.first_key = mma::first_tile_key<C::kTileKeys>(unit.kv_begin);
     large.last_key =
         large.first_key + (unit.kv_end - large.first_key - 1) / C::kTileKeys * C::kTileKeys;
     large.is_plain = is_plain_ && unit.rows % kBoxResults == 0 && !unit.leaves_states() &&

@@ -55,7 +55,7 @@ struct Event {
   std::int32_t of;  ///< a tile's first key, a unit's request
 };
 
-inline constexpr int kMostWarps = 12;  // of a block
+inline constexpr int kMostWarps = 16;  // of a block
 /// Where events are counted: the last bytes of a block's shared memory.
 inline constexpr std::size_t kSharedBytes = kIsBuilt ? kMostWarps * sizeof(std::uint32_t) : 0;
 
