@@ -115,10 +115,11 @@ inline void find_whether_whole(const Policy& policy, const core::ProblemShape& s
   bool is_whole = policy.fixed_part_keys == 0;
   if (is_whole && num_ranges > 0) {
     const HostCuts cuts(policy, shape, batch, schedule, line);
+    const std::int32_t together = ranges_together(policy.lines[line], shape, header);
     std::int64_t begin = 0;
-    for (std::int32_t index = 0; is_whole && index < num_ranges; ++index) {
-      const std::int64_t end = cuts.begin_of_unit(index + 1);
-      is_whole = !is_too_long(header, line, begin, end);
+    for (std::int32_t index = 0; is_whole && index < num_ranges; index += together) {
+      const std::int64_t end = cuts.begin_of_unit(index + together);
+      is_whole = !is_too_long(header, line, together, begin, end);
       begin = end;
     }
   }

@@ -141,10 +141,23 @@ QUIRE_HOST_DEVICE inline PlacedUnit unit_at(const CutLine<Tiles>& line, std::int
   return unit;
 }
 
-QUIRE_HOST_DEVICE inline bool is_too_long(const Header& header, int line, std::int64_t begin,
-                                          std::int64_t end) {
+template <typename Tiles>
+QUIRE_HOST_DEVICE inline std::int32_t ranges_together(const Tiles& policy,
+                                                      const core::ProblemShape& shape,
+                                                      const Header& header) {
+  constexpr std::int64_t kFewRows = 16;  // of a request, in the mean
+  const bool have_few = std::int64_t{header.overview.num_queries} * shape.group_size <=
+                        kFewRows * header.num_seqs;
+  return have_few && policy.heads_abreast == 1 && header.overview.num_prefixes == 0
+             ? policy.shares_at_once
+             : 1;
+}
+
+QUIRE_HOST_DEVICE inline bool is_too_long(const Header& header, int line, std::int32_t ranges,
+                                          std::int64_t begin, std::int64_t end) {
   // A sixteenth more than the average.
-  return (end - begin) * header.overview.num_ranges[line] * 16 > header.total_cost[line] * 17;
+  return (end - begin) * header.overview.num_ranges[line] * 16 >
+         header.total_cost[line] * 17 * ranges;
 }
 
 /// The start of a range, which is the end of the one before it.

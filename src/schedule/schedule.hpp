@@ -346,10 +346,18 @@ template <typename Tiles>
 QUIRE_HOST_DEVICE inline std::int64_t cost_of(const Tiles& policy, const core::ProblemShape& shape,
                                               const Segment& segment, const SegmentUnits& units);
 
-/// Whether units cannot be left whole, since a range between the begins of two units is much longer
-/// than others.
-QUIRE_HOST_DEVICE inline bool is_too_long(const Header& header, int line, std::int64_t begin,
-                                          std::int64_t end);
+/// Ranges behind one another that count together where it is asked whether units can be left whole:
+/// those that a worker takes at the same time, if heads do not go abreast and units have few rows. Who
+/// reads them does not matter then, since memory is what is waited for.
+template <typename Tiles>
+QUIRE_HOST_DEVICE inline std::int32_t ranges_together(const Tiles& policy,
+                                                      const core::ProblemShape& shape,
+                                                      const Header& header);
+/// Whether units cannot be left whole, since some ranges between the begins of two units are much
+/// longer than others.
+/// @param ranges  From `begin` to `end`.
+QUIRE_HOST_DEVICE inline bool is_too_long(const Header& header, int line, std::int32_t ranges,
+                                          std::int64_t begin, std::int64_t end);
 
 /// Completes a range of which `overview` and `end` are known, and of which `rest` is where it
 /// starts: takes its first item off.

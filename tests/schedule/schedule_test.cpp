@@ -223,17 +223,21 @@ void expect_balance(const Scheduled& scheduled) {
     const std::int64_t total = scheduled.view.header->total_cost[line];
     const TilePolicy& policy = scheduled.policy.lines[line];
     const bool is_whole = (scheduled.view.header->overview.whole_lines >> line & 1U) != 0;
+    const std::int32_t together =
+        is_whole ? ranges_together(policy, scheduled.shape, *scheduled.view.header) : 1;
     const std::int64_t slack =
-        is_whole ? total / std::max(ranges, 1) / 16 + 1
+        is_whole ? total * together / std::max(ranges, 1) / 16 + 1
                  : 2 * (policy.cost_of_unit + (policy.min_split_tiles + 1) *
                                                   max_cost_of_kv_tile(policy, scheduled.shape));
     std::int64_t sum = 0;
-    for (std::int32_t range = 0; range < ranges; ++range) {
+    for (std::int32_t range = 0; range < ranges; range += together) {
       std::int64_t cost = 0;
-      for (const WorkItem& item : scheduled.items_of(range, line)) {
-        cost += cost_of_item(scheduled, line, item);
+      for (std::int32_t next = range; next < std::min(range + together, ranges); ++next) {
+        for (const WorkItem& item : scheduled.items_of(next, line)) {
+          cost += cost_of_item(scheduled, line, item);
+        }
       }
-      ASSERT_LE(cost, total / ranges + slack);
+      ASSERT_LE(cost, total * together / ranges + slack);
       sum += cost;
     }
     ASSERT_EQ(sum, total);
@@ -285,6 +289,28 @@ TEST(Schedule, CutsRequestsOfManyRowsIntoLargeTiles) {
   };
   EXPECT_THAT(queries_of(kSmallUnits), testing::ElementsAre(8, 8));
   EXPECT_THAT(queries_of(kLargeUnits), testing::ElementsAre(32, 8));
+}
+
+// 128 units for 264 ranges, of which a worker takes two at the same time.
+TEST(Schedule, LeavesUnitsOfFewRowsWholeIfThatIsAsEqualForWorkers) {
+  TilePolicy tiles;
+  tiles.num_ranges = 264;
+  tiles.shares_at_once = 2;
+  core::ProblemShape shape;
+  shape.num_kv_heads = 1;
+  const auto is_whole = [&](std::int32_t group, std::int32_t num_seqs) {
+    shape.group_size = group;
+    shape.num_qo_heads = group;
+    const Scheduled scheduled(Policy(tiles), shape,
+                              std::vector<Lengths>(static_cast<std::size_t>(num_seqs), {1, 8192}));
+    expect_balance(scheduled);
+    return (scheduled.view.header->overview.whole_lines & 1U) != 0;
+  };
+  EXPECT_TRUE(is_whole(8, 128));
+  EXPECT_FALSE(is_whole(17, 128)) << "computing is what takes time";
+  EXPECT_FALSE(is_whole(8, 120)) << "some workers would have nothing to do";
+  tiles.shares_at_once = 1;
+  EXPECT_FALSE(is_whole(8, 128)) << "half of the workers would have nothing to do";
 }
 
 TEST(Schedule, DividesWorkersSoThatTheLastIsDoneAsSoonAsCanBe) {

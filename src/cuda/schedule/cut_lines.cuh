@@ -118,8 +118,12 @@ __device__ bool place_cuts(const Arguments& arguments, const Segments& segments,
   }
   if (lane < ranges.count) range[lane].rest = placed;
   if (lane > 0 && lane <= ranges.count) range[lane - 1].end = placed;
-  const std::int64_t end = __shfl_down_sync(kAllLanes, begin, 1);
-  return lane < kWarpRanges && schedule::is_too_long(header, line, begin, end);
+  const std::int32_t together =
+      schedule::ranges_together(arguments.tiles[line], arguments.shape, header);
+  const std::int64_t end =
+      __shfl_down_sync(kAllLanes, begin, static_cast<unsigned>(together));
+  return lane % together == 0 && lane < kWarpRanges &&
+         schedule::is_too_long(header, line, together, begin, end);
 }
 
 /// Ranges of a pass to global memory.
