@@ -35,7 +35,7 @@ inline constexpr int kIdleRegisters = 24;
 
 /// What the warps of the first warpgroup do for large units: three load, one finds the units. Where K
 /// and V have to be widened, all of them do that, and the last one finds the units besides. Where V of 8
-/// bits has to be transposed, the last two do that besides.
+/// bits has to be transposed, those of V and of q do that besides.
 enum LoadingWarp : int { kKeyWarp = 0, kValueWarp = 1, kQueryWarp = 2, kUnitWarp = 3 };
 inline constexpr int kLoadingWarps = kWarpgroupSize / kWarpSize;
 inline constexpr int kTransposingWarps = 2;
@@ -141,7 +141,6 @@ struct Config {
     alignas(1024) std::byte staged[kStagedTiles][kTileKeys * kHeadDimVo];  // of V, as it is cached
   };
   struct StagedBarriers {
-    FinderMemory finder;
     std::uint64_t full[kStagedTiles];   // filled by one warp's copies
     std::uint64_t empty[kStagedTiles];  // drained: one arrival of each warp that transposes
   };
@@ -153,7 +152,7 @@ struct Config {
   /// Large units on their way; one without rows ends the work. Drained by the loading warps and the
   /// computing ones.
   static constexpr int kUnits = 4;
-  static constexpr int kLoadersOfUnits = kIsNarrow ? kLoadingWarps : kUnitWarp;
+  static constexpr int kLoadersOfUnits = kWidens ? kLoadingWarps : kUnitWarp;
 
   /// Arrivals at a barrier of what is loaded: each lane of a warp is told of its copies, or each warp
   /// says that its part has been widened or transposed.

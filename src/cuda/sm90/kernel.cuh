@@ -128,9 +128,11 @@ __device__ __forceinline__ void load_large_units(const AttendParams& params, con
     } else if (warp == kValueWarp) {
       TileLoader<C, typename C::StagedLayout, StagedSlots<C>>(params, maps, shared, is_key_warp,
                                                               lane())
-          .run();
+          .run(ValueTransposer<C>(shared, 0, lane()));
+    } else if (warp == kQueryWarp) {
+      load_queries_and_transpose<C>(params, maps, shared, lane());
     } else {
-      transpose_values<C>(params, maps, overview, shared, warp, lane());
+      find_units<C>(params, maps, overview, shared.fixed, lane());
     }
   } else if (warp == kUnitWarp) {
     find_units<C>(params, maps, overview, shared.fixed, lane());

@@ -168,6 +168,12 @@ class RunBoxes {
   std::int32_t panel_ = 0;
 };
 
+/// For a `TileLoader` that does nothing but load.
+struct NothingBeside {
+  __device__ void run() const {}
+  __device__ void hand_over() const {}
+};
+
 /// Where tiles of K and V are loaded to, in turn.
 template <typename C>
 struct RingSlots {
@@ -211,19 +217,29 @@ class TileLoader {
     at_.slot = loads_keys ? 0 : Slots::kStep - 1;
   }
 
-  __device__ __forceinline__ void run() {
+  /// @param beside  What the warp does to each tile when it has loaded the next one.
+  template <typename Beside = NothingBeside>
+  __device__ __forceinline__ void run(Beside beside = {}) {
     note(params_, Activity::kFindUnits);
     UnitReader<C> units(shared_.fixed, lane_);
     Tiles tiles(params_, {&cache_}, kElementBytes, units, lane_, false);
     bool begins_stretch = true;
+    bool has_tile = false;
 #pragma unroll 1
     while (tiles.unit().rows > 0) {
+      beside.hand_over();
       if (begins_stretch) boxes_.begin_stretch(tiles);
-      if (!tiles.unit().sees_nothing()) load(tiles);  // before asking for the next tiles' pages
+      if (!tiles.unit().sees_nothing()) {
+        load(tiles);  // before asking for the next tiles' pages
+        if (has_tile) beside.run();
+        has_tile = true;
+      }
       note(params_, Activity::kLookAhead);
       tiles.look_ahead();
       begins_stretch = tiles.advance();
     }
+    if (has_tile) beside.run();
+    beside.hand_over();
     note(params_, Activity::kAwaitCopies);
     wait_for_own_copies();
   }

@@ -2,7 +2,8 @@
 /// @file
 /// V of 8 bits on its way to products of codes. wgmma takes operand B of 8 bits with components as rows
 /// only, and V is cached with keys as rows: a warp copies tiles as they are into shared memory, from
-/// where two others transpose them into the ring.
+/// where it and another one transpose them into the ring. Neither finds units: that takes as long as many
+/// tiles.
 #pragma once
 
 #include <cstdint>
@@ -119,26 +120,20 @@ class ValueTransposer {
   bool has_slot_ = false;  // the one before is not handed over
 };
 
-/// A warp that transposes, and what else it does: one loads queries, the other finds units.
+/// The warp that loads queries; of each unit it transposes its part of all tiles then.
 template <typename C>
-__device__ __forceinline__ void transpose_values(const AttendParams& params, const TileMaps& maps,
-                                                 const schedule::Overview& overview,
-                                                 typename C::Large& shared, int warp, int lane) {
-  const bool finds = warp == kUnitWarp;
-  UnitSource<C> source(params, maps, overview, shared.fixed.staged.finder, shared.fixed, finds,
-                       lane);
-  source.put_next();
+__device__ __forceinline__ void load_queries_and_transpose(const AttendParams& params,
+                                                           const TileMaps& maps,
+                                                           typename C::Large& shared, int lane) {
   UnitReader<C> units(shared.fixed, lane);
   QueryLoader<C> queries(params, maps, shared.fixed, lane);
-  ValueTransposer<C> values(shared, warp - kQueryWarp, lane);
+  ValueTransposer<C> values(shared, 1, lane);
 #pragma unroll 1
   while (true) {
     units.step();
     const LargeUnit& unit = units.now();
-    const bool is_end = unit.rows == 0;
-    if (!is_end) source.put_next();
-    if (!finds) queries.load(unit);
-    if (is_end) break;
+    queries.load(unit);
+    if (unit.rows == 0) break;
     if (!unit.sees_nothing()) {
 #pragma unroll 1
       for (std::int32_t key = unit.last_key; key >= unit.first_key; key -= C::kTileKeys) {
