@@ -174,8 +174,7 @@ class TileStream {
 
   /// Of the tile, counted from the stretch's.
   [[nodiscard]] __device__ int first_run() const {
-    const auto keys = static_cast<unsigned>(key_ - first_key_);
-    return run_keys_ > 1 ? static_cast<int>(keys / (kRunKeys * kParts)) : 0;
+    return run_keys_ > 1 ? (key_ - first_key_) / (kRunKeys * kParts) : 0;
   }
   /// Of this lane's run among those near the tile's run `run`, counted from the stretch's first.
   [[nodiscard]] __device__ int place_near(int run) const {

@@ -86,12 +86,15 @@ class RunBoxes {
   };
   /// Of the run of keys from `key` on.
   __device__ __forceinline__ RunPlace place_of(std::int32_t page, std::int32_t key) const {
+    std::int32_t first = key;  // token of the page, or row of the pool
+    std::int32_t run = 0;
     if (params_.shape.page_size == kContiguousKv) {
-      const std::int32_t row = page + key;
-      return {row / kBoxKeys, row % kBoxKeys};
+      first += page;
+    } else {
+      first = params_.page_size.remainder(first, params_.page_size.quotient(first));
+      run = page * pool_.runs_per_page;
     }
-    const std::int32_t token = params_.page_size.remainder(key, params_.page_size.quotient(key));
-    return {page * pool_.runs_per_page + token / kBoxKeys, token % kBoxKeys};
+    return {run + first / kBoxKeys, first % kBoxKeys};
   }
 
   template <typename Tiles, typename Wait>
