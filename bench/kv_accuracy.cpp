@@ -6,7 +6,9 @@
 // K and V are drawn from distributions with and without outliers and written by `append` with a
 // scale per tensor, per head or per token. Two errors of o, root mean square over that of o itself:
 // of quantisation, the fp64 oracle on what the cache holds against the oracle on what was drawn; and
-// of the kernel, its o (float32, bf16 queries) against the oracle on what the cache holds.
+// of the kernel, its o (float32, bf16 queries) against the oracle on what the cache holds. Then the same
+// for chunks of prompts whose queries are float8_e4m3, too, with a scale per head: products of 8 bits, and
+// weights rounded to 8 bits, where there is a kernel that makes them.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -28,6 +30,7 @@
 #include "device/mirror.hpp"
 #include "device/place.hpp"
 #include "quire/attention.hpp"
+#include "quire/executors.hpp"
 #include "quire/reference.hpp"
 
 namespace quire::tool {
@@ -37,6 +40,7 @@ constexpr std::int32_t kQueryHeads = 16;
 constexpr std::int32_t kKvHeads = 4;
 constexpr std::int32_t kHeadDim = 128;
 constexpr std::int32_t kRequests = 4;
+constexpr std::int32_t kChunk = 16;  // queries of a request, 64 rows for a kv head
 constexpr std::int32_t kPageSize = 16;
 constexpr double kOutlier = 20;  // times as large as the rest
 
@@ -64,9 +68,10 @@ float largest_of(DType dtype) {
   return dtype == DType::kFloat8E4M3 ? 448 : 57344;
 }
 
-/// K and V in fp32, [tokens, heads, dim], and q in bf16.
+/// K and V in fp32, [tokens, heads, dim], and q in bf16, [queries, heads, dim].
 struct Drawn {
-  Drawn(Spread spread, std::int32_t keys) : tokens(keys * kRequests) {
+  Drawn(Spread spread, std::int32_t keys, std::int32_t queries_each)
+      : tokens(keys * kRequests), queries(queries_each * kRequests) {
     Random random(7);
     const auto count = static_cast<std::size_t>(tokens) * kKvHeads * kHeadDim;
     for (std::vector<float>* values : {&k, &v}) {
@@ -79,7 +84,7 @@ struct Drawn {
     double squares = 0;
     for (const float x : k) squares += double{x} * x;
     const double scale = 1 / std::sqrt(squares / static_cast<double>(count));
-    q.resize(std::size_t{kRequests} * kQueryHeads * kHeadDim * sizeof(std::uint16_t));
+    q.resize(static_cast<std::size_t>(queries) * kQueryHeads * kHeadDim * sizeof(std::uint16_t));
     for (std::size_t i = 0; i < q.size() / 2; ++i) {
       store_float(DType::kBFloat16, static_cast<float>(2 * scale * normal(random)),
                   q.data() + 2 * i);
@@ -106,30 +111,51 @@ struct Drawn {
   }
 
   std::int32_t tokens;
+  std::int32_t queries;
   std::vector<float> k, v;
   std::vector<std::byte> q;
 };
 
-/// The batch of one query per request, and a cache of its own: pages one after another.
+/// The batch of some queries per request, and a cache of its own: pages one after another.
 class Cache {
  public:
-  Cache(const Drawn& drawn, DType format, KvScale kind) : drawn_(drawn), format_(format) {
+  Cache(const Drawn& drawn, DType format, KvScale kind, DType q_dtype = DType::kBFloat16)
+      : drawn_(drawn), format_(format) {
     spec.num_qo_heads = kQueryHeads;
     spec.num_kv_heads = kKvHeads;
     spec.head_dim_qk = spec.head_dim_vo = kHeadDim;
-    spec.q_dtype = DType::kBFloat16;
+    spec.q_dtype = q_dtype;
     spec.kv_dtype = format;
     spec.o_dtype = DType::kFloat32;
     spec.page_size = kPageSize;
     spec.kv_scale = format == DType::kFloat32 ? KvScale::kNone : kind;
     make_batch();
     make_tensors();
+    if (q_dtype != DType::kBFloat16) quantise_queries();
     if (spec.kv_scale == KvScale::kPerTensor || spec.kv_scale == KvScale::kPerHead) make_scales();
     write();
   }
 
+  /// Its rows are shared out to all cores.
   [[nodiscard]] std::vector<double> oracle() const {
-    return reference_attention(spec, batch, tensors).o;
+    struct Context {
+      const Cache& cache;
+      std::vector<double> o;
+    };
+    Context context{*this, std::vector<double>(o.size())};
+    const auto compute = [](void* opaque, std::int32_t row) noexcept {
+      Context& to = *static_cast<Context*>(opaque);
+      const Cache& cache = to.cache;
+      const std::int32_t each = cache.drawn_.queries / kRequests;
+      const std::int32_t query = row / kQueryHeads;
+      const std::vector<double> result =
+          reference_attention_row(cache.spec, cache.batch, cache.tensors, query / each,
+                                  query % each, row % kQueryHeads)
+              .o;
+      std::ranges::copy(result, to.o.begin() + std::ptrdiff_t{row} * kHeadDim);
+    };
+    default_executor().parallel(drawn_.queries * kQueryHeads, compute, &context);
+    return context.o;
   }
 
   AttentionSpec spec;
@@ -144,6 +170,7 @@ class Cache {
     const std::int32_t keys = drawn_.tokens / kRequests;
     qo_indptr_.resize(kRequests + 1);
     std::iota(qo_indptr_.begin(), qo_indptr_.end(), 0);
+    for (std::int32_t& row : qo_indptr_) row *= drawn_.queries / kRequests;
     kv_len_.assign(kRequests, keys);
     table_.resize(static_cast<std::size_t>(pages()));
     std::iota(table_.begin(), table_.end(), 0);
@@ -156,11 +183,34 @@ class Cache {
     const std::size_t bytes = drawn_.k.size() * size_of(format_);
     k_.resize(bytes);
     v_.resize(bytes);
-    o.resize(std::size_t{kRequests} * kQueryHeads * kHeadDim);
-    tensors.q = {drawn_.q.data(), DType::kBFloat16, {kRequests, kQueryHeads, kHeadDim}};
+    o.resize(static_cast<std::size_t>(drawn_.queries) * kQueryHeads * kHeadDim);
+    tensors.q = {drawn_.q.data(), DType::kBFloat16, {drawn_.queries, kQueryHeads, kHeadDim}};
     tensors.k = {k_.data(), format_, {pages(), kPageSize, kKvHeads, kHeadDim}};
     tensors.v = {v_.data(), format_, {pages(), kPageSize, kKvHeads, kHeadDim}};
-    tensors.o = {o.data(), DType::kFloat32, {kRequests, kQueryHeads, kHeadDim}};
+    tensors.o = {o.data(), DType::kFloat32, {drawn_.queries, kQueryHeads, kHeadDim}};
+  }
+
+  /// As if they were keys of a page, with a scale for each head.
+  void quantise_queries() {
+    constexpr float kLargest = 448;
+    q_scale_.assign(kQueryHeads, 0);
+    for (std::size_t i = 0; i < drawn_.q.size() / 2; ++i) {
+      float& scale = q_scale_[i / kHeadDim % kQueryHeads];
+      scale = std::max(scale, std::fabs(load_float(DType::kBFloat16, &drawn_.q[2 * i])) / kLargest);
+    }
+    std::vector<std::int64_t> slots(static_cast<std::size_t>(drawn_.queries));
+    std::iota(slots.begin(), slots.end(), std::int64_t{0});
+    q_.resize(drawn_.q.size() / 2);
+    std::vector<std::byte> again(q_.size());
+    AppendTensors added;
+    added.k = added.v = tensors.q;
+    added.k_cache = {q_.data(), spec.q_dtype, {1, drawn_.queries, kQueryHeads, kHeadDim}};
+    added.v_cache = {again.data(), spec.q_dtype, {1, drawn_.queries, kQueryHeads, kHeadDim}};
+    added.slot_mapping = {slots.data(), DType::kInt64, {drawn_.queries}};
+    tensors.q_scale = {q_scale_.data(), DType::kFloat32, {kQueryHeads}};
+    added.k_scale = added.v_scale = tensors.q_scale;
+    append(Device::cpu(), KvLayout::kNHD, {}, added).throw_if_error();
+    tensors.q = {q_.data(), spec.q_dtype, {drawn_.queries, kQueryHeads, kHeadDim}};
   }
 
   /// The largest magnitude of all, or of each head, becomes the largest number.
@@ -207,8 +257,8 @@ class Cache {
   const Drawn& drawn_;
   const DType format_;
   std::vector<std::int32_t> qo_indptr_, kv_len_, table_;
-  std::vector<std::byte> k_, v_;
-  std::vector<float> k_scale_, v_scale_;
+  std::vector<std::byte> q_, k_, v_;
+  std::vector<float> q_scale_, k_scale_, v_scale_;
 };
 
 /// Root mean square of a − b, over that of b.
@@ -237,7 +287,7 @@ double kernel_error(Cache& cache, const std::vector<double>& oracle, Place& plac
 /// @return Whether every kernel that ran was as near to its oracle as it should be.
 bool print_table(const NamedSpread& spread, std::int32_t keys, Place& place) {
   constexpr double kMostOfKernel = 2e-3;
-  const Drawn drawn(spread.spread, keys);
+  const Drawn drawn(spread.spread, keys, 1);
   const std::vector<double> exact = Cache(drawn, DType::kFloat32, KvScale::kNone).oracle();
   Table table({"cache", ">per tensor", ">per head", ">per token", ">kernel, at most"});
   bool passed = true;
@@ -258,6 +308,29 @@ bool print_table(const NamedSpread& spread, std::int32_t keys, Place& place) {
   return passed;
 }
 
+/// Chunks of prompts over float8_e4m3, with queries of bf16 and of float8_e4m3.
+bool print_query_table(const NamedSpread& spread, std::int32_t keys, Place& place) {
+  constexpr double kMostOfKernel = 0x1p-4;  // what a weight is rounded by at most
+  const Drawn drawn(spread.spread, keys, kChunk);
+  const std::vector<double> exact = Cache(drawn, DType::kFloat32, KvScale::kNone).oracle();
+  Table table({"scales", ">bf16 queries", ">8-bit queries", ">and weights", ">kernel's part"});
+  bool passed = true;
+  for (const auto& [kind, name] :
+       {std::pair{KvScale::kPerTensor, "per tensor"}, std::pair{KvScale::kPerHead, "per head"}}) {
+    Cache cache(drawn, DType::kFloat8E4M3, kind, DType::kFloat8E4M3);
+    const std::vector<double> stored = cache.oracle();
+    const double of_kernel = kernel_error(cache, stored, place);
+    passed = passed && of_kernel <= kMostOfKernel;
+    const auto percent = [](double error) { return fmt::format("{:.2f} %", 100 * error); };
+    table.add({name,
+               percent(relative_error(Cache(drawn, DType::kFloat8E4M3, kind).oracle(), exact)),
+               percent(relative_error(stored, exact)), percent(relative_error(cache.o, exact)),
+               percent(of_kernel)});
+  }
+  fmt::print("**{}, chunks of {} queries**\n\n{}\n", spread.name, kChunk, table.markdown());
+  return passed;
+}
+
 }  // namespace
 }  // namespace quire::tool
 
@@ -270,6 +343,9 @@ int main(int argc, char** argv) {
         argc > 2 ? parse_whole(argv[2], kPageSize, kMostKeys) / kPageSize * kPageSize : 1024);
     bool passed = true;
     for (const NamedSpread& spread : kSpreads) passed = print_table(spread, keys, *place) && passed;
+    for (const NamedSpread& spread : kSpreads) {
+      passed = print_query_table(spread, keys, *place) && passed;
+    }
     if (!passed) fmt::print(stderr, "kv_accuracy: a kernel is too far from its oracle\n");
     return passed ? 0 : 1;
   } catch (const std::exception& error) {

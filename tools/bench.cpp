@@ -63,7 +63,10 @@ void run_bench(BenchOptions options, Session& session) {
   for (Workload& workload : workloads) {
     // Peers were timed with the course's own cache.
     const DType its_own = cache_dtype(workload, {.dtype = options.measure.dtype});
-    if (cache_dtype(workload, options.measure) != its_own) workload.peers.clear();
+    if (cache_dtype(workload, options.measure) != its_own ||
+        options.measure.q_dtype != DType::kNone) {
+      workload.peers.clear();
+    }
   }
   session.exit_code = options.device.type == DeviceType::kCpu
                           ? bench_on_cpu(options, course, workloads)
@@ -87,6 +90,9 @@ void add_bench(CLI::App& app, Session& session) {
   add_whole(*sub, "--scale", command->scale, 0, kLargestScale,
             "Divide lengths by this; 0 is the course's own for a CPU, 1 on a GPU");
   add_dtype(*sub, "--dtype", command->measure.dtype, "Of queries and outputs: fp32, fp16 or bf16");
+  add_dtype(*sub, "--q-dtype", command->measure.q_dtype,
+            "Of queries, float8_e4m3 with a cache of the same (default: as the row says, else as "
+            "--dtype)");
   add_dtype(*sub, "--kv-dtype", command->measure.kv_dtype,
             "Of the cache (default: as the row says, else as --dtype)");
   add_kv_scale(*sub, command->measure.kv_scale);

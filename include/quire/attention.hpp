@@ -9,7 +9,7 @@
 ///
 /// For query row i of a request and key position t,
 ///
-///     s(i,t) = sm_scale · k_scale · q(i)·k(t)          (scales of t, if they are per token)
+///     s(i,t) = sm_scale · q_scale · k_scale · q(i)·k(t)    (scales of t, if they are per token)
 ///              with logits_soft_cap c:  s ← c · tanh(s / c)
 ///              then, with ALiBi:        s ← s − slope · |position(i) − t|
 ///     where    position(i) = kv_len − qo_len + i
@@ -73,13 +73,18 @@ inline constexpr std::int32_t kMaxPrefixLevels = 3;
 
 /// What a kind of layer fixes. Kernels are chosen from this, once.
 struct AttentionSpec {
-  std::int32_t num_qo_heads = 0;        ///< Heads of q and o, ≥ 1.
-  std::int32_t num_kv_heads = 0;        ///< Divides num_qo_heads; their quotient is the group size.
-  std::int32_t head_dim_qk = 0;         ///< Components of a query and of a key.
-  std::int32_t head_dim_vo = 0;         ///< 0 takes head_dim_qk.
-  DType q_dtype = DType::kBFloat16;     ///< Of q.
-  DType kv_dtype = DType::kBFloat16;    ///< Of K and V.
-  DType o_dtype = DType::kNone;         ///< q_dtype or float32; kNone takes q_dtype.
+  std::int32_t num_qo_heads = 0;  ///< Heads of q and o, ≥ 1.
+  std::int32_t num_kv_heads = 0;  ///< Divides num_qo_heads; their quotient is the group size.
+  std::int32_t head_dim_qk = 0;   ///< Components of a query and of a key.
+  std::int32_t head_dim_vo = 0;   ///< 0 takes head_dim_qk.
+  /// Of q. float8_e4m3 is for K and V of float8_e4m3 without scales of tokens: both products are made
+  /// of 8-bit codes where that is faster, and weights rounded to them (docs/kv_dtypes.md says what
+  /// that costs in accuracy).
+  DType q_dtype = DType::kBFloat16;
+  DType kv_dtype = DType::kBFloat16;  ///< Of K and V.
+  /// q_dtype or float32; kNone takes q_dtype. For queries of float8_e4m3: bfloat16, which kNone takes,
+  /// float16 or float32.
+  DType o_dtype = DType::kNone;
   KvLayout kv_layout = KvLayout::kNHD;  ///< Of K and V.
   std::int32_t page_size = 16;          ///< Tokens per page, ≥ 1, or `kContiguousKv`.
   Mask mask = Mask::kCausal;            ///< Before the window.
@@ -184,6 +189,9 @@ struct AttentionTensors {
   TensorView v_scale{};       ///< Likewise.
   TensorView sinks{};         ///< float32 [num_qo_heads]: unscaled logits.
   TensorView alibi_slopes{};  ///< float32 [num_qo_heads].
+  /// float32 [1] or [num_qo_heads], positive: what stored queries are to be multiplied by. For
+  /// q_dtype float8_e4m3 only. Not given: 1.
+  TensorView q_scale{};
 };
 
 /// Caller-owned bytes on the attention's device, aligned to `kWorkspaceAlignment`. They may hold

@@ -251,9 +251,12 @@ typedef struct quire_attention_spec {
   int32_t num_kv_heads; /**< Set it: divides num_qo_heads; their quotient is the group size. */
   int32_t head_dim_qk;  /**< Set it: no default. */
   int32_t head_dim_vo;  /**< 0, the default, takes head_dim_qk. */
-  quire_dtype q_dtype;  /**< Default bfloat16. */
+  quire_dtype q_dtype;  /**< Default bfloat16. float8_e4m3 is for kv_dtype float8_e4m3 without
+                             scales of tokens; docs/kv_dtypes.md says what it costs in accuracy. */
   quire_dtype kv_dtype; /**< Default bfloat16. */
-  quire_dtype o_dtype;  /**< q_dtype or float32; `QUIRE_DTYPE_NONE`, the default, takes q_dtype. */
+  quire_dtype o_dtype;  /**< q_dtype or float32; `QUIRE_DTYPE_NONE`, the default, takes q_dtype.
+                             For queries of float8_e4m3: bfloat16, which none takes, float16 or
+                             float32. */
   int32_t kv_layout;    /**< A `quire_kv_layout`; default NHD. */
   int32_t page_size;    /**< Tokens per page, at least 1, or `QUIRE_CONTIGUOUS_KV`; default 16. */
   int32_t mask;         /**< A `quire_mask`; default causal. */
@@ -407,11 +410,14 @@ typedef struct quire_attention_tensors {
   quire_tensor v_scale;      /**< Likewise. */
   quire_tensor sinks;        /**< float32 [num_qo_heads]: unscaled logits. */
   quire_tensor alibi_slopes; /**< float32 [num_qo_heads]. */
+  quire_tensor q_scale; /**< float32 [1] or [num_qo_heads], positive: what stored queries are to
+                                  be multiplied by. For q_dtype float8_e4m3 only; not given: 1. */
 } quire_attention_tensors;
 
 /** Static initialiser: all defaults. */
 #define QUIRE_ATTENTION_TENSORS_INIT \
   {sizeof(quire_attention_tensors),  \
+   QUIRE_TENSOR_NONE,                \
    QUIRE_TENSOR_NONE,                \
    QUIRE_TENSOR_NONE,                \
    QUIRE_TENSOR_NONE,                \

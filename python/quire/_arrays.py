@@ -109,21 +109,29 @@ def _read_only(where: str, name: str) -> InvalidArgument:
 def empty_like(
     view: TensorView, shape: tuple[int, ...], dtype: str, where: str, name: str
 ) -> TensorView:
-    """A new array of the kind and on the device of `view`, of its dtype or float32."""
+    """A new array of the kind and on the device of `view`, of its dtype or a wider one."""
     owner = view.owner
     same = dtype == view.dtype
     if isinstance(owner, np.ndarray):
-        array: Any = np.empty(shape, owner.dtype if same else np.float32)
+        array: Any = np.empty(shape, owner.dtype if same else _numpy_dtype(dtype, owner.dtype))
     elif _is_torch(owner):
         torch = sys.modules["torch"]
         array = torch.empty(
-            shape, dtype=owner.dtype if same else torch.float32, device=owner.device
+            shape, dtype=owner.dtype if same else getattr(torch, dtype), device=owner.device
         )
     else:
         raise invalid(
             where, name, f"expected an array to write to, as none of {type(owner)} is made here"
         )
-    return _view_as(array, view.dtype if same else None, None)
+    return _view_as(array, dtype, None)
+
+
+def _numpy_dtype(name: str, beside: Any) -> Any:
+    """Of a result beside an array of codes: bfloat16 of ml_dtypes where that is in use, or bits."""
+    if name != "bfloat16":
+        return np.dtype(name)
+    in_use = beside.type.__module__ == "ml_dtypes"
+    return sys.modules["ml_dtypes"].bfloat16 if in_use else np.uint16
 
 
 # ------------------------------------------ NumPy and torch ---------------------------------------

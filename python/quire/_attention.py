@@ -216,6 +216,7 @@ class Attention(c.Owner):
         v_scale: Any = None,
         sinks: Any = None,
         alibi_slopes: Any = None,
+        q_scale: Any = None,
         stream: Any = None,
         check: Optional[CheckRecord] = None,
     ) -> Any:
@@ -238,6 +239,8 @@ class Attention(c.Owner):
           k_scale, v_scale: float32 [1] or [num_kv_heads], as `kv_scale` of the spec says.
           sinks: float32 [num_qo_heads]: unscaled logits; given exactly if the spec says so.
           alibi_slopes: float32 [num_qo_heads]; given exactly if the spec says so.
+          q_scale: float32 [1] or [num_qo_heads], positive, for queries of float8_e4m3: what they
+            are to be multiplied by. None is 1.
           stream: CUDA stream; None takes torch's current one if q is torch's.
           check: Turns checked mode on.
 
@@ -268,6 +271,7 @@ class Attention(c.Owner):
             packed(v_scale, "run", "v_scale", keep),
             packed(sinks, "run", "sinks", keep),
             packed(alibi_slopes, "run", "alibi_slopes", keep),
+            packed(q_scale, "run", "q_scale", keep),
         )
         workspaces = schedule.workspaces
         status = _run(

@@ -182,6 +182,7 @@ TENSORS: dict[str, tuple[str, ...]] = {
         "v_scale",
         "sinks",
         "alibi_slopes",
+        "q_scale",
     ),
     "quire_append_tensors": (
         "k",

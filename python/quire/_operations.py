@@ -43,6 +43,7 @@ def attention(
     alibi_slopes: Any = None,
     k_scale: Any = None,
     v_scale: Any = None,
+    q_scale: Any = None,
     o: Any = None,
     o_dtype: Any = None,
     lse: Any = None,
@@ -56,7 +57,8 @@ def attention(
     what the arrays have. Allocates; a loop makes an `Attention`.
 
     Args:
-      q: [total_q, num_qo_heads, head_dim_qk], float32, float16 or bfloat16.
+      q: [total_q, num_qo_heads, head_dim_qk], float32, float16, bfloat16 or, with k and v of it,
+        float8_e4m3.
       k: Pages, "NHD" = [num_pages, page_size, num_kv_heads, head_dim_qk] or
         "HND" = [num_pages, num_kv_heads, page_size, head_dim_qk]; with `kv_indptr` rows,
         [tokens, num_kv_heads, head_dim_qk] or [num_kv_heads, tokens, head_dim_qk].
@@ -67,8 +69,10 @@ def attention(
       sinks: float32 [num_qo_heads]: unscaled logits that enter the denominator.
       alibi_slopes: float32 [num_qo_heads].
       k_scale, v_scale: float32 [1] or [num_kv_heads]; both or none.
+      q_scale: float32 [1] or [num_qo_heads], for queries of float8_e4m3.
       o: Written: [total_q, num_qo_heads, head_dim_vo]. None allocates it, of the kind that q is.
-      o_dtype: Of an o that is allocated: q's, which None takes, or "float32".
+      o_dtype: Of an o that is allocated: q's, which None takes ("bfloat16" for float8_e4m3), or
+        "float32".
       lse: Written: float32 [total_q, num_qo_heads], natural logarithm.
       return_lse: Whether lse is returned too; allocated if it is not given.
       checked: On a GPU: verify page ids, lengths and offsets, wait for the result, and raise. On
@@ -140,6 +144,7 @@ def attention(
         packed(v_scale, where, "v_scale", keep),
         packed(sinks, where, "sinks", keep),
         packed(alibi_slopes, where, "alibi_slopes", keep),
+        packed(q_scale, where, "q_scale", keep),
     )
     device = q_view.device
     record = CheckRecord(device) if checked and device.type != "cpu" else None

@@ -28,9 +28,12 @@ class AttentionSpec:
       num_kv_heads: Divides `num_qo_heads`; their quotient is the group size.
       head_dim_qk: Components of a query and of a key.
       head_dim_vo: Components of a value; None takes `head_dim_qk`.
-      q_dtype: Name of q's dtype; NumPy and torch dtypes are taken too.
+      q_dtype: Name of q's dtype; NumPy and torch dtypes are taken too. "float8_e4m3" is for
+        `kv_dtype` "float8_e4m3" without scales per token; docs/kv_dtypes.md says what it costs in
+        accuracy.
       kv_dtype: The caches' dtype; None takes `q_dtype`.
-      o_dtype: `q_dtype` or "float32"; None takes `q_dtype`.
+      o_dtype: `q_dtype` or "float32"; None takes `q_dtype`. For queries of "float8_e4m3":
+        "bfloat16", which None takes, "float16" or "float32".
       kv_layout: "NHD" = [page, page_size, num_kv_heads, head_dim] or
         "HND" = [page, num_kv_heads, page_size, head_dim].
       page_size: Tokens per page, or `CONTIGUOUS_KV`.
@@ -77,9 +80,11 @@ class AttentionSpec:
     def __post_init__(self) -> None:
         fill = object.__setattr__  # it is frozen for everybody else
         fill(self, "q_dtype", dtype_name(self.q_dtype))
-        for name in ("kv_dtype", "o_dtype"):
+        codes = self.q_dtype == "float8_e4m3"
+        defaults = {"kv_dtype": self.q_dtype, "o_dtype": "bfloat16" if codes else self.q_dtype}
+        for name, default in defaults.items():
             given = getattr(self, name)
-            fill(self, name, self.q_dtype if given is None else dtype_name(given))
+            fill(self, name, default if given is None else dtype_name(given))
         if self.head_dim_vo is None:
             fill(self, "head_dim_vo", self.head_dim_qk)
         self._packed()  # names and ranges

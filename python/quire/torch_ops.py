@@ -36,7 +36,7 @@ _library.define(
     "Tensor? full_mask=None, Tensor? full_mask_indptr=None, str kv_layout='NHD', "
     "str mask='causal', int window_left=-1, float? sm_scale=None, float? logits_soft_cap=None, "
     "Tensor? sinks=None, Tensor? alibi_slopes=None, Tensor? k_scale=None, Tensor? v_scale=None, "
-    "ScalarType? o_dtype=None) -> (Tensor o, Tensor lse)"
+    "ScalarType? o_dtype=None, Tensor? q_scale=None) -> (Tensor o, Tensor lse)"
 )
 _library.define(
     "append(Tensor k, Tensor v, Tensor(a!) k_cache, Tensor(b!) v_cache, *, "
@@ -70,7 +70,8 @@ def _fake_attention(
     o_dtype: Optional[torch.dtype] = None,
     **options: Any,
 ) -> tuple[Tensor, Tensor]:
-    o = q.new_empty((*q.shape[:2], v.shape[-1]), dtype=o_dtype or q.dtype)
+    default = torch.bfloat16 if q.dtype == torch.float8_e4m3fn else q.dtype
+    o = q.new_empty((*q.shape[:2], v.shape[-1]), dtype=o_dtype or default)
     return o, q.new_empty(q.shape[:2], dtype=torch.float32)
 
 

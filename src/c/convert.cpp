@@ -177,6 +177,7 @@ Status read_tensors(std::string_view function, const quire_attention_tensors* gi
   out.v_scale = to_view(tensors.v_scale);
   out.sinks = to_view(tensors.sinks);
   out.alibi_slopes = to_view(tensors.alibi_slopes);
+  out.q_scale = to_view(tensors.q_scale);
   return {};
 }
 

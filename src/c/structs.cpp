@@ -27,7 +27,7 @@ static_assert(ends_with<quire_attention_options, const char*>(offsetof(quire_att
                                                                        kernel)));
 static_assert(ends_with<quire_batch, quire_tensor>(offsetof(quire_batch, prefix_pages)));
 static_assert(ends_with<quire_attention_tensors, quire_tensor>(offsetof(quire_attention_tensors,
-                                                                        alibi_slopes)));
+                                                                        q_scale)));
 static_assert(ends_with<quire_call_options, void*>(offsetof(quire_call_options, check)));
 static_assert(ends_with<quire_append_tensors, quire_tensor>(offsetof(quire_append_tensors,
                                                                      v_token_scale)));

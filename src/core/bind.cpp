@@ -149,6 +149,18 @@ void expect_scale(Checks& checks, std::string_view name, const TensorView& scale
   checks.expect_if(spec.kv_scale != KvScale::kNone, name, scale, kFloat32, {exactly(count)});
 }
 
+/// One number or one for each head, if queries are codes; the spec does not say which.
+void expect_query_scale(Checks& checks, const AttentionSpec& spec, const TensorView& scale) {
+  if (!scale.given() || !checks.ok()) return;
+  if (!is_narrow(spec.q_dtype)) {
+    checks.refuse("q_scale",
+                  fmt::format("expected nothing, since queries are {}", to_string(spec.q_dtype)));
+    return;
+  }
+  const bool is_one = scale.rank == 1 && scale.size(0) == 1;
+  checks.expect("q_scale", scale, kFloat32, {exactly(is_one ? 1 : spec.num_qo_heads)});
+}
+
 /// [page, head, token], or [head, token] of contiguous K/V.
 template <typename Float, typename Void>
 TokenScalesOf<Float> token_scales_of(const BasicTensorView<Void>& scale) {
@@ -310,6 +322,7 @@ Status check_layer(const AttentionConfig& config, const AttentionTensors& tensor
   checks.expect_writable("o", tensors.o, only(spec.o_dtype),
                          {exactly(total_q), qo_heads, exactly(spec.head_dim_vo)});
   checks.expect_lse(tensors.lse, {exactly(total_q), qo_heads});
+  expect_query_scale(checks, spec, tensors.q_scale);
   expect_scale(checks, "k_scale", tensors.k_scale, spec, tensors.k);
   expect_scale(checks, "v_scale", tensors.v_scale, spec, tensors.v);
   checks.expect_if(spec.sinks, "sinks", tensors.sinks, kFloat32, {qo_heads});
@@ -342,6 +355,8 @@ Status check_layer(const AttentionConfig& config, const AttentionTensors& tensor
     out.k_scale = data_of<float>(tensors.k_scale);
     out.v_scale = data_of<float>(tensors.v_scale);
   }
+  out.q_scale = data_of<float>(tensors.q_scale);
+  out.q_scale_head_stride = tensors.q_scale.given() && tensors.q_scale.size(0) > 1 ? 1 : 0;
   out.scale_head_stride = spec.kv_scale == KvScale::kPerHead ? 1 : 0;
   out.sinks = data_of<float>(tensors.sinks);
   out.alibi_slopes = data_of<float>(tensors.alibi_slopes);

@@ -106,13 +106,15 @@ struct LayerTensors {
   float* lse = nullptr;  // [total_q, num_qo_heads]
   std::int64_t lse_token_stride = 0;
   std::int64_t lse_head_stride = 0;
-  const float* k_scale = nullptr;       // [1] or [num_kv_heads]
-  const float* v_scale = nullptr;       // [1] or [num_kv_heads]
-  std::int32_t scale_head_stride = 0;   // 0: one for all heads
-  TokenScales k_token_scale;            // in place of k_scale
-  TokenScales v_token_scale;            // in place of v_scale
-  const float* sinks = nullptr;         // [num_qo_heads]
-  const float* alibi_slopes = nullptr;  // [num_qo_heads]
+  const float* q_scale = nullptr;        // [1] or [num_qo_heads]
+  std::int32_t q_scale_head_stride = 0;  // 0: one for all heads
+  const float* k_scale = nullptr;        // [1] or [num_kv_heads]
+  const float* v_scale = nullptr;        // [1] or [num_kv_heads]
+  std::int32_t scale_head_stride = 0;    // of K and V; 0: one for all heads
+  TokenScales k_token_scale;             // in place of k_scale
+  TokenScales v_token_scale;             // in place of v_scale
+  const float* sinks = nullptr;          // [num_qo_heads]
+  const float* alibi_slopes = nullptr;   // [num_qo_heads]
 };
 
 /// New rows on their way into the cache.

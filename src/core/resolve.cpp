@@ -74,6 +74,35 @@ ProblemShape shape_of(const AttentionSpec& spec) {
   return shape;
 }
 
+/// Queries of 8 bits are for caches of the same codes, whose products they are made for.
+void require_narrow_queries(const AttentionSpec& spec) {
+  if (spec.kv_dtype != spec.q_dtype) {
+    refuse(ErrorCode::kUnsupported, "kv_dtype: expected {}, as q_dtype is, got {}; nearest: {}",
+           to_string(spec.q_dtype), to_string(spec.kv_dtype), to_string(spec.q_dtype));
+  }
+  if (spec.kv_scale == KvScale::kPerToken) {
+    refuse(ErrorCode::kUnsupported,
+           "kv_scale: expected none, per tensor or per head for queries of {}, got per token; "
+           "nearest: per head",
+           to_string(spec.q_dtype));
+  }
+}
+
+DType resolve_o_dtype(const AttentionSpec& spec) {
+  const bool has_codes = spec.q_dtype == DType::kFloat8E4M3;
+  if (spec.o_dtype == DType::kNone) return has_codes ? DType::kBFloat16 : spec.q_dtype;
+  if (spec.o_dtype == DType::kFloat32) return spec.o_dtype;
+  if (has_codes) {
+    if (spec.o_dtype == DType::kBFloat16 || spec.o_dtype == DType::kFloat16) return spec.o_dtype;
+    refuse(ErrorCode::kInvalidArgument,
+           "o_dtype: expected bfloat16, float16 or float32 for queries of {}, got {}",
+           to_string(spec.q_dtype), to_string(spec.o_dtype));
+  }
+  if (spec.o_dtype == spec.q_dtype) return spec.o_dtype;
+  refuse(ErrorCode::kInvalidArgument, "o_dtype: expected q_dtype ({}) or float32, got {}",
+         to_string(spec.q_dtype), to_string(spec.o_dtype));
+}
+
 }  // namespace
 
 AttentionSpec resolve_spec(const AttentionSpec& spec) {
@@ -81,6 +110,7 @@ AttentionSpec resolve_spec(const AttentionSpec& spec) {
   require_enumerator("mask", spec.mask, Mask::kFull);
   require_enumerator("kv_layout", spec.kv_layout, KvLayout::kHND);
   require_enumerator("kv_scale", spec.kv_scale, KvScale::kPerToken);
+  if (spec.q_dtype == DType::kFloat8E4M3) require_narrow_queries(spec);
   require_at_least("page_size", spec.page_size, 0);
   require_at_least("window_left", spec.window_left, -1);
   if (!std::isfinite(spec.sm_scale)) {
@@ -93,11 +123,7 @@ AttentionSpec resolve_spec(const AttentionSpec& spec) {
   }
   AttentionSpec resolved = spec;
   if (resolved.head_dim_vo == 0) resolved.head_dim_vo = spec.head_dim_qk;
-  if (resolved.o_dtype == DType::kNone) resolved.o_dtype = spec.q_dtype;
-  if (resolved.o_dtype != spec.q_dtype && resolved.o_dtype != DType::kFloat32) {
-    refuse(ErrorCode::kInvalidArgument, "o_dtype: expected q_dtype ({}) or float32, got {}",
-           to_string(spec.q_dtype), to_string(spec.o_dtype));
-  }
+  resolved.o_dtype = resolve_o_dtype(spec);
   if (resolved.sm_scale == 0.0F) {
     resolved.sm_scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(spec.head_dim_qk)));
   }

@@ -18,7 +18,9 @@ namespace {
 
 using DTypes = core::SetOf<DType>;
 
-constexpr auto kFloats = DTypes::of(DType::kFloat32, DType::kFloat16, DType::kBFloat16);
+/// Of queries; those of float8_e4m3 are for K and V of the same (`core::resolve_spec`).
+constexpr auto kQueries =
+    DTypes::of(DType::kFloat32, DType::kFloat16, DType::kBFloat16, DType::kFloat8E4M3);
 constexpr auto kAll = DTypes::of(DType::kFloat32, DType::kFloat16, DType::kBFloat16, DType::kInt8,
                                  DType::kFloat8E4M3, DType::kFloat8E5M2);
 
@@ -70,19 +72,19 @@ std::vector<Entry> make_entries() {
   add(row_of("cpu.avx512_bf16", "bf16 products in pairs (VDPBF16PS), fp32 sums", kBFloat16,
              kExactInBFloat16),
       avx512_bf16_tier(), processor().avx512_bf16, "AVX-512 with BF16 and VBMI");
-  add(row_of("cpu.avx512", "fp32 multiply-adds, vectors of 512 bits", kFloats, kAll),
+  add(row_of("cpu.avx512", "fp32 multiply-adds, vectors of 512 bits", kQueries, kAll),
       fp32_tier(HWY_AVX3), has_target(HWY_AVX3), "AVX-512 (F, BW, DQ, VL)");
-  add(row_of("cpu.avx2", "fp32 multiply-adds, vectors of 256 bits", kFloats, kAll),
+  add(row_of("cpu.avx2", "fp32 multiply-adds, vectors of 256 bits", kQueries, kAll),
       fp32_tier(HWY_AVX2), has_target(HWY_AVX2), "AVX2, FMA and F16C");
   const std::int64_t baseline = has_target(HWY_SSE4) ? HWY_SSE4 : HWY_STATIC_TARGET;
 #elif HWY_ARCH_ARM
-  add(row_of("cpu.neon", "fp32 multiply-adds, vectors of 128 bits", kFloats, kAll),
+  add(row_of("cpu.neon", "fp32 multiply-adds, vectors of 128 bits", kQueries, kAll),
       fp32_tier(HWY_NEON), has_target(HWY_NEON), "NEON");
   const std::int64_t baseline = HWY_STATIC_TARGET;
 #else
   const std::int64_t baseline = HWY_STATIC_TARGET;
 #endif
-  add(row_of("cpu.portable", "fp32 arithmetic on any core", kFloats, kAll), fp32_tier(baseline),
+  add(row_of("cpu.portable", "fp32 arithmetic on any core", kQueries, kAll), fp32_tier(baseline),
       true, {});
   return entries;
 }

@@ -38,6 +38,13 @@ core::KernelRow any_batch() {
 constexpr auto kNarrow =
     core::SetOf<DType>::of(DType::kInt8, DType::kFloat8E4M3, DType::kFloat8E5M2);
 
+/// Dtypes of q with K and V of one of 8 bits.
+constexpr core::SetOf<DType> queries_of_narrow(DType kv_dtype) {
+  return kv_dtype == DType::kFloat8E4M3
+             ? core::SetOf<DType>::of(DType::kBFloat16, DType::kFloat16, DType::kFloat8E4M3)
+             : core::SetOf<DType>::of(DType::kBFloat16, DType::kFloat16);
+}
+
 /// Head dims of the tensor-core kernel's instances for one dtype of K and V.
 std::vector<core::HeadDims> mma_head_dims(DType kv_dtype) {
   std::vector<core::HeadDims> dims;
@@ -47,22 +54,34 @@ std::vector<core::HeadDims> mma_head_dims(DType kv_dtype) {
   return dims;
 }
 
-/// With the head dims and the rows from which on requests are attended with wgmma.
-std::string summary_of(DType dtype) {
+/// Head dims of the Hopper kernel's instances for one dtype of K and V.
+/// @param with_codes  Those that multiply codes, or all others.
+std::string large_head_dims(DType kv_dtype, bool with_codes) {
   std::string dims;
   for (const sm90::Instance& instance : sm90::instances()) {
-    if (instance.kv_dtype != dtype) continue;
+    const bool has_codes = instance.q_dtypes.bits == core::SetOf<DType>::of(kv_dtype).bits &&
+                           core::is_narrow(kv_dtype);
+    if (instance.kv_dtype != kv_dtype || has_codes != with_codes) continue;
     const core::HeadDims head = instance.head_dims;
     dims += fmt::format("{}{}", dims.empty() ? "" : ", ", head.qk);
     if (head.vo != head.qk) dims += fmt::format("/{}", head.vo);
   }
+  return dims;
+}
+
+/// With the head dims and the rows from which on requests are attended with wgmma.
+std::string summary_of(DType dtype) {
   const bool is_narrow = core::is_narrow(dtype);
   const std::string small = fmt::format("tensor cores, {}32 rows of a group at a time",
                                         is_narrow ? "8-bit K and V widened to fp16, " : "");
+  const std::string dims = large_head_dims(dtype, false);
   if (dims.empty()) return small;
+  std::string more = is_narrow ? "; not with scales of tokens" : "";
+  if (const std::string codes = large_head_dims(dtype, true); !codes.empty()) {
+    more += fmt::format("; with 8-bit queries 8-bit products: {}", codes);
+  }
   return fmt::format("{}; on sm_90, requests of more than {} rows 128 at a time (head dims {}{})",
-                     small, kLargeRequestRows, dims,
-                     is_narrow ? "; not with scales of tokens" : "");
+                     small, kLargeRequestRows, dims, more);
 }
 
 void add_mma_row(std::vector<core::KernelRow>& rows, std::string_view name, DType dtype) {
@@ -77,7 +96,7 @@ void add_mma_row(std::vector<core::KernelRow>& rows, std::string_view name, DTyp
   row.max_group_size = mma::kMaxGroupSize;
   row.summary = summaries[dtype] = summary_of(dtype);
   if (core::is_narrow(dtype)) {
-    row.q_dtypes = core::SetOf<DType>::of(DType::kBFloat16, DType::kFloat16);
+    row.q_dtypes = queries_of_narrow(dtype);
     row.kv_scales = kAllScales;
   } else {
     row.q_dtypes = row.kv_dtypes;
@@ -109,6 +128,8 @@ std::vector<core::KernelRow> make_rows() {
   simt.kv_dtypes = kFloats;
   rows.push_back(simt);
   core::KernelRow narrow = simt_row(kNarrowSimtName, "the same for 8-bit K and V");
+  narrow.q_dtypes = core::SetOf<DType>::of(DType::kFloat32, DType::kFloat16, DType::kBFloat16,
+                                           DType::kFloat8E4M3);
   narrow.head_dim_multiple = simt::kNarrowHeadDimStep;
   narrow.kv_dtypes = kNarrow;
   narrow.kv_scales = kAllScales;
@@ -134,8 +155,8 @@ std::vector<AttendKernel> kernels_for(const core::AttentionConfig& config) {
   std::vector<AttendKernel> kernels;
   for (const sm90::Instance& instance : sm90::instances()) {
     // A scale for each token is for small units.
-    if (instance.kv_dtype == spec.kv_dtype && has_head_dims(instance) &&
-        spec.kv_scale != KvScale::kPerToken) {
+    if (instance.kv_dtype == spec.kv_dtype && instance.q_dtypes.has(spec.q_dtype) &&
+        has_head_dims(instance) && spec.kv_scale != KvScale::kPerToken) {
       kernels.push_back(instance.kernel);
     }
   }

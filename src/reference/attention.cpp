@@ -168,6 +168,9 @@ ReferenceRow reference_attention_row(const AttentionSpec& spec, const Batch& bat
   const double sm_scale =
       spec.sm_scale != 0.0F ? spec.sm_scale : 1.0 / std::sqrt(static_cast<double>(head_dim_qk));
   const std::int64_t kv_head = qo_head / (spec.num_qo_heads / spec.num_kv_heads);
+  const TensorView& q_scales = tensors.q_scale;
+  const double q_scale =
+      q_scales.given() ? at<float>(q_scales, q_scales.size(0) == 1 ? 0 : qo_head) : 1.0;
   const std::int64_t position = sequence.kv_len() - sequence.qo_len() + query;
   const std::int64_t q_offset =
       (sequence.first_row() + query) * tensors.q.stride(0) + qo_head * tensors.q.stride(1);
@@ -181,7 +184,8 @@ ReferenceRow reference_attention_row(const AttentionSpec& spec, const Batch& bat
     for (std::int64_t d = 0; d < head_dim_qk; ++d) {
       dot += element(tensors.q, q_offset + d) * element(tensors.k, k_offset + d);
     }
-    double logit = dot * sm_scale * scale_of(spec, sequence, tensors.k_scale, key, kv_head);
+    double logit =
+        dot * q_scale * sm_scale * scale_of(spec, sequence, tensors.k_scale, key, kv_head);
     if (spec.logits_soft_cap > 0.0F) {
       logit = spec.logits_soft_cap * std::tanh(logit / spec.logits_soft_cap);
     }

@@ -223,6 +223,42 @@ TEST(ErrorTexts, OfTheTensorsOfALayer) {
             "[attention] q: expected a tensor on cpu, got one on cuda:0");
 }
 
+TEST(ErrorTexts, OfQueriesOfEightBits) {
+  const auto with_codes = [](const std::function<void(Call&)>& spoil) {
+    return text_after([&](Call& c) {
+      c.spec.q_dtype = c.spec.kv_dtype = DType::kFloat8E4M3;
+      c.spec.o_dtype = DType::kFloat32;
+      for (TensorView* view : {&c.tensors.q, &c.tensors.k, &c.tensors.v}) {
+        view->dtype = DType::kFloat8E4M3;
+      }
+      spoil(c);
+    });
+  };
+  EXPECT_EQ(with_codes([](Call&) {}), "");
+  EXPECT_EQ(with_codes([](Call& c) { c.spec.kv_dtype = DType::kBFloat16; }),
+            "[attention] kv_dtype: expected float8_e4m3, as q_dtype is, got bfloat16; nearest: "
+            "float8_e4m3");
+  EXPECT_EQ(with_codes([](Call& c) { c.spec.kv_scale = KvScale::kPerToken; }),
+            "[attention] kv_scale: expected none, per tensor or per head for queries of "
+            "float8_e4m3, got per token; nearest: per head");
+  EXPECT_EQ(with_codes([](Call& c) { c.spec.o_dtype = DType::kFloat8E4M3; }),
+            "[attention] o_dtype: expected bfloat16, float16 or float32 for queries of "
+            "float8_e4m3, got float8_e4m3");
+  EXPECT_EQ(with_codes([](Call& c) { c.spec.o_dtype = DType::kNone; }),
+            "[attention] o: expected bfloat16 [5, 4, 8], got float32 [5, 4, 8]");
+  EXPECT_EQ(with_codes([](Call& c) { c.tensors.q_scale = {c.extra.data(), DType::kFloat32, {2}}; }),
+            "[attention] q_scale: expected float32 [4], got float32 [2]");
+  EXPECT_EQ(with_codes([](Call& c) { c.tensors.q_scale = {c.extra.data(), DType::kInt32, {1}}; }),
+            "[attention] q_scale: expected float32 [1], got int32 [1]");
+  EXPECT_EQ(text_after([](Call& c) { c.tensors.q_scale = {c.extra.data(), DType::kFloat32, {1}}; }),
+            "[attention] q_scale: expected nothing, since queries are float32");
+  EXPECT_THAT(text_after([](Call& c) {
+                c.spec.q_dtype = c.spec.kv_dtype = DType::kFloat8E5M2;
+                c.spec.o_dtype = DType::kFloat32;
+              }),
+              testing::StartsWith("[attention] q_dtype: expected one of "));
+}
+
 TEST(ErrorTexts, OfWorkspaces) {
   const auto shorter = [](Workspace bytes) { return bytes.first(3); };
   EXPECT_THAT(text_after([&](Call& c) { c.spoil_schedule = shorter; }),

@@ -109,6 +109,23 @@ TEST(Oracle, AgreesForEveryPairOfDtypes) {
   }
 }
 
+TEST(Oracle, AgreesForQueriesOfEightBits) {
+  for (const KvScale scale : {KvScale::kNone, KvScale::kPerTensor, KvScale::kPerHead}) {
+    for (const int query_scales : {0, 1, 2}) {
+      for (const DType o_dtype : {DType::kNone, DType::kFloat16, DType::kFloat32}) {
+        RandomBatchOptions options = small(4, 2, 72);
+        options.spec.q_dtype = options.spec.kv_dtype = DType::kFloat8E4M3;
+        options.spec.o_dtype = o_dtype;
+        options.spec.kv_scale = scale;
+        options.query_scales = query_scales;
+        expect_oracle(options, "scale " + std::to_string(static_cast<int>(scale)) +
+                                   ", scales of q " + std::to_string(query_scales) + ", o " +
+                                   std::string(to_string(o_dtype)));
+      }
+    }
+  }
+}
+
 TEST(Oracle, AgreesForEveryCodeOfTheEightBitDtypes) {
   for (const DType kv : {DType::kInt8, DType::kFloat8E4M3, DType::kFloat8E5M2}) {
     RandomBatchOptions options = small(2, 1, 64);

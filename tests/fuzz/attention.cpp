@@ -251,6 +251,10 @@ class Problem {
       tensors_.v_scale = tensor(QUIRE_FLOAT32, {scales});
       noise(tensors_.k_scale);
     }
+    if (spec_.q_dtype == QUIRE_FLOAT8_E4M3 && spec_.batch_invariant == 1) {
+      tensors_.q_scale = tensor(QUIRE_FLOAT32, {heads});
+      noise(tensors_.q_scale);
+    }
     if (spec_.sinks == 1) tensors_.sinks = tensor(QUIRE_FLOAT32, {heads});
     if (spec_.alibi == 1) tensors_.alibi_slopes = tensor(QUIRE_FLOAT32, {heads});
     noise(tensors_.q);
@@ -332,8 +336,8 @@ class Problem {
         QUIRE_OK) {
       return;
     }
-    spoil<9>({&tensors_.q, &tensors_.k, &tensors_.v, &tensors_.o, &tensors_.lse, &tensors_.k_scale,
-              &tensors_.v_scale, &tensors_.sinks, &tensors_.alibi_slopes});
+    spoil<10>({&tensors_.q, &tensors_.k, &tensors_.v, &tensors_.o, &tensors_.lse, &tensors_.q_scale,
+               &tensors_.k_scale, &tensors_.v_scale, &tensors_.sinks, &tensors_.alibi_slopes});
     advance();
     quire_attention_run(attention_, &batch_, &tensors_, schedule, schedule_bytes, scratch,
                         scratch_bytes, nullptr);

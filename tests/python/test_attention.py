@@ -246,6 +246,25 @@ def test_scales_per_tensor_and_per_head(rng: np.random.Generator) -> None:
         check(o, lse, attention(q, scaled))
 
 
+def test_queries_of_eight_bits(rng: np.random.Generator) -> None:
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    dtype = ml_dtypes.float8_e4m3fn
+    requests = random_requests(rng, MIXED, 2, 64, dtype=dtype)
+    cache = paged(rng, requests, 16)
+    q = queries(rng, requests, 4, 64, dtype)
+    arguments: Any = {"qo_indptr": requests.qo_indptr, "return_lse": True, **dense(cache)}
+    o, _ = quire.attention(q, cache.k, cache.v, **arguments)
+    assert o.dtype == ml_dtypes.bfloat16
+    for scale in ([0.5], [0.5, 1.0, 2.0, 0.25]):
+        q_scale = np.array(scale, np.float32)
+        o, lse = quire.attention(
+            q, cache.k, cache.v, q_scale=q_scale, o_dtype="float32", **arguments
+        )
+        check(o, lse, attention(q.astype(np.float32) * q_scale[:, None], requests))
+    spec = quire.AttentionSpec(4, 2, 64, q_dtype="float8_e4m3")
+    assert (spec.kv_dtype, spec.o_dtype) == ("float8_e4m3", "bfloat16")
+
+
 def test_rows_beyond_the_last_request_become_zero(rng: np.random.Generator) -> None:
     requests = random_requests(rng, [(2, 5)], num_kv_heads=1, head_dim_qk=64)
     cache = paged(rng, requests, 4)

@@ -70,6 +70,7 @@ struct RandomBatchOptions {
   std::int32_t table_width = 0;   ///< table entries per request; 0: what the longest needs
   /// NaN in the values of some keys that only some queries see. Those queries get NaN, no others.
   bool poison_masked_values = false;
+  int query_scales = 0;    ///< 1: one for all heads; 2: one for each
   float magnitude = 1.0F;  ///< standard deviation of q, k and v; int8 steps count 1/32
   /// Scales of V per token lie up to as many powers of two above and below 1.
   int value_scale_powers = 0;
@@ -104,7 +105,9 @@ class RandomBatch {
   explicit RandomBatch(const RandomBatchOptions& batch_options)
       : options(batch_options), spec(batch_options.spec), random_(batch_options.seed) {
     if (spec.head_dim_vo == 0) spec.head_dim_vo = spec.head_dim_qk;
-    if (spec.o_dtype == DType::kNone) spec.o_dtype = spec.q_dtype;
+    if (spec.o_dtype == DType::kNone) {
+      spec.o_dtype = size_of(spec.q_dtype) == 1 ? DType::kBFloat16 : spec.q_dtype;
+    }
     if (options.source == KeySource::kContiguous) spec.page_size = kContiguousKv;
     make_lengths();
     make_tables();
@@ -191,7 +194,7 @@ class RandomBatch {
   std::vector<std::uint32_t> tree_mask;
   std::vector<std::uint8_t> full_mask;
   std::vector<std::int64_t> full_mask_indptr;
-  std::vector<float> k_scale, v_scale, sinks, alibi_slopes;
+  std::vector<float> q_scale, k_scale, v_scale, sinks, alibi_slopes;
   ElementBuffer q_elements, k_elements, v_elements, o_elements, lse_elements;
   std::int64_t num_pages = 1;
   std::int64_t page_tokens = 0;
@@ -503,6 +506,9 @@ class RandomBatch {
     } else if (spec.kv_dtype == DType::kInt8 && spec.sm_scale == 0.0F) {  // smaller logits
       spec.sm_scale = 1.0F / (step_of_kv() * std::sqrt(static_cast<float>(spec.head_dim_qk)));
     }
+    if (options.query_scales > 0) {
+      tensors.q_scale = make(q_scale, options.query_scales == 1 ? 1 : spec.num_qo_heads);
+    }
     if (spec.sinks) tensors.sinks = make(sinks, spec.num_qo_heads);
     if (spec.alibi) {
       tensors.alibi_slopes = make(alibi_slopes, spec.num_qo_heads);
@@ -597,7 +603,9 @@ class RandomBatch {
 
 /// How far results are from the oracle's.
 struct Difference {
-  double o = 0.0;               ///< largest |o − oracle| before output rounding, over max |v|
+  double o = 0.0;  ///< largest |o − oracle| before output rounding, over max |v|
+  double row =
+      0.0;  ///< largest length of a row of o − oracle before rounding, over that of oracle's
   double lse = 0.0;             ///< largest |lse − oracle|
   std::int64_t mismatches = 0;  ///< elements that are NaN, 0 or −inf on one side only
 };
@@ -624,6 +632,8 @@ inline Difference compare(const RandomBatch& batch, const ReferenceResult& oracl
       } else if (expected_lse != lse) {
         ++difference.mismatches;
       }
+      double squares = 0.0;
+      double error_squares = 0.0;
       for (std::int64_t i = 0; i < batch.spec.head_dim_vo; ++i, ++at) {
         const double expected = oracle.o[at];
         const double got = batch.o(row, head, i);
@@ -632,7 +642,12 @@ inline Difference compare(const RandomBatch& batch, const ReferenceResult& oracl
         } else if (!std::isnan(expected)) {
           const double before_rounding = std::abs(got - expected) - rounding * std::abs(expected);
           difference.o = std::max(difference.o, before_rounding / scale);
+          error_squares += before_rounding > 0.0 ? before_rounding * before_rounding : 0.0;
+          squares += expected * expected;
         }
+      }
+      if (squares > 0.0) {
+        difference.row = std::max(difference.row, std::sqrt(error_squares / squares));
       }
     }
   }

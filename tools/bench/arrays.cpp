@@ -23,6 +23,11 @@ std::size_t cache_elements(const Workload& workload, const PageLayout& layout) {
 
 }  // namespace
 
+DType query_dtype(const Workload& workload, const MeasureOptions& options) {
+  if (options.q_dtype != DType::kNone) return options.q_dtype;
+  return workload.q_dtype != DType::kNone ? workload.q_dtype : options.dtype;
+}
+
 DType cache_dtype(const Workload& workload, const MeasureOptions& options) {
   if (options.kv_dtype != DType::kNone) return options.kv_dtype;
   return workload.kv_dtype != DType::kNone ? workload.kv_dtype : options.dtype;
@@ -35,6 +40,7 @@ AttentionSpec spec_of(const Workload& workload, const MeasureOptions& options) {
   shape.page_size = workload.page_size;
   shape.window = workload.window_left;
   shape.dtype = options.dtype;
+  shape.q_dtype = query_dtype(workload, options);
   shape.kv_dtype = cache_dtype(workload, options);
   shape.kv_scale = options.kv_scale;
   AttentionSpec spec = shape.spec();
@@ -56,12 +62,13 @@ Arrays::Arrays(const Workload& workload, const MeasureOptions& options, Place& p
       kv_len_(workload.kv_len),
       layout_(qo_len_, kv_len_, workload.page_size, options.seed, workload.shared),
       q_noise_(spec_.q_dtype, options.seed),
+      new_noise_(options.dtype, options.seed),
       kv_noise_(spec_.kv_dtype, ~options.seed),
       q_(place, q_noise_,
          elements(workload, Operation::kAttention, layout_.total_q(), workload.heads.qo), 0),
-      new_k_(place, q_noise_,
+      new_k_(place, new_noise_,
              elements(workload, Operation::kAppend, layout_.total_q(), workload.heads.kv), 1),
-      new_v_(place, q_noise_,
+      new_v_(place, new_noise_,
              elements(workload, Operation::kAppend, layout_.total_q(), workload.heads.kv), 2),
       k_(place, kv_noise_, cache_elements(workload, layout_), 3),
       v_(place, kv_noise_, cache_elements(workload, layout_), 4),
@@ -115,14 +122,13 @@ MutableTensorView Arrays::cache(const NoisyTensor& noisy) const {
           device_};
 }
 
-TensorView Arrays::rows(const NoisyTensor& noisy, std::int32_t heads) const {
-  return {
-      noisy.memory.data(), spec_.q_dtype, {layout_.total_q(), heads, spec_.head_dim_qk}, device_};
+TensorView Arrays::rows(const NoisyTensor& noisy, DType dtype, std::int32_t heads) const {
+  return {noisy.memory.data(), dtype, {layout_.total_q(), heads, spec_.head_dim_qk}, device_};
 }
 
 AttentionTensors Arrays::attention() const {
   AttentionTensors tensors;
-  tensors.q = rows(q_, spec_.num_qo_heads);
+  tensors.q = rows(q_, spec_.q_dtype, spec_.num_qo_heads);
   tensors.k = cache(k_);
   tensors.v = cache(v_);
   tensors.o = {o_.data(),
@@ -136,8 +142,8 @@ AttentionTensors Arrays::attention() const {
 
 AppendTensors Arrays::append() const {
   AppendTensors tensors;
-  tensors.k = rows(new_k_, spec_.num_kv_heads);
-  tensors.v = rows(new_v_, spec_.num_kv_heads);
+  tensors.k = rows(new_k_, new_noise_.dtype(), spec_.num_kv_heads);
+  tensors.v = rows(new_v_, new_noise_.dtype(), spec_.num_kv_heads);
   tensors.k_cache = cache(k_);
   tensors.v_cache = cache(v_);
   if (spec_.kv_scale == KvScale::kPerToken) {

@@ -17,7 +17,8 @@ namespace quire::tool {
 
 struct MeasureOptions {
   DType dtype = DType::kBFloat16;
-  DType kv_dtype = DType::kNone;  ///< kNone: as the workload says.
+  DType q_dtype = DType::kNone;   ///< kNone: as the workload says.
+  DType kv_dtype = DType::kNone;  ///< Likewise.
   std::optional<KvScale> kv_scale{};
   std::uint64_t seed = 1;
   double min_seconds = 0.5;       ///< On the CPU, a workload is repeated at least so long …
@@ -28,6 +29,8 @@ struct MeasureOptions {
   bool batch_invariant = false;   ///< `AttentionSpec::batch_invariant`.
 };
 
+/// @return The dtype of queries: the options', else the workload's, else that of outputs.
+DType query_dtype(const Workload& workload, const MeasureOptions& options);
 /// @return The cache's dtype: the options', else the workload's, else that of queries.
 DType cache_dtype(const Workload& workload, const MeasureOptions& options);
 /// @return What a workload asks of a kernel.
@@ -69,13 +72,13 @@ class Arrays {
  private:
   void draw_trees();
   [[nodiscard]] MutableTensorView cache(const NoisyTensor& noisy) const;
-  [[nodiscard]] TensorView rows(const NoisyTensor& noisy, std::int32_t heads) const;
+  [[nodiscard]] TensorView rows(const NoisyTensor& noisy, DType dtype, std::int32_t heads) const;
 
   Device device_;
   AttentionSpec spec_;
   std::vector<std::int32_t> qo_len_, kv_len_;
   PageLayout layout_;
-  Noise q_noise_, kv_noise_;
+  Noise q_noise_, new_noise_, kv_noise_;
   NoisyTensor q_, new_k_, new_v_, k_, v_;
   CacheScales scales_;
   DeviceMemory o_, k_scale_, v_scale_;

@@ -46,6 +46,8 @@ constexpr std::array kOperations = {std::pair{"attention", Operation::kAttention
 constexpr std::array kCacheDTypes = {std::pair{"", DType::kNone}, std::pair{"int8", DType::kInt8},
                                      std::pair{"float8_e4m3", DType::kFloat8E4M3},
                                      std::pair{"float8_e5m2", DType::kFloat8E5M2}};
+constexpr std::array kQueryDTypes = {std::pair{"", DType::kNone},
+                                     std::pair{"float8_e4m3", DType::kFloat8E4M3}};
 constexpr std::array kMasks = {std::pair{"causal", Mask::kCausal}, std::pair{"none", Mask::kNone},
                                std::pair{"tree", Mask::kTree}};
 
@@ -58,6 +60,7 @@ Workload workload_of(const Json& json) {
                     json.at("heads").at(1).get<std::int32_t>()};
   workload.head_dim = json.at("head_dim").get<std::int32_t>();
   workload.page_size = json.at("page_size").get<std::int32_t>();
+  workload.q_dtype = one_of(kQueryDTypes, json, "q_dtype");
   workload.kv_dtype = one_of(kCacheDTypes, json, "kv_dtype");
   workload.mask = one_of(kMasks, json, "mask");
   workload.window_left = json.value("window_left", -1);

@@ -30,6 +30,7 @@ struct Workload {
   Heads heads;
   std::int32_t head_dim = 0;
   std::int32_t page_size = 0;
+  DType q_dtype = DType::kNone;   ///< Of queries; kNone: as outputs.
   DType kv_dtype = DType::kNone;  ///< Of the cache; kNone: as queries and outputs.
   Mask mask = Mask::kCausal;
   std::int32_t window_left = -1;

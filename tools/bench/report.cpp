@@ -111,6 +111,7 @@ Json json_of(const BenchOptions& options, const Run& run, const Workload& worklo
            {"kernel", measured.kernel},
            {"device", device_name(options.device)},
            {"dtype", to_string(options.measure.dtype)},
+           {"q_dtype", to_string(query_dtype(workload, options.measure))},
            {"kv_dtype", to_string(cache_dtype(workload, options.measure))},
            {"kv_scale", kv_scale_name(spec_of(workload, options.measure).kv_scale)},
            {"page_size", workload.page_size},

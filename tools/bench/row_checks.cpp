@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <vector>
 
+#include "common/numbers.hpp"
 #include "common/random.hpp"
 #include "quire/reference.hpp"
 
@@ -143,7 +144,7 @@ SpotCheckResult check_attention(const Arrays& arrays, const AttentionSpec& spec,
 SpotCheckResult check_append(const Arrays& arrays, std::uint64_t seed) {
   const AttentionSpec& spec = arrays.spec();
   SpotCheckResult result;
-  if (spec.q_dtype != spec.kv_dtype) return result;
+  if (!is_float(spec.kv_dtype) || spec.q_dtype != spec.kv_dtype) return result;
   Random random(seed);
   const std::int64_t elements = std::int64_t{spec.num_kv_heads} * spec.head_dim_qk;
   const std::size_t row_bytes = static_cast<std::size_t>(elements) * size_of(spec.kv_dtype);

@@ -237,6 +237,8 @@ void add_shape(CLI::App& app, Shape& shape) {
   add_heads(app, shape.heads);
   add_whole(app, "--head-dim", shape.head_dim, 1, kLongestHeadDim, "Elements of a head");
   add_dtype(app, "--dtype", shape.dtype, "Of queries and outputs: fp32, fp16 or bf16");
+  add_dtype(app, "--q-dtype", shape.q_dtype,
+            "Of queries, float8_e4m3 with a cache of the same (default: as --dtype)");
   add_dtype(app, "--kv-dtype", shape.kv_dtype, "Of the cache (default: as --dtype)");
   add_kv_scale(app, shape.kv_scale);
   add_whole(app, "--page-size", shape.page_size, 1, kLargestPage, "Tokens per page");

@@ -11,7 +11,7 @@ AttentionSpec Shape::spec() const {
   spec.num_kv_heads = heads.kv;
   spec.head_dim_qk = head_dim;
   spec.head_dim_vo = head_dim;
-  spec.q_dtype = dtype;
+  spec.q_dtype = query_dtype();
   spec.kv_dtype = cache_dtype();
   spec.o_dtype = dtype;
   spec.page_size = page_size;

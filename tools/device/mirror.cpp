@@ -50,8 +50,9 @@ Batch Mirror::of(const Batch& host) {
 AttentionTensors Mirror::of(const AttentionTensors& host) {
   using Tensors = AttentionTensors;
   Tensors tensors;
-  for (TensorView Tensors::* view : {&Tensors::q, &Tensors::k, &Tensors::v, &Tensors::k_scale,
-                                     &Tensors::v_scale, &Tensors::sinks, &Tensors::alibi_slopes}) {
+  for (TensorView Tensors::* view :
+       {&Tensors::q, &Tensors::k, &Tensors::v, &Tensors::q_scale, &Tensors::k_scale,
+        &Tensors::v_scale, &Tensors::sinks, &Tensors::alibi_slopes}) {
     tensors.*view = of(host.*view);
   }
   tensors.o = of(host.o);

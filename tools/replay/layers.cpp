@@ -25,7 +25,7 @@ std::size_t row_bytes(std::int32_t heads, std::int32_t head_dim, DType dtype) {
   return static_cast<std::size_t>(heads) * static_cast<std::size_t>(head_dim) * size_of(dtype);
 }
 
-/// Of new keys and values: an 8-bit cache gets them in the dtype of queries.
+/// Of new keys and values: an 8-bit cache gets them in the dtype of outputs.
 DType new_dtype(const Shape& shape) {
   return is_float(shape.cache_dtype()) ? shape.cache_dtype() : shape.dtype;
 }
@@ -63,9 +63,11 @@ Layers::Layers(const ReplayOptions& options, std::int32_t max_kv_len)
       call_options_{threads_.get(), {}},
       attention_(options.device, options.shape.spec(), limits_of(options, max_kv_len),
                  call_options_),
-      q_noise_(options.shape.dtype, options.seed),
+      q_noise_(options.shape.query_dtype(), options.seed),
       kv_noise_(new_dtype(options.shape), ~options.seed),
-      q_row_bytes_(row_bytes(options.shape.heads.qo, options.shape.head_dim, options.shape.dtype)),
+      q_row_bytes_(
+          row_bytes(options.shape.heads.qo, options.shape.head_dim, options.shape.query_dtype())),
+      o_row_bytes_(row_bytes(options.shape.heads.qo, options.shape.head_dim, options.shape.dtype)),
       kv_row_bytes_(
           row_bytes(options.shape.heads.kv, options.shape.head_dim, options.shape.cache_dtype())),
       new_row_bytes_(
@@ -99,7 +101,7 @@ Layers::Layers(const ReplayOptions& options, std::int32_t max_kv_len)
   q_ = SharedBytes(*place_, rows * q_row_bytes_);
   k_ = SharedBytes(*place_, rows * new_row_bytes_);
   v_ = SharedBytes(*place_, rows * new_row_bytes_);
-  o_ = SharedBytes(*place_, rows * q_row_bytes_);
+  o_ = SharedBytes(*place_, rows * o_row_bytes_);
   const WorkspaceSizes sizes = attention_.workspace_sizes();
   schedule_ = DeviceMemory(*place_, sizes.schedule);
   scratch_ = DeviceMemory(*place_, sizes.scratch);
@@ -217,7 +219,7 @@ MutableTensorView Layers::rows_of(const SharedBytes& bytes, std::int64_t rows, s
 AttentionTensors Layers::tensors(const Cache& cache, std::int64_t rows) const {
   const Shape& shape = options_.shape;
   AttentionTensors tensors;
-  tensors.q = rows_of(q_, rows, shape.heads.qo, shape.dtype);
+  tensors.q = rows_of(q_, rows, shape.heads.qo, shape.query_dtype());
   tensors.o = rows_of(o_, rows, shape.heads.qo, shape.dtype);
   tensors.k = pages(cache.k);
   tensors.v = pages(cache.v);
@@ -281,7 +283,7 @@ void Layers::run(const StepPlan& plan, const StagedBatch& staged, StepTimes& tim
 }
 
 const std::byte* Layers::output(std::int64_t num_rows) const {
-  o_.pull(static_cast<std::size_t>(num_rows) * q_row_bytes_);
+  o_.pull(static_cast<std::size_t>(num_rows) * o_row_bytes_);
   return o_.host();
 }
 

@@ -104,6 +104,7 @@ class Layers {
   Noise q_noise_;
   Noise kv_noise_;
   std::size_t q_row_bytes_;
+  std::size_t o_row_bytes_;
   std::size_t kv_row_bytes_;   // of the cache
   std::size_t new_row_bytes_;  // of new keys or values
   std::vector<float> given_scales_;

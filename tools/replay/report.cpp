@@ -43,6 +43,9 @@ std::string shape_text(const ReplayOptions& options) {
   std::string text = fmt::format("{} layer{}, {}/{} heads, head dim {}, {}", options.layers,
                                  options.layers == 1 ? "" : "s", shape.heads.qo, shape.heads.kv,
                                  shape.head_dim, to_string(shape.dtype));
+  if (shape.query_dtype() != shape.dtype) {
+    text += fmt::format(", queries of {}", to_string(shape.query_dtype()));
+  }
   if (shape.cache_dtype() != shape.dtype) {
     text += fmt::format(" over {}", to_string(shape.cache_dtype()));
   }
@@ -292,6 +295,7 @@ nlohmann::ordered_json report_json(const ReplayOptions& options, const ReplayRep
       {"num_kv_heads", options.shape.heads.kv},
       {"head_dim", options.shape.head_dim},
       {"dtype", to_string(options.shape.dtype)},
+      {"q_dtype", to_string(options.shape.query_dtype())},
       {"kv_dtype", to_string(options.shape.cache_dtype())},
       {"page_size", options.shape.page_size},
       {"pages", options.pages},

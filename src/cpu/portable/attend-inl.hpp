@@ -58,7 +58,7 @@ inline std::size_t buffer_bytes(const core::ProblemShape& shape, std::int32_t ma
   return Buffers(nullptr, shape, max_rows).bytes;
 }
 
-/// Widens the item's rows of q to fp32, padded with zeros.
+/// Widens the item's rows of q to fp32, padded with zeros, and takes their scales in.
 inline void load_queries(const ItemTask& task, float* to) {
   const core::ProblemShape& shape = task.shape;
   const std::int32_t stride = padded(shape.head_dim_qk);
@@ -81,6 +81,12 @@ inline void load_queries(const ItemTask& task, float* to) {
           at += kLanes;
         }
         for (; at < stride; at += kLanes) hn::Store(hn::Zero(d), d, to + at);
+        if (task.tensors.q_scale == nullptr) continue;
+        const auto scale =
+            hn::Set(d, task.tensors.q_scale[head * task.tensors.q_scale_head_stride]);
+        for (at = 0; at < stride; at += kLanes) {
+          hn::Store(hn::Mul(hn::Load(d, to + at), scale), d, to + at);
+        }
       }
     }
   });

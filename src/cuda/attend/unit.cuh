@@ -73,6 +73,13 @@ class UnitCursor {
   schedule::WorkCursor cursor_;
 };
 
+/// Of q and o. @param row  Of the unit, or behind its last.
+__device__ inline std::int32_t head_of(const AttendParams& params, const Unit& unit,
+                                       std::int32_t row) {
+  const std::int32_t of_group = params.group_size.remainder(row, params.group_size.quotient(row));
+  return unit.kv_head_begin * params.shape.group_size + of_group;
+}
+
 /// Where a row of the unit is written, if results are final.
 __device__ inline RowTarget row_target(const AttendParams& params, const Unit& unit,
                                        std::int32_t row) {

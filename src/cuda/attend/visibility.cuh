@@ -99,6 +99,12 @@ __device__ inline float key_scale(const AttendParams& params, std::int32_t kv_he
   return tensors.k_scale == nullptr ? 1.0F : tensors.k_scale[kv_head * tensors.scale_head_stride];
 }
 
+/// Of 8-bit q; what a row is multiplied by besides.
+__device__ inline float query_scale(const AttendParams& params, std::int32_t head) {
+  const core::LayerTensors& tensors = params.tensors;
+  return tensors.q_scale == nullptr ? 1.0F : tensors.q_scale[head * tensors.q_scale_head_stride];
+}
+
 /// From a product q·k to a logit in units of log 2.
 class LogitTransform {
  public:

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "core/narrow_formats.hpp"
 #include "cuda/attend/results.cuh"
 #include "cuda/attend/unit.cuh"
 
@@ -99,7 +100,8 @@ using TileLayout =
 /// @tparam Element_  Of q, and what is multiplied: __nv_bfloat16 or __half.
 /// @tparam kShared   Bytes of shared memory at most.
 /// @tparam Kv_       Of K and V: `Element_`, or an 8-bit format of `core/narrow_formats.hpp`. Those
-///   are widened to fp16: `Element_` is __half then, and q and o may be bf16 or fp16 at run time.
+///   are widened to fp16: `Element_` is __half then, and q and o may be bf16 or fp16 at run time, or q
+///   codes as K and V (`kTakesCodes`).
 /// @tparam Tiles_    How tiles of K and V lie, by the bytes of a row.
 /// @tparam kHasTokenScales_  K and V of 8 bits may have a scale for each token.
 template <typename Element_, int kHeadDimQk_, int kHeadDimVo_, std::size_t kShared,
@@ -111,6 +113,8 @@ struct Config {
   static constexpr int kKvElementBytes = sizeof(Kv);
   static constexpr bool kIsNarrow = kKvElementBytes == 1;
   static constexpr bool kHasTokenScales = kIsNarrow && kHasTokenScales_;
+  /// Whether q may be of the codes of K and V, too, which become fp16 as they do.
+  static constexpr bool kTakesCodes = std::is_same_v<Kv, core::Float8E4M3>;
   static_assert(kIsNarrow ? std::is_same_v<Element, __half> : std::is_same_v<Element, Kv>);
   /// Of o, where it is not fp32.
   using Output = std::conditional_t<kIsNarrow, EitherHalf, Element>;

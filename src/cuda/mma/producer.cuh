@@ -191,15 +191,25 @@ class Producer {
   /// Lane i gives the place of row i.
   __device__ void load_queries(const Unit& unit) {
     static_assert(C::kTileRows <= kWarpSize);
+    if constexpr (C::kTakesCodes) {
+      if (params_.shape.q_dtype == DType::kFloat8E4M3) {
+        load_query_rows<FirstHalves<typename C::QueryLayout>>(unit, 1);
+        return;
+      }
+    }
+    load_query_rows<typename C::QueryLayout>(unit, kQueryElementBytes);
+  }
+  template <typename QueryLayout>
+  __device__ __forceinline__ void load_query_rows(const Unit& unit, int element_bytes) {
     const core::Rows& q = params_.tensors.q;
     const RowTarget row = row_of_q(params_, unit, min(lane_, unit.rows - 1));
     const std::int64_t offset =
-        (row.token * q.token_stride + row.head * q.head_stride) * kQueryElementBytes;
+        (row.token * q.token_stride + row.head * q.head_stride) * element_bytes;
     const std::uint32_t to = shared_address(shared_.fixed.queries);
-    const RowLoader<typename C::QueryLayout> rows(lane_);
+    const RowLoader<QueryLayout> rows(lane_);
 #pragma unroll 1
     for (int first = 0; first < unit.rows; first += kRunKeys) {
-      rows.load_scattered(to + C::QueryLayout::below(first), static_cast<const std::byte*>(q.data),
+      rows.load_scattered(to + QueryLayout::below(first), static_cast<const std::byte*>(q.data),
                           offset, first, {0, unit.rows - first});
     }
   }

@@ -6,6 +6,9 @@
 
 #include <cstdint>
 
+#include "cuda/attend/params.hpp"
+#include "cuda/attend/unit.cuh"
+#include "cuda/attend/visibility.cuh"
 #include "cuda/common/ptx.cuh"
 #include "cuda/mma/config.cuh"
 #include "cuda/mma/widen.hpp"
@@ -44,7 +47,7 @@ class RowToHalf {
 };
 
 /// Rewrites the rows of `queries`, 16 · `kRowTiles` of them, in place, and says by what products with
-/// each are to be multiplied. All computing warps call it, a quarter of the rows each; the others'
+/// each are to be multiplied, scales of q included. All computing warps call it, a quarter of the rows each; the others'
 /// are there behind the next barrier.
 template <typename C, int kRowTiles>
 class QueryRewriter {
@@ -52,13 +55,17 @@ class QueryRewriter {
   __device__ QueryRewriter(typename C::Shared& shared, int warp, int lane)
       : shared_(shared), warp_(warp), lane_(lane) {}
 
-  __device__ void run(bool are_bfloat16) const {
+  __device__ void run(const AttendParams& params, const Unit& unit) const {
+    const DType dtype = params.shape.q_dtype;
 #pragma unroll 1
     for (int tile = 0; tile < kRowTiles; ++tile) {
       const int row = tile * 16 + warp_ * kRowsAtOnce + lane_ / kLanesPerRow;
       const std::uint32_t at = C::QueryLayout::row(shared_address(shared_.fixed.queries), row);
       float factor = 1.0F;
-      if (are_bfloat16) {
+      if (C::kTakesCodes && dtype == DType::kFloat8E4M3) {
+        if constexpr (C::kTakesCodes) widen(at);
+        factor = query_scale(params, head_of(params, unit, row));
+      } else if (dtype == DType::kBFloat16) {
         const RowToHalf to_half(largest_of_row(at));
         factor = to_half.factor();
         rewrite(at, to_half);
@@ -90,6 +97,32 @@ class QueryRewriter {
       largest = max(largest, __shfl_xor_sync(kAllLanes, largest, distance));
     }
     return largest;
+  }
+
+  /// Codes in the first half of the row become fp16 in all of it.
+  __device__ void widen(std::uint32_t row) const {
+    using WidenQueries = Widen<typename C::Kv, Order::kNeighbours>;
+    constexpr int kOwnSteps = (kSteps + kLanesPerRow - 1) / kLanesPerRow;
+    uint4 codes[kOwnSteps] = {};
+#pragma unroll
+    for (int i = 0; i < kOwnSteps; ++i) {
+      const int step = i * kLanesPerRow + lane_ % kLanesPerRow;
+      if (step < kSteps) codes[i] = load_shared(C::QueryLayout::chunk(row, step));
+    }
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < kOwnSteps; ++i) {
+      const int step = i * kLanesPerRow + lane_ % kLanesPerRow;
+      if (step >= kSteps) continue;
+      const Pairs a = WidenQueries::pairs(codes[i].x);
+      const Pairs b = WidenQueries::pairs(codes[i].y);
+      const Pairs c = WidenQueries::pairs(codes[i].z);
+      const Pairs d = WidenQueries::pairs(codes[i].w);
+      store_shared(C::QueryLayout::chunk(row, 2 * step),
+                   make_uint4(a.first, b.first, c.first, d.first));
+      store_shared(C::QueryLayout::chunk(row, 2 * step + 1),
+                   make_uint4(a.second, b.second, c.second, d.second));
+    }
   }
 
   template <typename Convert>

@@ -21,6 +21,12 @@ struct RowRange {
   [[nodiscard]] __device__ bool has_all(int rows) const { return begin <= 0 && end >= rows; }
 };
 
+/// Rows of half as many bytes, each at the begin of a row of `Layout`.
+template <typename Layout>
+struct FirstHalves : Layout {
+  static constexpr int kRowBytes = Layout::kRowBytes / 2;
+};
+
 /// Loads 16 rows at a time into a tile. Loading warps are busy with it all the time: every
 /// instruction per copy counts. A copy of the warp takes 32 chunks of 16 bytes; after `kPeriod`
 /// copies every lane is in its column again, so that places are computed once.

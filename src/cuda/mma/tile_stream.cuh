@@ -100,15 +100,17 @@ class TileStream {
     }
   }
 
-  /// To the next tile. The next stretch must have been asked for.
-  __device__ void advance() {
+  /// To the next tile. The next stretch must have been asked for. @return Whether one begins.
+  __device__ bool advance() {
     if constexpr (kIsAscending) {
       key_ += kKeys;
-      if (key_ >= min(stretch_end(), unit().kv_end)) begin_stretch();
+      if (key_ < min(stretch_end(), unit().kv_end)) return false;
     } else {
       key_ -= kKeys;
-      if (key_ < first_key_) begin_stretch();
+      if (key_ >= first_key_) return false;
     }
+    begin_stretch();
+    return true;
   }
 
   [[nodiscard]] __device__ bool has_runs() const { return run_keys_ > 1; }
@@ -124,6 +126,15 @@ class TileStream {
     }
     return offset;
   }
+  static constexpr int kRunsPerLane = kKeys / kParts / kWarpSize;
+  /// First key of this lane's run `i` of the stretch, and its page, if the unit sees any of its keys.
+  [[nodiscard]] __device__ std::int32_t key_of_own_run(int i) const {
+    return key_of_run(first_key_, i * kWarpSize + lane_);
+  }
+  [[nodiscard]] __device__ std::int32_t page_of_own_run(int i) const { return pages_[i]; }
+  /// Which of the lane's runs is near the tile's.
+  [[nodiscard]] __device__ int own_run_near() const { return place_near(0) / kWarpSize; }
+
   /// Likewise their pages; of contiguous K and V, the request's first row.
   [[nodiscard]] __device__ std::int32_t page_near(int run) const {
     const int at = place_near(run);
@@ -160,7 +171,6 @@ class TileStream {
  private:
   static constexpr bool kIsAscending = kDirection == Direction::kAscending;
   static constexpr int kPartKeys = kKeys / kParts;
-  static constexpr int kRunsPerLane = kPartKeys / kWarpSize;
 
   /// Of the tile, counted from the stretch's.
   [[nodiscard]] __device__ int first_run() const {

@@ -93,8 +93,7 @@ class UnitTiles {
 
   __device__ void take_queries() {
     if constexpr (C::kIsNarrow) {
-      QueryRewriter<C, kRowTiles>(shared_, warp_, lane_)
-          .run(params_.shape.q_dtype == DType::kBFloat16);
+      QueryRewriter<C, kRowTiles>(shared_, warp_, lane_).run(params_, unit_);
       state_.wait_at(kUnitEnd);
       scaling_.take_rows(shared_.fixed.query_factors, logits_, lane_);
     }

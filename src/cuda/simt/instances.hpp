@@ -14,7 +14,8 @@ inline constexpr std::int32_t kMaxHeadDim = 512;
 inline constexpr std::int32_t kMaxGroupSize = 2048;
 inline constexpr std::int32_t kBlocksPerMultiprocessor = 4;
 
-/// @return The kernel for queries of float32, float16 or bfloat16 and keys of these or of 8 bits.
+/// @return The kernel for queries of float32, float16 or bfloat16 and keys of these or of 8 bits, or for
+///   both of float8_e4m3.
 AttendKernel kernel_for(DType q_dtype, DType kv_dtype);
 /// For keys of 8 bits.
 AttendKernel narrow_kernel_for(DType q_dtype, DType kv_dtype);

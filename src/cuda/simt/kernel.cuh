@@ -10,6 +10,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "cuda/attend/params.hpp"
 #include "cuda/attend/results.cuh"
@@ -43,6 +44,10 @@ template <typename Element>
 __device__ Chunk<Element> load_chunk(const void* base, std::int64_t element) {
   return *reinterpret_cast<const Chunk<Element>*>(static_cast<const Element*>(base) + element);
 }
+
+/// Of o, where it is not fp32.
+template <typename QueryElement>
+using OutputOf = std::conditional_t<sizeof(QueryElement) == 1, EitherHalf, QueryElement>;
 
 /// One row of a unit, in one warp.
 template <typename QueryElement, typename KvElement>
@@ -78,9 +83,10 @@ class RowAttention {
     const RowTarget row = row_of_q(params_, unit_, row_);
     const core::Rows& q = params_.tensors.q;
     const std::int64_t first = row.token * q.token_stride + row.head * q.head_stride;
+    const float scale = query_scale(params_, row.head);
     __syncwarp();
     for (int i = lane_; i < params_.shape.head_dim_qk; i += kWarpSize) {
-      q_[i] = to_float(static_cast<const QueryElement*>(q.data)[first + i]);
+      q_[i] = scale * to_float(static_cast<const QueryElement*>(q.data)[first + i]);
     }
     __syncwarp();
   }
@@ -164,7 +170,7 @@ class RowAttention {
       float values[kChunk];
 #pragma unroll
       for (int i = 0; i < kChunk; ++i) values[i] = o_[chunk][i] * result.o_scale;
-      store_o<QueryElement>(params_, target, column, values);
+      store_o<OutputOf<QueryElement>>(params_, target, column, values);
     }
     if (lane_ == 0) store_lse(params_, target, result);
   }
@@ -201,7 +207,7 @@ __device__ void attend_unit(const AttendParams& params, const Unit& unit, Shared
   const int warp = thread / kWarpSize;
   const int lane = thread % kWarpSize;
   if (unit.sees_nothing()) {
-    store_empty_unit<QueryElement>(params, unit, thread, kThreads);
+    store_empty_unit<OutputOf<QueryElement>>(params, unit, thread, kThreads);
     return;
   }
   for (std::int32_t row = warp; row < unit.rows; row += kWarps) {
@@ -210,8 +216,8 @@ __device__ void attend_unit(const AttendParams& params, const Unit& unit, Shared
     attention.store();
   }
   if (unit.num_pieces == 1 && !unit.leaves_states()) return;
-  finish_partial<schedule::kSmallUnits, QueryElement>(params, unit, shared.complete, thread,
-                                                      kThreads, [] { __syncthreads(); });
+  finish_partial<schedule::kSmallUnits, OutputOf<QueryElement>>(
+      params, unit, shared.complete, thread, kThreads, [] { __syncthreads(); });
 }
 
 template <typename QueryElement, typename KvElement>
@@ -224,7 +230,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
   for (Unit unit = units.next(); unit.rows > 0; unit = units.next()) {
     attend_unit<QueryElement, KvElement>(params, unit, shared);
   }
-  store_padding<QueryElement>(params, params.schedule.header->overview.num_queries, kThreads);
+  store_padding<OutputOf<QueryElement>>(params, params.schedule.header->overview.num_queries,
+                                        kThreads);
 }
 
 template <typename QueryElement, typename KvElement>

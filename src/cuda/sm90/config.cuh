@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "core/narrow_formats.hpp"
 #include "cuda/mma/config.cuh"
 #include "cuda/sm90/instructions.cuh"
 
@@ -33,9 +34,11 @@ inline constexpr Registers kForLargeUnitsOfThree{80, 144};
 inline constexpr int kIdleRegisters = 24;
 
 /// What the warps of the first warpgroup do for large units: three load, one finds the units. Where K
-/// and V have to be widened, all of them do that, and the last one finds the units besides.
+/// and V have to be widened, all of them do that, and the last one finds the units besides. Where V of 8
+/// bits has to be transposed, those of V and of q do that besides.
 enum LoadingWarp : int { kKeyWarp = 0, kValueWarp = 1, kQueryWarp = 2, kUnitWarp = 3 };
 inline constexpr int kLoadingWarps = kWarpgroupSize / kWarpSize;
+inline constexpr int kTransposingWarps = 2;
 
 /// What a block does, one after another: a digit each, to the base of 4, the lowest first.
 using Phases = std::uint32_t;
@@ -49,7 +52,7 @@ struct LargeUnit : Unit {
   bool is_plain = false;       // see `UnitQueue`
 };
 
-/// @tparam Element_  Of q, and what is multiplied: __nv_bfloat16 or __half.
+/// @tparam Element_  Of q, and what is multiplied: __nv_bfloat16, __half or core::Float8E4M3.
 /// @tparam Kv_       Of K and V: `Element_`, or an 8-bit format, as `mma::Config` has them.
 template <typename Element_, int kHeadDimQk_, int kHeadDimVo_, typename Kv_ = Element_>
 struct Config {
@@ -57,14 +60,23 @@ struct Config {
   using Kv = Kv_;
   static constexpr int kHeadDimQk = kHeadDimQk_;
   static constexpr int kHeadDimVo = kHeadDimVo_;
+  static constexpr int kElementBytes = sizeof(Element);
+
+  static constexpr bool kIsNarrow = sizeof(Kv) == 1;
+  /// What large units do with K and V of 8 bits: multiply them as they are, with q of the same codes
+  /// and weights rounded to them, or widen them.
+  static constexpr bool kMultipliesCodes = kElementBytes == 1;
+  static constexpr bool kWidens = kIsNarrow && !kMultipliesCodes;
+  /// q may be codes, too, which are widened: of heads of which rows of codes fill no 128 bytes.
+  static constexpr bool kWidensQueries =
+      kWidens && std::is_same_v<Kv, core::Float8E4M3> && kHeadDimQk % 128 != 0;
 
   /// The mma kernel, of which a block runs two. Scales of 8-bit tokens are for it alone.
   using Small = std::conditional_t<
-      sizeof(Kv) == 1,
-      mma::Config<Element, kHeadDimQk, kHeadDimVo, mma::kHalf, Kv, mma::TileLayout, false>,
+      kIsNarrow,
+      mma::Config<__half, kHeadDimQk, kHeadDimVo, mma::kHalf, Kv, mma::TileLayout, false>,
       mma::Config<Element, kHeadDimQk, kHeadDimVo, mma::kHalf, Kv, Groups>>;
   using Output = typename Small::Output;  ///< of o, where it is not fp32
-  static constexpr bool kIsNarrow = Small::kIsNarrow;
 
   /// Warpgroups of a block that compute, beside one that loads. Products of narrow heads take as long
   /// as the powers of their scores: while one warpgroup multiplies, two make powers.
@@ -94,34 +106,60 @@ struct Config {
   static constexpr int kTileRows = kComputingWarpgroups * kProductRows;
   static constexpr int kTileKeys = kIsWide ? 64 : kHasThird ? 96 : 128;
   static constexpr int kQueryBuffers = kHeadDimQk > 192 ? 1 : 2;
-  using QueryLayout = Panels<kHeadDimQk * 2, kTileRows>;
-  using KeyLayout = Groups<kHeadDimQk * 2>;
-  using ValueLayout = Groups<kHeadDimVo * 2>;
+  using QueryLayout = Panels<kHeadDimQk * kElementBytes, kTileRows>;
+  using KeyLayout = Groups<kHeadDimQk * kElementBytes>;
+  /// Keys as rows; products of 8 bits want components as rows.
+  using ValueLayout =
+      std::conditional_t<kMultipliesCodes, Groups<kTileKeys>, Groups<kHeadDimVo * kElementBytes>>;
+  /// Of rows of o, which go through shared memory where the queries were.
+  using ResultLayout =
+      std::conditional_t<kMultipliesCodes, Panels<kHeadDimVo * 2, kTileRows>, QueryLayout>;
 
-  static constexpr int kQueryBytes = kTileRows * QueryLayout::kRowBytes;
+  static constexpr int kQueryBytes =
+      kTileRows * (QueryLayout::kRowBytes > ResultLayout::kRowBytes ? QueryLayout::kRowBytes
+                                                                    : ResultLayout::kRowBytes);
   static constexpr int kSlotBytes =
-      kTileKeys * (KeyLayout::kRowBytes > ValueLayout::kRowBytes ? KeyLayout::kRowBytes
-                                                                 : ValueLayout::kRowBytes);
+      kTileKeys * kElementBytes * (kHeadDimQk > kHeadDimVo ? kHeadDimQk : kHeadDimVo);
 
-  /// What 8-bit K and V need besides (`WideningLoader`).
-  using StagedLayout = mma::TileLayout<kHeadDimQk>;
+  struct NoMemory {};
+  struct FinderMemory {
+    alignas(8) std::byte bytes[256];  // of `UnitFinder`, where it takes no registers
+  };
+
+  /// What K and V that are widened need besides (`WideningLoader`).
+  using StagedLayout =
+      std::conditional_t<kMultipliesCodes, Groups<kHeadDimVo>, mma::TileLayout<kHeadDimQk>>;
   struct WideningMemory {
     alignas(128) std::byte staged[2][kTileKeys * StagedLayout::kRowStride];  // codes of K, of V
-    alignas(8) std::byte finder[256];  // of units, where it takes no registers
+    FinderMemory finder;
     /// What products with a row of q are to be multiplied by, powers of two.
     __nv_bfloat16 query_factors[kQueryBuffers][kTileRows];
   };
-  struct NoMemory {};
-  using Widening = std::conditional_t<kIsNarrow, WideningMemory, NoMemory>;
+  /// What V that is transposed needs besides (`ValueTransposer`).
+  static constexpr int kStagedTiles = 2;
+  struct TransposingMemory {
+    alignas(1024) std::byte staged[kStagedTiles][kTileKeys * kHeadDimVo];  // of V, as it is cached
+  };
+  struct StagedBarriers {
+    std::uint64_t full[kStagedTiles];   // filled by one warp's copies
+    std::uint64_t empty[kStagedTiles];  // drained: one arrival of each warp that transposes
+  };
+  using Besides =
+      std::conditional_t<kWidens, WideningMemory,
+                         std::conditional_t<kMultipliesCodes, TransposingMemory, NoMemory>>;
+  using Staged = std::conditional_t<kMultipliesCodes, StagedBarriers, NoMemory>;
 
   /// Large units on their way; one without rows ends the work. Drained by the loading warps and the
   /// computing ones.
   static constexpr int kUnits = 4;
-  static constexpr int kLoadersOfUnits = kIsNarrow ? kLoadingWarps : kUnitWarp;
+  static constexpr int kLoadersOfUnits = kWidens ? kLoadingWarps : kUnitWarp;
 
   /// Arrivals at a barrier of what is loaded: each lane of a warp is told of its copies, or each warp
-  /// says that its part has been widened.
-  static constexpr int kLoaderArrivals = kIsNarrow ? kLoadingWarps : kWarpSize;
+  /// says that its part has been widened or transposed.
+  static constexpr int kLoaderArrivals = kWidens ? kLoadingWarps : kWarpSize;
+  static __device__ constexpr int arrivals_of_slot(int slot) {
+    return kMultipliesCodes && slot % 2 == 1 ? kTransposingWarps : kLoaderArrivals;
+  }
 
   /// All but the ring.
   struct Fixed {
@@ -133,18 +171,20 @@ struct Config {
     std::uint64_t queries_empty[kQueryBuffers];      // drained: one arrival of each computing warp
     std::uint32_t exceeds[kComputingWarpgroups][2];  // weights of an even, an odd tile do not fit
     std::uint32_t complete[4];                       // queries of the unit, or a split unit
+    Staged staged;
   };
-  static constexpr std::size_t kWideningBytes = kIsNarrow ? sizeof(Widening) : 0;
-  static constexpr int kSlots = static_cast<int>((mma::kWhole - sizeof(Fixed) - kWideningBytes) /
+  static constexpr std::size_t kBytesBesides = kIsNarrow ? sizeof(Besides) : 0;
+  static constexpr int kSlots = static_cast<int>((mma::kWhole - sizeof(Fixed) - kBytesBesides) /
                                                  (kSlotBytes + 2 * sizeof(std::uint64_t)));
   static_assert(kSlots >= 4, "a tile that is multiplied and one that is loaded");
+  static_assert(!kMultipliesCodes || kSlots % 2 == 0, "slots of K are slots of K");
 
   struct Large {
     alignas(1024) std::byte ring[kSlots][kSlotBytes];  // K, V, K, V …
     Fixed fixed;
-    std::uint64_t full[kSlots];   // filled by a loading warp's copies, or by all loaders
+    Besides besides;
+    std::uint64_t full[kSlots];   // filled by a loading warp's copies, or by several warps
     std::uint64_t empty[kSlots];  // drained: one arrival of each computing warp
-    Widening widening;
   };
 
   struct Shared {

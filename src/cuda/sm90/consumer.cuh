@@ -107,14 +107,25 @@ class UnitAttention {
   using Element = typename C::Element;
   static constexpr int kColumns = C::kHeadDimVo;                       // of o
   static constexpr int kStepColumns = kColumns % 128 == 0 ? 128 : 64;  // per product
-  static constexpr float kSlack = 8.0F;  // of a score above its base, in units of log 2
-  /// Sum of a thread's weights for a row that 16 bits hold, and more than `raise_bases` leaves.
-  static constexpr float kMostWeightSum = 32768.0F;
-  static_assert(kScores / 2 * 256 < kMostWeightSum);
+  static constexpr int kChains = 4;  // of dependent instructions that run side by side
+  static constexpr int kKeySteps = C::kTileKeys * C::kElementBytes / kProductBytes;
+  static constexpr int kWeights = kScores / 4 * C::kElementBytes;  // registers
+
+  // In units of log 2: what a row's highest score is above its base when `raise_bases` has raised it,
+  // and what it may be before. 8 bits have few numbers below 1, and none above 448.
+  static constexpr float kTop = C::kMultipliesCodes ? 5.0F : 0.0F;
+  static constexpr float kSlack = C::kMultipliesCodes ? 7.0F : 8.0F;
+  /// In a tile that is made again, so that the next one like it is not.
+  static constexpr float kSlackAgain = C::kMultipliesCodes ? kTop : kSlack;
+  /// Sum of weights of a thread for a row that an element holds, and more than `raise_bases` leaves: of
+  /// all of a tile or, with 8 bits, of a chain.
+  static constexpr float kMostWeightSum = C::kMultipliesCodes ? 448.0F : 32768.0F;
+  static_assert(kScores / 2 / (C::kMultipliesCodes ? kChains : 1) *
+                    (1 << static_cast<int>(kSlackAgain)) <
+                kMostWeightSum);
+  static_assert((1 << static_cast<int>(kSlack)) < kMostWeightSum);
   static constexpr float kNoBase = -FLT_MAX;            // of a row that has seen no key
   static constexpr int kScales = C::kIsNarrow ? 2 : 1;  // rows have their own, or share one
-  static constexpr int kChains = 4;  // of dependent instructions that run side by side
-  static constexpr int kKeySteps = C::kTileKeys / kProductStep;
   /// A ring of few slots needs those of the tile before at once.
   static constexpr bool kSettlesLate = C::kSlots >= 8;
 
@@ -144,7 +155,7 @@ class UnitAttention {
     for (int i = 0; i < kScales; ++i) {
       scale_[i] = scale;
       if constexpr (C::kIsNarrow) {
-        if (is_scaled_) scale_[i] *= state_.query_factor(row_of(i));
+        if (is_scaled_) scale_[i] *= state_.query_factor(unit_, row_of(i));
       }
     }
   }
@@ -174,7 +185,7 @@ class UnitAttention {
     state_.release_slot(values().before());
   }
 
-  /// The turn is kept if the tile before is attended again: both warpgroups take as many.
+  /// The turn is kept if the tile before is attended again: all warpgroups take as many.
   __device__ __forceinline__ void take_turn() {
     if (!has_turn_) state_.wait_for_turn();
     has_turn_ = true;
@@ -206,8 +217,7 @@ class UnitAttention {
     wait_for_products<1>();
     hold(scores);
     if constexpr (kHasWindow) hide_before<kScores>(scores, key);
-    to_powers<kScores>(scores, pending_sum_);
-    exceeds_ = fmaxf(pending_sum_[0], pending_sum_[1]) > kMostWeightSum;
+    exceeds_ = to_powers<kScores>(scores, pending_sum_) > kMostWeightSum;
     if (exceeds_) state_.exceeds(tile) = 1;
     wait_for_products<0>();
     hold(o_);
@@ -240,6 +250,7 @@ class UnitAttention {
     state_.exceeds(0) = 0;
     state_.exceeds(1) = 0;
     exceeds_ = false;
+    is_again_ = C::kMultipliesCodes;
     state_.meet_warpgroup();  // nobody may clear what another has said of a later tile
     state_.position = values().before();
     state_.score(scores);
@@ -255,7 +266,7 @@ class UnitAttention {
     if (kIsPlain && key + C::kTileKeys / 2 >= unit_.kv_end) {
       weigh<kScores / 2>(scores, key);
 #pragma unroll
-      for (int i = kScores / 4; i < kScores / 2; ++i) weights_[i] = 0;
+      for (int i = kWeights / 2; i < kWeights; ++i) weights_[i] = 0;
     } else {
       weigh<kScores>(scores, key);
     }
@@ -282,13 +293,22 @@ class UnitAttention {
     for (int step = 0; step < kKeySteps; ++step) {
 #pragma unroll
       for (int column = 0; column < kColumns; column += kStepColumns) {
-        multiply_registers<Element, kStepColumns>(
-            o_ + column / 2, weights_ + step * 4,
-            tile.after(C::ValueLayout::below(step * kProductStep) +
-                       column / 64 * C::ValueLayout::kPanelBytes));
+        multiply_registers<Element, kStepColumns>(o_ + column / 2, weights_ + step * 4,
+                                                  tile.after(value_bytes(step, column)));
       }
     }
     commit_products();
+  }
+
+  /// From the tile to the keys of a product's step, columns from `column` on.
+  static __device__ constexpr int value_bytes(int step, int column) {
+    using Layout = typename C::ValueLayout;
+    if constexpr (C::kMultipliesCodes) {
+      return static_cast<int>(Layout::below(column)) + step * kProductBytes;
+    } else {
+      return static_cast<int>(Layout::below(step * kProductBytes / C::kElementBytes)) +
+             column / 64 * Layout::kPanelBytes;
+    }
   }
 
   // --- softmax -----------------------------------------------------------------------------------
@@ -309,8 +329,10 @@ class UnitAttention {
   // keys.
 
   /// Scores to weights, and their sums for this thread's rows.
+  /// @return What must not be above `kMostWeightSum`.
   template <int kCount>
-  __device__ __forceinline__ void to_powers(float (&scores)[kScores], float (&sum)[2]) const {
+  __device__ __forceinline__ float to_powers(float (&scores)[kScores], float (&sum)[2]) const {
+    float most[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       float sums[kChains];
@@ -323,7 +345,10 @@ class UnitAttention {
         sums[chain] = i < 4 * kChains ? pair : sums[chain] + pair;
       }
       sum[half] = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+      most[half] =
+          C::kMultipliesCodes ? fmaxf(fmaxf(sums[0], sums[1]), fmaxf(sums[2], sums[3])) : sum[half];
     }
+    return fmaxf(most[0], most[1]);
   }
 
   /// Raises the bases of rows of which a score is far above it, and lowers o to them, if there is
@@ -332,13 +357,16 @@ class UnitAttention {
   __device__ __forceinline__ void raise_bases(const float (&scores)[kScores], bool lowers_o) {
     const float top[2] = {quad_max(max_of<kCount>(scores, 0)) * scale_of(0),
                           quad_max(max_of<kCount>(scores, 1)) * scale_of(1)};
-    const bool is_raised[2] = {top[0] > base_[0] + kSlack, top[1] > base_[1] + kSlack};
+    const float slack = is_again_ ? kSlackAgain : kSlack;
+    is_again_ = false;
+    const bool is_raised[2] = {top[0] > base_[0] + slack, top[1] > base_[1] + slack};
     if (!__any_sync(kAllLanes, is_raised[0] || is_raised[1])) return;
     float factor[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      factor[half] = is_raised[half] ? exp2_fast(base_[half] - top[half]) : 1.0F;
-      base_[half] = is_raised[half] ? top[half] : base_[half];
+      const float base = is_raised[half] ? top[half] - kTop : base_[half];
+      factor[half] = is_raised[half] ? exp2_fast(base_[half] - base) : 1.0F;
+      base_[half] = base;
       sum_[half] *= factor[half];
     }
     if (!lowers_o) return;
@@ -366,8 +394,14 @@ class UnitAttention {
   template <int kCount>
   __device__ __forceinline__ void to_weights(const float (&scores)[kScores]) {
 #pragma unroll
-    for (int i = 0; i < kCount / 2; ++i) {
-      weights_[i] = pack<Element>(scores[2 * i], scores[2 * i + 1]);
+    for (int i = 0; i < kCount * C::kElementBytes / 4; ++i) {
+      if constexpr (C::kMultipliesCodes) {
+        // Keys of two blocks of 8 stand side by side, as `ValueTransposer` has them.
+        const int at = i / 4 * 16 + i / 2 % 2 * 8 + i % 2 * 2;
+        weights_[i] = pack_e4m3(scores[at], scores[at + 1], scores[at + 4], scores[at + 5]);
+      } else {
+        weights_[i] = pack<Element>(scores[2 * i], scores[2 * i + 1]);
+      }
     }
   }
 
@@ -394,7 +428,7 @@ class UnitAttention {
     if constexpr (C::kIsNarrow) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const float factor = state_.query_factor(row_of(half));
+        const float factor = state_.query_factor(unit_, row_of(half));
 #pragma unroll
         for (int i = 2 * half; i < kScores; i += 4) {
           scores[i] *= factor;
@@ -527,8 +561,8 @@ class UnitAttention {
 
   // Final rows go through shared memory, where the warp's queries were.
 
-  using Staged = typename C::QueryLayout;
-  static constexpr int kRowBytes = kColumns * static_cast<int>(sizeof(Element));
+  using Staged = typename C::ResultLayout;
+  static constexpr int kRowBytes = kColumns * 2;
   static_assert(kRowBytes <= Staged::kRowBytes);
 
   /// Address of the warp's first row.
@@ -537,13 +571,13 @@ class UnitAttention {
   }
 
   __device__ __forceinline__ void put_chunks() const {
-    if constexpr (C::kIsNarrow) {
-      if (params_.shape.o_dtype == DType::kBFloat16) {
-        put_chunks_of<__nv_bfloat16>();
-        return;
-      }
+    if constexpr (!C::kIsNarrow) {
+      put_chunks_of<Element>();
+    } else if (params_.shape.o_dtype == DType::kBFloat16) {
+      put_chunks_of<__nv_bfloat16>();
+    } else {
+      put_chunks_of<__half>();
     }
-    put_chunks_of<Element>();
   }
   template <typename Stored>
   __device__ __forceinline__ void put_chunks_of() const {
@@ -566,7 +600,7 @@ class UnitAttention {
 #pragma unroll
       for (int panel = 0; panel < kRowBytes / Staged::kRowStride; ++panel) {
         store_box(staged_rows() + static_cast<std::uint32_t>(panel * Staged::kPanelBytes),
-                  state_.maps.results, panel * kBoxComponents, target.head,
+                  state_.maps.results, panel * kBoxRowBytes / 2, target.head,
                   static_cast<std::int32_t>(target.token));
       }
       commit_boxes();
@@ -585,7 +619,7 @@ class UnitAttention {
       const int column = (first + lane()) % kChunks;
       if (first_row_of_warp() + row >= unit_.rows) continue;
       const RowTarget target = row_target(params_, unit_, first_row_of_warp() + row);
-      auto* const to = static_cast<Element*>(o.data) + target.token * o.token_stride +
+      auto* const to = static_cast<std::uint16_t*>(o.data) + target.token * o.token_stride +
                        target.head * o.head_stride;
       *(reinterpret_cast<uint4*>(to) + column) = load_shared(Staged::chunk(
           Staged::row(state_.query_rows(state_.place), opaque(state_.warp) * 16 + row), column));
@@ -602,7 +636,7 @@ class UnitAttention {
   /// Whether rows of o are 16-bit and begin at multiples of 16 bytes.
   __device__ bool can_store_chunks() const {
     const core::MutableRows& o = params_.tensors.o;
-    const auto bits = static_cast<std::uint64_t>(o.token_stride | o.head_stride) * sizeof(Element) |
+    const auto bits = static_cast<std::uint64_t>(o.token_stride | o.head_stride) * 2 |
                       reinterpret_cast<std::uint64_t>(o.data);
     return params_.shape.o_dtype != DType::kFloat32 && bits % 16 == 0;
   }
@@ -644,12 +678,13 @@ class UnitAttention {
   bool is_scaled_ = true;  // a logit is the product times a positive number
   bool values_are_edge_ = true;
   float scale_[kScales];  // from scores to units of log 2
-  std::uint32_t weights_[kScores / 2];
+  std::uint32_t weights_[kWeights];
   float o_[kColumns / 2] = {};
   float base_[2] = {kNoBase, kNoBase};  // in units of log 2
   float sum_[2] = {};
   float pending_sum_[2];
-  bool exceeds_ = false;  // pending weights of this thread do not fit
+  bool exceeds_ = false;   // pending weights of this thread do not fit
+  bool is_again_ = false;  // the tile is made again
   bool has_turn_ = false;
 };
 

@@ -6,6 +6,8 @@
 #include <cstdint>
 
 #include "cuda/attend/params.hpp"
+#include "cuda/attend/unit.cuh"
+#include "cuda/attend/visibility.cuh"
 #include "cuda/common/ptx.cuh"
 #include "cuda/sm90/config.cuh"
 #include "cuda/sm90/instructions.cuh"
@@ -16,7 +18,7 @@ namespace quire::cuda::sm90 {
 inline constexpr int kMostComputingWarpgroups = 3;
 enum NamedBarrier : int {
   kUnitEnd = 1 + kHalves * 3,  // partial results written; last piece known
-  kTurn = kUnitEnd + 1,        // and the next: passed by a warpgroup, waited at by the one behind it
+  kTurn = kUnitEnd + 1,  // and the next: passed by a warpgroup, waited at by the one behind it
   kFit = kTurn + kMostComputingWarpgroups,  // and the next: a warpgroup agrees on what to do
 };
 static_assert(kFit + kMostComputingWarpgroups <= 16, "as many as there are");
@@ -73,7 +75,7 @@ struct ConsumerState {
   /// @param has_rows  Some of the tile may have been copied row by row, not in boxes.
   __device__ void wait_for_slot(mma::RingPosition<C::kSlots> at, bool has_rows) const {
     barrier_wait(shared_address(&shared.full[at.slot]), at.parity);
-    if (has_rows && !C::kIsNarrow) show_to_products();  // loaders that widen do it themselves
+    if (has_rows && !C::kWidens) show_to_products();  // loaders that widen do it themselves
   }
   __device__ void release_slot(mma::RingPosition<C::kSlots> at) { release(shared.empty[at.slot]); }
 
@@ -108,8 +110,8 @@ struct ConsumerState {
     hold(scores);
     begin_products();
 #pragma unroll
-    for (int step = 0; step < C::kHeadDimQk / kProductStep; ++step) {
-      const int bytes = step % 4 * kProductStep * 2;
+    for (int step = 0; step < C::QueryLayout::kRowBytes / kProductBytes; ++step) {
+      const int bytes = step % 4 * kProductBytes;
       multiply_shared<typename C::Element, C::kTileKeys>(
           scores, rows.after(bytes + step / 4 * C::QueryLayout::kPanelBytes),
           tile.after(bytes + step / 4 * C::KeyLayout::kPanelBytes), step > 0);
@@ -136,9 +138,16 @@ struct ConsumerState {
     hold(scores);
   }
 
-  /// What products with a row of the unit's q are to be multiplied by, if K and V are widened.
-  [[nodiscard]] __device__ float query_factor(int row) const {
-    return __bfloat162float(shared.widening.query_factors[place.queries.slot][row]);
+  /// What products with a row of the unit's q are to be multiplied by, if K and V have 8 bits.
+  [[nodiscard]] __device__ float query_factor(const Unit& unit, int row) const {
+    float factor = 1.0F;
+    if constexpr (C::kWidens) {
+      factor = __bfloat162float(shared.besides.query_factors[place.queries.slot][row]);
+    }
+    if constexpr (C::kMultipliesCodes || C::kWidensQueries) {
+      factor *= query_scale(params, head_of(params, unit, row));
+    }
+    return factor;
   }
 
   [[nodiscard]] __device__ std::uint32_t slot_address(mma::RingPosition<C::kSlots> at) const {

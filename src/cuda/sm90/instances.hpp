@@ -12,7 +12,8 @@ namespace quire::cuda::sm90 {
 
 /// The kernel of one dtype and pair of head dims.
 struct Instance {
-  DType kv_dtype = DType::kNone;  ///< those of 8 bits take queries of both 16-bit dtypes
+  core::SetOf<DType> q_dtypes;
+  DType kv_dtype = DType::kNone;
   core::HeadDims head_dims;
   AttendKernel kernel;
 };

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "core/narrow_formats.hpp"
 #include "cuda/common/ptx.cuh"
 #include "cuda/sm90/tile_maps.hpp"
 
@@ -17,9 +18,9 @@ namespace quire::cuda::sm90 {
 
 inline constexpr int kWarpgroupSize = 128;
 
-/// Rows of an accumulator that a warpgroup makes at a time, and components per instruction.
+/// Rows of an accumulator that a warpgroup makes at a time, and bytes of a row per instruction.
 inline constexpr int kProductRows = 64;
-inline constexpr int kProductStep = 16;
+inline constexpr int kProductBytes = 32;
 
 /// How a tile of rows lies in shared memory for wgmma: in blocks of 8 rows × 64 elements (128
 /// bytes), a row's 16-byte chunks swizzled (the 128-byte mode). Tiles begin at multiples of 1,024.
@@ -140,7 +141,7 @@ __device__ __forceinline__ void prefetch_map(const CUtensorMap& map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
 }
 
-/// The same for 64 components of rows of q.
+/// The same for 128 bytes of rows of q.
 __device__ __forceinline__ void copy_box(std::uint32_t to, const CUtensorMap& map, int component,
                                          int head, int token, std::uint32_t barrier) {
   asm volatile(
@@ -225,8 +226,8 @@ __device__ __forceinline__ bool any_at_barrier(int id, bool value) {
   "%8, %9, %10, %11, %12, %13, %14, %15, "   \
   "%16, %17, %18, %19, %20, %21, %22, %23, " \
   "%24, %25, %26, %27, %28, %29, %30, %31"
-#define QUIRE_NAMES_48                       \
-  QUIRE_NAMES_32                             \
+#define QUIRE_NAMES_48                         \
+  QUIRE_NAMES_32                               \
   ", %32, %33, %34, %35, %36, %37, %38, %39, " \
   "%40, %41, %42, %43, %44, %45, %46, %47"
 #define QUIRE_NAMES_64                       \
@@ -239,73 +240,104 @@ __device__ __forceinline__ bool any_at_barrier(int id, bool value) {
   "%48, %49, %50, %51, %52, %53, %54, %55, " \
   "%56, %57, %58, %59, %60, %61, %62, %63"
 // Products of operands a and b, added to d.
-#define QUIRE_PRODUCT_OF_SHARED(columns, type, names, list, low_a, high_a, low_b, high_b, flag) \
-  asm volatile("{ .reg .pred p; .reg .b64 a, b; setp.ne.b32 p, " flag                           \
-               ", 0;\n"                                                                         \
-               "mov.b64 a, {" low_a ", " high_a "}; mov.b64 b, {" low_b ", " high_b             \
-               "};\n"                                                                           \
-               "wgmma.mma_async.sync.aligned.m64n" columns "k16.f32." type "." type " {" names  \
-               "}, a, b, p, 1, 1, 0, 0; }"                                                      \
-               : list(d)                                                                        \
-               : "r"(a.low), "n"(a.kHigh), "r"(b.low), "n"(b.kHigh), "r"(add ? 1 : 0)           \
+#define QUIRE_PRODUCT_OF_SHARED(columns, type, orders, names, list, low_a, high_a, low_b, high_b, \
+                                flag)                                                             \
+  asm volatile("{ .reg .pred p; .reg .b64 a, b; setp.ne.b32 p, " flag                             \
+               ", 0;\n"                                                                           \
+               "mov.b64 a, {" low_a ", " high_a "}; mov.b64 b, {" low_b ", " high_b               \
+               "};\n"                                                                             \
+               "wgmma.mma_async.sync.aligned.m64n" columns type " {" names                        \
+               "}, a, b, p, 1, 1" orders "; }"                                                    \
+               : list(d)                                                                          \
+               : "r"(a.low), "n"(a.kHigh), "r"(b.low), "n"(b.kHigh), "r"(add ? 1 : 0)             \
                : "memory")
-#define QUIRE_PRODUCT_OF_REGISTERS(columns, type, names, list, r0, r1, r2, r3, low_b, high_b)  \
-  asm volatile("{ .reg .b64 b; mov.b64 b, {" low_b ", " high_b                                 \
-               "};\n"                                                                          \
-               "wgmma.mma_async.sync.aligned.m64n" columns "k16.f32." type "." type " {" names \
-               "}, {" r0 ", " r1 ", " r2 ", " r3 "}, b, 1, 1, 1, 1; }"                         \
-               : list(d)                                                                       \
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.low), "n"(b.kHigh)          \
+#define QUIRE_PRODUCT_OF_REGISTERS(columns, type, orders, names, list, r0, r1, r2, r3, low_b, \
+                                   high_b)                                                    \
+  asm volatile("{ .reg .b64 b; mov.b64 b, {" low_b ", " high_b                                \
+               "};\n"                                                                         \
+               "wgmma.mma_async.sync.aligned.m64n" columns type " {" names "}, {" r0 ", " r1  \
+               ", " r2 ", " r3 "}, b, 1, 1, 1" orders "; }"                                   \
+               : list(d)                                                                      \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.low), "n"(b.kHigh)         \
                : "memory")
 
-/// d (+)= a · bᵀ for a 64 × 16 and b kColumns × 16, both in shared memory, d in fp32.
+/// Types of operands, and what follows in the instruction: 16-bit ones say how their rows lie.
+#define QUIRE_BF16 "k16.f32.bf16.bf16"
+#define QUIRE_F16 "k16.f32.f16.f16"
+#define QUIRE_E4M3 "k32.f32.e4m3.e4m3"
+
+/// d (+)= a · bᵀ for 32 bytes of 64 rows of a and of kColumns rows of b, both in shared memory, d in
+/// fp32.
 template <typename Element, int kColumns, typename LayoutA, typename LayoutB>
 __device__ __forceinline__ void multiply_shared(float* d, Operand<LayoutA> a, Operand<LayoutB> b,
                                                 bool add) {
   static_assert(kColumns == 64 || kColumns == 96 || kColumns == 128);
   constexpr bool kIsBfloat16 = std::is_same_v<Element, __nv_bfloat16>;
-  if constexpr (kColumns == 96 && kIsBfloat16) {
-    QUIRE_PRODUCT_OF_SHARED("96", "bf16", QUIRE_NAMES_48, QUIRE_48, "%48", "%49", "%50", "%51",
-                            "%52");
+  if constexpr (std::is_same_v<Element, core::Float8E4M3>) {
+    static_assert(kColumns == 128);
+    QUIRE_PRODUCT_OF_SHARED("128", QUIRE_E4M3, "", QUIRE_NAMES_64, QUIRE_64, "%64", "%65", "%66",
+                            "%67", "%68");
+  } else if constexpr (kColumns == 96 && kIsBfloat16) {
+    QUIRE_PRODUCT_OF_SHARED("96", QUIRE_BF16, ", 0, 0", QUIRE_NAMES_48, QUIRE_48, "%48", "%49",
+                            "%50", "%51", "%52");
   } else if constexpr (kColumns == 96) {
-    QUIRE_PRODUCT_OF_SHARED("96", "f16", QUIRE_NAMES_48, QUIRE_48, "%48", "%49", "%50", "%51",
-                            "%52");
+    QUIRE_PRODUCT_OF_SHARED("96", QUIRE_F16, ", 0, 0", QUIRE_NAMES_48, QUIRE_48, "%48", "%49",
+                            "%50", "%51", "%52");
   } else if constexpr (kColumns == 64 && kIsBfloat16) {
-    QUIRE_PRODUCT_OF_SHARED("64", "bf16", QUIRE_NAMES_32, QUIRE_32, "%32", "%33", "%34", "%35",
-                            "%36");
+    QUIRE_PRODUCT_OF_SHARED("64", QUIRE_BF16, ", 0, 0", QUIRE_NAMES_32, QUIRE_32, "%32", "%33",
+                            "%34", "%35", "%36");
   } else if constexpr (kColumns == 64) {
-    QUIRE_PRODUCT_OF_SHARED("64", "f16", QUIRE_NAMES_32, QUIRE_32, "%32", "%33", "%34", "%35",
-                            "%36");
+    QUIRE_PRODUCT_OF_SHARED("64", QUIRE_F16, ", 0, 0", QUIRE_NAMES_32, QUIRE_32, "%32", "%33",
+                            "%34", "%35", "%36");
   } else if constexpr (kIsBfloat16) {
-    QUIRE_PRODUCT_OF_SHARED("128", "bf16", QUIRE_NAMES_64, QUIRE_64, "%64", "%65", "%66", "%67",
-                            "%68");
+    QUIRE_PRODUCT_OF_SHARED("128", QUIRE_BF16, ", 0, 0", QUIRE_NAMES_64, QUIRE_64, "%64", "%65",
+                            "%66", "%67", "%68");
   } else {
-    QUIRE_PRODUCT_OF_SHARED("128", "f16", QUIRE_NAMES_64, QUIRE_64, "%64", "%65", "%66", "%67",
-                            "%68");
+    QUIRE_PRODUCT_OF_SHARED("128", QUIRE_F16, ", 0, 0", QUIRE_NAMES_64, QUIRE_64, "%64", "%65",
+                            "%66", "%67", "%68");
   }
 }
 
-/// d += a · b for a 64 × 16 in four registers and b 16 × kColumns in shared memory.
+/// d += a · b for a 64 × 16 in four registers and b 16 × kColumns in shared memory; of 8 bits 64 × 32
+/// and 32 × kColumns, columns as rows.
 template <typename Element, int kColumns, typename LayoutB>
 __device__ __forceinline__ void multiply_registers(float* d, const std::uint32_t* a,
                                                    Operand<LayoutB> b) {
   static_assert(kColumns == 64 || kColumns == 128);
   constexpr bool kIsBfloat16 = std::is_same_v<Element, __nv_bfloat16>;
-  if constexpr (kColumns == 64 && kIsBfloat16) {
-    QUIRE_PRODUCT_OF_REGISTERS("64", "bf16", QUIRE_NAMES_32, QUIRE_32, "%32", "%33", "%34", "%35",
-                               "%36", "%37");
+  if constexpr (std::is_same_v<Element, core::Float8E4M3>) {
+    static_assert(kColumns == 128);
+    QUIRE_PRODUCT_OF_REGISTERS("128", QUIRE_E4M3, "", QUIRE_NAMES_64, QUIRE_64, "%64", "%65", "%66",
+                               "%67", "%68", "%69");
+  } else if constexpr (kColumns == 64 && kIsBfloat16) {
+    QUIRE_PRODUCT_OF_REGISTERS("64", QUIRE_BF16, ", 1", QUIRE_NAMES_32, QUIRE_32, "%32", "%33",
+                               "%34", "%35", "%36", "%37");
   } else if constexpr (kColumns == 64) {
-    QUIRE_PRODUCT_OF_REGISTERS("64", "f16", QUIRE_NAMES_32, QUIRE_32, "%32", "%33", "%34", "%35",
-                               "%36", "%37");
+    QUIRE_PRODUCT_OF_REGISTERS("64", QUIRE_F16, ", 1", QUIRE_NAMES_32, QUIRE_32, "%32", "%33",
+                               "%34", "%35", "%36", "%37");
   } else if constexpr (kIsBfloat16) {
-    QUIRE_PRODUCT_OF_REGISTERS("128", "bf16", QUIRE_NAMES_64, QUIRE_64, "%64", "%65", "%66", "%67",
-                               "%68", "%69");
+    QUIRE_PRODUCT_OF_REGISTERS("128", QUIRE_BF16, ", 1", QUIRE_NAMES_64, QUIRE_64, "%64", "%65",
+                               "%66", "%67", "%68", "%69");
   } else {
-    QUIRE_PRODUCT_OF_REGISTERS("128", "f16", QUIRE_NAMES_64, QUIRE_64, "%64", "%65", "%66", "%67",
-                               "%68", "%69");
+    QUIRE_PRODUCT_OF_REGISTERS("128", QUIRE_F16, ", 1", QUIRE_NAMES_64, QUIRE_64, "%64", "%65",
+                               "%66", "%67", "%68", "%69");
   }
 }
 
+/// Four numbers as e4m3 in one register, the first in the lowest byte. They are positive and at most
+/// 448.
+__device__ __forceinline__ std::uint32_t pack_e4m3(float a, float b, float c, float d) {
+  std::uint32_t codes;
+  asm("{ .reg .b16 low, high; cvt.rn.satfinite.e4m3x2.f32 low, %2, %1;\n"
+      "cvt.rn.satfinite.e4m3x2.f32 high, %4, %3; mov.b32 %0, {low, high}; }"
+      : "=r"(codes)
+      : "f"(a), "f"(b), "f"(c), "f"(d));
+  return codes;
+}
+
+#undef QUIRE_E4M3
+#undef QUIRE_F16
+#undef QUIRE_BF16
 #undef QUIRE_PRODUCT_OF_REGISTERS
 #undef QUIRE_PRODUCT_OF_SHARED
 #undef QUIRE_NAMES_64

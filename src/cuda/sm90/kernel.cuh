@@ -8,7 +8,7 @@
 /// and up to two of the line of large units (at most 128 rows). The small ones are computed by the
 /// mma kernel's code, which each half of the block runs for itself, the large ones by the whole block
 /// with wgmma: a warpgroup loads (`UnitFinder`, `QueryLoader`, `TileLoader`; 8-bit codes:
-/// `WideningLoader`), two compute (`UnitAttention`). Where there are both, some blocks take the ones and some the others, or all take both (`phases_of`),
+/// `WideningLoader`, or `ValueTransposer` besides), two compute (`UnitAttention`). Where there are both, some blocks take the ones and some the others, or all take both (`phases_of`),
 /// so that memory and tensor cores are busy at the same time.
 #pragma once
 
@@ -23,6 +23,7 @@
 #include "cuda/sm90/config.cuh"
 #include "cuda/sm90/consumer.cuh"
 #include "cuda/sm90/producer.cuh"
+#include "cuda/sm90/transposing.cuh"
 #include "cuda/sm90/units.cuh"
 #include "cuda/sm90/widening.cuh"
 #include "cuda/timeline/note.cuh"
@@ -34,7 +35,7 @@ template <typename C>
 __device__ void init_barriers(typename C::Large& shared) {
   constexpr int kConsumerWarps = C::kConsumers / kWarpSize;
   for (int slot = 0; slot < C::kSlots; ++slot) {
-    barrier_init(shared_address(&shared.full[slot]), C::kLoaderArrivals);
+    barrier_init(shared_address(&shared.full[slot]), C::arrivals_of_slot(slot));
     barrier_init(shared_address(&shared.empty[slot]), kConsumerWarps);
   }
   for (int unit = 0; unit < C::kUnits; ++unit) {
@@ -45,6 +46,12 @@ __device__ void init_barriers(typename C::Large& shared) {
   for (int buffer = 0; buffer < C::kQueryBuffers; ++buffer) {
     barrier_init(shared_address(&shared.fixed.queries_full[buffer]), C::kLoaderArrivals);
     barrier_init(shared_address(&shared.fixed.queries_empty[buffer]), kConsumerWarps);
+  }
+  if constexpr (C::kMultipliesCodes) {
+    for (auto& full : shared.fixed.staged.full) barrier_init(shared_address(&full), kWarpSize);
+    for (auto& empty : shared.fixed.staged.empty) {
+      barrier_init(shared_address(&empty), kTransposingWarps);
+    }
   }
   for (auto& of_warpgroup : shared.fixed.exceeds) of_warpgroup[0] = of_warpgroup[1] = 0;
 }
@@ -63,6 +70,10 @@ __device__ void end_barriers(typename C::Large& shared) {
   for (int buffer = 0; buffer < C::kQueryBuffers; ++buffer) {
     barrier_end(shared_address(&shared.fixed.queries_full[buffer]));
     barrier_end(shared_address(&shared.fixed.queries_empty[buffer]));
+  }
+  if constexpr (C::kMultipliesCodes) {
+    for (auto& full : shared.fixed.staged.full) barrier_end(shared_address(&full));
+    for (auto& empty : shared.fixed.staged.empty) barrier_end(shared_address(&empty));
   }
 }
 
@@ -92,7 +103,7 @@ __device__ __forceinline__ void load_small_units(const AttendParams& params, con
     if constexpr (C::kIsNarrow) {
       return mma::NoBoxes();
     } else {
-      return RunBoxes<decltype(layout), mma::kTileKeys, true>(params, maps, of_keys, lane());
+      return RunBoxes<decltype(layout), mma::kTileKeys, true, false>(params, maps, of_keys, lane());
     }
   };
   mma::load_units<typename C::Small>(params, shared.halves[half], make_boxes,
@@ -107,8 +118,22 @@ __device__ __forceinline__ void load_large_units(const AttendParams& params, con
   using KeyLayout = typename C::KeyLayout;
   using ValueLayout = typename C::ValueLayout;
   const int warp = warp_of_warpgroup();
-  if constexpr (C::kIsNarrow) {
+  if constexpr (C::kWidens) {
     WideningLoader<C>(params, shared, warp, lane()).run(maps, overview);
+  } else if constexpr (C::kMultipliesCodes) {
+    // What K's warp and V's are told looks different each time: known addresses would be spilled.
+    const bool is_key_warp = warp_of_warpgroup() == kKeyWarp;
+    if (warp == kKeyWarp) {
+      TileLoader<C, KeyLayout>(params, maps, shared, is_key_warp, lane()).run();
+    } else if (warp == kValueWarp) {
+      TileLoader<C, typename C::StagedLayout, StagedSlots<C>>(params, maps, shared, is_key_warp,
+                                                              lane())
+          .run(ValueTransposer<C>(shared, 0, lane()));
+    } else if (warp == kQueryWarp) {
+      load_queries_and_transpose<C>(params, maps, shared, lane());
+    } else {
+      find_units<C>(params, maps, overview, shared.fixed, lane());
+    }
   } else if (warp == kUnitWarp) {
     find_units<C>(params, maps, overview, shared.fixed, lane());
   } else if (warp == kQueryWarp) {
@@ -264,7 +289,7 @@ __device__ __forceinline__ void attend_large_units(const AttendParams& params, c
     take_registers<C::kLargeRegisters.consumer>();
     const int warpgroup = thread_of_block() / kWarpgroupSize - 1;
     ConsumerState<C> state{
-        params, maps, shared.large, C::kIsNarrow || maps.has_kv, warpgroup, warp_of_warpgroup(),
+        params, maps, shared.large, C::kWidens || maps.has_kv, warpgroup, warp_of_warpgroup(),
         lane()};
     attend_units(state);
   }

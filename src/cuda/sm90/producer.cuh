@@ -17,10 +17,11 @@ namespace quire::cuda::sm90 {
 
 /// A tile's runs of 16 keys as boxes of K or V.
 /// @tparam Layout  Of the tile in shared memory.
-/// @tparam kIsSmall  Of small units: rows may have been copied one by one to the same place, which nobody
-///   has shown to what follows; and little code counts for more than few instructions, since short
+/// @tparam kIsSmall  Of small units: little code counts for more than few instructions, since short
 ///   batches wait for it to come from memory.
-template <typename Layout, int kTileKeys, bool kIsSmall>
+/// @tparam kAreShown  Rows that may have been copied one by one to the same place before have been shown
+///   to what follows.
+template <typename Layout, int kTileKeys, bool kIsSmall, bool kAreShown>
 class RunBoxes {
  public:
   static constexpr bool kAreRuns = true;
@@ -32,6 +33,22 @@ class RunBoxes {
         pool_(of_keys ? maps.keys : maps.values),
         has_boxes_(maps.has_kv),
         lane_(lane) {}
+
+  /// Finds the runs of a stretch of tiles, of large units. All lanes call it before the first tile.
+  template <typename Tiles>
+  __device__ __forceinline__ void begin_stretch(const Tiles& tiles) {
+    static_assert(!kIsSmall && Tiles::kRunsPerLane == kRunsPerLane);
+    if (!has_boxes_) return;
+    const Unit& unit = tiles.unit();
+    panel_ = unit.kv_head_begin * pool_.panels_per_head;
+#pragma unroll
+    for (int i = 0; i < kRunsPerLane; ++i) {
+      const std::int32_t key = tiles.key_of_own_run(i);
+      const RunPlace place = place_of(tiles.page_of_own_run(i), key);
+      runs_[i] = key >= unit.kv_begin && key < unit.kv_end ? place.run : kNoRun;
+      if (i == 0) token_ = place.token;
+    }
+  }
 
   /// Copies the runs of which all keys are seen or none, which makes zeros, into the tile at `to`
   /// after `wait_for_room()`.
@@ -56,34 +73,58 @@ class RunBoxes {
 
   /// All but those that are seen in part.
   static __device__ std::uint32_t runs_in_boxes(mma::RowRange rows) {
+    if (!kIsSmall && rows.has_all(kTileKeys)) return kAllRuns;
     std::uint32_t boxes = kAllRuns;
     if (rows.begin > 0 && rows.begin % kBoxKeys != 0) boxes &= ~(1U << rows.begin / kBoxKeys);
     if (rows.end < kTileKeys && rows.end % kBoxKeys != 0) boxes &= ~(1U << rows.end / kBoxKeys);
     return boxes;
   }
 
-  template <typename Tiles, typename Wait>
-  __device__ __forceinline__ void copy_boxes(const Tiles& tiles, mma::RowRange rows,
-                                             std::uint32_t boxes, std::uint32_t to,
-                                             std::uint32_t full, const Wait& wait_for_room) const {
-    // Each lane finds a run; then one issues them all.
-    const int own = lane_ % kRuns;
-    const std::int32_t page = __shfl_sync(kAllLanes, tiles.page_near(0), tiles.lane_of(own));
-    std::int32_t first = tiles.key() + own * kBoxKeys;  // token of the page, or row of the pool
-    std::int32_t own_run = 0;
+  struct RunPlace {
+    std::int32_t run;
+    std::int32_t token;  // where in the run the keys begin, the same for all of a unit
+  };
+  /// Of the run of keys from `key` on.
+  __device__ __forceinline__ RunPlace place_of(std::int32_t page, std::int32_t key) const {
+    std::int32_t first = key;  // token of the page, or row of the pool
+    std::int32_t run = 0;
     if (params_.shape.page_size == kContiguousKv) {
       first += page;
     } else {
       first = params_.page_size.remainder(first, params_.page_size.quotient(first));
-      own_run = page * pool_.runs_per_page;
+      run = page * pool_.runs_per_page;
     }
-    own_run = rows.has(own * kBoxKeys) ? own_run + first / kBoxKeys : kNoRun;
-    const std::int32_t token = first % kBoxKeys;  // the same for all
-    const std::int32_t panel = tiles.unit().kv_head_begin * pool_.panels_per_head;
+    return {run + first / kBoxKeys, first % kBoxKeys};
+  }
+
+  template <typename Tiles, typename Wait>
+  __device__ __forceinline__ void copy_boxes(const Tiles& tiles, mma::RowRange rows,
+                                             std::uint32_t boxes, std::uint32_t to,
+                                             std::uint32_t full, const Wait& wait_for_room) const {
+    std::int32_t own_run;  // that a lane knows of; one issues them all
+    int first_lane = 0;
+    std::int32_t token;
+    std::int32_t panel;
+    if constexpr (kIsSmall) {
+      const int own = lane_ % kRuns;
+      const std::int32_t page = __shfl_sync(kAllLanes, tiles.page_near(0), tiles.lane_of(own));
+      const RunPlace place = place_of(page, tiles.key() + own * kBoxKeys);
+      own_run = rows.has(own * kBoxKeys) ? place.run : kNoRun;
+      token = place.token;
+      panel = tiles.unit().kv_head_begin * pool_.panels_per_head;
+    } else {
+      const int near = tiles.own_run_near();
+      first_lane = tiles.lane_of(0);
+      own_run = runs_[0];
+#pragma unroll
+      for (int i = 1; i < kRunsPerLane; ++i) own_run = near >= i ? runs_[i] : own_run;
+      token = token_;
+      panel = panel_;
+    }
     const std::uint32_t barrier = opaque(full);
     const std::uint64_t map = opaque(reinterpret_cast<std::uint64_t>(&pool_.map));
     const auto expect = [&] {
-      if constexpr (kIsSmall) order_before_boxes();
+      if constexpr (!kAreShown) order_before_boxes();
       barrier_expect(barrier, static_cast<std::uint32_t>(__popc(boxes) * kRunBytes));
     };
     const auto copy_run = [&](int i, std::int32_t run) {
@@ -95,18 +136,25 @@ class RunBoxes {
       if (elect_one()) expect();
 #pragma unroll 1
       for (int i = 0; i < kRuns; ++i) {
-        const std::int32_t run = __shfl_sync(kAllLanes, own_run, i);
+        const std::int32_t run = __shfl_sync(kAllLanes, own_run, first_lane + i);
         if (elect_one()) copy_run(i, run);
       }
     } else {
       std::int32_t run[kRuns];
 #pragma unroll
-      for (int i = 0; i < kRuns; ++i) run[i] = __shfl_sync(kAllLanes, own_run, i);
+      for (int i = 0; i < kRuns; ++i) run[i] = __shfl_sync(kAllLanes, own_run, first_lane + i);
       wait_for_room();
       if (elect_one()) {
         expect();
+        if (boxes == kAllRuns) {  // nothing to jump over: what boxes have in common is kept
 #pragma unroll
-        for (int i = 0; i < kRuns; ++i) copy_run(i, run[i]);
+          for (int i = 0; i < kRuns; ++i) {
+            copy_box(to + Layout::below(i * kBoxKeys), map, token, panel, run[i], barrier);
+          }
+        } else {
+#pragma unroll
+          for (int i = 0; i < kRuns; ++i) copy_run(i, run[i]);
+        }
       }
     }
     __syncwarp();
@@ -116,11 +164,50 @@ class RunBoxes {
   const PoolMap& pool_;
   const bool has_boxes_;
   const int lane_;
+  // Of a stretch of tiles of large units.
+  static constexpr int kRunsPerLane = kIsSmall ? 1 : kTileKeys / kWarpSize;
+  std::int32_t runs_[kRunsPerLane] = {};  // the lane's
+  std::int32_t token_ = 0;
+  std::int32_t panel_ = 0;
 };
 
-/// Loads all tiles of K, or of V, into the ring, the last tile of a unit first: in boxes, as far as
+/// For a `TileLoader` that does nothing but load.
+struct NothingBeside {
+  __device__ void run() const {}
+  __device__ void hand_over() const {}
+};
+
+/// Where tiles of K and V are loaded to, in turn.
+template <typename C>
+struct RingSlots {
+  static constexpr int kCount = C::kSlots;
+  static constexpr int kStep = 2;
+  static constexpr bool kAreShown = true;  // to products, and so to boxes
+  static __device__ auto& tile(typename C::Large& shared, int slot) { return shared.ring[slot]; }
+  static __device__ auto& full(typename C::Large& shared, int slot) { return shared.full[slot]; }
+  static __device__ auto& empty(typename C::Large& shared, int slot) { return shared.empty[slot]; }
+};
+/// Where V is that will be transposed.
+template <typename C>
+struct StagedSlots {
+  static constexpr int kCount = C::kStagedTiles;
+  static constexpr int kStep = 1;
+  static constexpr bool kAreShown = false;
+  static __device__ auto& tile(typename C::Large& shared, int slot) {
+    return shared.besides.staged[slot];
+  }
+  static __device__ auto& full(typename C::Large& shared, int slot) {
+    return shared.fixed.staged.full[slot];
+  }
+  static __device__ auto& empty(typename C::Large& shared, int slot) {
+    return shared.fixed.staged.empty[slot];
+  }
+};
+
+/// Loads all tiles of K, or of V, into shared memory, the last tile of a unit first: in boxes, as far as
 /// neighbours lie in a page and all of them are seen or none, which makes zeros.
-template <typename C, typename Layout>
+/// @tparam Slots  `RingSlots` or `StagedSlots`.
+template <typename C, typename Layout, typename Slots = RingSlots<C>>
 class TileLoader {
  public:
   __device__ TileLoader(const AttendParams& params, const TileMaps& maps, typename C::Large& shared,
@@ -130,37 +217,49 @@ class TileLoader {
         boxes_(params, maps, loads_keys, lane),
         cache_(loads_keys ? params.tensors.k : params.tensors.v),
         lane_(lane) {
-    at_.slot = loads_keys ? 0 : 1;
+    at_.slot = loads_keys ? 0 : Slots::kStep - 1;
   }
 
-  __device__ __forceinline__ void run() {
+  /// @param beside  What the warp does to each tile when it has loaded the next one.
+  template <typename Beside = NothingBeside>
+  __device__ __forceinline__ void run(Beside beside = {}) {
     note(params_, Activity::kFindUnits);
     UnitReader<C> units(shared_.fixed, lane_);
     Tiles tiles(params_, {&cache_}, kElementBytes, units, lane_, false);
+    bool begins_stretch = true;
+    bool has_tile = false;
 #pragma unroll 1
     while (tiles.unit().rows > 0) {
-      if (!tiles.unit().sees_nothing()) load(tiles);  // before asking for the next tiles' pages
+      beside.hand_over();
+      if (begins_stretch) boxes_.begin_stretch(tiles);
+      if (!tiles.unit().sees_nothing()) {
+        load(tiles);  // before asking for the next tiles' pages
+        if (has_tile) beside.run();
+        has_tile = true;
+      }
       note(params_, Activity::kLookAhead);
       tiles.look_ahead();
-      tiles.advance();
+      begins_stretch = tiles.advance();
     }
+    if (has_tile) beside.run();
+    beside.hand_over();
     note(params_, Activity::kAwaitCopies);
     wait_for_own_copies();
   }
 
  private:
   using Tiles = mma::TileStream<C::kTileKeys, mma::Direction::kDescending, UnitReader<C>>;
-  static constexpr int kElementBytes = sizeof(typename C::Element);
-  using Boxes = RunBoxes<Layout, C::kTileKeys, false>;
-  static_assert(kBoxKeys == mma::kRunKeys && kBoxComponents * kElementBytes == Layout::kRowStride);
+  static constexpr int kElementBytes = C::kElementBytes;
+  using Boxes = RunBoxes<Layout, C::kTileKeys, false, Slots::kAreShown>;
+  static_assert(kBoxKeys == mma::kRunKeys && kBoxRowBytes == Layout::kRowStride);
 
   __device__ __forceinline__ void load(const Tiles& tiles) {
     const mma::RowRange rows{tiles.unit().kv_begin - tiles.key(),
                              tiles.unit().kv_end - tiles.key()};
-    const std::uint32_t full = shared_address(&shared_.full[at_.slot]);
+    const std::uint32_t full = shared_address(&Slots::full(shared_, at_.slot));
     const std::uint32_t in_boxes = boxes_.copy(tiles, rows, place(0), full, [&] {
       note(params_, Activity::kAwaitSlot, tiles.key());
-      barrier_wait(shared_address(&shared_.empty[at_.slot]), at_.parity ^ 1);
+      barrier_wait(shared_address(&Slots::empty(shared_, at_.slot)), at_.parity ^ 1);
       note(params_, Activity::kIssueCopies, tiles.key());
     });
     if (in_boxes == Boxes::kAllRuns) {
@@ -169,12 +268,12 @@ class TileLoader {
       load_rows(tiles, rows, in_boxes);
       barrier_arrive_after_copies(full);
     }
-    at_.advance(2);  // K and V take turns
+    at_.advance(Slots::kStep);
   }
 
   /// Address of a row of the slot, a multiple of 8.
   [[nodiscard]] __device__ std::uint32_t place(int row) const {
-    return shared_address(shared_.ring[at_.slot]) + Layout::below(row);
+    return shared_address(Slots::tile(shared_, at_.slot)) + Layout::below(row);
   }
 
   /// All runs that do not come in boxes, row by row; rows that are not seen become zeros.
@@ -200,23 +299,22 @@ class TileLoader {
 
   const AttendParams& params_;
   typename C::Large& shared_;
-  const Boxes boxes_;
+  Boxes boxes_;
   const core::Pages& cache_;
   const int lane_;
-  mma::RingPosition<C::kSlots> at_;
+  mma::RingPosition<Slots::kCount> at_;
 };
 
 /// Begins to load rows of q, as many as a warp has lanes from `first` on, to the tile at `to`; zeros
 /// behind the unit's last one.
 template <typename Layout>
 __device__ __forceinline__ void load_query_rows(const AttendParams& params, const Unit& unit,
-                                                int first, std::uint32_t to,
+                                                int element_bytes, int first, std::uint32_t to,
                                                 const mma::RowLoader<Layout>& loader, int lane) {
-  constexpr int kElementBytes = 2;
   const core::Rows& q = params.tensors.q;
   const RowTarget row = row_of_q(params, unit, min(first + lane, unit.rows - 1));
   const std::int64_t offset =
-      (row.token * q.token_stride + row.head * q.head_stride) * kElementBytes;
+      (row.token * q.token_stride + row.head * q.head_stride) * element_bytes;
 #pragma unroll
   for (int half = 0; half < kWarpSize; half += mma::kRunKeys) {
     loader.load_scattered(to + Layout::below(first + half), static_cast<const std::byte*>(q.data),
@@ -224,40 +322,39 @@ __device__ __forceinline__ void load_query_rows(const AttendParams& params, cons
   }
 }
 
-/// Loads the queries of all units, and tells the computing warps of the units with them.
+/// Loads the queries of units, and tells the computing warps of the units with them.
 template <typename C>
 class QueryLoader {
  public:
   __device__ QueryLoader(const AttendParams& params, const TileMaps& maps,
                          typename C::Fixed& shared, int lane)
-      : params_(params),
-        maps_(maps),
-        shared_(shared),
-        units_(shared, lane),
-        lane_(lane),
-        rows_(lane) {}
+      : params_(params), maps_(maps), shared_(shared), lane_(lane), rows_(lane) {}
 
+  /// Of all units, and of the end.
   __device__ void run() {
+    UnitReader<C> units(shared_, lane_);
 #pragma unroll 1
     while (true) {
-      units_.step();
-      const Unit& unit = units_.now();
-      const bool is_end = unit.rows == 0;
-      barrier_wait(shared_address(&shared_.queries_empty[at_.slot]), at_.parity ^ 1);
-      if (is_end || unit.sees_nothing()) {
-        barrier_arrive(full_barrier());
-      } else if (maps_.has_queries && unit.rows == rows_of_box() && !unit.leaves_states()) {
-        load_box(unit);
-        barrier_arrive(full_barrier());
-      } else {
-        load_rows(unit);
-        barrier_arrive_after_copies(full_barrier());
-      }
-      at_.advance();
-      if (is_end) break;
-      units_.find_next();
+      units.step();
+      load(units.now());
+      if (units.now().rows == 0) break;
+      units.find_next();
     }
     wait_for_own_copies();
+  }
+
+  __device__ void load(const Unit& unit) {
+    barrier_wait(shared_address(&shared_.queries_empty[at_.slot]), at_.parity ^ 1);
+    if (unit.rows == 0 || unit.sees_nothing()) {
+      barrier_arrive(full_barrier());
+    } else if (maps_.has_queries && unit.rows == rows_of_box() && !unit.leaves_states()) {
+      load_box(unit);
+      barrier_arrive(full_barrier());
+    } else {
+      load_rows(unit);
+      barrier_arrive_after_copies(full_barrier());
+    }
+    at_.advance();
   }
 
  private:
@@ -280,8 +377,8 @@ class QueryLoader {
 #pragma unroll
       for (int panel = 0; panel < Layout::kPanels; ++panel) {
         copy_box(to + static_cast<std::uint32_t>(panel * Layout::kPanelBytes), maps_.queries,
-                 panel * kBoxComponents, unit.kv_head_begin * group_size, unit.queries.first,
-                 full_barrier());
+                 panel * kBoxRowBytes / C::kElementBytes, unit.kv_head_begin * group_size,
+                 unit.queries.first, full_barrier());
       }
     }
     __syncwarp();
@@ -291,14 +388,13 @@ class QueryLoader {
     const std::uint32_t to = shared_address(shared_.queries[at_.slot]);
 #pragma unroll 1
     for (int first = 0; first < C::kTileRows; first += kWarpSize) {
-      load_query_rows(params_, unit, first, to, rows_, lane_);
+      load_query_rows(params_, unit, C::kElementBytes, first, to, rows_, lane_);
     }
   }
 
   const AttendParams& params_;
   const TileMaps& maps_;
   typename C::Fixed& shared_;
-  UnitReader<C> units_;
   const int lane_;
   const mma::RowLoader<Layout> rows_;
   mma::RingPosition<C::kQueryBuffers> at_;

@@ -82,7 +82,7 @@ class UnitFinder {
 ///
 /// A unit is **plain** if all that has to be done for it is what most need: logits are products
 /// times a positive number, without sinks, the mask is causal or none, with or without a window, K and
-/// V of 16 bits come in boxes and have no scales, final rows of o are written in boxes, and lse is not
+/// V of 16 bits have no scales, K and V that are not widened come in boxes, final rows of o are written in boxes, and lse is not
 /// asked for. The code for those has nothing else in between,
 /// since jumps make the machine wait for instructions.
 template <typename C>
@@ -112,9 +112,8 @@ class UnitQueue {
     return shape.sm_scale > 0.0F && shape.logits_soft_cap == 0.0F &&
            (shape.mask == Mask::kCausal || shape.mask == Mask::kNone) &&
            tensors.alibi_slopes == nullptr && tensors.sinks == nullptr && tensors.lse == nullptr &&
-           (C::kIsNarrow ||
-            (tensors.k_scale == nullptr && tensors.v_scale == nullptr && maps.has_kv)) &&
-           maps.has_results;
+           (C::kIsNarrow || (tensors.k_scale == nullptr && tensors.v_scale == nullptr)) &&
+           (C::kWidens || maps.has_kv) && maps.has_results;
   }
 
   [[nodiscard]] __device__ __forceinline__ LargeUnit large(const Unit& unit) const {
@@ -153,6 +152,31 @@ __device__ __forceinline__ void find_units(const AttendParams& params, const Til
   } while (unit.rows > 0);
 }
 
+/// Finds units one at a time, in one of the warps, which has no registers for that: all that must be
+/// kept is in shared memory.
+template <typename C>
+class UnitSource {
+ public:
+  __device__ UnitSource(const AttendParams& params, const TileMaps& maps,
+                        const schedule::Overview& overview, typename C::FinderMemory& memory,
+                        typename C::Fixed& shared, bool finds, int lane)
+      : finder_(*reinterpret_cast<UnitFinder*>(memory.bytes)),
+        queue_(params, maps, shared, lane),
+        finds_(finds) {
+    static_assert(sizeof(UnitFinder) <= sizeof(memory.bytes));
+    if (finds && lane == 0) new (&finder_) UnitFinder(params, overview);
+  }
+
+  __device__ void put_next() {
+    if (finds_) queue_.put([&] { return finder_.next(); });
+  }
+
+ private:
+  UnitFinder& finder_;
+  UnitQueue<C> queue_;
+  const bool finds_;
+};
+
 /// A warp's view of the queue: a unit and the next one, like `mma::UnitWalk`.
 template <typename C>
 class UnitReader {
@@ -161,7 +185,7 @@ class UnitReader {
     wait_for_next();
   }
 
-  [[nodiscard]] __device__ const Unit& now() const { return shared_.units[now_.slot]; }
+  [[nodiscard]] __device__ const LargeUnit& now() const { return shared_.units[now_.slot]; }
   [[nodiscard]] __device__ const Unit& next() const { return shared_.units[next_.slot]; }
   __device__ void find_next() {
     next_.advance();

@@ -21,31 +21,6 @@
 
 namespace quire::cuda::sm90 {
 
-/// Finds units one at a time, in one of the warps, which has no registers for that: all that must be
-/// kept is in shared memory.
-template <typename C>
-class UnitSource {
- public:
-  __device__ UnitSource(const AttendParams& params, const TileMaps& maps,
-                        const schedule::Overview& overview, typename C::Large& shared, bool finds,
-                        int lane)
-      : finder_(*reinterpret_cast<UnitFinder*>(shared.widening.finder)),
-        queue_(params, maps, shared.fixed, lane),
-        finds_(finds) {
-    static_assert(sizeof(UnitFinder) <= sizeof(shared.widening.finder));
-    if (finds && lane == 0) new (&finder_) UnitFinder(params, overview);
-  }
-
-  __device__ void put_next() {
-    if (finds_) queue_.put([&] { return finder_.next(); });
-  }
-
- private:
-  UnitFinder& finder_;
-  UnitQueue<C> queue_;
-  const bool finds_;
-};
-
 /// A loading warp. What is asked for is a tile ahead of what is widened.
 template <typename C>
 class WideningLoader {
@@ -61,7 +36,8 @@ class WideningLoader {
                                  2 * own_chunk())) {}
 
   __device__ __forceinline__ void run(const TileMaps& maps, const schedule::Overview& overview) {
-    UnitSource<C> source(params_, maps, overview, shared_, warp_ == kUnitWarp, lane_);
+    UnitSource<C> source(params_, maps, overview, shared_.besides.finder, shared_.fixed,
+                         warp_ == kUnitWarp, lane_);
     source.put_next();
     UnitReader<C> units(shared_.fixed, lane_);
     Tiles tiles(params_, {&params_.tensors.k, &params_.tensors.v}, 1, units, lane_, true, warp_);
@@ -167,7 +143,7 @@ class WideningLoader {
   }
   /// Address of the warp's codes of a run.
   [[nodiscard]] __device__ std::uint32_t staged(Cache cache, int run = 0) const {
-    return shared_address(shared_.widening.staged[cache]) +
+    return shared_address(shared_.besides.staged[cache]) +
            static_cast<std::uint32_t>((warp_ * kOwnKeys + run * mma::kRunKeys) *
                                       StagedLayout::kRowStride);
   }
@@ -284,11 +260,19 @@ class WideningLoader {
   __device__ __forceinline__ void ask_for_queries(const Unit& unit) const {
     wait_for_queries_empty();
     if (!unit.sees_nothing()) {
-      load_query_rows(params_, unit, warp_ * kOwnRows,
-                      shared_address(shared_.fixed.queries[queries_.slot]),
-                      mma::RowLoader<QueryLayout>(lane_), lane_);
+      if (C::kWidensQueries && params_.shape.q_dtype == DType::kFloat8E4M3) {
+        ask_for_query_rows<mma::FirstHalves<QueryLayout>>(unit, 1);
+      } else {
+        ask_for_query_rows<QueryLayout>(unit, C::kElementBytes);
+      }
     }
     commit_copies();
+  }
+  template <typename RowLayout>
+  __device__ __forceinline__ void ask_for_query_rows(const Unit& unit, int element_bytes) const {
+    load_query_rows(params_, unit, element_bytes, warp_ * kOwnRows,
+                    shared_address(shared_.fixed.queries[queries_.slot]),
+                    mma::RowLoader<RowLayout>(lane_), lane_);
   }
 
   __device__ __forceinline__ void hand_queries_over(bool has_keys) {
@@ -304,16 +288,34 @@ class WideningLoader {
 
   /// As fp16, in place.
   __device__ __forceinline__ void rewrite_queries() const {
-    const bool are_bfloat16 = params_.shape.q_dtype == DType::kBFloat16;
+    const DType dtype = params_.shape.q_dtype;
 #pragma unroll 1
     for (int first = 0; first < kOwnRows; first += kRowsAtOnce) {
       const int row = warp_ * kOwnRows + first + lane_ / kLanesPerRow;
       float factor = 1.0F;
-      if (are_bfloat16) factor = rewrite_row(row);
+      if (C::kWidensQueries && dtype == DType::kFloat8E4M3) {
+        if constexpr (C::kWidensQueries) widen_row(row);
+      } else if (dtype == DType::kBFloat16) {
+        factor = rewrite_row(row);
+      }
       if (lane_ % kLanesPerRow == 0) {
-        shared_.widening.query_factors[queries_.slot][row] = __float2bfloat16_rn(factor);
+        shared_.besides.query_factors[queries_.slot][row] = __float2bfloat16_rn(factor);
       }
     }
+  }
+
+  /// Codes in the first half of a row that is one panel.
+  __device__ __forceinline__ void widen_row(int row) const {
+    static_assert(!C::kWidensQueries || QueryLayout::kPanels == 1);
+    using Widen = mma::Widen<typename C::Kv, mma::Order::kNeighbours>;
+    const int own = lane_ % kLanesPerRow;
+    const std::uint32_t at =
+        QueryLayout::row(shared_address(shared_.fixed.queries[queries_.slot]), row);
+    const uint4 codes = load_shared(QueryLayout::chunk(at, own / 2));
+    __syncwarp();
+    const mma::Pairs a = Widen::pairs(own % 2 == 0 ? codes.x : codes.z);
+    const mma::Pairs b = Widen::pairs(own % 2 == 0 ? codes.y : codes.w);
+    store_shared(QueryLayout::chunk(at, own), make_uint4(a.first, a.second, b.first, b.second));
   }
 
   __device__ __forceinline__ float rewrite_row(int row) const {
