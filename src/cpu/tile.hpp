@@ -35,9 +35,14 @@ struct TileSight {
   std::uint64_t all = 0;                 // seen by every query
 };
 
+/// A cache that is asked to hold memory, as `__builtin_prefetch` counts them.
+inline constexpr int kSecondLevel = 2;
+inline constexpr int kFirstLevel = 3;
+
 /// Memory that will be read soon, a part of which is asked for with each step of the work before it:
-/// `count` pieces of `bytes` each, at `rows[i] + offset`. It goes to the second-level cache, since
-/// rows of one head lie at powers of two apart and would push one another out of the first.
+/// `count` pieces of `bytes` each, at `rows[i] + offset`. It goes to the second-level cache where
+/// much is asked for far ahead, since rows of one head lie at powers of two apart and would push one
+/// another out of the first.
 class LinesAhead {
  public:
   LinesAhead() = default;
@@ -50,17 +55,20 @@ class LinesAhead {
         lines_((bytes + kCacheLine - 1) / kCacheLine),
         lines_per_step_((count * lines_ + steps - 1) / steps) {}
 
+  [[nodiscard]] bool done() const { return row_ == end_; }
+
   // Forced inline since compilers take a function that does nothing but prefetch for one that does
   // nothing.
+  template <int kLevel = kSecondLevel>
   HWY_INLINE void step(std::int32_t steps = 1) {
     for (std::int32_t left = steps * lines_per_step_; left > 0 && row_ != end_;) {
       const std::byte* from = *row_ + offset_ + line_ * kCacheLine;
       std::int32_t count = 1;
-      __builtin_prefetch(from, 0, 2);
+      __builtin_prefetch(from, 0, kLevel);
       if (line_ + kLinesTogether <= lines_) {
-        __builtin_prefetch(from + kCacheLine, 0, 2);
-        __builtin_prefetch(from + 2 * kCacheLine, 0, 2);
-        __builtin_prefetch(from + 3 * kCacheLine, 0, 2);
+        __builtin_prefetch(from + kCacheLine, 0, kLevel);
+        __builtin_prefetch(from + 2 * kCacheLine, 0, kLevel);
+        __builtin_prefetch(from + 3 * kCacheLine, 0, kLevel);
         count = kLinesTogether;
       }
       left -= count;

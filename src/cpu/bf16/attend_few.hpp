@@ -15,17 +15,54 @@
 QUIRE_BEGIN_BF16
 namespace quire::cpu::HWY_NAMESPACE {
 
-/// Keys of a tile: what is worked on and what is fetched for all heads shares a second-level cache.
+/// Keys of a tile.
 inline constexpr std::int32_t kFewKeys = 64;
+/// As many heads go through the softmax together, if the buffer of scores holds their rows.
+inline constexpr std::int32_t kMostHeads = 32;
+/// What is asked for lies so far behind what is worked on, and goes to the first-level cache: far
+/// enough for memory, near enough not to be pushed out before it is used.
+inline constexpr std::int32_t kAheadBytes = 16384;
+/// Bytes of a head's values, for each of its rows, that are added before those of the next head: more
+/// and memory is read out of order and asked for in bursts, less and o is loaded and stored too often.
+inline constexpr std::int32_t kValuesBytes = 256;
+
 /// Keys of a head that are scored before those of the next head: as few as one vector of products
 /// takes. With all rows of a page's head at a time memory is read 2 KiB apart, which takes longer.
 constexpr std::int32_t keys_in_turn(std::int32_t rows) {
-  if (rows <= 2) return kLanes / rows;
-  return rows == 5 || rows == 6 ? kFewKeys
-                                : kLanes / 4;  // of 5 and 6, the last ones go by themselves
+  const std::int32_t left = rows % 4;  // rows of the last block, whose vector holds the most keys
+  return left == 1 || left == 2 ? kLanes / left : kLanes / 4;
 }
-/// Rows of as many heads as fit go through the softmax together.
-inline constexpr std::int32_t kScoreRows = 48;
+
+/// Rows of heads that lie together: `bytes` at `rows[i] + offset`.
+struct RowRun {
+  const std::byte* const* rows = nullptr;
+  std::int32_t count = 0;
+  std::ptrdiff_t offset = 0;
+  std::int32_t bytes = 0;
+
+  [[nodiscard]] LinesAhead from(std::int32_t row, std::int32_t num_rows, std::int32_t steps) const {
+    return {rows + row, num_rows, offset, bytes, std::max(1, steps)};
+  }
+};
+
+/// What lies `far` rows ahead in a run of rows and the next one.
+class RunsAhead {
+ public:
+  /// @param steps  Of the work on all rows of the run.
+  RunsAhead(const RowRun& run, const RowRun& next, std::int32_t far, std::int32_t steps)
+      : here_(run.from(std::min(far, run.count), std::max(0, run.count - far),
+                       steps * (run.count - far) / run.count)),
+        there_(next.from(0, std::min(far, next.count),
+                         steps * std::min(far, run.count) / run.count)) {}
+
+  HWY_INLINE void step(std::int32_t steps) {
+    (here_.done() ? there_ : here_).template step<kFirstLevel>(steps);
+  }
+
+ private:
+  LinesAhead here_;
+  LinesAhead there_;
+};
 
 /// `T` is the element type of K and V.
 template <typename T>
@@ -37,14 +74,25 @@ class FewAttend {
       : task_(task),
         walk_(task),
         buffers_(task.buffers, task.shape, task.rows()),
-        heads_together_(find_heads_together(task)) {}
+        one_rule_(has_one_rule(task)),
+        turn_(keys_in_turn(task.rows_per_kv_head())) {
+    const std::int32_t heads = task.num_kv_heads();
+    const std::int32_t most = std::min(kMostHeads, kScoreRows / task.rows_per_kv_head());
+    const std::int32_t groups = (heads + most - 1) / most;
+    heads_together_ = (heads + groups - 1) / groups;
+    const bool apart = task.tensors.k.head_stride != task.shape.head_dim_qk ||
+                       task.tensors.v.head_stride != task.shape.head_dim_vo;
+    heads_in_run_ = apart ? 1 : heads_together_;
+  }
 
   void run() {
-    order_queries();
     TileKeys tiles[2];
     TileKeys* now = &tiles[0];
     TileKeys* next = &tiles[1];
     walk_.find_keys(task_.item.kv_begin, kFewKeys, *now);
+    const RowRun first = keys_of(*now, 0);
+    first.from(0, std::min(far(first), first.count), 1).template step<kFirstLevel>();
+    order_queries();
     while (now->count > 0) {
       walk_.find_keys(now->first + now->count, kFewKeys, *next);
       const TileSight sight = walk_.look(*now, buffers_.words);
@@ -71,62 +119,83 @@ class FewAttend {
     }
   }
 
-  /// Heads whose logits follow one rule and whose scores the buffer holds.
-  static std::int32_t find_heads_together(const ItemTask& task) {
+  /// Whether the logits of all heads follow one rule.
+  static bool has_one_rule(const ItemTask& task) {
     const core::LayerTensors& tensors = task.tensors;
     const bool one_scale = tensors.k_scale == nullptr || tensors.scale_head_stride == 0;
     const bool bent = task.shape.logits_soft_cap > 0.0F || tensors.alibi_slopes != nullptr;
     const bool of_tokens = tensors.k_token_scale.data != nullptr;
-    if (!one_scale || bent || of_tokens) return 1;
-    return std::max(1, kScoreRows / task.rows_per_kv_head());
+    return one_scale && !bent && !of_tokens;
+  }
+
+  /// Heads [begin, …) of a run that begins with head `begin` of the item.
+  [[nodiscard]] std::int32_t end_of_run(std::int32_t begin) const {
+    const std::int32_t group_end = (begin / heads_together_ + 1) * heads_together_;
+    return std::min({begin + heads_in_run_, group_end, task_.num_kv_heads()});
+  }
+  [[nodiscard]] RowRun keys_of(const TileKeys& tile, std::int32_t head) const {
+    const std::int32_t bytes = (end_of_run(head) - head) * task_.shape.head_dim_qk;
+    return {tile.k, tile.count, walk_.keys_of<T>(tile, head).k_offset,
+            bytes * static_cast<std::int32_t>(sizeof(T))};
+  }
+  [[nodiscard]] RowRun values_of(const TileKeys& tile, std::int32_t head) const {
+    const std::int32_t bytes = (end_of_run(head) - head) * task_.shape.head_dim_vo;
+    return {tile.v, tile.count, walk_.keys_of<T>(tile, head).v_offset,
+            bytes * static_cast<std::int32_t>(sizeof(T))};
+  }
+  /// Rows that are asked for ahead of those that are worked on.
+  [[nodiscard]] std::int32_t far(const RowRun& run) const {
+    return std::clamp(kAheadBytes / run.bytes, turn_, kFewKeys);
   }
 
   void attend_heads(std::int32_t begin, std::int32_t end, const TileKeys& now, const TileKeys& next,
                     const TileSight& sight) const {
-    score_heads(begin, end, now, next);
-    const std::int32_t rows_per_head = task_.rows_per_kv_head();
-    soften(begin, end - begin, now, sight);
+    BlockRows rows[kMostHeads];
     for (std::int32_t head = begin; head < end; ++head) {
-      const BlockRows rows = rows_of_head(task_, buffers_, head, (head - begin) * rows_per_head);
-      const auto keys = walk_.keys_of<T>(now, head);
-      LinesAhead ahead = walk_.v_ahead(next, head, now.count);
-      const std::uint64_t poisoned = poisoned_keys(keys, sight, rows.head_dim_vo);
-      accumulate_few(rows, ValuesTask<T>{keys, sight.any & ~poisoned, ahead});
-      add_poisoned<LaneOrder::kCheapest>(rows, keys, sight, poisoned, powers_of(rows, 0));
+      rows[head - begin] =
+          rows_of_head(task_, buffers_, head, (head - begin) * task_.rows_per_kv_head());
+    }
+    for (std::int32_t head = begin; head < end;) {
+      const std::int32_t run_end = end_of_run(head);
+      score_run(head, run_end, rows + (head - begin), now,
+                run_end < end ? keys_of(now, run_end) : values_of(now, begin));
+      head = run_end;
+    }
+    if (one_rule_) {
+      soften(begin, end - begin, rows[0], now, sight);
+    } else {
+      for (std::int32_t head = begin; head < end; ++head) {
+        soften(head, 1, rows[head - begin], now, sight);
+      }
+    }
+    for (std::int32_t head = begin; head < end;) {
+      const std::int32_t run_end = end_of_run(head);
+      const bool last = run_end == task_.num_kv_heads();
+      add_run(head, run_end, rows + (head - begin), now,
+              run_end < end ? values_of(now, run_end) : keys_of(last ? next : now, last ? 0 : end),
+              sight);
+      head = run_end;
     }
   }
 
-  /// Keys are read in the order in which they lie: a few of all heads, then the next ones. Meanwhile
-  /// those of the next tile are asked for, the heads' shares one after another.
-  void score_heads(std::int32_t begin, std::int32_t end, const TileKeys& now,
-                   const TileKeys& next) const {
-    const std::int32_t heads = end - begin;
-    BlockRows rows[kScoreRows];
-    for (std::int32_t i = 0; i < heads; ++i) {
-      rows[i] = rows_of_head(task_, buffers_, begin + i, i * task_.rows_per_kv_head());
-    }
+  /// Keys are used in the order in which they lie: a few of all heads of a run, then the next ones.
+  /// @param rows  Of the heads. @param next  What follows the run.
+  void score_run(std::int32_t begin, std::int32_t end, const BlockRows* rows, const TileKeys& now,
+                 const RowRun& next) const {
     const Widener<T> widen;
-    const std::int32_t turn = keys_in_turn(task_.rows_per_kv_head());
-    LinesAhead ahead = walk_.k_ahead(next, begin, now.count);
-    std::int32_t shares = 1;
-    std::int32_t steps = now.count;  // left of the share
-    for (std::int32_t key = 0; key < now.count; key += turn) {
-      const std::int32_t count = std::min(turn, now.count - key);
-      for (std::int32_t i = 0; i < heads; ++i) {
+    const RowRun run = keys_of(now, begin);
+    RunsAhead ahead(run, next, far(run), (end - begin) * now.count);
+    for (std::int32_t key = 0; key < now.count; key += turn_) {
+      const std::int32_t count = std::min(turn_, now.count - key);
+      for (std::int32_t head = begin; head < end; ++head) {
         ahead.step(count);
-        steps -= count;
-        if (steps <= 0 && shares < heads) {
-          ahead = walk_.k_ahead(next, begin + shares++, now.count);
-          steps += now.count;
-        }
-        score_few(rows[i], walk_.keys_of<T>(now, begin + i), key, key + count, widen);
+        score_few(rows[head - begin], walk_.keys_of<T>(now, head), key, key + count, widen);
       }
     }
   }
 
-  void soften(std::int32_t head, std::int32_t heads, const TileKeys& keys,
+  void soften(std::int32_t head, std::int32_t heads, BlockRows rows, const TileKeys& keys,
               const TileSight& sight) const {
-    BlockRows rows = rows_of_head(task_, buffers_, head);
     BlockSight seen;
     seen.count = 1;
     seen.first_keys[0] = keys.first;
@@ -144,10 +213,53 @@ class FewAttend {
     BlockSoftmax(rows, walk_.rule_of(head), seen, walk_.factors_of(keys, head, factors)).run();
   }
 
+  /// Adds values, in the same order.
+  void add_run(std::int32_t begin, std::int32_t end, const BlockRows* rows, const TileKeys& now,
+               const RowRun& next, const TileSight& sight) const {
+    std::uint64_t poisoned[kMostHeads];
+    std::uint64_t take = sight.any;
+    for (std::int32_t head = begin; head < end; ++head) {
+      poisoned[head - begin] =
+          poisoned_keys(walk_.keys_of<T>(now, head), sight, task_.shape.head_dim_vo);
+      take &= ~poisoned[head - begin];
+    }
+    const Widener<T> widen;
+    const RowRun run = values_of(now, begin);
+    RunsAhead ahead(run, next, far(run), (end - begin) * now.count);
+    const auto bytes = task_.shape.head_dim_vo * static_cast<std::int32_t>(sizeof(T));
+    const std::int32_t turn =
+        std::clamp(kValuesBytes * task_.rows_per_kv_head() / bytes / 2 * 2, 2, kFewKeys);
+    // Keys that are there and taken by all heads, in pairs, need no questions.
+    const std::int32_t plain = take == first_lanes(now.count) ? now.count / 2 * 2 : 0;
+    for (std::int32_t key = 0; key < now.count;) {
+      const bool all = key < plain;
+      const std::int32_t count = std::min(turn, (all ? plain : now.count) - key);
+      for (std::int32_t head = begin; head < end; ++head) {
+        ahead.step(count);
+        const ValuesTurn<T> values{walk_.keys_of<T>(now, head), sight.any & ~poisoned[head - begin],
+                                   key, key + count};
+        if (all) {
+          accumulate_few<true>(rows[head - begin], values, widen);
+        } else {
+          accumulate_few<false>(rows[head - begin], values, widen);
+        }
+      }
+      key += count;
+    }
+    for (std::int32_t head = begin; head < end; ++head) {
+      const BlockRows& of_head = rows[head - begin];
+      add_poisoned<LaneOrder::kCheapest>(of_head, walk_.keys_of<T>(now, head), sight,
+                                         poisoned[head - begin], powers_of(of_head, 0));
+    }
+  }
+
   const ItemTask& task_;
   ItemWalk walk_;
   BlockBuffers buffers_;
-  std::int32_t heads_together_;
+  bool one_rule_;                // of all heads' logits
+  std::int32_t turn_;            // keys_in_turn
+  std::int32_t heads_together_;  // in the softmax
+  std::int32_t heads_in_run_;    // whose rows lie together
 };
 
 }  // namespace quire::cpu::HWY_NAMESPACE

@@ -17,14 +17,17 @@
 QUIRE_BEGIN_BF16
 namespace quire::cpu::HWY_NAMESPACE {
 
+/// Rows of few-row items, of several heads, that the buffer of scores holds at least.
+inline constexpr std::int32_t kScoreRows = 128;
+
 /// The parts of a thread's buffers. A null base gives offsets, of which the end is the size.
 struct BlockBuffers {
   BlockBuffers(std::byte* base, const core::ProblemShape& shape, std::int32_t max_rows) {
     const auto rows = static_cast<std::size_t>(max_rows);
     const auto depth = static_cast<std::size_t>(padded_depth(shape.head_dim_qk));
     const auto vo = static_cast<std::size_t>(padded(shape.head_dim_vo));
-    const auto slice_rows = static_cast<std::size_t>(
-        std::min(max_rows, shape.group_size * Dots::slice_queries(shape.group_size)));
+    const auto slice_rows = static_cast<std::size_t>(std::min(
+        max_rows, std::max(kScoreRows, shape.group_size * Dots::slice_queries(shape.group_size))));
     constexpr std::size_t kKeys = kBlockKeys;
     const auto take = [&](std::size_t size) {
       std::byte* part = base == nullptr ? nullptr : base + bytes;
