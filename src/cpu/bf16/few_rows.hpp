@@ -153,17 +153,9 @@ HWY_INLINE void load_pair(const HeadKeys<T>& keys, std::int32_t key, std::uint64
 inline constexpr std::ptrdiff_t kPowersStride =
     ScoreRow::kStride * std::ptrdiff_t{sizeof(float) / sizeof(std::uint16_t)};
 
-/// Keys [begin, end) of a tile, of which values are to be added; `begin` is even.
-template <typename T>
-struct ValuesTurn {
-  HeadKeys<T> keys;
-  std::uint64_t take = 0;
-  std::int32_t begin = 0;
-  std::int32_t end = 0;
-};
-
 /// o[row][column …] += Σ p · v for `kRows` rows and up to kWidened columns, all of them if their order
 /// is the cheapest. o is rescaled first if the turn is the tile's first.
+/// @param turn  Begins with an even key.
 /// @tparam kAll  All values of the turn are taken, and their number is even.
 template <LaneOrder kOrder, bool kAll, typename T, std::int32_t kRows>
 HWY_INLINE void accumulate_block(const BlockRows& rows, std::int32_t first, std::int32_t head_dim,

@@ -13,12 +13,10 @@
 #include "cpu/bf16/places.hpp"
 #include "cpu/bf16/softmax.hpp"
 #include "cpu/elements.hpp"
+#include "cpu/head_runs.hpp"
 
 QUIRE_BEGIN_BF16
 namespace quire::cpu::HWY_NAMESPACE {
-
-/// Rows of few-row items, of several heads, that the buffer of scores holds at least.
-inline constexpr std::int32_t kScoreRows = 128;
 
 /// The parts of a thread's buffers. A null base gives offsets, of which the end is the size.
 struct BlockBuffers {
