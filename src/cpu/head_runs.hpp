@@ -16,6 +16,8 @@ namespace quire::cpu {
 /// What is asked for lies so far behind what is worked on and goes to the first-level cache: far
 /// enough for memory, near enough to be there still when it is used.
 inline constexpr std::int32_t kAheadBytes = 16384;
+/// More values of a head are not added before those of the next one.
+inline constexpr std::int32_t kMostValuesBytes = 2048;
 /// Rows whose scores a thread's buffer holds at least, and heads that have some there together.
 inline constexpr std::int32_t kScoreRows = 128;
 inline constexpr std::int32_t kMostHeads = 32;
@@ -81,8 +83,8 @@ class HeadRuns {
   [[nodiscard]] std::int32_t turn() const { return turn_; }
   /// Likewise of values: an even number.
   [[nodiscard]] std::int32_t values_turn() const {
-    const std::int32_t keys = values_bytes_ * task_.rows_per_kv_head() /
-                              (task_.shape.head_dim_vo * element_bytes_) / 2 * 2;
+    const std::int32_t bytes = std::min(kMostValuesBytes, values_bytes_ * task_.rows_per_kv_head());
+    const std::int32_t keys = bytes / (task_.shape.head_dim_vo * element_bytes_) / 2 * 2;
     return std::clamp(keys, 2, kKvTile);
   }
 

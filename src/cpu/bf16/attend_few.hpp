@@ -21,7 +21,7 @@ template <typename T>
 class FewAttend {
  public:
   static constexpr std::int32_t kMostRows = kFewRows;
-  static constexpr std::int32_t kValuesBytes = 256;  // see HeadRuns
+  static constexpr std::int32_t kValuesBytes = 384;  // see HeadRuns
 
   explicit FewAttend(const ItemTask& task)
       : task_(task),
