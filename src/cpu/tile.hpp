@@ -92,13 +92,6 @@ class LinesAhead {
   std::int32_t line_ = 0;  // of *row_
 };
 
-/// Brings a row that lies in the second-level cache into the first.
-template <typename T>
-HWY_INLINE void fetch_near(const T* row, std::int32_t head_dim) {
-  constexpr std::int32_t kPerLine = 64 / static_cast<std::int32_t>(sizeof(T));
-  for (std::int32_t at = 0; at < head_dim; at += kPerLine) __builtin_prefetch(row + at, 0, 3);
-}
-
 /// A tile of keys for one kv head.
 template <typename T>
 struct HeadKeys {
