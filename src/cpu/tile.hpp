@@ -35,9 +35,14 @@ struct TileSight {
   std::uint64_t all = 0;                 // seen by every query
 };
 
+/// A cache that is asked to hold memory, as `__builtin_prefetch` counts them.
+inline constexpr int kSecondLevel = 2;
+inline constexpr int kFirstLevel = 3;
+
 /// Memory that will be read soon, a part of which is asked for with each step of the work before it:
-/// `count` pieces of `bytes` each, at `rows[i] + offset`. It goes to the second-level cache, since
-/// rows of one head lie at powers of two apart and would push one another out of the first.
+/// `count` pieces of `bytes` each, at `rows[i] + offset`. It goes to the second-level cache where
+/// much is asked for far ahead, since rows of one head lie at powers of two apart and would push one
+/// another out of the first.
 class LinesAhead {
  public:
   LinesAhead() = default;
@@ -50,17 +55,20 @@ class LinesAhead {
         lines_((bytes + kCacheLine - 1) / kCacheLine),
         lines_per_step_((count * lines_ + steps - 1) / steps) {}
 
+  [[nodiscard]] bool done() const { return row_ == end_; }
+
   // Forced inline since compilers take a function that does nothing but prefetch for one that does
   // nothing.
+  template <int kLevel = kSecondLevel>
   HWY_INLINE void step(std::int32_t steps = 1) {
     for (std::int32_t left = steps * lines_per_step_; left > 0 && row_ != end_;) {
       const std::byte* from = *row_ + offset_ + line_ * kCacheLine;
       std::int32_t count = 1;
-      __builtin_prefetch(from, 0, 2);
+      __builtin_prefetch(from, 0, kLevel);
       if (line_ + kLinesTogether <= lines_) {
-        __builtin_prefetch(from + kCacheLine, 0, 2);
-        __builtin_prefetch(from + 2 * kCacheLine, 0, 2);
-        __builtin_prefetch(from + 3 * kCacheLine, 0, 2);
+        __builtin_prefetch(from + kCacheLine, 0, kLevel);
+        __builtin_prefetch(from + 2 * kCacheLine, 0, kLevel);
+        __builtin_prefetch(from + 3 * kCacheLine, 0, kLevel);
         count = kLinesTogether;
       }
       left -= count;
@@ -83,13 +91,6 @@ class LinesAhead {
   std::int32_t lines_per_step_ = 0;
   std::int32_t line_ = 0;  // of *row_
 };
-
-/// Brings a row that lies in the second-level cache into the first.
-template <typename T>
-HWY_INLINE void fetch_near(const T* row, std::int32_t head_dim) {
-  constexpr std::int32_t kPerLine = 64 / static_cast<std::int32_t>(sizeof(T));
-  for (std::int32_t at = 0; at < head_dim; at += kPerLine) __builtin_prefetch(row + at, 0, 3);
-}
 
 /// A tile of keys for one kv head.
 template <typename T>

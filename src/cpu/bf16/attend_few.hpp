@@ -10,47 +10,39 @@
 
 #include "cpu/bf16/few_rows.hpp"
 #include "cpu/bf16/item.hpp"
+#include "cpu/head_runs.hpp"
 #include "cpu/item_walk.hpp"
 
 QUIRE_BEGIN_BF16
 namespace quire::cpu::HWY_NAMESPACE {
-
-/// Keys of a tile: what is worked on and what is fetched for all heads shares a second-level cache.
-inline constexpr std::int32_t kFewKeys = 64;
-/// Keys of a head that are scored before those of the next head: as few as one vector of products
-/// takes. With all rows of a page's head at a time memory is read 2 KiB apart, which takes longer.
-constexpr std::int32_t keys_in_turn(std::int32_t rows) {
-  if (rows <= 2) return kLanes / rows;
-  return rows == 5 || rows == 6 ? kFewKeys
-                                : kLanes / 4;  // of 5 and 6, the last ones go by themselves
-}
-/// Rows of as many heads as fit go through the softmax together.
-inline constexpr std::int32_t kScoreRows = 48;
 
 /// `T` is the element type of K and V.
 template <typename T>
 class FewAttend {
  public:
   static constexpr std::int32_t kMostRows = kFewRows;
+  static constexpr std::int32_t kValuesBytes = 384;  // see HeadRuns
 
   explicit FewAttend(const ItemTask& task)
       : task_(task),
         walk_(task),
         buffers_(task.buffers, task.shape, task.rows()),
-        heads_together_(find_heads_together(task)) {}
+        runs_(task, keys_in_turn(task.rows_per_kv_head()), kValuesBytes) {}
 
   void run() {
-    order_queries();
     TileKeys tiles[2];
     TileKeys* now = &tiles[0];
     TileKeys* next = &tiles[1];
-    walk_.find_keys(task_.item.kv_begin, kFewKeys, *now);
+    walk_.find_keys(task_.item.kv_begin, kKvTile, *now);
+    runs_.ask_for_first(*now);
+    order_queries();
     while (now->count > 0) {
-      walk_.find_keys(now->first + now->count, kFewKeys, *next);
+      walk_.find_keys(now->first + now->count, kKvTile, *next);
       const TileSight sight = walk_.look(*now, buffers_.words);
-      const std::int32_t heads = task_.num_kv_heads();
-      for (std::int32_t head = 0; sight.any != 0 && head < heads; head += heads_together_) {
-        attend_heads(head, std::min(heads, head + heads_together_), *now, *next, sight);
+      for (std::int32_t head = 0; sight.any != 0 && head < task_.num_kv_heads();) {
+        const std::int32_t end = runs_.end_of_group(head);
+        attend_group(head, end, *now, *next, sight);
+        head = end;
       }
       std::swap(now, next);
     }
@@ -71,72 +63,46 @@ class FewAttend {
     }
   }
 
-  /// Heads whose logits follow one rule and whose scores the buffer holds.
-  static std::int32_t find_heads_together(const ItemTask& task) {
-    const core::LayerTensors& tensors = task.tensors;
-    const bool one_scale = tensors.k_scale == nullptr || tensors.scale_head_stride == 0;
-    const bool bent = task.shape.logits_soft_cap > 0.0F || tensors.alibi_slopes != nullptr;
-    const bool of_tokens = tensors.k_token_scale.data != nullptr;
-    if (!one_scale || bent || of_tokens) return 1;
-    return std::max(1, kScoreRows / task.rows_per_kv_head());
-  }
-
-  void attend_heads(std::int32_t begin, std::int32_t end, const TileKeys& now, const TileKeys& next,
+  void attend_group(std::int32_t begin, std::int32_t end, const TileKeys& now, const TileKeys& next,
                     const TileSight& sight) const {
-    score_heads(begin, end, now, next);
-    const std::int32_t rows_per_head = task_.rows_per_kv_head();
-    soften(begin, end - begin, now, sight);
+    BlockRows rows[kMostHeads];
     for (std::int32_t head = begin; head < end; ++head) {
-      const BlockRows rows = rows_of_head(task_, buffers_, head, (head - begin) * rows_per_head);
-      const auto keys = walk_.keys_of<T>(now, head);
-      LinesAhead ahead = walk_.v_ahead(next, head, now.count);
-      const std::uint64_t poisoned = poisoned_keys(keys, sight, rows.head_dim_vo);
-      accumulate_few(rows, ValuesTask<T>{keys, sight.any & ~poisoned, ahead});
-      add_poisoned<LaneOrder::kCheapest>(rows, keys, sight, poisoned, powers_of(rows, 0));
+      rows[head - begin] =
+          rows_of_head(task_, buffers_, head, (head - begin) * task_.rows_per_kv_head());
+    }
+    for (std::int32_t head = begin; head < end; head = runs_.end_of_run(head)) {
+      score_run(head, rows + (head - begin), now);
+    }
+    for (std::int32_t head = begin; head < end; head = runs_.end_of_rule(head)) {
+      soften(head, runs_.end_of_rule(head) - head, rows[head - begin], now, sight);
+    }
+    for (std::int32_t head = begin; head < end; head = runs_.end_of_run(head)) {
+      add_run(head, rows + (head - begin), now, next, sight);
     }
   }
 
-  /// Keys are read in the order in which they lie: a few of all heads, then the next ones. Meanwhile
-  /// those of the next tile are asked for, the heads' shares one after another.
-  void score_heads(std::int32_t begin, std::int32_t end, const TileKeys& now,
-                   const TileKeys& next) const {
-    const std::int32_t heads = end - begin;
-    BlockRows rows[kScoreRows];
-    for (std::int32_t i = 0; i < heads; ++i) {
-      rows[i] = rows_of_head(task_, buffers_, begin + i, i * task_.rows_per_kv_head());
-    }
+  /// @param rows  Of the run's heads, from head `begin` on.
+  void score_run(std::int32_t begin, const BlockRows* rows, const TileKeys& now) const {
     const Widener<T> widen;
-    const std::int32_t turn = keys_in_turn(task_.rows_per_kv_head());
-    LinesAhead ahead = walk_.k_ahead(next, begin, now.count);
-    std::int32_t shares = 1;
-    std::int32_t steps = now.count;  // left of the share
-    for (std::int32_t key = 0; key < now.count; key += turn) {
-      const std::int32_t count = std::min(turn, now.count - key);
-      for (std::int32_t i = 0; i < heads; ++i) {
+    const std::int32_t end = runs_.end_of_run(begin);
+    RunsAhead ahead = runs_.ahead_of_keys(now, begin);
+    for (std::int32_t key = 0; key < now.count; key += runs_.turn()) {
+      const std::int32_t count = std::min(runs_.turn(), now.count - key);
+      for (std::int32_t head = begin; head < end; ++head) {
         ahead.step(count);
-        steps -= count;
-        if (steps <= 0 && shares < heads) {
-          ahead = walk_.k_ahead(next, begin + shares++, now.count);
-          steps += now.count;
-        }
-        score_few(rows[i], walk_.keys_of<T>(now, begin + i), key, key + count, widen);
+        score_few(rows[head - begin], walk_.keys_of<T>(now, head), key, key + count, widen);
       }
     }
   }
 
-  void soften(std::int32_t head, std::int32_t heads, const TileKeys& keys,
+  void soften(std::int32_t head, std::int32_t heads, BlockRows rows, const TileKeys& keys,
               const TileSight& sight) const {
-    BlockRows rows = rows_of_head(task_, buffers_, head);
     BlockSight seen;
     seen.count = 1;
     seen.first_keys[0] = keys.first;
     seen.tiles[0] = sight;
-    if (heads > 1) {  // a word for each row, as if it were a query of its own
-      std::uint64_t* words = buffers_.words + task_.num_queries();
-      for (std::int32_t row = 0; row < heads * rows.count; ++row) {
-        words[row] = sight.words[row % rows.count / rows.group];
-      }
-      seen.tiles[0].words = words;
+    if (heads > 1) {
+      seen.tiles[0] = runs_.sight_of_rows(sight, heads, buffers_.words + task_.num_queries());
       rows.count *= heads;
       rows.group = 1;
     }
@@ -144,10 +110,47 @@ class FewAttend {
     BlockSoftmax(rows, walk_.rule_of(head), seen, walk_.factors_of(keys, head, factors)).run();
   }
 
+  void add_run(std::int32_t begin, const BlockRows* rows, const TileKeys& now, const TileKeys& next,
+               const TileSight& sight) const {
+    const std::int32_t end = runs_.end_of_run(begin);
+    std::uint64_t poisoned[kMostHeads];
+    std::uint64_t take = sight.any;
+    for (std::int32_t head = begin; head < end; ++head) {
+      poisoned[head - begin] =
+          poisoned_keys(walk_.keys_of<T>(now, head), sight, task_.shape.head_dim_vo);
+      take &= ~poisoned[head - begin];
+    }
+    const Widener<T> widen;
+    const std::int32_t turn = runs_.values_turn();
+    RunsAhead ahead = runs_.ahead_of_values(now, next, begin);
+    // Keys that are there and taken by all heads, in pairs, need no questions.
+    const std::int32_t plain = take == first_lanes(now.count) ? now.count / 2 * 2 : 0;
+    for (std::int32_t key = 0; key < now.count;) {
+      const bool all = key < plain;
+      const std::int32_t count = std::min(turn, (all ? plain : now.count) - key);
+      for (std::int32_t head = begin; head < end; ++head) {
+        ahead.step(count);
+        const ValuesTurn<T> values{walk_.keys_of<T>(now, head), sight.any & ~poisoned[head - begin],
+                                   key, key + count};
+        if (all) {
+          accumulate_few<true>(rows[head - begin], values, widen);
+        } else {
+          accumulate_few<false>(rows[head - begin], values, widen);
+        }
+      }
+      key += count;
+    }
+    for (std::int32_t head = begin; head < end; ++head) {
+      const BlockRows& of_head = rows[head - begin];
+      add_poisoned<LaneOrder::kCheapest>(of_head, walk_.keys_of<T>(now, head), sight,
+                                         poisoned[head - begin], powers_of(of_head, 0));
+    }
+  }
+
   const ItemTask& task_;
   ItemWalk walk_;
   BlockBuffers buffers_;
-  std::int32_t heads_together_;
+  HeadRuns runs_;
 };
 
 }  // namespace quire::cpu::HWY_NAMESPACE

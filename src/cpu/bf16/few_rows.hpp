@@ -65,34 +65,39 @@ HWY_INLINE __m512 dots(const std::uint16_t* const* q, const T* const* k, std::in
   return sums_of_16(acc);
 }
 
+/// The length of rows that most models have: with it, and rows that fill their blocks, the compiler
+/// knows all distances.
+inline constexpr std::int32_t kUsualHeadDim = 128;
+
 /// Scores of rows [first, first + kRows), of which those beyond the last repeat it, with keys
 /// [begin, end).
-template <typename T, std::int32_t kRows>
+/// @tparam kUsual  Rows are of the usual length, and none is beyond the last.
+template <bool kUsual, typename T, std::int32_t kRows>
 HWY_INLINE void score_block(const BlockRows& rows, std::int32_t first, const HeadKeys<T>& keys,
                             std::int32_t begin, std::int32_t end, const Widener<T>& widen) {
   constexpr std::int32_t kKeys = kLanes / kRows;
+  const std::int32_t head_dim = kUsual ? kUsualHeadDim : rows.head_dim_qk;
   const std::uint16_t* q[extent(kRows)];
+  float* logits[extent(kRows)];
   for (std::int32_t row = 0; row < kRows; ++row) {
-    q[row] = rows.q_row(std::min(first + row, rows.count - 1));
+    const std::int32_t place = kUsual ? row : std::min(row, rows.count - 1 - first);
+    q[row] = rows.q_row(first) + place * std::ptrdiff_t{padded_depth(head_dim)};
+    logits[row] = rows.score_row(first).logits + place * std::ptrdiff_t{ScoreRow::kStride};
   }
   const std::int32_t last = keys.keys.count - 1;
   for (std::int32_t key = begin; key < end; key += kKeys) {
     const T* k[extent(kKeys)];
-    if (key + 2 * kKeys <= keys.keys.count) {
+    if (key + kKeys <= keys.keys.count) {
       HWY_UNROLL(16)
-      for (std::int32_t i = 0; i < kKeys; ++i) {
-        k[i] = keys.k(key + i);
-        fetch_near(keys.k(key + kKeys + i), rows.head_dim_qk);
-      }
+      for (std::int32_t i = 0; i < kKeys; ++i) k[i] = keys.k(key + i);
     } else {
       for (std::int32_t i = 0; i < kKeys; ++i) k[i] = keys.k(std::min(key + i, last));
     }
     alignas(kBufferAlignment) float sums[extent(kLanes)];
-    _mm512_store_ps(sums, dots<T, kRows>(q, k, rows.head_dim_qk, widen));
+    _mm512_store_ps(sums, dots<T, kRows>(q, k, head_dim, widen));
     HWY_UNROLL(4)
     for (std::int32_t row = 0; row < kRows; ++row) {
-      std::memcpy(rows.score_row(std::min(first + row, rows.count - 1)).logits + key,
-                  sums + row * kKeys, extent(kKeys) * sizeof(float));
+      std::memcpy(logits[row] + key, sums + row * kKeys, extent(kKeys) * sizeof(float));
     }
   }
 }
@@ -101,12 +106,17 @@ HWY_INLINE void score_block(const BlockRows& rows, std::int32_t first, const Hea
 template <typename T>
 HWY_INLINE void score_few(const BlockRows& rows, const HeadKeys<T>& keys, std::int32_t begin,
                           std::int32_t end, const Widener<T>& widen) {
+  const bool usual = kIsByte<T> && rows.head_dim_qk == kUsualHeadDim;
   std::int32_t first = 0;
   for (; rows.count - first > 2; first += 4) {
-    score_block<T, 4>(rows, first, keys, begin, end, widen);
+    if (usual && rows.count - first >= 4) {
+      score_block<true, T, 4>(rows, first, keys, begin, end, widen);
+    } else {
+      score_block<false, T, 4>(rows, first, keys, begin, end, widen);
+    }
   }
-  if (rows.count - first == 2) score_block<T, 2>(rows, first, keys, begin, end, widen);
-  if (rows.count - first == 1) score_block<T, 1>(rows, first, keys, begin, end, widen);
+  if (rows.count - first == 2) score_block<false, T, 2>(rows, first, keys, begin, end, widen);
+  if (rows.count - first == 1) score_block<false, T, 1>(rows, first, keys, begin, end, widen);
 }
 
 /// Pairs of two values' elements, 16 columns a vector: in order, or as `places.hpp` tells.
@@ -139,50 +149,56 @@ HWY_INLINE void load_pair(const HeadKeys<T>& keys, std::int32_t key, std::uint64
   }
 }
 
-/// o[row][column …] = o · rescale + Σ p · v for `kRows` rows and up to kWidened columns, all of them
-/// if their order is the cheapest.
-/// @tparam kAll  All values are taken, and their number is even.
+/// Elements from one row's powers to the next one's.
+inline constexpr std::ptrdiff_t kPowersStride =
+    ScoreRow::kStride * std::ptrdiff_t{sizeof(float) / sizeof(std::uint16_t)};
+
+/// o[row][column …] += Σ p · v for `kRows` rows and up to kWidened columns, all of them if their order
+/// is the cheapest. o is rescaled first if the turn is the tile's first.
+/// @param turn  Begins with an even key.
+/// @tparam kAll  All values of the turn are taken, and their number is even.
 template <LaneOrder kOrder, bool kAll, typename T, std::int32_t kRows>
-void accumulate_block(const BlockRows& rows, std::int32_t first, std::int32_t column,
-                      const ValuesTask<T>& task, const Widener<T>& widen) {
+HWY_INLINE void accumulate_block(const BlockRows& rows, std::int32_t first, std::int32_t head_dim,
+                                 std::int32_t column, const ValuesTurn<T>& turn,
+                                 const Widener<T>& widen) {
   constexpr std::int32_t kColumns = kWidened / kRowPadding;
-  const std::int32_t n = std::min(kWidened, rows.head_dim_vo - column);
-  const std::uint64_t lanes = first_lanes(n);
+  const std::int32_t n = std::min(kWidened, head_dim - column);
+  const std::uint64_t lanes = kOrder == LaneOrder::kCheapest ? ~std::uint64_t{0} : first_lanes(n);
+  const auto mask = [lanes](std::int32_t c)
+                        HWY_ATTR { return static_cast<__mmask16>(lanes >> (c * kRowPadding)); };
+  const std::uint16_t* const powers = rows.score_row(first).powers();
   float* o[extent(kRows)];
-  const std::uint16_t* p[extent(kRows)];
   __m512 acc[extent(kRows * kColumns)];
   HWY_UNROLL(4)
   for (std::int32_t row = 0; row < kRows; ++row) {
-    const std::int32_t index = std::min(first + row, rows.count - 1);
-    o[row] = rows.o_row(index) + column;
-    p[row] = rows.score_row(index).powers();
-    const __m512 rescale = _mm512_set1_ps(rows.rescale[index]);
+    o[row] = rows.o_row(first) + row * std::ptrdiff_t{padded(head_dim)} + column;
     HWY_UNROLL(4)
     for (std::int32_t c = 0; c < kColumns; ++c) {
-      const auto mask = static_cast<__mmask16>(lanes >> (c * kRowPadding));
-      acc[row * kColumns + c] =
-          _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, o[row] + c * kRowPadding), rescale);
+      acc[row * kColumns + c] = _mm512_maskz_loadu_ps(mask(c), o[row] + c * kRowPadding);
     }
   }
-  const bool fetches = first == 0 && column == 0;
-  for (std::int32_t key = 0; key < task.keys.keys.count; key += 2) {
-    if (fetches) {
-      task.ahead.step(2);
-      const std::int32_t last = task.keys.keys.count - 1;
-      fetch_near(task.keys.v(std::min(key + 4, last)), rows.head_dim_vo);
-      fetch_near(task.keys.v(std::min(key + 5, last)), rows.head_dim_vo);
+  if (turn.begin == 0) {
+    HWY_UNROLL(4)
+    for (std::int32_t row = 0; row < kRows; ++row) {
+      const __m512 rescale = _mm512_set1_ps(rows.rescale[first + row]);
+      HWY_UNROLL(4)
+      for (std::int32_t c = 0; c < kColumns; ++c) {
+        acc[row * kColumns + c] = _mm512_mul_ps(acc[row * kColumns + c], rescale);
+      }
     }
+  }
+  for (std::int32_t key = turn.begin; key < turn.end; key += 2) {
     __m512i v[kColumns];
     if constexpr (kAll) {
-      pair_up<kOrder>(widen.template load<kOrder>(task.keys.v(key) + column),
-                      widen.template load<kOrder>(task.keys.v(key + 1) + column), v);
+      pair_up<kOrder>(widen.template load<kOrder>(turn.keys.v(key) + column),
+                      widen.template load<kOrder>(turn.keys.v(key + 1) + column), v);
     } else {
-      if ((task.take >> key & 3U) == 0) continue;
-      load_pair<kOrder>(task.keys, key, task.take, column, n, widen, v);
+      if ((turn.take >> key & 3U) == 0) continue;
+      load_pair<kOrder>(turn.keys, key, turn.take, column, n, widen, v);
     }
     HWY_UNROLL(4)
     for (std::int32_t row = 0; row < kRows; ++row) {
-      const __m512i weights = broadcast_pair(p[row] + key);
+      const __m512i weights = broadcast_pair(powers + row * kPowersStride + key);
       HWY_UNROLL(4)
       for (std::int32_t c = 0; c < kColumns; ++c) {
         acc[row * kColumns + c] = dot(acc[row * kColumns + c], weights, v[c]);
@@ -193,44 +209,44 @@ void accumulate_block(const BlockRows& rows, std::int32_t first, std::int32_t co
   for (std::int32_t row = 0; row < kRows; ++row) {
     HWY_UNROLL(4)
     for (std::int32_t c = 0; c < kColumns; ++c) {
-      const auto mask = static_cast<__mmask16>(lanes >> (c * kRowPadding));
-      _mm512_mask_storeu_ps(o[row] + c * kRowPadding, mask, acc[row * kColumns + c]);
+      _mm512_mask_storeu_ps(o[row] + c * kRowPadding, mask(c), acc[row * kColumns + c]);
     }
   }
 }
 
-template <LaneOrder kOrder, bool kAll, typename T>
-void accumulate_columns(const BlockRows& rows, std::int32_t column, const ValuesTask<T>& task,
-                        const Widener<T>& widen) {
-  std::int32_t first = 0;
-  for (; rows.count - first > 2; first += 4) {
-    accumulate_block<kOrder, kAll, T, 4>(rows, first, column, task, widen);
-  }
-  if (rows.count - first == 2) {
-    accumulate_block<kOrder, kAll, T, 2>(rows, first, column, task, widen);
-  }
-  if (rows.count - first == 1) {
-    accumulate_block<kOrder, kAll, T, 1>(rows, first, column, task, widen);
-  }
-}
-
-/// Whole blocks of columns come out in the cheapest order: see places.hpp.
-template <typename T>
-void accumulate_few(const BlockRows& rows, const ValuesTask<T>& task) {
-  const Widener<T> widen;
-  const std::int32_t count = task.keys.keys.count;
-  const bool all = task.take == first_lanes(count) && count % 2 == 0;
+/// All columns of `kRows` rows. Whole blocks of them come out in the cheapest order: see places.hpp.
+/// Not inlined: loops around it would hold on to its addresses.
+template <bool kUsual, bool kAll, typename T, std::int32_t kRows>
+HWY_NOINLINE void accumulate_rows(const BlockRows& rows, std::int32_t first,
+                                  const ValuesTurn<T>& turn, const Widener<T>& widen) {
+  const std::int32_t head_dim = kUsual ? kUsualHeadDim : rows.head_dim_vo;
   std::int32_t column = 0;
-  for (; column + kWidened <= rows.head_dim_vo; column += kWidened) {
-    if (all) {
-      accumulate_columns<LaneOrder::kCheapest, true, T>(rows, column, task, widen);
+  for (; column + kWidened <= head_dim; column += kWidened) {
+    accumulate_block<LaneOrder::kCheapest, kAll, T, kRows>(rows, first, head_dim, column, turn,
+                                                           widen);
+  }
+  if (column < head_dim) {
+    accumulate_block<LaneOrder::kPlain, false, T, kRows>(rows, first, head_dim, column, turn,
+                                                         widen);
+  }
+}
+
+/// o += Σ p · v of the turn's keys.
+template <bool kAll, typename T>
+HWY_INLINE void accumulate_few(const BlockRows& rows, const ValuesTurn<T>& turn,
+                               const Widener<T>& widen) {
+  const bool usual = kIsByte<T> && rows.head_dim_vo == kUsualHeadDim;
+  std::int32_t first = 0;
+  for (; rows.count - first >= 4; first += 4) {
+    if (kAll && usual) {
+      accumulate_rows<kAll, kAll, T, 4>(rows, first, turn, widen);
     } else {
-      accumulate_columns<LaneOrder::kCheapest, false, T>(rows, column, task, widen);
+      accumulate_rows<false, kAll, T, 4>(rows, first, turn, widen);
     }
   }
-  if (column < rows.head_dim_vo) {
-    accumulate_columns<LaneOrder::kPlain, false, T>(rows, column, task, widen);
-  }
+  if (rows.count - first == 3) accumulate_rows<false, kAll, T, 3>(rows, first, turn, widen);
+  if (rows.count - first == 2) accumulate_rows<false, kAll, T, 2>(rows, first, turn, widen);
+  if (rows.count - first == 1) accumulate_rows<false, kAll, T, 1>(rows, first, turn, widen);
 }
 
 }  // namespace quire::cpu::HWY_NAMESPACE

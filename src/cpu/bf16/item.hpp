@@ -13,6 +13,7 @@
 #include "cpu/bf16/places.hpp"
 #include "cpu/bf16/softmax.hpp"
 #include "cpu/elements.hpp"
+#include "cpu/head_runs.hpp"
 
 QUIRE_BEGIN_BF16
 namespace quire::cpu::HWY_NAMESPACE {
@@ -23,8 +24,8 @@ struct BlockBuffers {
     const auto rows = static_cast<std::size_t>(max_rows);
     const auto depth = static_cast<std::size_t>(padded_depth(shape.head_dim_qk));
     const auto vo = static_cast<std::size_t>(padded(shape.head_dim_vo));
-    const auto slice_rows = static_cast<std::size_t>(
-        std::min(max_rows, shape.group_size * Dots::slice_queries(shape.group_size)));
+    const auto slice_rows = static_cast<std::size_t>(std::min(
+        max_rows, std::max(kScoreRows, shape.group_size * Dots::slice_queries(shape.group_size))));
     constexpr std::size_t kKeys = kBlockKeys;
     const auto take = [&](std::size_t size) {
       std::byte* part = base == nullptr ? nullptr : base + bytes;

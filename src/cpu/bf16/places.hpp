@@ -15,9 +15,6 @@
 QUIRE_BEGIN_BF16
 namespace quire::cpu::HWY_NAMESPACE {
 
-template <typename T>
-inline constexpr bool kIsByte = sizeof(T) == 1;
-
 /// Puts a row of q into the order of `LaneOrder::kCheapest` keys.
 template <typename T>
 void order_query(std::uint16_t* q, std::int32_t head_dim) {

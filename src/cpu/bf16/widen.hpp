@@ -45,6 +45,9 @@ HWY_INLINE std::uint64_t first_lanes(std::int32_t n) {
 }
 
 template <typename T>
+inline constexpr bool kIsByte = sizeof(T) == 1;
+
+template <typename T>
 class Widener;
 
 template <>

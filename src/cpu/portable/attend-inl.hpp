@@ -14,6 +14,7 @@
 #include <utility>
 
 #include "cpu/finish.hpp"
+#include "cpu/head_runs.hpp"
 #include "cpu/item_walk.hpp"
 #include "cpu/portable/few_rows-inl.hpp"
 #include "cpu/portable/many_rows-inl.hpp"
@@ -27,8 +28,9 @@ struct Buffers {
   Buffers(std::byte* base, const core::ProblemShape& shape, std::int32_t max_rows) {
     const std::size_t rows = static_cast<std::size_t>(max_rows);
     const auto qk = static_cast<std::size_t>(padded(shape.head_dim_qk));
-    const auto slice_rows = static_cast<std::size_t>(
-        std::min((max_rows + kRowPadding - 1) / kRowPadding * kRowPadding, kSliceRows));
+    const auto slice_rows =
+        static_cast<std::size_t>(std::min((max_rows + kRowPadding - 1) / kRowPadding * kRowPadding,
+                                          std::max(kSliceRows, kScoreRows)));
     const auto v_columns = extent(panels_of(padded(shape.head_dim_vo)) * kPanelColumns);
     constexpr std::size_t kKeys = kFp32BlockKeys;
     std::size_t at = 0;
@@ -39,7 +41,8 @@ struct Buffers {
     };
     q = reinterpret_cast<float*>(take(rows * qk * sizeof(float)));
     scores = reinterpret_cast<float*>(take(slice_rows * HeadRows::kScoreStride * sizeof(float)));
-    rescale = reinterpret_cast<float*>(take(slice_rows * sizeof(float)));
+    // Written a vector at a time.
+    rescale = reinterpret_cast<float*>(take((slice_rows + kRowPadding) * sizeof(float)));
     panels.k = reinterpret_cast<float*>(take(kKeys * qk * sizeof(float)));
     panels.v = reinterpret_cast<float*>(take(kKeys * v_columns * sizeof(float)));
     words = reinterpret_cast<std::uint64_t*>(take(kFp32BlockTiles * rows * sizeof(std::uint64_t)));
@@ -100,28 +103,51 @@ class Attend {
       : task_(task), walk_(task), buffers_(task.buffers, task.shape, task.rows()) {}
 
   void run() {
-    const bool few = task_.rows_per_kv_head() <= kFewRows;
-    const std::int32_t most = few ? 1 : kFp32BlockTiles;
+    if (task_.rows_per_kv_head() <= kFewRows) {
+      run_few();
+    } else {
+      run_many();
+    }
+  }
+
+ private:
+  void run_many() {
     Fp32Block blocks[2];
     Fp32Block* now = &blocks[0];
     Fp32Block* next = &blocks[1];
-    find_block(walk_, task_.item.kv_begin, most, *now);
+    find_block(walk_, task_.item.kv_begin, kFp32BlockTiles, *now);
     while (now->count > 0) {
-      find_block(walk_, now->end(), most, *next);
+      find_block(walk_, now->end(), kFp32BlockTiles, *next);
       const Fp32BlockSight sight = look(walk_, *now, buffers_.words);
       for (std::int32_t head = 0; sight.count > 0 && head < task_.num_kv_heads(); ++head) {
-        if (few) {
-          attend_few(head, now->tiles[0], next->tiles[0], sight);
-        } else {
-          attend_many(head, *now, *next, sight);
-        }
+        attend_many(head, *now, *next, sight);
       }
       std::swap(now, next);
     }
   }
 
- private:
-  HeadRows rows_of(std::int32_t head) const {
+  void run_few() {
+    constexpr std::int32_t kValuesBytes = 512;
+    const HeadRuns runs(task_, keys_in_turn(task_.rows_per_kv_head()), kValuesBytes);
+    TileKeys tiles[2];
+    TileKeys* now = &tiles[0];
+    TileKeys* next = &tiles[1];
+    walk_.find_keys(task_.item.kv_begin, kKvTile, *now);
+    runs.ask_for_first(*now);
+    while (now->count > 0) {
+      walk_.find_keys(now->first + now->count, kKvTile, *next);
+      const TileSight sight = walk_.look(*now, buffers_.words);
+      for (std::int32_t head = 0; sight.any != 0 && head < task_.num_kv_heads();) {
+        const std::int32_t end = runs.end_of_group(head);
+        attend_group(runs, head, end, *now, *next, sight);
+        head = end;
+      }
+      std::swap(now, next);
+    }
+  }
+
+  /// @param score_row  Where the head's scores begin in the buffer.
+  HeadRows rows_of(std::int32_t head, std::int32_t score_row = 0) const {
     const core::ProblemShape& shape = task_.shape;
     const std::int32_t count = task_.rows_per_kv_head();
     const auto first = static_cast<std::ptrdiff_t>(head) * count;
@@ -131,27 +157,83 @@ class Attend {
     rows.head_dim_qk = shape.head_dim_qk;
     rows.head_dim_vo = shape.head_dim_vo;
     rows.q = buffers_.q + first * padded(shape.head_dim_qk);
-    rows.scores = buffers_.scores;
-    rows.rescale = buffers_.rescale;
+    rows.scores = buffers_.scores + static_cast<std::ptrdiff_t>(score_row) * HeadRows::kScoreStride;
+    rows.rescale = buffers_.rescale + score_row;
     rows.states = {task_.states.o + first * padded(shape.head_dim_vo), task_.states.max + first,
                    task_.states.sum + first};
     return rows;
   }
 
-  void attend_few(std::int32_t head, const TileKeys& now, const TileKeys& next,
-                  const Fp32BlockSight& sight) const {
-    const HeadRows rows = rows_of(head);
-    const TileSight& seen = sight.tiles[0];
-    const auto keys = walk_.keys_of<T>(now, head);
-    const std::uint64_t poisoned = poisoned_keys(keys, seen, rows.head_dim_vo);
+  void attend_group(const HeadRuns& runs, std::int32_t begin, std::int32_t end, const TileKeys& now,
+                    const TileKeys& next, const TileSight& sight) const {
+    HeadRows rows[kMostHeads];
+    for (std::int32_t head = begin; head < end; ++head) {
+      rows[head - begin] = rows_of(head, (head - begin) * task_.rows_per_kv_head());
+    }
+    for (std::int32_t head = begin; head < end; head = runs.end_of_run(head)) {
+      score_run(runs, head, rows + (head - begin), now);
+    }
+    for (std::int32_t head = begin; head < end; head = runs.end_of_rule(head)) {
+      soften(runs, head, rows[head - begin], now, sight);
+    }
+    for (std::int32_t head = begin; head < end; head = runs.end_of_run(head)) {
+      add_run(runs, head, rows + (head - begin), now, next, sight);
+    }
+  }
+
+  /// @param rows  Of the run's heads, from head `begin` on.
+  void score_run(const HeadRuns& runs, std::int32_t begin, const HeadRows* rows,
+                 const TileKeys& now) const {
+    const std::int32_t end = runs.end_of_run(begin);
+    RunsAhead ahead = runs.ahead_of_keys(now, begin);
+    for (std::int32_t key = 0; key < now.count; key += runs.turn()) {
+      const std::int32_t count = std::min(runs.turn(), now.count - key);
+      for (std::int32_t head = begin; head < end; ++head) {
+        ahead.step(count);
+        score_few(rows[head - begin], walk_.keys_of<T>(now, head), key, key + count);
+      }
+    }
+  }
+
+  void soften(const HeadRuns& runs, std::int32_t head, HeadRows rows, const TileKeys& keys,
+              const TileSight& sight) const {
+    const std::int32_t heads = runs.end_of_rule(head) - head;
+    Fp32BlockSight seen;
+    seen.count = 1;
+    seen.first_keys[0] = keys.first;
+    seen.tiles[0] = sight;
+    if (heads > 1) {
+      seen.tiles[0] = runs.sight_of_rows(sight, heads, buffers_.words + task_.num_queries());
+      rows.count *= heads;
+      rows.group = 1;
+    }
     const LogitRule rule = walk_.rule_of(head);
     TokenFactors factors;
-    LinesAhead k_ahead = walk_.k_ahead(next, head, now.count);
-    LinesAhead v_ahead = walk_.v_ahead(next, head, now.count);
-    score_few(rows, keys, k_ahead);
-    Softmax(rows, rule, sight, walk_.factors_of(now, head, factors)).run();
-    accumulate_few(rows, ValuesTask<T>{keys, seen.any & ~poisoned, v_ahead});
-    accumulate_poisoned(rows, keys, seen, 0, poisoned);
+    Softmax(rows, rule, seen, walk_.factors_of(keys, head, factors)).run();
+  }
+
+  void add_run(const HeadRuns& runs, std::int32_t begin, const HeadRows* rows, const TileKeys& now,
+               const TileKeys& next, const TileSight& sight) const {
+    const std::int32_t end = runs.end_of_run(begin);
+    std::uint64_t poisoned[kMostHeads];
+    for (std::int32_t head = begin; head < end; ++head) {
+      poisoned[head - begin] =
+          poisoned_keys(walk_.keys_of<T>(now, head), sight, task_.shape.head_dim_vo);
+    }
+    RunsAhead ahead = runs.ahead_of_values(now, next, begin);
+    for (std::int32_t key = 0; key < now.count; key += runs.values_turn()) {
+      const std::int32_t count = std::min(runs.values_turn(), now.count - key);
+      for (std::int32_t head = begin; head < end; ++head) {
+        ahead.step(count);
+        accumulate_few(rows[head - begin],
+                       ValuesTurn<T>{walk_.keys_of<T>(now, head),
+                                     sight.any & ~poisoned[head - begin], key, key + count});
+      }
+    }
+    for (std::int32_t head = begin; head < end; ++head) {
+      accumulate_poisoned(rows[head - begin], walk_.keys_of<T>(now, head), sight, 0,
+                          poisoned[head - begin]);
+    }
   }
 
   void attend_many(std::int32_t head, const Fp32Block& now, const Fp32Block& next,

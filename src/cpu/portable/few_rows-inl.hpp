@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /// @file
 /// A tile against few rows (decode): keys and values are used where they lie, each loaded once for
-/// up to four rows. Meanwhile the next tile is fetched, so that memory always has something to do.
-/// Compiled once per target.
+/// up to four rows. Compiled once per target.
 #if defined(QUIRE_CPU_PORTABLE_FEW_ROWS_INL) == defined(HWY_TARGET_TOGGLE)
 #ifdef QUIRE_CPU_PORTABLE_FEW_ROWS_INL
 #undef QUIRE_CPU_PORTABLE_FEW_ROWS_INL
@@ -68,10 +67,10 @@ HWY_INLINE Vec dot_products(const float* const* q, const T* const* k, std::int32
   return sums_of<kLanes>(acc);
 }
 
-/// Scores of rows [first, first + kRows); rows beyond the last repeat it.
+/// Scores of rows [first, first + kRows) with keys [begin, end); rows beyond the last repeat it.
 template <typename T, std::int32_t kRows>
 void score_block(const HeadRows& rows, std::int32_t first, const HeadKeys<T>& keys,
-                 LinesAhead& ahead) {
+                 std::int32_t begin, std::int32_t end) {
   constexpr std::int32_t kKeys = kLanes / kRows;
   const Floats d;
   const float* q[extent(kRows)];
@@ -79,14 +78,10 @@ void score_block(const HeadRows& rows, std::int32_t first, const HeadKeys<T>& ke
     q[row] = rows.q_row(std::min(first + row, rows.count - 1));
   }
   const std::int32_t last = keys.keys.count - 1;
-  for (std::int32_t key = 0; key <= last; key += kKeys) {
+  for (std::int32_t key = begin; key < end; key += kKeys) {
     const T* k[extent(kKeys)];
     HWY_UNROLL(16)
-    for (std::int32_t i = 0; i < kKeys; ++i) {
-      k[i] = keys.k(std::min(key + i, last));
-      fetch_near(keys.k(std::min(key + kKeys + i, last)), rows.head_dim_qk);
-      if (first == 0) ahead.step();
-    }
+    for (std::int32_t i = 0; i < kKeys; ++i) k[i] = keys.k(std::min(key + i, last));
     alignas(kBufferAlignment) float sums[extent(kLanes)];
     hn::Store(dot_products<T, kRows>(q, k, rows.head_dim_qk), d, sums);
     HWY_UNROLL(4)
@@ -116,24 +111,38 @@ HWY_INLINE void for_each_block(std::int32_t count, const F& block) {
   }
 }
 
-template <typename T>
-void score_few(const HeadRows& rows, const HeadKeys<T>& keys, LinesAhead& ahead) {
-  for_each_block(rows.count, [&](auto block, std::int32_t first)
-                                 HWY_ATTR { score_block<T, block()>(rows, first, keys, ahead); });
+/// Keys of a head that are scored before those of the next head: few, but at least what a vector of
+/// sums takes.
+constexpr std::int32_t keys_in_turn(std::int32_t rows) {
+  constexpr std::int32_t kFewest = 4;
+  const std::int32_t left = rows % kFewRowsBlock;  // rows of the last block; of 3 as of 4
+  const std::int32_t block = left == 0 || left == 3 ? kFewRowsBlock : left;
+  return std::max(kFewest, kLanes / block);
 }
 
-/// Keys whose values are to be added.
+/// Scores of all rows with keys [begin, end), which begin a turn.
 template <typename T>
-struct ValuesTask {
-  const HeadKeys<T>& keys;
+void score_few(const HeadRows& rows, const HeadKeys<T>& keys, std::int32_t begin,
+               std::int32_t end) {
+  for_each_block(rows.count, [&](auto block, std::int32_t first) HWY_ATTR {
+    score_block<T, block()>(rows, first, keys, begin, end);
+  });
+}
+
+/// Keys [begin, end) of a tile, of which the values of those in `take` are to be added.
+template <typename T>
+struct ValuesTurn {
+  HeadKeys<T> keys;
   std::uint64_t take = 0;
-  LinesAhead& ahead;  // fetched meanwhile
+  std::int32_t begin = 0;
+  std::int32_t end = 0;
 };
 
-/// o[row][column …] = o · rescale + Σ p · v for `kRows` rows and `kColumns` vectors.
+/// o[row][column …] += Σ p · v for `kRows` rows and `kColumns` vectors. o is rescaled first if the turn
+/// is the tile's first.
 template <typename T, std::int32_t kRows, std::int32_t kColumns, bool kHalf>
 void accumulate_block(const HeadRows& rows, std::int32_t first, std::int32_t column,
-                      const ValuesTask<T>& task) {
+                      const ValuesTurn<T>& turn) {
   const Floats d;
   float* o[extent(kRows)];
   const float* p[extent(kRows)];
@@ -143,17 +152,24 @@ void accumulate_block(const HeadRows& rows, std::int32_t first, std::int32_t col
     const std::int32_t index = std::min(first + row, rows.count - 1);
     o[row] = rows.o_row(index) + column;
     p[row] = rows.score_row(index);
-    const Vec rescale = hn::Set(d, rows.rescale[index]);
     HWY_UNROLL(4)
     for (std::int32_t c = 0; c < kColumns; ++c) {
-      acc[row * kColumns + c] = hn::Mul(hn::Load(d, o[row] + c * kLanes), rescale);
+      acc[row * kColumns + c] = hn::Load(d, o[row] + c * kLanes);
     }
   }
-  const bool fetches = first == 0 && column == 0;
-  for (std::int32_t key = 0; key < task.keys.keys.count; ++key) {
-    if (fetches) task.ahead.step();
-    if (((task.take >> key) & 1U) == 0) continue;
-    const T* v = task.keys.v(key) + column;
+  if (turn.begin == 0) {
+    HWY_UNROLL(4)
+    for (std::int32_t row = 0; row < kRows; ++row) {
+      const Vec rescale = hn::Set(d, rows.rescale[std::min(first + row, rows.count - 1)]);
+      HWY_UNROLL(4)
+      for (std::int32_t c = 0; c < kColumns; ++c) {
+        acc[row * kColumns + c] = hn::Mul(acc[row * kColumns + c], rescale);
+      }
+    }
+  }
+  for (std::int32_t key = turn.begin; key < turn.end; ++key) {
+    if (((turn.take >> key) & 1U) == 0) continue;
+    const T* v = turn.keys.v(key) + column;
     Vec v_part[extent(kColumns)];
     HWY_UNROLL(4)
     for (std::int32_t c = 0; c < kColumns; ++c) {
@@ -178,19 +194,19 @@ void accumulate_block(const HeadRows& rows, std::int32_t first, std::int32_t col
 }
 
 template <typename T>
-void accumulate_few(const HeadRows& rows, const ValuesTask<T>& task) {
+void accumulate_few(const HeadRows& rows, const ValuesTurn<T>& turn) {
   for_each_block(rows.count, [&](auto block, std::int32_t first) HWY_ATTR {
     constexpr std::int32_t kRows = block();
     constexpr std::int32_t kWide = kRegisterColumns * kLanes;
     std::int32_t column = 0;
     for (; column + kWide <= rows.head_dim_vo; column += kWide) {
-      accumulate_block<T, kRows, kRegisterColumns, false>(rows, first, column, task);
+      accumulate_block<T, kRows, kRegisterColumns, false>(rows, first, column, turn);
     }
     for (; column + kLanes <= rows.head_dim_vo; column += kLanes) {
-      accumulate_block<T, kRows, 1, false>(rows, first, column, task);
+      accumulate_block<T, kRows, 1, false>(rows, first, column, turn);
     }
     if (kHasHalfTail && column < rows.head_dim_vo) {
-      accumulate_block<T, kRows, 1, kHasHalfTail>(rows, first, column, task);
+      accumulate_block<T, kRows, 1, kHasHalfTail>(rows, first, column, turn);
     }
   });
 }

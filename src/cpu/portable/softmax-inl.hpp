@@ -121,7 +121,7 @@ class Softmax {
     const Vec now = hn::IfThenElse(hn::Gt(top, old), top, old);
     const Vec rescale = hn::IfThenElse(hn::Eq(old, now), hn::Set(d, 1.0F), exp2(hn::Sub(old, now)));
     hn::Store(now, d, max);
-    hn::Store(rescale, d, rows_.rescale + first);
+    hn::StoreU(rescale, d, rows_.rescale + first);
     for (std::int32_t i = 0; i < count; ++i) each[i] = raise_row(first + i, max[i]);
     hn::Store(hn::MulAdd(hn::Load(d, sum), rescale, sums_of<kLanes>(each)), d, sum);
     std::copy_n(max, count, rows_.states.max + first);
