@@ -146,8 +146,8 @@ QUIRE_HOST_DEVICE inline std::int32_t ranges_together(const Tiles& policy,
                                                       const core::ProblemShape& shape,
                                                       const Header& header) {
   constexpr std::int64_t kFewRows = 16;  // of a request, in the mean
-  const bool have_few = std::int64_t{header.overview.num_queries} * shape.group_size <=
-                        kFewRows * header.num_seqs;
+  const bool have_few =
+      std::int64_t{header.overview.num_queries} * shape.group_size <= kFewRows * header.num_seqs;
   return have_few && policy.heads_abreast == 1 && header.overview.num_prefixes == 0
              ? policy.shares_at_once
              : 1;

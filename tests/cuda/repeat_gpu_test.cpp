@@ -62,9 +62,8 @@ TEST_P(GpuRepeat, GivesTheSameBitsWhateverTheWorkspacesHeld) {
 
 // Groups that do not divide a tile's rows, prompts that do not fill tiles.
 TEST_P(GpuRepeat, GivesTheSameBitsWhateverSharedMemoryHeld) {
-  for (const auto& [group, head_dim] :
-       {std::pair(3, 128), std::pair(4, 128), std::pair(5, 128), std::pair(7, 128),
-        std::pair(4, 64), std::pair(5, 64)}) {
+  for (const auto& [group, head_dim] : {std::pair(3, 128), std::pair(4, 128), std::pair(5, 128),
+                                        std::pair(7, 128), std::pair(4, 64), std::pair(5, 64)}) {
     SCOPED_TRACE("group " + std::to_string(group) + ", heads of " + std::to_string(head_dim));
     RandomBatchOptions options = testing::exact_options(GetParam(), group, 2, head_dim);
     options.spec.o_dtype = DType::kNone;

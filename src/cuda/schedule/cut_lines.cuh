@@ -120,8 +120,7 @@ __device__ bool place_cuts(const Arguments& arguments, const Segments& segments,
   if (lane > 0 && lane <= ranges.count) range[lane - 1].end = placed;
   const std::int32_t together =
       schedule::ranges_together(arguments.tiles[line], arguments.shape, header);
-  const std::int64_t end =
-      __shfl_down_sync(kAllLanes, begin, static_cast<unsigned>(together));
+  const std::int64_t end = __shfl_down_sync(kAllLanes, begin, static_cast<unsigned>(together));
   return lane % together == 0 && lane < kWarpRanges &&
          schedule::is_too_long(header, line, together, begin, end);
 }
