@@ -54,7 +54,10 @@ std::vector<core::HeadDims> mma_head_dims(DType kv_dtype) {
   return dims;
 }
 
-/// Head dims of the Hopper kernel's instances for one dtype of K and V.
+constexpr std::int32_t kUsualLargeRows = 128;  // of a unit
+
+/// Head dims of the Hopper kernel's instances for one dtype of K and V, with the rows of a unit where
+/// those are others.
 /// @param with_codes  Those that multiply codes, or all others.
 std::string large_head_dims(DType kv_dtype, bool with_codes) {
   std::string dims;
@@ -65,6 +68,8 @@ std::string large_head_dims(DType kv_dtype, bool with_codes) {
     const core::HeadDims head = instance.head_dims;
     dims += fmt::format("{}{}", dims.empty() ? "" : ", ", head.qk);
     if (head.vo != head.qk) dims += fmt::format("/{}", head.vo);
+    const std::int32_t rows = instance.kernel.large_tile_rows;
+    if (rows != kUsualLargeRows) dims += fmt::format(" with {}", rows);
   }
   return dims;
 }
@@ -80,8 +85,8 @@ std::string summary_of(DType dtype) {
   if (const std::string codes = large_head_dims(dtype, true); !codes.empty()) {
     more += fmt::format("; with 8-bit queries 8-bit products: {}", codes);
   }
-  return fmt::format("{}; on sm_90, requests of more than {} rows 128 at a time (head dims {}{})",
-                     small, kLargeRequestRows, dims, more);
+  return fmt::format("{}; on sm_90, requests of more than {} rows {} at a time (head dims {}{})",
+                     small, kLargeRequestRows, kUsualLargeRows, dims, more);
 }
 
 void add_mma_row(std::vector<core::KernelRow>& rows, std::string_view name, DType dtype) {

@@ -149,7 +149,8 @@ inline Bounds bounds_of(const AttentionSpec& spec, bool weights_above_one = fals
 /// of weights and components of v have nothing to do with each other, so that the lengths of δo and o
 /// are as those of δp and p, where v is random.
 /// A logit is a sum in four steps of 33 terms each, cut off below 2⁻¹³ of the largest: by half of that on
-/// average, in all by 132 · 2⁻¹⁴ = 2⁻⁷ of the largest term, which is about 1 here.
+/// average, in all by 132 · 2⁻¹⁴ = 2⁻⁷ of the largest term, which is about 1 here, and 8 where some keys
+/// are up to 8 times as long as others (`weights_above_one`).
 inline Bounds bounds_of(const RandomBatch& batch, bool weights_above_one) {
   const AttentionSpec& spec = batch.spec;
   const std::int32_t group = spec.num_qo_heads / spec.num_kv_heads;
@@ -159,8 +160,8 @@ inline Bounds bounds_of(const RandomBatch& batch, bool weights_above_one) {
                            return request.qo_len * group > kSmallRows;
                          });
   if (size_of(spec.q_dtype) > 1 || !has_large) return bounds_of(spec, weights_above_one);
-  constexpr double kLogit = 0x1p-7;
-  return {0x1p-4 + kLogit, kLogit, 0x1p-4 + kLogit};
+  const double logit = weights_above_one ? 0x1p-4 : 0x1p-7;
+  return {0x1p-4 + logit, logit, 0x1p-4 + logit};
 }
 
 /// The oracle, its rows shared out to all cores.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /// @file
 /// The computing warpgroups of large units. Each takes 64 rows of the unit's 128 against all of its
-/// keys, a tile of 128 at a time:
+/// keys, a tile of 128 at a time (of heads of 64 three have 192 rows, and a tile 96 keys):
 ///
 ///   S [64, 128]  = Q [64, D] · K [128, D]ᵀ      from shared memory
 ///   P [64, 128]  = 2^(S − max)                  in registers, rows of a quad of lanes
