@@ -163,6 +163,18 @@ TEST(GpuNarrowQueries, AgreeForLongPromptsInManyPieces) {
   expect_oracle(roomy, testing::kRoomyLimits);
 }
 
+// Many large units in a row that see nothing, behind and before others.
+TEST(GpuNarrowQueries, AgreeWhereManyQueriesSeeNoKeys) {
+  RandomBatchOptions options = options_of(KvScale::kPerHead, 4, 2, 128);
+  for (const auto& requests :
+       std::array<std::vector<testing::Request>, 3>{{{{64, 64}, {4096, 0}},
+                                                     {{2048, 64}, {40, 300}, {4096, 0}},
+                                                     {{64, 3000}, {4096, 128}}}}) {
+    options.requests = requests;
+    expect_oracle(options, std::to_string(requests.front().qo_len));
+  }
+}
+
 TEST(GpuNarrowQueries, AgreeForSharedPrefixes) {
   for (const std::int32_t page_size : {16, 17}) {
     RandomBatchOptions options = options_of(KvScale::kPerHead, 4, 2, 128);

@@ -220,6 +220,21 @@ TEST(GpuPrefixes, AgreeWithTheOracleForDtypesGroupsAndHeadDims) {
   expect_shared(sharing(DType::kBFloat16, 2, 256), "256");
 }
 
+// A unit of a prefix has as many queries as rows then: 192 of heads of 64.
+TEST(GpuPrefixes, AgreeForManyRequestsOfGroupsOfOne) {
+  for (const std::int32_t head_dim : {64, 128}) {
+    for (const std::int32_t count : {200, 400}) {
+      RandomBatchOptions options = testing::exact_options(DType::kBFloat16, 1, 2, head_dim);
+      options.shared_pages = 40;
+      options.requests.clear();
+      for (std::int32_t seq = 0; seq < count; ++seq) {
+        options.requests.push_back({1, 40 * 16 + 1 + seq * 13 % 97});
+      }
+      expect_shared(options, std::to_string(count) + ", " + std::to_string(head_dim));
+    }
+  }
+}
+
 TEST(GpuPrefixes, AgreeForCachesOf8Bits) {
   for (const DType dtype : {DType::kFloat8E4M3, DType::kInt8}) {
     RandomBatchOptions options = sharing(DType::kBFloat16, 4, 128);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /// @file
 /// A tile against few rows (decode) in bf16: keys and values are used where they lie, each widened
-/// once for up to four rows, while the next tile is fetched.
+/// once for up to four rows.
 #pragma once
 
 #include <algorithm>
@@ -102,7 +102,7 @@ HWY_INLINE void score_block(const BlockRows& rows, std::int32_t first, const Hea
   }
 }
 
-/// Scores of all rows with keys [begin, end), whose number is a multiple of 16 but for the last ones.
+/// Scores of all rows with keys [begin, end), which begin a turn.
 template <typename T>
 HWY_INLINE void score_few(const BlockRows& rows, const HeadKeys<T>& keys, std::int32_t begin,
                           std::int32_t end, const Widener<T>& widen) {

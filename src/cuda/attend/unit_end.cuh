@@ -90,10 +90,11 @@ class OtherResults {
 
 /// What follows when a unit, or a piece of one, has left results that are to be joined with those of
 /// shared prefixes: whoever leaves the last result of a query joins them.
-/// @param complete  In shared memory: a bit for each of the unit's queries.
-template <schedule::Line kLine, typename Element, typename Barrier>
+/// @param complete  In shared memory: a bit for each of the unit's queries, of which each word's are a
+///   warp's.
+template <schedule::Line kLine, typename Element, int kWords, typename Barrier>
 __device__ inline void finish_listed(const AttendParams& params, const Unit& unit,
-                                     std::uint32_t (&complete)[4], int thread, int threads,
+                                     std::uint32_t (&complete)[kWords], int thread, int threads,
                                      const Barrier& wait) {
   const std::int32_t queries = unit.q_end - unit.q_begin;
   std::uint32_t levels = 0;  // of the thread's query, asked for before it is needed
@@ -102,7 +103,7 @@ __device__ inline void finish_listed(const AttendParams& params, const Unit& uni
         __popc(params.schedule.listed[unit.queries.first + thread].levels));
   }
   wait();
-  if (thread < 4 * kWarpSize) {
+  if (thread < kWords * kWarpSize) {
     bool is_complete = false;
     if (thread < queries) {
       PieceRows rows = rows_of_pieces<kLine>(params, unit);
@@ -136,9 +137,9 @@ __device__ inline void finish_listed(const AttendParams& params, const Unit& uni
 /// last one joins them. `threads` threads call it.
 /// @param complete  In shared memory.
 /// @param wait      A barrier of these threads.
-template <schedule::Line kLine, typename Element, typename Barrier>
+template <schedule::Line kLine, typename Element, int kWords, typename Barrier>
 __device__ inline void finish_partial(const AttendParams& params, const Unit& unit,
-                                      std::uint32_t (&complete)[4], int thread, int threads,
+                                      std::uint32_t (&complete)[kWords], int thread, int threads,
                                       const Barrier& wait) {
   if (unit.leaves_states()) {
     note(params, Activity::kCount, unit.seq);

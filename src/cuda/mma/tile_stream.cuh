@@ -73,7 +73,7 @@ class TileStream {
 
   /// The unit of the tile; without rows at the end of the range.
   [[nodiscard]] __device__ const Unit& unit() const { return units_.now(); }
-  /// First key of the tile, a multiple of kTileKeys.
+  /// First key of the tile, kKeys after that of the one before it (`first_tile_key`).
   [[nodiscard]] __device__ std::int32_t key() const { return key_; }
   [[nodiscard]] __device__ bool is_first_of_unit() const {
     return kIsAscending ? key_ <= unit().kv_begin : key_ + kKeys >= unit().kv_end;

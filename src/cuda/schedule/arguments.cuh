@@ -19,6 +19,7 @@ inline constexpr int kWarps = kThreads / kWarpSize;
 inline constexpr int kCutWarps = 8;
 inline constexpr int kWarpRanges =
     kWarpSize - 2;  // a lane places a cut, a range needs two; an even number
+static_assert(kWarpRanges % 2 == 0, "`ranges_together` of them are a warp's");
 inline constexpr int kRangeWords = sizeof(schedule::Range) / sizeof(std::int32_t);
 static_assert(kWarps % kCutWarps == 0);
 

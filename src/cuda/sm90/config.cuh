@@ -170,7 +170,7 @@ struct Config {
     std::uint64_t queries_full[kQueryBuffers];  // filled by one warp's copies, or by all loaders
     std::uint64_t queries_empty[kQueryBuffers];      // drained: one arrival of each computing warp
     std::uint32_t exceeds[kComputingWarpgroups][2];  // weights of an even, an odd tile do not fit
-    std::uint32_t complete[4];                       // queries of the unit, or a split unit
+    std::uint32_t complete[kTileRows / kWarpSize];   // queries of the unit, or a split unit
     Staged staged;
   };
   static constexpr std::size_t kBytesBesides = kIsNarrow ? sizeof(Besides) : 0;

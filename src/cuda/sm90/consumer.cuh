@@ -10,8 +10,8 @@
 /// (of 64 keys where heads are wider than 128).
 ///
 /// A tile's scores are multiplied while the tile before it is still being accumulated, and the
-/// warpgroups take turns at issuing products, so that one computes weights while the tensor cores
-/// work for the other. After FlashAttention-3 (Shah et al., 2024).
+/// warpgroups take turns at issuing products, so that the others compute weights while the tensor
+/// cores work for one. After FlashAttention-3 (Shah et al., 2024).
 #pragma once
 
 #include <cfloat>

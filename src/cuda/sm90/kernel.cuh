@@ -5,11 +5,12 @@
 ///   q [total_q, num_qo_heads, D], K and V pages  ->  o [total_q, num_qo_heads, Dv], lse
 ///
 /// A block fills a multiprocessor and takes two shares of the line of small units (at most 32 rows)
-/// and up to two of the line of large units (at most 128 rows). The small ones are computed by the
-/// mma kernel's code, which each half of the block runs for itself, the large ones by the whole block
-/// with wgmma: a warpgroup loads (`UnitFinder`, `QueryLoader`, `TileLoader`; 8-bit codes:
-/// `WideningLoader`, or `ValueTransposer` besides), two compute (`UnitAttention`). Where there are both, some blocks take the ones and some the others, or all take both (`phases_of`),
-/// so that memory and tensor cores are busy at the same time.
+/// and up to two of the line of large units (at most 128 rows, 192 of heads of 64). The small ones are
+/// computed by the mma kernel's code, which each half of the block runs for itself, the large ones by
+/// the whole block with wgmma: a warpgroup loads (`UnitFinder`, `QueryLoader`, `TileLoader`; 8-bit
+/// codes: `WideningLoader`, or `ValueTransposer` besides), two or three compute (`UnitAttention`). Where
+/// there are both, some blocks take the ones and some the others, or all take both (`phases_of`), so
+/// that memory and tensor cores are busy at the same time.
 #pragma once
 
 #include <cstdint>

@@ -236,6 +236,11 @@ class TileLoader {
         load(tiles);  // before asking for the next tiles' pages
         if (has_tile) beside.run();
         has_tile = true;
+      } else if (has_tile) {
+        // Nothing comes behind it for a while, and units may be waited for that wait for it.
+        beside.run();
+        beside.hand_over();
+        has_tile = false;
       }
       note(params_, Activity::kLookAhead);
       tiles.look_ahead();

@@ -82,9 +82,9 @@ class UnitFinder {
 ///
 /// A unit is **plain** if all that has to be done for it is what most need: logits are products
 /// times a positive number, without sinks, the mask is causal or none, with or without a window, K and
-/// V of 16 bits have no scales, K and V that are not widened come in boxes, final rows of o are written in boxes, and lse is not
-/// asked for. The code for those has nothing else in between,
-/// since jumps make the machine wait for instructions.
+/// V of 16 bits have no scales, K and V that are not widened come in boxes, final rows of o are written
+/// in boxes, and lse is not asked for. The code for those has nothing else in between, since jumps make
+/// the machine wait for instructions.
 template <typename C>
 class UnitQueue {
  public:
