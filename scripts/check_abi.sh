@@ -42,7 +42,7 @@ abidw --headers-dir "$root/include/quire" --drop-private-types --suppressions "$
   --exported-interfaces-only --drop-undefined-syms --type-id-style hash \
   --no-architecture --no-corpus-path --no-comp-dir-path --no-show-locs --no-elf-needed \
   --no-parameter-names --no-write-default-sizes "$library" |
-  sed "s|path='$root/|path='|" >"$current"
+  sed "s|path='[^']*/src/|path='src/|" >"$current"
 
 if $update; then
   cat "$current" >"$baseline"

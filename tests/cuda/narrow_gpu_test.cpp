@@ -21,6 +21,7 @@ using testing::exact_options;
 using testing::expect_oracle;
 using testing::KeySource;
 using testing::kGpu;
+using testing::prompts;
 using testing::RandomBatch;
 using testing::RandomBatchOptions;
 
@@ -198,12 +199,6 @@ TEST_P(GpuNarrowFormat, AgreesForLongContextsInManyPieces) {
     RandomBatch roomy(options);
     expect_oracle(roomy, testing::kRoomyLimits);
   }
-}
-
-/// Requests of many rows, of which some fill tiles and some do not, beside others. Small, since the
-/// oracle takes as long as there are pairs of queries and keys.
-std::vector<testing::Request> prompts() {
-  return {{40, 700}, {1, 300}, {33, 97}, {9, 400}, {64, 64}};
 }
 
 TEST_P(GpuNarrowFormat, AgreesForPromptsInBothOutputDtypes) {

@@ -22,18 +22,13 @@ using testing::exact_options;
 using testing::expect_oracle;
 using testing::KeySource;
 using testing::kGpu;
+using testing::prompts;
 using testing::RandomBatch;
 using testing::RandomBatchOptions;
 
 constexpr std::array kScales = {KvScale::kNone, KvScale::kPerTensor, KvScale::kPerHead};
 
 std::string name_of(KvScale scale) { return "scale " + std::to_string(static_cast<int>(scale)); }
-
-/// Requests of many rows, of which some fill tiles and some do not, beside others. Small, since the
-/// oracle takes as long as there are pairs of queries and keys.
-std::vector<testing::Request> prompts() {
-  return {{40, 700}, {1, 300}, {33, 97}, {9, 400}, {64, 64}};
-}
 
 RandomBatchOptions options_of(KvScale scale, std::int32_t group, std::int32_t kv_heads,
                               std::int32_t head_dim) {

@@ -238,6 +238,12 @@ inline RandomBatchOptions exact_options(DType dtype, std::int32_t group, std::in
   return options;
 }
 
+/// Requests of many rows, of which some fill tiles and some do not, beside others. Small, since the
+/// oracle takes as long as there are pairs of queries and keys.
+inline std::vector<Request> prompts() {
+  return {{40, 700}, {1, 300}, {33, 97}, {9, 400}, {64, 64}};
+}
+
 /// Runs the batch again, for o in the dtype of q and without lse, which kernels write in ways of their
 /// own: expects what the batch has in float32, rounded, bit for bit.
 inline void expect_same_rounded(const RandomBatch& host, const BatchLimits& limits) {
