@@ -110,13 +110,13 @@ class LogitTransform {
  public:
   __device__ LogitTransform(const AttendParams& params, std::int32_t kv_head)
       : cap_(params.shape.logits_soft_cap),
-        is_linear_(cap_ == 0.0F && params.tensors.alibi_slopes == nullptr) {
+        is_linear_(opaque(cap_ == 0.0F && params.tensors.alibi_slopes == nullptr ? 1 : 0)) {
     const float scale = params.shape.sm_scale * key_scale(params, kv_head);
     scale_ = cap_ > 0.0F ? scale / cap_ : scale * kLog2E;
   }
 
   /// @return True if a logit is the product times `scale()` and nothing else.
-  __device__ bool is_linear() const { return is_linear_; }
+  __device__ bool is_linear() const { return opaque(is_linear_) != 0; }
   __device__ float scale() const { return scale_; }
   __device__ bool has_cap() const { return cap_ > 0.0F; }
 
@@ -139,7 +139,7 @@ class LogitTransform {
   }
 
   float cap_;
-  bool is_linear_;
+  int is_linear_;  // or a predicate is kept for the whole unit, and spilled
   float scale_;
 };
 

@@ -12,6 +12,7 @@
 #include "core/narrow_formats.hpp"
 #include "cuda/attend/results.cuh"
 #include "cuda/attend/unit.cuh"
+#include "cuda/common/ptx.cuh"
 
 namespace quire::cuda::mma {
 
@@ -143,8 +144,12 @@ struct Config {
   static constexpr int kColumns =
       (kHeadDimVo / kConsumerWarps + kColumnStep - 1) / kColumnStep * kColumnStep;
 
-  /// Whether registers hold 16 rows of o beside all else.
-  static constexpr bool kHasQuarters = !kIsNarrow && kHeadDimVo <= 128;
+  /// Whether registers hold 16 rows of o beside all else, so that warps can have keys to themselves:
+  /// where there are many rows, and of 8 bits, whose tiles come fast, where there are few.
+  static constexpr bool kHoldsRows = kHeadDimVo <= 128;
+  static constexpr bool kHasQuarters = kHoldsRows && !kIsNarrow;
+  static constexpr bool kHasStripes =
+      kHoldsRows && kIsNarrow && kHeadDimVo == kConsumerWarps * kColumns;
 
   /// Weights of a tile; at a unit's end 8 rows of o in fp32.
   static constexpr int kStagedBytes = 8 * kConsumerWarps * kColumns * 4;
@@ -188,9 +193,9 @@ struct RingPosition {
   /// @param steps  At most kSlots.
   __device__ void advance(int steps = 1) {
     slot += steps;
-    if (slot < kSlots) return;
-    slot -= kSlots;
-    parity ^= 1;
+    const int wraps = opaque(slot >= kSlots ? 1 : 0);  // or a predicate is kept, and spilled
+    slot -= wraps * kSlots;
+    parity ^= static_cast<std::uint32_t>(wraps);
   }
   [[nodiscard]] __device__ RingPosition before() const {
     return slot > 0 ? RingPosition{slot - 1, parity} : RingPosition{kSlots - 1, parity ^ 1};

@@ -6,7 +6,7 @@
 ///
 /// A block takes one share of the schedule: units of at most 32 rows (the queries of a tile times
 /// the heads of a group, packed) against their keys, 64 at a time. Two warps look pages up and
-/// load (`Producer`), four compute (`UnitAttention`, `QuarterAttention`); between them lies a ring of
+/// load (`Producer`), four compute (`UnitAttention`, `QuarterAttention`, `StripeAttention`); between them lies a ring of
 /// half tiles, K and V in turn, that stays full across units. Split units are merged by the block
 /// that finishes last.
 #pragma once
@@ -22,6 +22,7 @@
 #include "cuda/mma/consumer.cuh"
 #include "cuda/mma/producer.cuh"
 #include "cuda/mma/quarters.cuh"
+#include "cuda/mma/stripes.cuh"
 #include "cuda/timeline/note.cuh"
 #include "schedule/schedule.hpp"
 
@@ -58,8 +59,8 @@ __device__ void attend_unit(ConsumerState<C>& state, const Unit& unit) {
     return;
   }
   using ManyRows = std::conditional_t<C::kHasQuarters, QuarterAttention<C>, UnitAttention<C, 2>>;
-  const bool are_final =
-      unit.rows <= 16 ? UnitAttention<C, 1>(state, unit).run() : ManyRows(state, unit).run();
+  using FewRows = std::conditional_t<C::kHasStripes, StripeAttention<C>, UnitAttention<C, 1>>;
+  const bool are_final = unit.rows <= 16 ? FewRows(state, unit).run() : ManyRows(state, unit).run();
   if (!are_final) {
     finish_partial<schedule::kSmallUnits, typename C::Output>(
         state.params, unit, state.shared.fixed.complete, state.warp * kWarpSize + state.lane,

@@ -24,16 +24,16 @@ struct ByColumns {
   static __device__ int first_scored_key(int warp) { return warp * kScoredKeys; }
 };
 
-/// Each has a quarter of the tile to itself, half of the rows and half of the keys, and all columns of
-/// o: its weights stay in registers.
-template <typename C>
-struct ByQuarters {
+/// Each has keys to itself, a part of the tile's, with all columns of o: its weights stay in registers.
+/// With two parts each has half of the rows, too.
+template <typename C, int kParts>
+struct ByKeys {
   static constexpr int kRowTiles = 1;
-  static constexpr int kScoredKeys = kTileKeys / 2;
-  static constexpr int kWeightedKeys = kTileKeys / 2;
+  static constexpr int kScoredKeys = kTileKeys / kParts;
+  static constexpr int kWeightedKeys = kScoredKeys;
   static constexpr int kColumns = C::kHeadDimVo;
-  static __device__ int first_row(int warp) { return warp / 2 * 16; }
-  static __device__ int first_scored_key(int warp) { return warp % 2 * kScoredKeys; }
+  static __device__ int first_row(int warp) { return warp / kParts * 16; }
+  static __device__ int first_scored_key(int warp) { return warp % kParts * kScoredKeys; }
 };
 
 /// Shapes of what a warp holds of a unit.
@@ -202,25 +202,32 @@ struct NarrowProducts : Fragments<C, Division> {
     const int of_lane = known_below<kWarpSize>(lane);
     if (kConsumerWarps * C::kColumns > C::kHeadDimVo && first_column >= C::kHeadDimVo) return;
     const int first_chunk = static_cast<int>(static_cast<unsigned>(first_column) / 16U);
-    const std::uint32_t value = Layout::row(slot, first_key + of_lane);
+    // A lane's place among those of which matrices are read at once: 8 keys each of 16 columns.
+    constexpr int kKeysAtOnce = F::kKeySteps == 1 ? 16 : 32;
+    constexpr int kChunksAtOnce = kWarpSize / kKeysAtOnce;
+    constexpr int kStepsAtOnce = kKeysAtOnce / 16;
+    const std::uint32_t value =
+        Layout::chunk(Layout::row(slot, first_key + of_lane % kKeysAtOnce), of_lane / kKeysAtOnce);
 #pragma unroll
-    for (int step = 0; step < F::kKeySteps; step += 2) {
-      typename F::Weights p[2];
+    for (int step = 0; step < F::kKeySteps; step += kStepsAtOnce) {
+      typename F::Weights p[kStepsAtOnce];
 #pragma unroll
-      for (int i = 0; i < 2; ++i) load_weights(p[i], step + i);
+      for (int i = 0; i < kStepsAtOnce; ++i) load_weights(p[i], step + i);
 #pragma unroll
-      for (int column = 0; column < F::kColumnTiles; column += 2) {
-        std::uint32_t codes[4];  // of 8 keys each
+      for (int first = 0; first < F::kColumnTiles; first += 2 * kChunksAtOnce) {
+        std::uint32_t codes[4];
         load_matrices_transposed(
-            codes, Layout::chunk(value, first_chunk + column / 2) + Layout::below(step * 16));
+            codes, Layout::chunk(value, first_chunk + first / 2) + Layout::below(step * 16));
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           const Pairs low = WidenValues::pairs(codes[2 * i]);
           const Pairs high = WidenValues::pairs(codes[2 * i + 1]);
+          const int column = first + i / kStepsAtOnce * 2;
 #pragma unroll
           for (int tile = 0; tile < F::kRowTiles; ++tile) {
-            multiply_add<__half>(o[tile][column], p[i][tile], low.first, high.first);
-            multiply_add<__half>(o[tile][column + 1], p[i][tile], low.second, high.second);
+            const auto& weights = p[i % kStepsAtOnce][tile];
+            multiply_add<__half>(o[tile][column], weights, low.first, high.first);
+            multiply_add<__half>(o[tile][column + 1], weights, low.second, high.second);
           }
         }
       }

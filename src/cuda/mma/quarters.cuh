@@ -1,47 +1,29 @@
 // SPDX-License-Identifier: Apache-2.0
 /// @file
 /// The computing warps on units of 17 to 32 rows, where registers hold all columns of o: of each tile
-/// a warp has half of the rows and half of the keys to itself.
-///
-///   S [16 of 32, 32 of 64]  = Q [16, D] · K [32, D]ᵀ     score
-///   P [16, 32]              = 2^(S − max)                online_softmax (in registers)
-///   O [16, Dv]             += P · V [32, Dv]             accumulate
-///
-/// K and V are read from shared memory twice, but weights never go there, q (of up to 128 components)
-/// only once, and no warp waits for another before the unit ends. Then the two that have the same rows
-/// join what their keys gave.
+/// a warp has half of the rows and half of the keys to itself (`OwnKeys`). K and V are read from shared
+/// memory twice, but q (of up to 128 components) only once.
 #pragma once
 
 #include <cstdint>
 
-#include "cuda/attend/merges.cuh"
 #include "cuda/attend/params.hpp"
 #include "cuda/attend/results.cuh"
 #include "cuda/common/ptx.cuh"
 #include "cuda/mma/config.cuh"
-#include "cuda/mma/unit_tiles.cuh"
-#include "cuda/timeline/note.cuh"
+#include "cuda/mma/own_keys.cuh"
 
 namespace quire::cuda::mma {
 
 /// One unit, or piece of one, of at most 32 rows.
 template <typename C>
-class QuarterAttention : UnitTiles<C, ByQuarters<C>> {
+class QuarterAttention : OwnKeys<C, 2> {
  public:
-  __device__ QuarterAttention(ConsumerState<C>& state, const Unit& unit) : Tiles(state, unit) {}
+  __device__ QuarterAttention(ConsumerState<C>& state, const Unit& unit) : Base(state, unit) {}
 
   /// @return Whether results are final, or those of others are to be waited for.
   __device__ bool run() {
-    this->take_queries();
-    for (std::int32_t key = unit_.kv_begin / kTileKeys * kTileKeys; key < unit_.kv_end;
-         key += kTileKeys) {
-      Scores scores;
-      this->score(scores, key);
-      online_softmax(scores);
-      accumulate(scores);
-    }
-    if constexpr (!P::kQueriesInRegisters) state_.release_queries();
-    note(params_, Activity::kStore, unit_.seq);
+    this->attend_tiles();
     join_keys();
     if (unit_.num_pieces > 1 || unit_.leaves_states()) {
       store_partial();
@@ -52,98 +34,21 @@ class QuarterAttention : UnitTiles<C, ByQuarters<C>> {
   }
 
  private:
-  using Tiles = UnitTiles<C, ByQuarters<C>>;
-  using Tiles::lane_;
-  using Tiles::params_;
-  using Tiles::quad_;
-  using Tiles::row_of;
-  using Tiles::shared_;
-  using Tiles::state_;
-  using Tiles::unit_;
-  using Tiles::warp_;
-  using typename Tiles::Element;
-  using typename Tiles::P;
-  using typename Tiles::Scores;
+  using Base = OwnKeys<C, 2>;
+  using Base::lane_;
+  using Base::max_;
+  using Base::o_;
+  using Base::params_;
+  using Base::quad_;
+  using Base::row_of;
+  using Base::shared_;
+  using Base::state_;
+  using Base::sum_;
+  using Base::unit_;
+  using Base::warp_;
+  using typename Base::P;
   static constexpr int kJoinedTiles = P::kColumnTiles / 2;  // of a warp in the end
-  static constexpr int kJoinedAtOnce = 2;                   // that are staged
-  static_assert(P::kColumnTiles % 2 == 0 && kJoinedTiles % kJoinedAtOnce == 0);
-  static_assert(kConsumerWarps * kJoinedAtOnce * kWarpSize * sizeof(float4) <= C::kWeightsBytes);
-
-  // --- the tile --------------------------------------------------------------------------------
-
-  /// Logits to weights; maxima, sums and o follow.
-  __device__ void online_softmax(Scores& scores) {
-    raise_maxima(scores);
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const float base = max_[half] == kNoKey ? 0.0F : max_[half];
-#pragma unroll
-      for (auto& fragment : scores[0]) {
-#pragma unroll
-        for (int i = 2 * half; i < 2 * half + 2; ++i) {
-          fragment[i] = exp2_fast(fragment[i] - base);
-          sum_[half] += fragment[i];
-        }
-      }
-    }
-  }
-
-  /// Takes the tile's maxima in and scales sums and o down to them.
-  __device__ void raise_maxima(const Scores& scores) {
-    float factor[2];
-    bool raised = false;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      float max = max_[half];
-#pragma unroll
-      for (const auto& fragment : scores[0]) {
-        max = fmaxf(max, fmaxf(fragment[2 * half], fragment[2 * half + 1]));
-      }
-      max = fmaxf(max, __shfl_xor_sync(kAllLanes, max, 1));
-      max = fmaxf(max, __shfl_xor_sync(kAllLanes, max, 2));
-      factor[half] = max == kNoKey ? 1.0F : exp2_fast(max_[half] - max);
-      raised = raised || max > max_[half];
-      max_[half] = max;
-    }
-    if (!__any_sync(kAllLanes, raised)) return;
-    scale(factor);
-  }
-
-  __device__ void scale(const float (&factor)[2]) {
-    sum_[0] *= factor[0];
-    sum_[1] *= factor[1];
-#pragma unroll
-    for (auto& fragment : o_[0]) {
-      fragment[0] *= factor[0];
-      fragment[1] *= factor[0];
-      fragment[2] *= factor[1];
-      fragment[3] *= factor[1];
-    }
-  }
-
-  /// o += P · V over the warp's keys.
-  __device__ void accumulate(const Scores& weights) {
-    static_assert(P::kKeySteps == 2);
-    std::uint32_t packed[P::kKeySteps][4];
-#pragma unroll
-    for (int step = 0; step < P::kKeySteps; ++step) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const auto& fragment = weights[0][2 * step + i / 2];
-        packed[step][i] = pack<Element>(fragment[i % 2 * 2], fragment[i % 2 * 2 + 1]);
-      }
-    }
-    note(params_, Activity::kAwaitValues);
-    const std::uint32_t slot = this->wait_for_slot();
-    note(params_, Activity::kAccumulate);
-    P::accumulate(o_, slot, this->first_key(), 0, lane_, [&](typename P::Weights& p, int step) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) p[0][i] = step == 0 ? packed[0][i] : packed[1][i];
-    });
-    this->release_slot();
-  }
-
-  // --- the end ---------------------------------------------------------------------------------
+  static_assert(P::kColumnTiles % 2 == 0);
 
   /// Which half of the keys the warp has, and which half of the columns of o in the end.
   __device__ int half_of_pair() const { return warp_ % 2; }
@@ -162,35 +67,8 @@ class QuarterAttention : UnitTiles<C, ByQuarters<C>> {
   __device__ void join_keys() {
     state_.wait_at(kUnitEnd);  // nobody reads what the unit before left in shared memory
     join_states();
-    auto* const staged = reinterpret_cast<float4*>(shared_.fixed.weights) + lane_;
-    const bool is_low = half_of_pair() == 0;
-#pragma unroll
-    for (int first = 0; first < kJoinedTiles; first += kJoinedAtOnce) {
-#pragma unroll
-      for (int i = first; i < first + kJoinedAtOnce; ++i) {
-        const auto given = [&](int element) {
-          return is_low ? o_[0][kJoinedTiles + i][element] : o_[0][i][element];
-        };
-        staged[place_of(warp_, i - first)] = make_float4(given(0), given(1), given(2), given(3));
-      }
-      wait_for_pair();
-#pragma unroll
-      for (int i = first; i < first + kJoinedAtOnce; ++i) {
-        const float4 other = staged[place_of(warp_ ^ 1, i - first)];
-        const float others[4] = {other.x, other.y, other.z, other.w};
-#pragma unroll
-        for (int element = 0; element < 4; ++element) {
-          const float own = is_low ? o_[0][i][element] : o_[0][kJoinedTiles + i][element];
-          o_[0][i][element] = own + others[element];
-        }
-      }
-      wait_for_pair();
-    }
-  }
-
-  /// Where a warp stages a tile of columns, a fragment for each lane.
-  static __device__ int place_of(int warp, int tile) {
-    return (warp * kJoinedAtOnce + tile) * kWarpSize;
+    this->template exchange_halves<kJoinedTiles>(warp_ ^ 1, half_of_pair() == 0,
+                                                 [&] { wait_for_pair(); });
   }
 
   /// Maxima and sums of the rows over all keys; o relative to them.
@@ -204,19 +82,17 @@ class QuarterAttention : UnitTiles<C, ByQuarters<C>> {
       shared_.fixed.sums[row_of(0, half)][half_of_pair()] = sum_[half];
     }
     wait_for_pair();
-    float factor[2];
+    float max[2];
     float other_sum[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const float other_max = shared_.fixed.maxima[row_of(0, half)][half_of_pair() ^ 1];
-      const float max = fmaxf(max_[half], other_max);
-      const float base = max == kNoKey ? 0.0F : max;
-      factor[half] = exp2_fast(max_[half] - base);
+      max[half] = fmaxf(max_[half], other_max);
+      const float base = max[half] == kNoKey ? 0.0F : max[half];
       other_sum[half] = __fmul_rn(shared_.fixed.sums[row_of(0, half)][half_of_pair() ^ 1],
                                   exp2_fast(other_max - base));
-      max_[half] = max;
     }
-    scale(factor);
+    this->scale_to(max);
     // Not contracted: both warps get the same bits.
     sum_[0] = __fadd_rn(sum_[0], other_sum[0]);
     sum_[1] = __fadd_rn(sum_[1], other_sum[1]);
@@ -256,10 +132,6 @@ class QuarterAttention : UnitTiles<C, ByQuarters<C>> {
       }
     }
   }
-
-  typename P::Columns o_ = {};
-  float max_[2] = {kNoKey, kNoKey};
-  float sum_[2] = {};
 };
 
 }  // namespace quire::cuda::mma

@@ -78,6 +78,16 @@ class Scaling {
   [[nodiscard]] __device__ float2 raise_of(int keys) const {
     return {log2_of(of_values_[keys].x), log2_of(of_values_[keys].y)};
   }
+  /// Of weights, of one row tile.
+  __device__ void scale_weights(typename F::Scores& weights) const {
+#pragma unroll
+    for (int keys = 0; keys < F::kKeyTiles; ++keys) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        weights[0][keys][i] *= i % 2 == 0 ? of_values_[keys].x : of_values_[keys].y;
+      }
+    }
+  }
   /// Scales of the values of two keys.
   [[nodiscard]] __device__ float2 of_values(int keys) const { return of_values_[keys]; }
 

@@ -86,6 +86,14 @@ class TileStream {
     return kIsAscending ? key_ + kKeys >= min(stretch_end(), unit().kv_end)
                         : key_ - kKeys < first_key_;
   }
+  /// Tiles from this one on, the stretch's last one not counted: the unit sees all keys of them that come
+  /// behind its first.
+  [[nodiscard]] __device__ int tiles_before_last() const {
+    static_assert(kIsAscending);
+    return (min(stretch_end(), unit().kv_end) - key_ - 1) / kKeys;
+  }
+  /// To one of them.
+  __device__ void skip(int tiles) { key_ += tiles * kKeys; }
   [[nodiscard]] __device__ bool has_looked_ahead() const { return looked_ahead_; }
   /// Asks for the page ids of the next stretch, once. Call it early, so that they are there in time.
   __device__ void look_ahead() {
@@ -118,12 +126,10 @@ class TileStream {
   /// them, that of lane `lane_of(run)`.
   /// @param cache  Which of the caches.
   [[nodiscard]] __device__ std::int64_t offset_near(int run, int cache = 0) const {
-    const int at = place_near(run);
+    const int near = own_run_near(run);
     std::int64_t offset = offsets_[cache][0];
 #pragma unroll
-    for (int i = 1; i < kRunsPerLane; ++i) {
-      offset = at >= i * kWarpSize ? offsets_[cache][i] : offset;
-    }
+    for (int i = 1; i < kRunsPerLane; ++i) offset = near >= i ? offsets_[cache][i] : offset;
     return offset;
   }
   static constexpr int kRunsPerLane = kKeys / kParts / kWarpSize;
@@ -132,15 +138,18 @@ class TileStream {
     return key_of_run(first_key_, i * kWarpSize + lane_);
   }
   [[nodiscard]] __device__ std::int32_t page_of_own_run(int i) const { return pages_[i]; }
-  /// Which of the lane's runs is near the tile's.
-  [[nodiscard]] __device__ int own_run_near() const { return place_near(0) / kWarpSize; }
+  /// Which of the lane's runs is near the tile's run `run`.
+  [[nodiscard]] __device__ int own_run_near(int run = 0) const {
+    const int place = kTilesDivideLanes || !has_runs() ? first_run() + run : place_near(run);
+    return static_cast<int>(static_cast<unsigned>(place) / kWarpSize);
+  }
 
   /// Likewise their pages; of contiguous K and V, the request's first row.
   [[nodiscard]] __device__ std::int32_t page_near(int run) const {
-    const int at = place_near(run);
+    const int near = own_run_near(run);
     std::int32_t page = pages_[0];
 #pragma unroll
-    for (int i = 1; i < kRunsPerLane; ++i) page = at >= i * kWarpSize ? pages_[i] : page;
+    for (int i = 1; i < kRunsPerLane; ++i) page = near >= i ? pages_[i] : page;
     return page;
   }
   /// `offset_near`, made of the page when it is asked for: for those who seldom ask and have few
@@ -171,6 +180,7 @@ class TileStream {
  private:
   static constexpr bool kIsAscending = kDirection == Direction::kAscending;
   static constexpr int kPartKeys = kKeys / kParts;
+  static constexpr bool kTilesDivideLanes = kWarpSize % (kPartKeys / kRunKeys) == 0;
 
   /// Of the tile, counted from the stretch's.
   [[nodiscard]] __device__ int first_run() const {
@@ -178,8 +188,7 @@ class TileStream {
   }
   /// Of this lane's run among those near the tile's run `run`, counted from the stretch's first.
   [[nodiscard]] __device__ int place_near(int run) const {
-    constexpr bool kDivide = kWarpSize % (kPartKeys / kRunKeys) == 0;  // tiles the lanes
-    if (kDivide || !has_runs()) return (first_run() + run) / kWarpSize * kWarpSize + lane_;
+    if (kTilesDivideLanes || !has_runs()) return own_run_near(run) * kWarpSize + lane_;
     const int first = first_run();
     return first + static_cast<int>(static_cast<unsigned>(lane_ - first) % kWarpSize);
   }

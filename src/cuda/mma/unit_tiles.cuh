@@ -182,6 +182,15 @@ class UnitTiles {
     });
   }
 
+  /// Of a row of the fragments over this warp's keys.
+  __device__ float max_of_row(const Scores& scores, int tile, int half) const {
+    float max = max_of_thread(scores[tile], half);
+    max = fmaxf(max, __shfl_xor_sync(kAllLanes, max, 1));
+    max = fmaxf(max, __shfl_xor_sync(kAllLanes, max, 2));
+    if constexpr (C::kIsNarrow) max -= Scaling<C, P>::kWeightShift;
+    return max;
+  }
+
   /// Calls `body(x)` for the thread's elements.
   template <typename Body>
   __device__ void for_each(Scores& scores, const Body& body) const {
@@ -193,6 +202,26 @@ class UnitTiles {
         for (float& x : fragment) body(x);
       }
     }
+  }
+
+  __device__ float max_of_thread(const float (&scores)[kKeyTiles][4], int half) const {
+    float max = kNoKey;
+    if constexpr (C::kIsNarrow) {
+      if (scaling_.is_per_token()) {
+#pragma unroll
+        for (int keys = 0; keys < kKeyTiles; ++keys) {
+          const float2 raise = scaling_.raise_of(keys);
+          max = fmaxf(
+              max, fmaxf(scores[keys][2 * half] + raise.x, scores[keys][2 * half + 1] + raise.y));
+        }
+        return max;
+      }
+    }
+#pragma unroll
+    for (int keys = 0; keys < kKeyTiles; ++keys) {
+      max = fmaxf(max, fmaxf(scores[keys][2 * half], scores[keys][2 * half + 1]));
+    }
+    return max;
   }
 
   /// Bit i: this thread's element i, in the order of `for_each`, is seen. Rare and rolled, so that

@@ -33,6 +33,11 @@ inline constexpr Registers kForSmallUnitsBesideIdle{152, 168};
 inline constexpr Registers kForLargeUnitsOfThree{80, 144};
 inline constexpr int kIdleRegisters = 24;
 
+/// How tiles of small units lie: as boxes bring them, if rows are whole ones.
+template <int kRowBytes>
+using SmallTiles = std::conditional_t<kRowBytes % kBoxRowBytes == 0, Groups<kRowBytes>,
+                                      mma::TileLayout<kRowBytes>>;
+
 /// What the warps of the first warpgroup do for large units: three load, one finds the units. Where K
 /// and V have to be widened, all of them do that, and the last one finds the units besides. Where V of 8
 /// bits has to be transposed, those of V and of q do that besides.
@@ -73,9 +78,11 @@ struct Config {
 
   /// The mma kernel, of which a block runs two. Scales of 8-bit tokens are for it alone.
   using Small = std::conditional_t<
-      kIsNarrow,
-      mma::Config<__half, kHeadDimQk, kHeadDimVo, mma::kHalf, Kv, mma::TileLayout, false>,
-      mma::Config<Element, kHeadDimQk, kHeadDimVo, mma::kHalf, Kv, Groups>>;
+      kIsNarrow, mma::Config<__half, kHeadDimQk, kHeadDimVo, mma::kHalf, Kv, SmallTiles, false>,
+      mma::Config<Element, kHeadDimQk, kHeadDimVo, mma::kHalf, Kv, SmallTiles>>;
+  /// Whether tiles of small units can come in boxes, which are of 128 bytes of a row.
+  static constexpr bool kHasSmallBoxes =
+      kHeadDimQk * sizeof(Kv) % kBoxRowBytes == 0 && kHeadDimVo * sizeof(Kv) % kBoxRowBytes == 0;
   using Output = typename Small::Output;  ///< of o, where it is not fp32
 
   /// Warpgroups of a block that compute, beside one that loads. Products of narrow heads take as long

@@ -101,10 +101,10 @@ __device__ __forceinline__ void load_small_units(const AttendParams& params, con
   const int half = warp_of_warpgroup() / 2;
   const std::int32_t worker = static_cast<std::int32_t>(blockIdx.x) - shared.overview.large_workers;
   const auto make_boxes = [&](bool of_keys, auto layout) {
-    if constexpr (C::kIsNarrow) {
-      return mma::NoBoxes();
-    } else {
+    if constexpr (C::kHasSmallBoxes) {
       return RunBoxes<decltype(layout), mma::kTileKeys, true, false>(params, maps, of_keys, lane());
+    } else {
+      return mma::NoBoxes();
     }
   };
   mma::load_units<typename C::Small>(params, shared.halves[half], make_boxes,

@@ -44,6 +44,8 @@ class RunBoxes {
 #pragma unroll
     for (int i = 0; i < kRunsPerLane; ++i) {
       const std::int32_t key = tiles.key_of_own_run(i);
+      runs_[i] = kNoRun;
+      if (i > 0 && key - lane_ * kBoxKeys >= unit.kv_end) continue;  // so are all lanes' keys
       const RunPlace place = place_of(tiles.page_of_own_run(i), key);
       runs_[i] = key >= unit.kv_begin && key < unit.kv_end ? place.run : kNoRun;
       if (i == 0) token_ = place.token;
@@ -67,6 +69,43 @@ class RunBoxes {
     return boxes;
   }
 
+  [[nodiscard]] __device__ bool are_there() const { return has_boxes_; }
+
+  struct RunPlace {
+    std::int32_t run;
+    std::int32_t token;  // where in the run the keys begin, the same for all of a unit
+  };
+  struct Places {
+    RunPlace own;  // of this lane's run
+    std::int32_t panel;
+  };
+  /// Of the runs near those of the tile, of small units.
+  template <typename Tiles>
+  [[nodiscard]] __device__ Places places_near(const Tiles& tiles) const {
+    static_assert(kIsSmall);
+    return {place_of(tiles.page_near(0), tiles.key_of_own_run(tiles.own_run_near())),
+            tiles.unit().kv_head_begin * pool_.panels_per_head};
+  }
+  /// Copies a tile of which all keys are seen, the runs of the lanes from `first_lane` on, into the tile
+  /// at `to`, where there is room.
+  __device__ __forceinline__ void copy_whole(const Places& places, int first_lane, std::uint32_t to,
+                                             std::uint32_t full) const {
+    std::int32_t run[kRuns];
+#pragma unroll
+    for (int i = 0; i < kRuns; ++i) run[i] = __shfl_sync(kAllLanes, places.own.run, first_lane + i);
+    const std::uint64_t map = opaque(reinterpret_cast<std::uint64_t>(&pool_.map));
+    if (elect_one()) {
+      if constexpr (!kAreShown) order_before_boxes();
+      barrier_expect(full, static_cast<std::uint32_t>(kRuns * kRunBytes));
+#pragma unroll
+      for (int i = 0; i < kRuns; ++i) {
+        copy_box(to + Layout::below(i * kBoxKeys), map, places.own.token, places.panel, run[i],
+                 full);
+      }
+    }
+    __syncwarp();
+  }
+
  private:
   static constexpr int kRunBytes = kBoxKeys * Layout::kRowBytes;
   static constexpr std::int32_t kNoRun = -1;
@@ -80,10 +119,6 @@ class RunBoxes {
     return boxes;
   }
 
-  struct RunPlace {
-    std::int32_t run;
-    std::int32_t token;  // where in the run the keys begin, the same for all of a unit
-  };
   /// Of the run of keys from `key` on.
   __device__ __forceinline__ RunPlace place_of(std::int32_t page, std::int32_t key) const {
     std::int32_t first = key;  // token of the page, or row of the pool

@@ -131,8 +131,7 @@ void prepare_tile_maps() {
 TileMaps make_tile_maps(const core::ProblemShape& shape, const core::LayerTensors& tensors,
                         std::int32_t tile_rows) noexcept {
   TileMaps maps;
-  maps.has_kv = size_of(shape.kv_dtype) == size_of(shape.q_dtype) &&
-                shape.page_size % kBoxKeys == 0 &&
+  maps.has_kv = shape.page_size % kBoxKeys == 0 &&
                 encode_pool(maps.keys, tensors.k, shape, shape.head_dim_qk) &&
                 encode_pool(maps.values, tensors.v, shape, shape.head_dim_vo);
   // A box that leaves rows of the tile as they were would let these say whether weights fit.
