@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // The oracle. It shares no code with schedule and kernels but the scalar conversions, so that a
 // mistake there is not a mistake here.
+#include <array>
 #include <cmath>
 #include <limits>
 #include <string>
+#include <vector>
 
 #include "core/float_formats.hpp"
 #include "quire/reference.hpp"
@@ -14,28 +16,54 @@ namespace {
 
 constexpr double kNoKey = -std::numeric_limits<double>::infinity();
 
-/// Element `offset` (in elements) of a tensor.
-double element(const TensorView& tensor, std::int64_t offset) {
-  const auto* u8 = static_cast<const std::uint8_t*>(tensor.data) + offset;
-  const auto* u16 = static_cast<const std::uint16_t*>(tensor.data) + offset;
+using Row = std::vector<double>;
+
+template <typename Stored, typename Convert>
+void convert_row(const TensorView& tensor, std::int64_t offset, Row& to, const Convert& convert) {
+  const auto* const from = static_cast<const Stored*>(tensor.data) + offset;
+  for (std::size_t i = 0; i < to.size(); ++i) to[i] = convert(from[i]);
+}
+
+/// What all codes of a format mean: to look them up takes less than to convert one.
+template <typename Code>
+std::vector<float> table_of(float (*convert)(Code)) {
+  std::vector<float> table(std::size_t{1} << (8 * sizeof(Code)));
+  for (std::size_t code = 0; code < table.size(); ++code) {
+    table[code] = convert(static_cast<Code>(code));
+  }
+  return table;
+}
+
+/// Neighbouring elements of a tensor from element `offset` on, as many as `to` has.
+void read_row(const TensorView& tensor, std::int64_t offset, Row& to) {
+  static const std::vector<float> kFloat16 = table_of<std::uint16_t>(core::float_from_float16);
+  static const std::vector<float> kE4M3 = table_of<std::uint8_t>(core::float_from_float8_e4m3);
+  static const std::vector<float> kE5M2 = table_of<std::uint8_t>(core::float_from_float8_e5m2);
   switch (tensor.dtype) {
     case DType::kFloat32:
-      return static_cast<const float*>(tensor.data)[offset];
+      return convert_row<float>(tensor, offset, to, [](float x) { return x; });
     case DType::kBFloat16:
-      return core::float_from_bfloat16(*u16);
+      return convert_row<std::uint16_t>(tensor, offset, to, core::float_from_bfloat16);
     case DType::kFloat16:
-      return core::float_from_float16(*u16);
+      return convert_row<std::uint16_t>(tensor, offset, to,
+                                        [](auto code) { return kFloat16[code]; });
     case DType::kFloat8E4M3:
-      return core::float_from_float8_e4m3(*u8);
+      return convert_row<std::uint8_t>(tensor, offset, to, [](auto code) { return kE4M3[code]; });
     case DType::kFloat8E5M2:
-      return core::float_from_float8_e5m2(*u8);
+      return convert_row<std::uint8_t>(tensor, offset, to, [](auto code) { return kE5M2[code]; });
     case DType::kInt8:
-      return static_cast<const std::int8_t*>(tensor.data)[offset];
+      return convert_row<std::int8_t>(tensor, offset, to, [](std::int8_t x) { return x; });
     default:
       throw Error(ErrorCode::kInvalidArgument,
                   "[reference] expected a floating-point or int8 tensor, got " +
                       std::string(to_string(tensor.dtype)));
   }
+}
+
+double dot(const Row& a, const Row& b) {
+  std::array<double, 4> sums{};  // that do not wait for one another
+  for (std::size_t i = 0; i < a.size(); ++i) sums[i % sums.size()] += a[i] * b[i];
+  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }
 
 template <typename T>
@@ -175,17 +203,16 @@ ReferenceRow reference_attention_row(const AttentionSpec& spec, const Batch& bat
   const std::int64_t q_offset =
       (sequence.first_row() + query) * tensors.q.stride(0) + qo_head * tensors.q.stride(1);
 
-  std::vector<double> logits(static_cast<std::size_t>(sequence.kv_len()), kNoKey);
+  Row query_row(static_cast<std::size_t>(head_dim_qk));
+  read_row(tensors.q, q_offset, query_row);
+  Row key_row(query_row.size());
+  Row logits(static_cast<std::size_t>(sequence.kv_len()), kNoKey);
   double max_logit = kNoKey;
   for (std::int64_t key = 0; key < sequence.kv_len(); ++key) {
     if (!sequence.sees(query, key)) continue;
-    const std::int64_t k_offset = sequence.offset(tensors.k, key, kv_head);
-    double dot = 0;
-    for (std::int64_t d = 0; d < head_dim_qk; ++d) {
-      dot += element(tensors.q, q_offset + d) * element(tensors.k, k_offset + d);
-    }
-    double logit =
-        dot * q_scale * sm_scale * scale_of(spec, sequence, tensors.k_scale, key, kv_head);
+    read_row(tensors.k, sequence.offset(tensors.k, key, kv_head), key_row);
+    double logit = dot(query_row, key_row) * q_scale * sm_scale *
+                   scale_of(spec, sequence, tensors.k_scale, key, kv_head);
     if (spec.logits_soft_cap > 0.0F) {
       logit = spec.logits_soft_cap * std::tanh(logit / spec.logits_soft_cap);
     }
@@ -201,15 +228,14 @@ ReferenceRow reference_attention_row(const AttentionSpec& spec, const Batch& bat
   if (max_logit == kNoKey) return row;
   if (spec.sinks) max_logit = std::fmax(max_logit, at<float>(tensors.sinks, qo_head));
   double denominator = spec.sinks ? std::exp(at<float>(tensors.sinks, qo_head) - max_logit) : 0.0;
+  Row value_row(row.o.size());
   for (std::int64_t key = 0; key < sequence.kv_len(); ++key) {
     if (!sequence.sees(query, key)) continue;
     const double weight = std::exp(logits[static_cast<std::size_t>(key)] - max_logit);
     denominator += weight;
-    const double v_scale = scale_of(spec, sequence, tensors.v_scale, key, kv_head);
-    const std::int64_t v_offset = sequence.offset(tensors.v, key, kv_head);
-    for (std::int64_t d = 0; d < head_dim_vo; ++d) {
-      row.o[static_cast<std::size_t>(d)] += weight * v_scale * element(tensors.v, v_offset + d);
-    }
+    const double scaled = weight * scale_of(spec, sequence, tensors.v_scale, key, kv_head);
+    read_row(tensors.v, sequence.offset(tensors.v, key, kv_head), value_row);
+    for (std::size_t d = 0; d < row.o.size(); ++d) row.o[d] += scaled * value_row[d];
   }
   for (double& component : row.o) component /= denominator;
   row.lse = max_logit + std::log(denominator);
