@@ -30,6 +30,7 @@ class NoBoxes {
   }
   static constexpr std::uint32_t kAllRuns = 1U << kTileKeys / kRunKeys;  // never
   static constexpr bool kAreRuns = false;
+  [[nodiscard]] __device__ bool are_there() const { return false; }
 };
 
 /// A loading warp. The one of V also hands each unit and its queries over: as soon as there is room
@@ -74,6 +75,9 @@ class Producer {
  private:
   using Tiles = TileStream<kTileKeys, Direction::kAscending, UnitWalk>;
   static constexpr int kHandedOver = -1;
+  static constexpr std::int64_t kNoScaleRuns = -1;
+  static constexpr int kChunkBytes = 16;
+  static constexpr int kScalesAtOnce = kChunkBytes / static_cast<int>(sizeof(float));
   static constexpr int kElementBytes = C::kKvElementBytes;
   static constexpr int kQueryElementBytes = sizeof(typename C::Element);
 
@@ -99,33 +103,106 @@ class Producer {
   /// Ends before the last tile of the stretch, and when there is time to look for the next one.
   /// @return Whether there were any. The last of them is the current tile then.
   __device__ __forceinline__ bool load_whole_tiles(Tiles& tiles) {
-    if constexpr (!Boxes::kAreRuns || !C::kIsNarrow) {
+    if constexpr (!C::kIsNarrow) {
       return false;
     } else {
-      if (!boxes_.are_there() || tiles.is_first_of_unit()) return false;
+      if (!(boxes_.are_there() || (!Boxes::kAreRuns && tiles.has_runs()))) return false;
+      if (tiles.is_first_of_unit()) return false;
       if (!loads_keys_ && tiles_ahead_ != kHandedOver) return false;
       constexpr int kRunsOfTile = kTileKeys / kRunKeys;
-      int run = tiles.lane_of(0);
-      const int count = min(tiles.tiles_before_last(), (kWarpSize - run) / kRunsOfTile);
+      const int near =
+          (kWarpSize - tiles.lane_of(0)) / kRunsOfTile;  // of which lanes know the runs
+      const int count = min(tiles.tiles_before_last(), near);
       if (count <= 0) return false;
-      const auto places = boxes_.places_near(tiles);
-      int last = 0;
-#pragma unroll 1
-      while (true) {
-        const std::uint32_t full = shared_address(&shared_.full[position_.slot]);
-        note(params_, Activity::kAwaitSlot, tiles.key());
-        barrier_wait(shared_address(&shared_.empty[position_.slot]), position_.parity ^ 1);
-        note(params_, Activity::kIssueCopies, tiles.key());
-        boxes_.copy_whole(places, run, shared_address(shared_.ring[position_.slot]), full);
-        barrier_arrive(full);
-        position_.advance(2);
-        if (last + 1 == count || (!tiles.has_looked_ahead() && !has_room())) break;
-        ++last;
-        run += kRunsOfTile;
+      if constexpr (Boxes::kAreRuns) {
+        const auto places = boxes_.places_near(tiles);
+        load_tiles(tiles, count, [&](std::uint32_t to, std::uint32_t full) {
+          boxes_.copy_whole(places, tiles.lane_of(0), to, full);
+          barrier_arrive(full);
+        });
+      } else {
+        const std::int64_t offset = tiles.offset_near(0);
+        const std::int64_t scales = scales_near(tiles);
+        load_tiles(tiles, count, [&](std::uint32_t to, std::uint32_t full) {
+          copy_whole(tiles, offset, scales, to);
+          barrier_arrive_after_copies(full);
+        });
       }
-      tiles.skip(last);
       return true;
     }
+  }
+
+  /// @param count  At most.
+  /// @param copy   (address of a slot, its barrier): copies the current tile.
+  template <typename Copy>
+  __device__ __forceinline__ void load_tiles(Tiles& tiles, int count, const Copy& copy) {
+#pragma unroll 1
+    while (true) {
+      note(params_, Activity::kAwaitSlot, tiles.key());
+      barrier_wait(shared_address(&shared_.empty[position_.slot]), position_.parity ^ 1);
+      note(params_, Activity::kIssueCopies, tiles.key());
+      copy(shared_address(shared_.ring[position_.slot]),
+           shared_address(&shared_.full[position_.slot]));
+      position_.advance(2);
+      if (--count == 0 || (!tiles.has_looked_ahead() && !has_room())) return;
+      tiles.skip();
+    }
+  }
+
+  /// Row by row.
+  /// @param offset  In bytes, of this lane's run.
+  /// @param scales  `scales_near`.
+  __device__ __forceinline__ void copy_whole(const Tiles& tiles, std::int64_t offset,
+                                             std::int64_t scales, std::uint32_t to) const {
+    const auto* const base = static_cast<const std::byte*>(cache_.data);
+#pragma unroll
+    for (int first = 0; first < kTileKeys; first += kRunKeys) {
+      const int run = tiles.lane_of(first / kRunKeys);
+      rows_.load_whole_run(to + Layout::below(first), base + __shfl_sync(kAllLanes, offset, run),
+                           cache_.token_stride * kElementBytes);
+    }
+    if constexpr (C::kHasTokenScales) {
+      if (scales == kNoScaleRuns) {
+        load_token_scales(tiles, {0, kTileKeys}, to);
+        return;
+      }
+      // Half of the lanes copy scales of K, half of V, four tokens each.
+      constexpr int kLanesPerRun = kRunKeys / kScalesAtOnce;
+      const bool is_of_keys = lane_ < kWarpSize / 2;
+      const int part = lane_ % (kWarpSize / 2);
+      const float* const base_of_scales =
+          is_of_keys ? params_.tensors.k_token_scale.data : params_.tensors.v_token_scale.data;
+      const int run = tiles.lane_of(part / kLanesPerRun);
+      const std::int64_t at =
+          __shfl_sync(kAllLanes, scales, run) + part % kLanesPerRun * kScalesAtOnce;
+      copy_async(to + static_cast<std::uint32_t>(C::kScalesBegin + lane_ * kChunkBytes),
+                 base_of_scales + at, true);
+    }
+  }
+
+  /// Where the scales of this lane's run begin, of K and of V, if those of a run can be copied four at
+  /// a time.
+  __device__ __forceinline__ std::int64_t scales_near(const Tiles& tiles) const {
+    if constexpr (C::kHasTokenScales) {
+      const core::TokenScales& k = params_.tensors.k_token_scale;
+      const core::TokenScales& v = params_.tensors.v_token_scale;
+      const auto is_whole = [](std::int64_t elements) { return elements % kScalesAtOnce == 0; };
+      const auto are_runs = [&](const core::TokenScales& scales) {
+        return reinterpret_cast<std::uintptr_t>(scales.data) % kChunkBytes == 0 &&
+               is_whole(scales.page_stride) && is_whole(scales.head_stride) &&
+               scales.token_stride == 1;
+      };
+      if (!loads_keys_ || k.data == nullptr || params_.shape.page_size == kContiguousKv ||
+          !are_runs(k) || !are_runs(v) || k.page_stride != v.page_stride ||
+          k.head_stride != v.head_stride) {
+        return kNoScaleRuns;
+      }
+      const std::int32_t key = tiles.key_of_own_run(tiles.own_run_near());
+      const std::int32_t token = params_.page_size.remainder(key, params_.page_size.quotient(key));
+      return tiles.page_near(0) * k.page_stride + tiles.unit().kv_head_begin * k.head_stride +
+             token;
+    }
+    return kNoScaleRuns;
   }
 
   /// Whether the next tile can be loaded at once.
@@ -172,15 +249,19 @@ class Producer {
                              rows.from(first));
       }
     }
-    if constexpr (C::kHasTokenScales) {
-      if (loads_keys_ && params_.tensors.k_token_scale.data != nullptr) {
-        const auto scales = to + static_cast<std::uint32_t>(C::kScalesBegin);
-        load_scales(scales, params_.tensors.k_token_scale, tiles, rows);
-        load_scales(scales + C::kScaleBytes, params_.tensors.v_token_scale, tiles, rows);
-      }
-    }
+    load_token_scales(tiles, rows, to);
   }
 
+  /// Behind the keys of the tile at `to`, if tokens have their own.
+  __device__ __forceinline__ void load_token_scales(const Tiles& tiles, RowRange rows,
+                                                    std::uint32_t to) const {
+    if constexpr (C::kHasTokenScales) {
+      if (!loads_keys_ || params_.tensors.k_token_scale.data == nullptr) return;
+      const auto scales = to + static_cast<std::uint32_t>(C::kScalesBegin);
+      load_scales(scales, params_.tensors.k_token_scale, tiles, rows);
+      load_scales(scales + C::kScaleBytes, params_.tensors.v_token_scale, tiles, rows);
+    }
+  }
   /// The scales of a tile's tokens; zeros for those that the unit does not read.
   __device__ void load_scales(std::uint32_t to, const core::TokenScales& scales, const Tiles& tiles,
                               RowRange rows) const {

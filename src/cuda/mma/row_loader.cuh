@@ -44,11 +44,17 @@ class RowLoader {
     }
   }
 
+  /// Rows at equal strides, all of them.
+  __device__ __forceinline__ void load_whole_run(std::uint32_t to, const std::byte* from,
+                                                 std::int64_t stride) const {
+    load_run<true>(to, from, stride, {0, kRunKeys});
+  }
+
   /// Rows at equal strides.
   __device__ __forceinline__ void load_run(std::uint32_t to, const std::byte* from,
                                            std::int64_t stride, RowRange rows) const {
     if (rows.has_all(kRunKeys)) {
-      load_run<true>(to, from, stride, rows);
+      load_whole_run(to, from, stride);
     } else {
       load_run<false>(to, from, stride, rows);
     }

@@ -92,8 +92,8 @@ class TileStream {
     static_assert(kIsAscending);
     return (min(stretch_end(), unit().kv_end) - key_ - 1) / kKeys;
   }
-  /// To one of them.
-  __device__ void skip(int tiles) { key_ += tiles * kKeys; }
+  /// To the next one, of these.
+  __device__ void skip() { key_ += kKeys; }
   [[nodiscard]] __device__ bool has_looked_ahead() const { return looked_ahead_; }
   /// Asks for the page ids of the next stretch, once. Call it early, so that they are there in time.
   __device__ void look_ahead() {
