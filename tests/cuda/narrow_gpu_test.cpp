@@ -291,6 +291,20 @@ TEST_P(GpuNarrowFormat, AgreesForScalesOfValuesThatSpanManyPowersOfTwo) {
   }
 }
 
+// Four at a time are copied only where that is aligned.
+TEST_P(GpuNarrowFormat, AgreesForScalesOfTokensWithGaps) {
+  for (const std::int32_t page_size : {16, 48, 64}) {
+    for (const std::int32_t gap : {1, 4}) {
+      RandomBatchOptions options = GpuNarrowFormat::options(KvScale::kPerToken, 4, 2, 128);
+      options.spec.page_size = page_size;
+      options.token_scale_gap = gap;
+      options.requests = {{1, 3000}, {3, 700}, {8, 200}};
+      expect_oracle(options,
+                    "page size " + std::to_string(page_size) + ", gap " + std::to_string(gap));
+    }
+  }
+}
+
 TEST_P(GpuNarrowFormat, AgreesForQueriesOfAnyMagnitude) {
   for (const int power : {-100, -30, 30, 100}) {
     RandomBatchOptions options = GpuNarrowFormat::options(KvScale::kPerHead, 4, 2, 128);

@@ -74,6 +74,7 @@ struct RandomBatchOptions {
   float magnitude = 1.0F;  ///< standard deviation of q, k and v; int8 steps count 1/32
   /// Scales of V per token lie up to as many powers of two above and below 1.
   int value_scale_powers = 0;
+  std::int32_t token_scale_gap = 0;  ///< floats between the scales per token of two heads
   /// Most tables begin as another's does, for a random number of pages.
   bool page_forest = false;
   /// Groups of requests that share prefixes are given, those with queries.
@@ -490,7 +491,7 @@ class RandomBatch {
     if (spec.kv_scale != KvScale::kNone) {
       const bool per_token = spec.kv_scale == KvScale::kPerToken;
       std::int64_t count = spec.kv_scale == KvScale::kPerHead ? spec.num_kv_heads : 1;
-      if (per_token) count = num_pages * spec.num_kv_heads * page_tokens;
+      if (per_token) count = num_pages * spec.num_kv_heads * scales_per_head();
       tensors.k_scale = make(k_scale, count);
       tensors.v_scale = make(v_scale, count);
       for (std::vector<float>* scales : {&k_scale, &v_scale}) {
@@ -519,19 +520,28 @@ class RandomBatch {
   /// Units of 1 in the cache.
   [[nodiscard]] float step_of_kv() const { return spec.kv_dtype == DType::kInt8 ? 32.0F : 1.0F; }
 
+  /// Of a page, with what is left free behind them.
+  [[nodiscard]] std::int64_t scales_per_head() const {
+    return page_tokens + options.token_scale_gap;
+  }
+
   /// [page, head, token], or [head, row] of contiguous K and V.
   [[nodiscard]] TensorView token_scale_view(const std::vector<float>& scales) const {
     const std::int64_t heads = spec.num_kv_heads;
-    return paged() ? TensorView(scales.data(), DType::kFloat32, {num_pages, heads, page_tokens})
-                   : TensorView(scales.data(), DType::kFloat32, {heads, page_tokens});
+    const std::int64_t stride = scales_per_head();
+    if (!paged()) return {scales.data(), DType::kFloat32, {heads, page_tokens}, {stride, 1}};
+    return {scales.data(),
+            DType::kFloat32,
+            {num_pages, heads, page_tokens},
+            {heads * stride, stride, 1}};
   }
 
   /// Index of a key's scale, if scales are per token.
   [[nodiscard]] std::size_t scale_index(std::size_t seq, std::int64_t key,
                                         std::int64_t head) const {
-    if (!paged()) return static_cast<std::size_t>(head * page_tokens + kv_indptr[seq] + key);
+    if (!paged()) return static_cast<std::size_t>(head * scales_per_head() + kv_indptr[seq] + key);
     const std::int64_t page = pages_[seq][static_cast<std::size_t>(key / spec.page_size)];
-    return static_cast<std::size_t>((page * spec.num_kv_heads + head) * page_tokens +
+    return static_cast<std::size_t>((page * spec.num_kv_heads + head) * scales_per_head() +
                                     key % spec.page_size);
   }
 
