@@ -147,13 +147,41 @@ TEST_P(GpuNarrowFormat, AgreesForEveryPageSizeAndWayToFindPages) {
   }
 }
 
+// Requests begin in the middle of 16 keys.
 TEST_P(GpuNarrowFormat, AgreesForContiguousKeys) {
   for (const KvLayout layout : {KvLayout::kNHD, KvLayout::kHND}) {
     for (const KvScale scale : kScales) {
-      RandomBatchOptions options = GpuNarrowFormat::options(scale, 4, 2, 64);
-      options.source = KeySource::kContiguous;
-      options.spec.kv_layout = layout;
-      expect_oracle(options, name_of(scale));
+      for (const std::int32_t head_dim : {64, 128}) {
+        RandomBatchOptions options = GpuNarrowFormat::options(scale, 4, 2, head_dim);
+        options.source = KeySource::kContiguous;
+        options.spec.kv_layout = layout;
+        options.requests.insert(options.requests.end(), {{1, 1500}, {3, 2100}});
+        const std::string what = name_of(scale) + ", " + std::to_string(head_dim);
+        expect_oracle(options, what);
+        RandomBatch roomy(options);
+        SCOPED_TRACE(what + ", limits of an engine");
+        expect_oracle(roomy, testing::kRoomyLimits);
+      }
+    }
+  }
+}
+
+// Tiles in boxes, of which windows cut the first, and pages and heads of which none come in boxes.
+TEST_P(GpuNarrowFormat, AgreesForWindowsPagesAndStoragesOfLongDecodes) {
+  for (const std::int32_t window : {-1, 100, 517, 1023}) {
+    for (const std::int32_t page_size : {16, 48, 17}) {
+      for (const CacheStorage storage : {CacheStorage::kApart, CacheStorage::kGaps}) {
+        RandomBatchOptions options = GpuNarrowFormat::options(KvScale::kPerTensor, 4, 2, 128);
+        options.spec.window_left = window;
+        options.spec.page_size = page_size;
+        options.storage = storage;
+        options.requests = {{1, 3000}, {3, 700}, {1, 1500}, {6, 1100}};
+        RandomBatch roomy(options);
+        SCOPED_TRACE("window " + std::to_string(window) + ", page size " +
+                     std::to_string(page_size) + ", storage " +
+                     std::to_string(static_cast<int>(storage)));
+        expect_oracle(roomy, testing::kRoomyLimits);
+      }
     }
   }
 }
@@ -283,7 +311,7 @@ TEST_P(GpuNarrowFormat, AgreesWhereSomeKeysDwarfOthers) {
 }
 
 TEST_P(GpuNarrowFormat, AgreesForScalesOfValuesThatSpanManyPowersOfTwo) {
-  for (const int powers : {4, 20, 40}) {
+  for (const int powers : {4, 20, 40, 50}) {
     RandomBatchOptions options = GpuNarrowFormat::options(KvScale::kPerToken, 4, 2, 128);
     options.value_scale_powers = powers;
     options.requests = {{1, 3000}, {5, 400}, {20, 700}};
@@ -350,17 +378,19 @@ TEST_P(GpuNarrowFormat, AgreesOnCudaCores) {
 }
 
 TEST_P(GpuNarrowFormat, GivesTheSameBitsEveryTime) {
-  RandomBatchOptions options = GpuNarrowFormat::options(KvScale::kPerToken, 4, 2, 128);
-  options.requests = {{1, 20000}, {1, 900}, {3, 5000}};
-  RandomBatch host(options);
-  const Attention attention(kGpu, host.spec, host.limits());
-  DeviceBatch batch(host);
-  ASSERT_TRUE(batch.run(attention).ok());
-  const std::vector<std::byte> first = batch.result_bytes();
-  for (int i = 0; i < 5; ++i) {
-    batch.forget_results();
+  for (const KvScale scale : {KvScale::kPerToken, KvScale::kPerHead}) {
+    RandomBatchOptions options = GpuNarrowFormat::options(scale, 4, 2, 128);
+    options.requests = {{1, 20000}, {1, 900}, {3, 5000}};
+    RandomBatch host(options);
+    const Attention attention(kGpu, host.spec, testing::kRoomyLimits);
+    DeviceBatch batch(host);
     ASSERT_TRUE(batch.run(attention).ok());
-    ASSERT_EQ(batch.result_bytes(), first);
+    const std::vector<std::byte> first = batch.result_bytes();
+    for (int i = 0; i < 5; ++i) {
+      batch.forget_results();
+      ASSERT_TRUE(batch.run(attention).ok());
+      ASSERT_EQ(batch.result_bytes(), first);
+    }
   }
 }
 

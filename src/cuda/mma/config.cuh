@@ -144,12 +144,15 @@ struct Config {
   static constexpr int kColumns =
       (kHeadDimVo / kConsumerWarps + kColumnStep - 1) / kColumnStep * kColumnStep;
 
-  /// Whether registers hold 16 rows of o beside all else, so that warps can have keys to themselves:
-  /// where there are many rows, and of 8 bits, whose tiles come fast, where there are few.
+  /// Whether registers hold 16 rows of o beside all else, so that warps can have keys to themselves: of
+  /// 16 bits where there are more than 16 rows, of 8 bits, whose tiles come fast, where there are not, if
+  /// all warps have as many columns of o in the end.
   static constexpr bool kHoldsRows = kHeadDimVo <= 128;
   static constexpr bool kHasQuarters = kHoldsRows && !kIsNarrow;
   static constexpr bool kHasStripes =
       kHoldsRows && kIsNarrow && kHeadDimVo == kConsumerWarps * kColumns;
+  /// Whether loading warps have a loop for whole tiles; registers for it are there.
+  static constexpr bool kHasLoopOfTiles = kIsNarrow && kHeadDimVo < 256;
 
   /// Weights of a tile; at a unit's end 8 rows of o in fp32.
   static constexpr int kStagedBytes = 8 * kConsumerWarps * kColumns * 4;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /// @file
-/// The computing warps on units of up to 16 rows over K and V of 16 bits, and on all whose o is too wide
-/// for `OwnKeys` (of more than 16 rows over 8 bits, too). For each tile of 64 keys a warp scores 16 of them against all rows of the
+/// The computing warps on units that `OwnKeys` is not for (`Config::kHasQuarters`, `kHasStripes`): of up
+/// to 16 rows over K and V of 16 bits, of more over 8 bits, and where o is wide. For each tile of 64 keys a warp scores 16 of them against all rows of the
 /// unit, the warps agree on the rows' maxima and share their weights, and each accumulates all keys
 /// into its quarter of the columns of o:
 ///

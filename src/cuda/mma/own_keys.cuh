@@ -55,12 +55,20 @@ class OwnKeys : protected UnitTiles<C, ByKeys<C, kParts>> {
     note(params_, Activity::kStore, unit_.seq);
   }
 
-  /// Takes `max` as the rows' maxima, which are higher.
+  /// Takes `max` as the rows' maxima, which are not lower.
   __device__ void scale_to(const float (&max)[2]) {
     float factor[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      factor[half] = exp2_fast(max_[half] - (max[half] == kNoKey ? 0.0F : max[half]));
+      const float distance = max_[half] - (max[half] == kNoKey ? 0.0F : max[half]);
+      factor[half] = exp2_fast(distance);
+      if constexpr (C::kHasTokenScales) {
+        // Maxima count scales of V, sums do not: one that is large may be far below.
+        const float half_way = exp2_fast(0.5F * distance);
+        sum_[half] = sum_[half] * half_way * half_way;
+      } else {
+        sum_[half] *= factor[half];
+      }
       max_[half] = max[half];
     }
     scale(factor);
@@ -138,12 +146,12 @@ class OwnKeys : protected UnitTiles<C, ByKeys<C, kParts>> {
       max_[half] = max;
     }
     if (!__any_sync(kAllLanes, raised)) return;
+    sum_[0] *= factor[0];
+    sum_[1] *= factor[1];
     scale(factor);
   }
 
   __device__ void scale(const float (&factor)[2]) {
-    sum_[0] *= factor[0];
-    sum_[1] *= factor[1];
 #pragma unroll
     for (auto& fragment : o_[0]) {
       fragment[0] *= factor[0];

@@ -103,16 +103,16 @@ class Producer {
   /// Ends before the last tile of the stretch, and when there is time to look for the next one.
   /// @return Whether there were any. The last of them is the current tile then.
   __device__ __forceinline__ bool load_whole_tiles(Tiles& tiles) {
-    if constexpr (!C::kIsNarrow) {
+    if constexpr (!C::kHasLoopOfTiles) {
       return false;
     } else {
       if (!(boxes_.are_there() || (!Boxes::kAreRuns && tiles.has_runs()))) return false;
       if (tiles.is_first_of_unit()) return false;
       if (!loads_keys_ && tiles_ahead_ != kHandedOver) return false;
       constexpr int kRunsOfTile = kTileKeys / kRunKeys;
-      const int near =
-          (kWarpSize - tiles.lane_of(0)) / kRunsOfTile;  // of which lanes know the runs
-      const int count = min(tiles.tiles_before_last(), near);
+      const int known =
+          (kWarpSize - tiles.lane_of(0)) / kRunsOfTile;  // tiles whose runs lanes know
+      const int count = min(tiles.tiles_before_last(), known);
       if (count <= 0) return false;
       if constexpr (Boxes::kAreRuns) {
         const auto places = boxes_.places_near(tiles);
@@ -180,8 +180,8 @@ class Producer {
     }
   }
 
-  /// Where the scales of this lane's run begin, of K and of V, if those of a run can be copied four at
-  /// a time.
+  /// Where the scales of this lane's run begin, of K and of V alike, if those of a run can be copied four
+  /// at a time; else `kNoScaleRuns`.
   __device__ __forceinline__ std::int64_t scales_near(const Tiles& tiles) const {
     if constexpr (C::kHasTokenScales) {
       const core::TokenScales& k = params_.tensors.k_token_scale;

@@ -19,7 +19,7 @@ namespace quire::cuda::mma {
 template <typename C, typename F>
 class Scaling {
  public:
-  /// Weights are stored as fp16, which has few numbers below 1: the largest of a row is stored as
+  /// Weights are stored as fp16, which has few numbers below 1: the largest of a row (over a warp's keys, where it has its own) is stored as
   /// 2^kWeightShift.
   static constexpr float kWeightShift = 15.0F;
 

@@ -182,7 +182,8 @@ class UnitTiles {
     });
   }
 
-  /// Of a row of the fragments over this warp's keys.
+  /// Of a row of the fragments over this warp's keys; of 8 bits such that the largest weight is
+  /// 2^`kWeightShift`.
   __device__ float max_of_row(const Scores& scores, int tile, int half) const {
     float max = max_of_thread(scores[tile], half);
     max = fmaxf(max, __shfl_xor_sync(kAllLanes, max, 1));
