@@ -619,7 +619,7 @@ class RandomBatch {
   }
 
   std::mt19937 random_;
-  std::uint64_t place_ = options.seed;  // of the element drawn last
+  std::uint64_t place_ = options.seed;            // of the element drawn last
   std::vector<std::vector<std::int32_t>> pages_;  // of each request
   double max_abs_v_ = 0.0;
 };
