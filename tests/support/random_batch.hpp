@@ -205,19 +205,7 @@ class RandomBatch {
   [[nodiscard]] std::int32_t pages_of(std::int32_t keys) const {
     return (keys + spec.page_size - 1) / spec.page_size;
   }
-  /// One of many that were drawn once: a batch has millions.
-  float normal() {
-    static const std::vector<float> kDrawn = [] {
-      std::vector<float> drawn(std::size_t{1} << kDrawnBits);
-      std::mt19937 random(1);
-      std::normal_distribution<float> distribution;
-      std::ranges::generate(drawn, [&] { return distribution(random); });
-      return drawn;
-    }();
-    place_ = place_ * 6364136223846793005U + 1442695040888963407U;  // Knuth's, of 64 bits
-    return options.magnitude * kDrawn[place_ >> (64 - kDrawnBits)];
-  }
-  static constexpr int kDrawnBits = 16;
+  float normal() { return options.magnitude * std::normal_distribution<float>()(random_); }
 
   void make_lengths() {
     qo_indptr = {0};
@@ -619,7 +607,6 @@ class RandomBatch {
   }
 
   std::mt19937 random_;
-  std::uint64_t place_ = options.seed;            // of the element drawn last
   std::vector<std::vector<std::int32_t>> pages_;  // of each request
   double max_abs_v_ = 0.0;
 };
