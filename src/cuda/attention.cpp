@@ -302,6 +302,8 @@ class CudaAttention final : public internal::AttentionBackend {
       params.partials = layout_.states(scratch.data());
       params.group_size = FastDivisor(config.shape.group_size);
       params.page_size = FastDivisor(std::max(1, config.shape.page_size));
+      params.has_linear_logits =
+          config.shape.logits_soft_cap == 0.0F && tensors.alibi_slopes == nullptr ? 1 : 0;
       params.check = call.check;
       params.timeline = recorder_;
       sm90::TileMaps maps;

@@ -49,6 +49,8 @@ struct AttendParams {
   PartialStates partials;
   FastDivisor group_size;
   FastDivisor page_size;               ///< 1 for contiguous K/V
+  std::int32_t has_linear_logits = 0;  ///< neither soft cap nor ALiBi; found by a thread, it would
+                                       ///< be kept in a predicate, and spilled
   const CheckRecord* check = nullptr;  ///< an offence in it: do nothing
   timeline::Recorder<timeline::kIsBuilt> timeline;
 };

@@ -109,14 +109,13 @@ __device__ inline float query_scale(const AttendParams& params, std::int32_t hea
 class LogitTransform {
  public:
   __device__ LogitTransform(const AttendParams& params, std::int32_t kv_head)
-      : cap_(params.shape.logits_soft_cap),
-        is_linear_(opaque(cap_ == 0.0F && params.tensors.alibi_slopes == nullptr ? 1 : 0)) {
+      : params_(params), cap_(params.shape.logits_soft_cap) {
     const float scale = params.shape.sm_scale * key_scale(params, kv_head);
     scale_ = cap_ > 0.0F ? scale / cap_ : scale * kLog2E;
   }
 
   /// @return True if a logit is the product times `scale()` and nothing else.
-  __device__ bool is_linear() const { return opaque(is_linear_) != 0; }
+  __device__ bool is_linear() const { return opaque(params_.has_linear_logits) != 0; }
   __device__ float scale() const { return scale_; }
   __device__ bool has_cap() const { return cap_ > 0.0F; }
 
@@ -138,8 +137,8 @@ class LogitTransform {
     return 1.0F - __fdividef(2.0F, exp2_fast(2.0F * kLog2E * x) + 1.0F);
   }
 
+  const AttendParams& params_;
   float cap_;
-  int is_linear_;  // or a predicate is kept for the whole unit, and spilled
   float scale_;
 };
 
