@@ -228,6 +228,36 @@ TEST(GpuNarrowQueries, AgreeWhereAllKeysAreTheSame) {
   }
 }
 
+// As many units as multiprocessors, so that none is split. Sums of 8-bit products are cut off some 13 bits
+// below their largest term, and what is summed must not lose the later keys for it.
+TEST(GpuNarrowQueries, AddUpLongContextsOfWhichAllWeightsAreAlike) {
+  for (const std::int32_t kv_len : {2048, 32768}) {
+    RandomBatchOptions options = options_of(KvScale::kNone, 4, 1, 128);
+    options.spec.mask = Mask::kNone;
+    options.requests = {{4224, kv_len}};
+    RandomBatch host(options);
+    for (std::int64_t i = 0; i < host.q_elements.size(); ++i) {
+      if (!std::isnan(host.q_elements.get(i))) host.q_elements.set(i, 0.0F);
+    }
+    double mean = 0.0;
+    for (std::int64_t key = 0; key < kv_len; ++key) {
+      const float value = 1.0F + static_cast<float>(key * 37 % 101 % 8) / 8.0F;
+      mean += value / static_cast<double>(kv_len);
+      for (std::int64_t dim = 0; dim < 128; ++dim) {
+        host.v_elements.set(host.row_offset(host.tensors.v, 0, key, 0) + dim, value);
+      }
+    }
+    const Attention attention(kGpu, host.spec, host.limits());
+    DeviceBatch batch(host);
+    ASSERT_TRUE(batch.run(attention).ok());
+    for (std::int64_t row = 0; row < 4224; row += 41) {
+      for (std::int64_t dim = 0; dim < 128; dim += 13) {
+        ASSERT_NEAR(host.o(row, row % 4, dim), mean, mean * 0x1p-7) << "of " << kv_len << " keys";
+      }
+    }
+  }
+}
+
 TEST(GpuNarrowQueries, AgreeForEveryCodeThatIsANumber) {
   RandomBatchOptions options = options_of(KvScale::kNone, 4, 1, 128);
   options.requests = {{1, 256}, {9, 300}, {100, 400}};

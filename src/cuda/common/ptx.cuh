@@ -54,12 +54,30 @@ __device__ __forceinline__ uint4 load_shared(std::uint32_t from) {
   return value;
 }
 
+/// Whether memory that is read will be read again soon, by somebody.
+enum class Reuse { kSome, kNone };
+
+/// For what is read once: the second-level cache gives that up first, and keeps what others share.
+__device__ __forceinline__ std::uint64_t evict_first_policy() {
+  std::uint64_t policy;
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));  // a constant
+  return policy;
+}
+
 /// Copies 16 bytes into shared memory, asynchronously; zeros, and nothing is read, if not `valid`.
+template <Reuse kReuse = Reuse::kSome>
 __device__ __forceinline__ void copy_async(std::uint32_t to, const void* from, bool valid) {
   const int bytes = valid ? 16 : 0;
-  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
-               "r"(bytes)
-               : "memory");
+  if constexpr (kReuse == Reuse::kNone) {
+    asm volatile(
+        "cp.async.cg.shared.global.L2::cache_hint.L2::128B [%0], [%1], 16, %2, %3;" ::"r"(to),
+        "l"(from), "r"(bytes), "l"(evict_first_policy())
+        : "memory");
+  } else {
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
+                 "r"(bytes)
+                 : "memory");
+  }
 }
 /// Likewise 4 bytes.
 __device__ __forceinline__ void copy_word_async(std::uint32_t to, const void* from, bool valid) {

@@ -335,7 +335,7 @@ class Producer {
   const core::Pages cache_;
   const bool loads_keys_;
   const int lane_;
-  const RowLoader<Layout> rows_;
+  const RowLoader<Layout, Reuse::kNone> rows_;
   RingPosition<C::kSlots> position_;
   std::uint32_t query_parity_ = 0;
   int tiles_ahead_ = kHandedOver;  // of a unit not handed over

@@ -31,7 +31,8 @@ struct FirstHalves : Layout {
 /// instruction per copy counts. A copy of the warp takes 32 chunks of 16 bytes; after `kPeriod`
 /// copies every lane is in its column again, so that places are computed once.
 /// @tparam Layout  Of the tile in shared memory.
-template <typename Layout>
+/// @tparam kReuse  Of the rows.
+template <typename Layout, Reuse kReuse = Reuse::kSome>
 class RowLoader {
  public:
   __device__ explicit RowLoader(int lane) {
@@ -70,7 +71,7 @@ class RowLoader {
       for (int i = 0; i < kPeriod; ++i) {
         const int row = row_[i] + step * kPeriodRows;
         const std::int64_t from = __shfl_sync(kAllLanes, offset, first_lane + row);
-        copy_async(to + place(i, step), base + column_[i] + from, rows.has(row));
+        copy_async<kReuse>(to + place(i, step), base + column_[i] + from, rows.has(row));
       }
     }
   }
@@ -99,7 +100,8 @@ class RowLoader {
     for (int step = 0; step < kSteps; ++step) {
 #pragma unroll
       for (int i = 0; i < kPeriod; ++i) {
-        copy_async(to + place(i, step), at[i], kWhole || rows.has(row_[i] + step * kPeriodRows));
+        copy_async<kReuse>(to + place(i, step), at[i],
+                           kWhole || rows.has(row_[i] + step * kPeriodRows));
         at[i] += kPeriodRows * stride;
       }
     }

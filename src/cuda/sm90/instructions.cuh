@@ -127,13 +127,22 @@ __device__ __forceinline__ void barrier_expect(std::uint32_t barrier, std::uint3
 }
 /// Copies a box of K or V into shared memory, asynchronously, and tells the barrier. wgmma sees
 /// what it has copied. Of the coordinates that are not given all are copied.
+template <Reuse kReuse>
 __device__ __forceinline__ void copy_box(std::uint32_t to, std::uint64_t map, int token, int panel,
                                          int run, std::uint32_t barrier) {
-  asm volatile(
-      "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], "
-      "[%1, {%2, %3, %4, %2, %5}], [%6];" ::"r"(to),
-      "l"(map), "r"(0), "r"(token), "r"(panel), "r"(run), "r"(barrier)
-      : "memory");
+  if constexpr (kReuse == Reuse::kNone) {
+    asm volatile(
+        "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes"
+        ".L2::cache_hint [%0], [%1, {%2, %3, %4, %2, %5}], [%6], %7;" ::"r"(to),
+        "l"(map), "r"(0), "r"(token), "r"(panel), "r"(run), "r"(barrier), "l"(evict_first_policy())
+        : "memory");
+  } else {
+    asm volatile(
+        "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], "
+        "[%1, {%2, %3, %4, %2, %5}], [%6];" ::"r"(to),
+        "l"(map), "r"(0), "r"(token), "r"(panel), "r"(run), "r"(barrier)
+        : "memory");
+  }
 }
 
 /// Brings a map near that will be used.

@@ -99,8 +99,8 @@ class RunBoxes {
       barrier_expect(full, static_cast<std::uint32_t>(kRuns * kRunBytes));
 #pragma unroll
       for (int i = 0; i < kRuns; ++i) {
-        copy_box(to + Layout::below(i * kBoxKeys), map, places.own.token, places.panel, run[i],
-                 full);
+        copy_box<kReuse>(to + Layout::below(i * kBoxKeys), map, places.own.token, places.panel,
+                         run[i], full);
       }
     }
     __syncwarp();
@@ -108,6 +108,8 @@ class RunBoxes {
 
  private:
   static constexpr int kRunBytes = kBoxKeys * Layout::kRowBytes;
+  /// Large units of one request and head have the same keys.
+  static constexpr Reuse kReuse = kIsSmall ? Reuse::kNone : Reuse::kSome;
   static constexpr std::int32_t kNoRun = -1;
 
   /// All but those that are seen in part.
@@ -164,7 +166,7 @@ class RunBoxes {
     };
     const auto copy_run = [&](int i, std::int32_t run) {
       if ((boxes >> static_cast<unsigned>(i) & 1U) == 0) return;
-      copy_box(to + Layout::below(i * kBoxKeys), map, token, panel, run, barrier);
+      copy_box<kReuse>(to + Layout::below(i * kBoxKeys), map, token, panel, run, barrier);
     };
     if constexpr (kIsSmall) {
       wait_for_room();
@@ -184,7 +186,7 @@ class RunBoxes {
         if (boxes == kAllRuns) {  // nothing to jump over: what boxes have in common is kept
 #pragma unroll
           for (int i = 0; i < kRuns; ++i) {
-            copy_box(to + Layout::below(i * kBoxKeys), map, token, panel, run[i], barrier);
+            copy_box<kReuse>(to + Layout::below(i * kBoxKeys), map, token, panel, run[i], barrier);
           }
         } else {
 #pragma unroll
