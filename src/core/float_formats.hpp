@@ -3,6 +3,7 @@
 /// Scalar conversions between float and the narrow formats, exact or rounding to nearest even.
 #pragma once
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstdint>
@@ -21,6 +22,11 @@ inline std::uint16_t bfloat16_from_float(float value) noexcept {
   return static_cast<std::uint16_t>((bits + round) >> 16);
 }
 
+/// 2^exponent, for exponents of normal numbers.
+inline float power_of_two(int exponent) noexcept {
+  return std::bit_cast<float>(static_cast<std::uint32_t>(127 + exponent) << 23);
+}
+
 /// Value of a small IEEE-like format: `kExponentBits` and `kMantissaBits`, subnormals included,
 /// no special codes.
 template <int kExponentBits, int kMantissaBits>
@@ -28,10 +34,9 @@ inline float float_from_fields(std::uint32_t bits) noexcept {
   constexpr int kBias = (1 << (kExponentBits - 1)) - 1;
   const auto mantissa = static_cast<int>(bits & ((1U << kMantissaBits) - 1U));
   const auto exponent = static_cast<int>((bits >> kMantissaBits) & ((1U << kExponentBits) - 1U));
-  const float magnitude = exponent == 0
-                              ? std::ldexp(static_cast<float>(mantissa), 1 - kBias - kMantissaBits)
-                              : std::ldexp(static_cast<float>(mantissa + (1 << kMantissaBits)),
-                                           exponent - kBias - kMantissaBits);
+  const int steps = exponent == 0 ? mantissa : mantissa + (1 << kMantissaBits);
+  const float magnitude =
+      static_cast<float>(steps) * power_of_two(std::max(exponent, 1) - kBias - kMantissaBits);
   return ((bits >> (kExponentBits + kMantissaBits)) & 1U) != 0 ? -magnitude : magnitude;
 }
 
@@ -76,11 +81,10 @@ template <int kExponentBits, int kMantissaBits>
 inline std::uint8_t saturated_code(float magnitude, std::uint8_t largest) noexcept {
   constexpr int kBias = (1 << (kExponentBits - 1)) - 1;
   if (magnitude >= float_from_fields<kExponentBits, kMantissaBits>(largest)) return largest;
-  const float smallest_normal = std::ldexp(1.0F, 1 - kBias);
-  int exponent = 1 - kBias;  // of the steps; that of subnormals
-  if (magnitude >= smallest_normal) exponent = std::ilogb(magnitude);
-  const auto steps = static_cast<int>(
-      std::nearbyint(std::ldexp(magnitude, kMantissaBits - exponent)));  // a carry is one step more
+  const int own_exponent = static_cast<int>(std::bit_cast<std::uint32_t>(magnitude) >> 23) - 127;
+  const int exponent = std::max(own_exponent, 1 - kBias);  // of the steps; that of subnormals
+  const auto steps = static_cast<int>(std::nearbyint(
+      magnitude * power_of_two(kMantissaBits - exponent)));  // a carry is one step more
   return static_cast<std::uint8_t>(((exponent + kBias - 1) << kMantissaBits) + steps);
 }
 

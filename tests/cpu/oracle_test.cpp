@@ -21,9 +21,9 @@ using testing::for_each_kernel;
 using testing::KeySource;
 using testing::kFloat32Bound;
 using testing::kLseBound;
-using testing::kWeightBound;
 using testing::RandomBatch;
 using testing::RandomBatchOptions;
+using testing::rounds_weights;
 
 RandomBatchOptions small(std::int32_t group, std::int32_t kv_heads, std::int32_t head_dim) {
   return testing::edgy_options(DType::kFloat32, group, kv_heads, head_dim);
@@ -217,9 +217,8 @@ TEST(Oracle, IsRoundedToTheNearestOfTheOutputDtype) {
       batch.forget_results();
       ASSERT_TRUE(testing::run(attention, batch).ok());
       // Weights rounded to bf16 move their sum by a step or, where it is near 0, by more.
-      const bool rounds_weights = bound_of(kernel, batch.spec) == kWeightBound;
-      const std::int32_t allowed = rounds_weights ? 1 : 0;
-      const double share = rounds_weights ? 0.85 : 0.99;
+      const std::int32_t allowed = rounds_weights(kernel) ? 1 : 0;
+      const double share = rounds_weights(kernel) ? 0.85 : 0.99;
       std::int64_t good = 0;
       std::int64_t total = 0;
       std::size_t at = 0;

@@ -104,7 +104,10 @@ class RandomBatch {
   static constexpr std::int64_t kMeaningless = 0x123456789abcdefLL;
 
   explicit RandomBatch(const RandomBatchOptions& batch_options)
-      : options(batch_options), spec(batch_options.spec), random_(batch_options.seed) {
+      : options(batch_options),
+        spec(batch_options.spec),
+        random_(batch_options.seed),
+        places_(batch_options.seed) {
     if (spec.head_dim_vo == 0) spec.head_dim_vo = spec.head_dim_qk;
     if (spec.o_dtype == DType::kNone) {
       spec.o_dtype = size_of(spec.q_dtype) == 1 ? DType::kBFloat16 : spec.q_dtype;
@@ -205,7 +208,17 @@ class RandomBatch {
   [[nodiscard]] std::int32_t pages_of(std::int32_t keys) const {
     return (keys + spec.page_size - 1) / spec.page_size;
   }
-  float normal() { return options.magnitude * std::normal_distribution<float>()(random_); }
+  /// One of many numbers that were drawn once: a batch has millions.
+  float normal() {
+    static const std::vector<float> kDrawn = [] {
+      std::vector<float> drawn(std::size_t{1} << kDrawnBits);
+      std::mt19937 random(1);
+      std::normal_distribution<float> distribution;
+      std::ranges::generate(drawn, [&] { return distribution(random); });
+      return drawn;
+    }();
+    return options.magnitude * kDrawn[places_() >> (64 - kDrawnBits)];  // upper bits are the best
+  }
 
   void make_lengths() {
     qo_indptr = {0};
@@ -553,16 +566,17 @@ class RandomBatch {
     std::uniform_int_distribution<int> power(-options.value_scale_powers,
                                              options.value_scale_powers);
     k_scale[at] = around_one(random_) / step_of_kv();
-    v_scale[at] = std::ldexp(around_one(random_), power(random_)) / step_of_kv();
+    const float v = around_one(random_);  // before the power, whatever the compiler
+    v_scale[at] = std::ldexp(v, power(random_)) / step_of_kv();
   }
 
   /// Writes one row of a cache. Tensors of the batch are views of memory that this owns.
   void set_row(const TensorView& cache, std::int64_t offset, std::int64_t head_dim, bool poison) {
-    auto* row = static_cast<std::byte*>(const_cast<void*>(cache.data)) +
-                offset * static_cast<std::int64_t>(size_of(cache.dtype));
+    const auto size = static_cast<std::int64_t>(size_of(cache.dtype));
+    auto* row = static_cast<std::byte*>(const_cast<void*>(cache.data)) + offset * size;
     for (std::int64_t i = 0; i < head_dim; ++i) {
       encode(poison ? std::numeric_limits<float>::quiet_NaN() : normal() * step_of_kv(),
-             row + i * static_cast<std::int64_t>(size_of(cache.dtype)), cache.dtype);
+             row + i * size, cache.dtype);
     }
   }
 
@@ -581,12 +595,12 @@ class RandomBatch {
           set_row(tensors.k, row_offset(tensors.k, seq, key, head), spec.head_dim_qk, false);
           const std::int64_t v = row_offset(tensors.v, seq, key, head);
           set_row(tensors.v, v, spec.head_dim_vo, false);
-          const auto* row = static_cast<const std::byte*>(tensors.v.data) +
-                            v * static_cast<std::int64_t>(size_of(tensors.v.dtype));
+          const auto size = static_cast<std::int64_t>(size_of(tensors.v.dtype));
+          const auto* row = static_cast<const std::byte*>(tensors.v.data) + v * size;
+          const float scale = scale_of_v(seq, key, head);
           for (std::int32_t i = 0; i < spec.head_dim_vo; ++i) {
-            const auto at = static_cast<std::size_t>(i) * size_of(tensors.v.dtype);
-            max_abs_v_ = std::max<double>(max_abs_v_, std::abs(decode(row + at, tensors.v.dtype)) *
-                                                          scale_of_v(seq, key, head));
+            max_abs_v_ = std::max<double>(
+                max_abs_v_, std::abs(decode(row + i * size, tensors.v.dtype)) * scale);
           }
         }
       }
@@ -606,7 +620,13 @@ class RandomBatch {
     }
   }
 
+  static constexpr int kDrawnBits = 16;
+  /// Knuth's, modulo 2^64.
+  using Places =
+      std::linear_congruential_engine<std::uint64_t, 6364136223846793005U, 1442695040888963407U, 0>;
+
   std::mt19937 random_;
+  Places places_;                                 // of elements among those drawn
   std::vector<std::vector<std::int32_t>> pages_;  // of each request
   double max_abs_v_ = 0.0;
 };
