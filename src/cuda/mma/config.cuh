@@ -200,8 +200,10 @@ struct RingPosition {
     slot -= wraps * kSlots;
     parity ^= static_cast<std::uint32_t>(wraps);
   }
-  [[nodiscard]] __device__ RingPosition before() const {
-    return slot > 0 ? RingPosition{slot - 1, parity} : RingPosition{kSlots - 1, parity ^ 1};
+  /// @param steps  At most kSlots.
+  [[nodiscard]] __device__ RingPosition before(int steps = 1) const {
+    return slot >= steps ? RingPosition{slot - steps, parity}
+                         : RingPosition{slot - steps + kSlots, parity ^ 1};
   }
 };
 

@@ -40,10 +40,9 @@ using SmallTiles = std::conditional_t<kRowBytes % kBoxRowBytes == 0, Groups<kRow
 
 /// What the warps of the first warpgroup do for large units: three load, one finds the units. Where K
 /// and V have to be widened, all of them do that, and the last one finds the units besides. Where V of 8
-/// bits has to be transposed, those of V and of q do that besides.
+/// bits alone has to become something else, some of those that load do that besides.
 enum LoadingWarp : int { kKeyWarp = 0, kValueWarp = 1, kQueryWarp = 2, kUnitWarp = 3 };
 inline constexpr int kLoadingWarps = kWarpgroupSize / kWarpSize;
-inline constexpr int kTransposingWarps = 2;
 
 /// What a block does, one after another: a digit each, to the base of 4, the lowest first.
 using Phases = std::uint32_t;
@@ -69,9 +68,15 @@ struct Config {
 
   static constexpr bool kIsNarrow = sizeof(Kv) == 1;
   /// What large units do with K and V of 8 bits: multiply them as they are, with q of the same codes
-  /// and weights rounded to them, or widen them.
+  /// and weights rounded to them; or multiply K as it is, with q as a sum of two codes, and widen V; or
+  /// widen both.
   static constexpr bool kMultipliesCodes = kElementBytes == 1;
-  static constexpr bool kWidens = kIsNarrow && !kMultipliesCodes;
+  static constexpr bool kSplitsQueries = kIsNarrow && !kMultipliesCodes &&
+                                         !std::is_same_v<Kv, core::Int8> && kHeadDimQk == 128 &&
+                                         kHeadDimVo == 128;
+  static constexpr bool kWidens = kIsNarrow && !kMultipliesCodes && !kSplitsQueries;
+  /// V comes to the ring through a place where it is as it is cached.
+  static constexpr bool kStagesValues = kMultipliesCodes || kSplitsQueries;
   /// q may be codes, too, which are widened: of heads of which rows of codes fill no 128 bytes.
   static constexpr bool kWidensQueries =
       kWidens && std::is_same_v<Kv, core::Float8E4M3> && kHeadDimQk % 128 != 0;
@@ -114,7 +119,7 @@ struct Config {
   static constexpr int kTileKeys = kIsWide ? 64 : kHasThird ? 96 : 128;
   static constexpr int kQueryBuffers = kHeadDimQk > 192 ? 1 : 2;
   using QueryLayout = Panels<kHeadDimQk * kElementBytes, kTileRows>;
-  using KeyLayout = Groups<kHeadDimQk * kElementBytes>;
+  using KeyLayout = Groups<kHeadDimQk*(kSplitsQueries ? 1 : kElementBytes)>;
   /// Keys as rows; products of 8 bits want components as rows.
   using ValueLayout =
       std::conditional_t<kMultipliesCodes, Groups<kTileKeys>, Groups<kHeadDimVo * kElementBytes>>;
@@ -135,26 +140,28 @@ struct Config {
 
   /// What K and V that are widened need besides (`WideningLoader`).
   using StagedLayout =
-      std::conditional_t<kMultipliesCodes, Groups<kHeadDimVo>, mma::TileLayout<kHeadDimQk>>;
+      std::conditional_t<kStagesValues, Groups<kHeadDimVo>, mma::TileLayout<kHeadDimQk>>;
   struct WideningMemory {
     alignas(128) std::byte staged[2][kTileKeys * StagedLayout::kRowStride];  // codes of K, of V
     FinderMemory finder;
-    /// What products with a row of q are to be multiplied by, powers of two.
-    __nv_bfloat16 query_factors[kQueryBuffers][kTileRows];
   };
-  /// What V that is transposed needs besides (`ValueTransposer`).
+  /// What V needs besides that is transposed or widened (`ValueTransposer`, `ValueWidener`), by so many
+  /// warps.
   static constexpr int kStagedTiles = 2;
-  struct TransposingMemory {
+  static constexpr int kStagingWarps = kSplitsQueries ? 3 : 2;
+  struct StagedMemory {
     alignas(1024) std::byte staged[kStagedTiles][kTileKeys * kHeadDimVo];  // of V, as it is cached
   };
   struct StagedBarriers {
     std::uint64_t full[kStagedTiles];   // filled by one warp's copies
-    std::uint64_t empty[kStagedTiles];  // drained: one arrival of each warp that transposes
+    std::uint64_t empty[kStagedTiles];  // drained: one arrival of each of the warps
   };
-  using Besides =
-      std::conditional_t<kWidens, WideningMemory,
-                         std::conditional_t<kMultipliesCodes, TransposingMemory, NoMemory>>;
-  using Staged = std::conditional_t<kMultipliesCodes, StagedBarriers, NoMemory>;
+  using Besides = std::conditional_t<kWidens, WideningMemory,
+                                     std::conditional_t<kStagesValues, StagedMemory, NoMemory>>;
+  using Staged = std::conditional_t<kStagesValues, StagedBarriers, NoMemory>;
+  /// What products with a row of q are to be multiplied by, powers of two.
+  using QueryFactors = std::conditional_t<kWidens || kSplitsQueries,
+                                          __nv_bfloat16[kQueryBuffers][kTileRows], NoMemory>;
 
   /// Large units on their way; one without rows ends the work. Drained by the loading warps and the
   /// computing ones.
@@ -165,7 +172,7 @@ struct Config {
   /// says that its part has been widened or transposed.
   static constexpr int kLoaderArrivals = kWidens ? kLoadingWarps : kWarpSize;
   static __device__ constexpr int arrivals_of_slot(int slot) {
-    return kMultipliesCodes && slot % 2 == 1 ? kTransposingWarps : kLoaderArrivals;
+    return kStagesValues && slot % 2 == 1 ? kStagingWarps : kLoaderArrivals;
   }
 
   /// All but the ring.
@@ -179,19 +186,44 @@ struct Config {
     std::uint32_t exceeds[kComputingWarpgroups][2];  // weights of an even, an odd tile do not fit
     std::uint32_t complete[kTileRows / kWarpSize];   // queries of the unit, or a split unit
     Staged staged;
+    QueryFactors query_factors;
   };
   static constexpr std::size_t kBytesBesides = kIsNarrow ? sizeof(Besides) : 0;
-  static constexpr int kSlots = static_cast<int>((mma::kWhole - sizeof(Fixed) - kBytesBesides) /
-                                                 (kSlotBytes + 2 * sizeof(std::uint64_t)));
-  static_assert(kSlots >= 4, "a tile that is multiplied and one that is loaded");
-  static_assert(!kMultipliesCodes || kSlots % 2 == 0, "slots of K are slots of K");
+  static constexpr int kFittingSlots = static_cast<int>(
+      (mma::kWhole - sizeof(Fixed) - kBytesBesides) / (kSlotBytes + 2 * sizeof(std::uint64_t)));
+  static_assert(kFittingSlots >= 4, "a tile that is multiplied and one that is loaded");
+
+  /// The ring: K, V, K, V … Where K has half of the bytes of V there is memory for four tiles of K but
+  /// for two of V, which two slots share.
+  static constexpr int kSlots = kSplitsQueries ? 8 : kFittingSlots;
+  static constexpr int kValueTiles = kSplitsQueries ? 2 : kSlots / 2;
+  static_assert(!kStagesValues || kSlots % 2 == 0, "slots of K are slots of K");
+  struct UniformRing {
+    alignas(1024) std::byte slots[kSlots][kSlotBytes];
+    static __device__ constexpr int begin_of(int slot) { return slot * kSlotBytes; }
+  };
+  struct UnequalRing {
+    static constexpr int kKeyBytes = kTileKeys * KeyLayout::kRowBytes;
+    alignas(1024) std::byte keys[kSlots / 2][kKeyBytes];
+    alignas(1024) std::byte values[kValueTiles][kSlotBytes];
+    static __device__ constexpr int begin_of(int slot) {
+      return slot % 2 == 0 ? slot / 2 * kKeyBytes
+                           : kSlots / 2 * kKeyBytes + slot / 2 % kValueTiles * kSlotBytes;
+    }
+  };
+  using Ring = std::conditional_t<kSplitsQueries, UnequalRing, UniformRing>;
 
   struct Large {
-    alignas(1024) std::byte ring[kSlots][kSlotBytes];  // K, V, K, V …
+    Ring ring;
     Fixed fixed;
     Besides besides;
     std::uint64_t full[kSlots];   // filled by a loading warp's copies, or by several warps
     std::uint64_t empty[kSlots];  // drained: one arrival of each computing warp
+
+    /// Address of a slot.
+    [[nodiscard]] __device__ std::uint32_t slot(int slot) const {
+      return shared_address(&ring) + static_cast<std::uint32_t>(Ring::begin_of(slot));
+    }
   };
 
   struct Shared {

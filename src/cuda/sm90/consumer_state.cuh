@@ -11,6 +11,7 @@
 #include "cuda/common/ptx.cuh"
 #include "cuda/sm90/config.cuh"
 #include "cuda/sm90/instructions.cuh"
+#include "cuda/sm90/query_splitter.cuh"
 
 namespace quire::cuda::sm90 {
 
@@ -112,20 +113,40 @@ struct ConsumerState {
 #pragma unroll
     for (int step = 0; step < C::QueryLayout::kRowBytes / kProductBytes; ++step) {
       const int bytes = step % 4 * kProductBytes;
-      multiply_shared<typename C::Element, C::kTileKeys>(
-          scores, rows.after(bytes + step / 4 * C::QueryLayout::kPanelBytes),
-          tile.after(bytes + step / 4 * C::KeyLayout::kPanelBytes), step > 0);
+      const int panel = step / 4;
+      if constexpr (
+          C::kSplitsQueries) {  // the small terms first: sums are cut off below large ones
+        multiply_shared<core::Float8E4M3, C::kTileKeys, typename C::Kv>(
+            scores, rows.after(bytes + (1 - panel) * C::QueryLayout::kPanelBytes),
+            tile.after(bytes), step > 0);
+      } else {
+        multiply_shared<typename C::Element, C::kTileKeys>(
+            scores, rows.after(bytes + panel * C::QueryLayout::kPanelBytes),
+            tile.after(bytes + panel * C::KeyLayout::kPanelBytes), step > 0);
+      }
     }
     commit_products();
+  }
+  /// This warp's rows of the queries become the sums of two rows of codes.
+  __device__ __forceinline__ void split_queries() const {
+    QuerySplitter<C>::run(query_rows(place), warp * 16, lane, params.shape.q_dtype,
+                          shared_factors() + warpgroup * kProductRows);
+  }
+  [[nodiscard]] __device__ __nv_bfloat16* shared_factors() const {
+    return shared.fixed.query_factors[place.queries.slot];
   }
   /// Waits for the queries, before which the unit has come, and begins the scores of its first
   /// tile: of whatever memory holds if it has none, since products must not depend on a condition.
   __device__ __forceinline__ void begin_unit(float (&scores)[kScores]) const {
     barrier_wait(shared_address(&shared.fixed.queries_full[place.queries.slot]),
                  place.queries.parity);
-    show_to_products();
     const Unit& unit = unit_at(place);
     const bool has_tiles = unit.rows > 0 && !unit.sees_nothing();
+    if constexpr (C::kSplitsQueries) {
+      if (has_tiles) split_queries();
+    }
+    show_to_products();
+    if constexpr (C::kSplitsQueries) meet_warpgroup();
     if (has_tiles) {
       wait_for_slot(position, true);
       wait_for_turn();
@@ -141,8 +162,8 @@ struct ConsumerState {
   /// What products with a row of the unit's q are to be multiplied by, if K and V have 8 bits.
   [[nodiscard]] __device__ float query_factor(const Unit& unit, int row) const {
     float factor = 1.0F;
-    if constexpr (C::kWidens) {
-      factor = __bfloat162float(shared.besides.query_factors[place.queries.slot][row]);
+    if constexpr (C::kWidens || C::kSplitsQueries) {
+      factor = __bfloat162float(shared_factors()[row]);
     }
     if constexpr (C::kMultipliesCodes || C::kWidensQueries) {
       factor *= query_scale(params, head_of(params, unit, row));
@@ -151,7 +172,7 @@ struct ConsumerState {
   }
 
   [[nodiscard]] __device__ std::uint32_t slot_address(mma::RingPosition<C::kSlots> at) const {
-    return shared_address(shared.ring[at.slot]);
+    return shared.slot(at.slot);
   }
   /// Address of this warpgroup's rows of q.
   [[nodiscard]] __device__ std::uint32_t query_rows(UnitPlace<C> at) const {

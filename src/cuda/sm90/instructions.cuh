@@ -274,15 +274,22 @@ __device__ __forceinline__ bool any_at_barrier(int id, bool value) {
 #define QUIRE_BF16 "k16.f32.bf16.bf16"
 #define QUIRE_F16 "k16.f32.f16.f16"
 #define QUIRE_E4M3 "k32.f32.e4m3.e4m3"
+#define QUIRE_E4M3_E5M2 "k32.f32.e4m3.e5m2"
 
 /// d (+)= a · bᵀ for 32 bytes of 64 rows of a and of kColumns rows of b, both in shared memory, d in
 /// fp32.
-template <typename Element, int kColumns, typename LayoutA, typename LayoutB>
+/// @tparam ElementB  Of b, if both are of 8 bits.
+template <typename Element, int kColumns, typename ElementB = Element, typename LayoutA,
+          typename LayoutB>
 __device__ __forceinline__ void multiply_shared(float* d, Operand<LayoutA> a, Operand<LayoutB> b,
                                                 bool add) {
   static_assert(kColumns == 64 || kColumns == 96 || kColumns == 128);
   constexpr bool kIsBfloat16 = std::is_same_v<Element, __nv_bfloat16>;
-  if constexpr (std::is_same_v<Element, core::Float8E4M3>) {
+  if constexpr (std::is_same_v<ElementB, core::Float8E5M2>) {
+    static_assert(kColumns == 128 && std::is_same_v<Element, core::Float8E4M3>);
+    QUIRE_PRODUCT_OF_SHARED("128", QUIRE_E4M3_E5M2, "", QUIRE_NAMES_64, QUIRE_64, "%64", "%65",
+                            "%66", "%67", "%68");
+  } else if constexpr (std::is_same_v<Element, core::Float8E4M3>) {
     static_assert(kColumns == 128);
     QUIRE_PRODUCT_OF_SHARED("128", QUIRE_E4M3, "", QUIRE_NAMES_64, QUIRE_64, "%64", "%65", "%66",
                             "%67", "%68");
@@ -333,8 +340,7 @@ __device__ __forceinline__ void multiply_registers(float* d, const std::uint32_t
   }
 }
 
-/// Four numbers as e4m3 in one register, the first in the lowest byte. They are positive and at most
-/// 448.
+/// Four numbers as e4m3 in one register, the first in the lowest byte. What is beyond ±448 becomes that.
 __device__ __forceinline__ std::uint32_t pack_e4m3(float a, float b, float c, float d) {
   std::uint32_t codes;
   asm("{ .reg .b16 low, high; cvt.rn.satfinite.e4m3x2.f32 low, %2, %1;\n"
@@ -344,6 +350,7 @@ __device__ __forceinline__ std::uint32_t pack_e4m3(float a, float b, float c, fl
   return codes;
 }
 
+#undef QUIRE_E4M3_E5M2
 #undef QUIRE_E4M3
 #undef QUIRE_F16
 #undef QUIRE_BF16

@@ -8,7 +8,7 @@
 /// and up to two of the line of large units (at most 128 rows, 192 of heads of 64). The small ones are
 /// computed by the mma kernel's code, which each half of the block runs for itself, the large ones by
 /// the whole block with wgmma: a warpgroup loads (`UnitFinder`, `QueryLoader`, `TileLoader`; 8-bit
-/// codes: `WideningLoader`, or `ValueTransposer` besides), two or three compute (`UnitAttention`). Where
+/// codes: `WideningLoader`, or `ValueWidener` or `ValueTransposer` besides), two or three compute (`UnitAttention`). Where
 /// there are both, some blocks take the ones and some the others, or all take both (`phases_of`), so
 /// that memory and tensor cores are busy at the same time.
 #pragma once
@@ -24,7 +24,7 @@
 #include "cuda/sm90/config.cuh"
 #include "cuda/sm90/consumer.cuh"
 #include "cuda/sm90/producer.cuh"
-#include "cuda/sm90/transposing.cuh"
+#include "cuda/sm90/staged_values.cuh"
 #include "cuda/sm90/units.cuh"
 #include "cuda/sm90/widening.cuh"
 #include "cuda/timeline/note.cuh"
@@ -48,10 +48,10 @@ __device__ void init_barriers(typename C::Large& shared) {
     barrier_init(shared_address(&shared.fixed.queries_full[buffer]), C::kLoaderArrivals);
     barrier_init(shared_address(&shared.fixed.queries_empty[buffer]), kConsumerWarps);
   }
-  if constexpr (C::kMultipliesCodes) {
+  if constexpr (C::kStagesValues) {
     for (auto& full : shared.fixed.staged.full) barrier_init(shared_address(&full), kWarpSize);
     for (auto& empty : shared.fixed.staged.empty) {
-      barrier_init(shared_address(&empty), kTransposingWarps);
+      barrier_init(shared_address(&empty), C::kStagingWarps);
     }
   }
   for (auto& of_warpgroup : shared.fixed.exceeds) of_warpgroup[0] = of_warpgroup[1] = 0;
@@ -72,7 +72,7 @@ __device__ void end_barriers(typename C::Large& shared) {
     barrier_end(shared_address(&shared.fixed.queries_full[buffer]));
     barrier_end(shared_address(&shared.fixed.queries_empty[buffer]));
   }
-  if constexpr (C::kMultipliesCodes) {
+  if constexpr (C::kStagesValues) {
     for (auto& full : shared.fixed.staged.full) barrier_end(shared_address(&full));
     for (auto& empty : shared.fixed.staged.empty) barrier_end(shared_address(&empty));
   }
@@ -121,22 +121,10 @@ __device__ __forceinline__ void load_large_units(const AttendParams& params, con
   const int warp = warp_of_warpgroup();
   if constexpr (C::kWidens) {
     WideningLoader<C>(params, shared, warp, lane()).run(maps, overview);
-  } else if constexpr (C::kMultipliesCodes) {
-    // What K's warp and V's are told looks different each time: known addresses would be spilled.
-    const bool is_key_warp = warp_of_warpgroup() == kKeyWarp;
-    if (warp == kKeyWarp) {
-      TileLoader<C, KeyLayout>(params, maps, shared, is_key_warp, lane()).run();
-    } else if (warp == kValueWarp) {
-      TileLoader<C, typename C::StagedLayout, StagedSlots<C>>(params, maps, shared, is_key_warp,
-                                                              lane())
-          .run(ValueTransposer<C>(shared, 0, lane()));
-    } else if (warp == kQueryWarp) {
-      load_queries_and_transpose<C>(params, maps, shared, lane());
-    } else {
-      find_units<C>(params, maps, overview, shared.fixed, lane());
-    }
   } else if (warp == kUnitWarp) {
     find_units<C>(params, maps, overview, shared.fixed, lane());
+  } else if constexpr (C::kStagesValues) {
+    load_staging_values<C>(params, maps, shared, warp, lane());
   } else if (warp == kQueryWarp) {
     QueryLoader<C>(params, maps, shared.fixed, lane()).run();
   } else if constexpr (std::is_same_v<KeyLayout, ValueLayout>) {

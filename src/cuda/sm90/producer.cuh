@@ -220,7 +220,9 @@ struct RingSlots {
   static constexpr int kCount = C::kSlots;
   static constexpr int kStep = 2;
   static constexpr bool kAreShown = true;  // to products, and so to boxes
-  static __device__ auto& tile(typename C::Large& shared, int slot) { return shared.ring[slot]; }
+  static __device__ std::uint32_t tile(const typename C::Large& shared, int slot) {
+    return shared.slot(slot);
+  }
   static __device__ auto& full(typename C::Large& shared, int slot) { return shared.full[slot]; }
   static __device__ auto& empty(typename C::Large& shared, int slot) { return shared.empty[slot]; }
 };
@@ -230,8 +232,8 @@ struct StagedSlots {
   static constexpr int kCount = C::kStagedTiles;
   static constexpr int kStep = 1;
   static constexpr bool kAreShown = false;
-  static __device__ auto& tile(typename C::Large& shared, int slot) {
-    return shared.besides.staged[slot];
+  static __device__ std::uint32_t tile(const typename C::Large& shared, int slot) {
+    return shared_address(shared.besides.staged[slot]);
   }
   static __device__ auto& full(typename C::Large& shared, int slot) {
     return shared.fixed.staged.full[slot];
@@ -291,7 +293,7 @@ class TileLoader {
 
  private:
   using Tiles = mma::TileStream<C::kTileKeys, mma::Direction::kDescending, UnitReader<C>>;
-  static constexpr int kElementBytes = C::kElementBytes;
+  static constexpr int kElementBytes = sizeof(typename C::Kv);
   using Boxes = RunBoxes<Layout, C::kTileKeys, false, Slots::kAreShown>;
   static_assert(kBoxKeys == mma::kRunKeys && kBoxRowBytes == Layout::kRowStride);
 
@@ -315,7 +317,7 @@ class TileLoader {
 
   /// Address of a row of the slot, a multiple of 8.
   [[nodiscard]] __device__ std::uint32_t place(int row) const {
-    return shared_address(Slots::tile(shared_, at_.slot)) + Layout::below(row);
+    return Slots::tile(shared_, at_.slot) + Layout::below(row);
   }
 
   /// All runs that do not come in boxes, row by row; rows that are not seen become zeros.

@@ -27,10 +27,10 @@ namespace quire::cuda::sm90 {
 template <typename C>
 class ValueTransposer {
  public:
-  __device__ ValueTransposer(typename C::Large& shared, int part, int lane)
+  __device__ ValueTransposer(typename C::Large& shared, LoadingWarp warp, int lane)
       : shared_(shared), lane_(lane) {
     static_assert(kLoads == 8 && From::kRowBytes == 128 && To::kRowBytes == 128);
-    const int first_key = part * kOwnKeys;
+    const int first_key = warp == kValueWarp ? 0 : kOwnKeys;
     from_ = From::row(From::below(first_key), lane);
     // Eight rows that are written at once differ in their place among 8, so that banks do not
     // collide: lanes below 16 have the even components, the others the odd ones, and then vice versa.
@@ -53,7 +53,7 @@ class ValueTransposer {
       barrier_wait(empty, slot_.parity ^ 1);
     }
     const std::uint32_t from = shared_address(shared_.besides.staged[staged_.slot]) + from_;
-    const std::uint32_t to = shared_address(shared_.ring[slot_.slot]) + to_;
+    const std::uint32_t to = shared_.slot(slot_.slot) + to_;
 #pragma unroll
     for (int keys = 0; keys < kOwnKeys; keys += kWarpSize) {
       std::uint32_t codes[kLoads][4];  // of 8 keys each
@@ -81,7 +81,7 @@ class ValueTransposer {
  private:
   using From = typename C::StagedLayout;
   using To = typename C::ValueLayout;
-  static constexpr int kOwnKeys = C::kTileKeys / kTransposingWarps;
+  static constexpr int kOwnKeys = C::kTileKeys / C::kStagingWarps;
   static constexpr int kChunkKeys = 16;
   static constexpr int kLoads = C::kHeadDimVo / 16;  // of 16 components of 32 keys
   // Bytes of two registers.
@@ -119,31 +119,5 @@ class ValueTransposer {
   mma::RingPosition<C::kSlots> slot_{1, 0};
   bool has_slot_ = false;  // the one before is not handed over
 };
-
-/// The warp that loads queries; of each unit it transposes its part of all tiles then.
-template <typename C>
-__device__ __forceinline__ void load_queries_and_transpose(const AttendParams& params,
-                                                           const TileMaps& maps,
-                                                           typename C::Large& shared, int lane) {
-  UnitReader<C> units(shared.fixed, lane);
-  QueryLoader<C> queries(params, maps, shared.fixed, lane);
-  ValueTransposer<C> values(shared, 1, lane);
-#pragma unroll 1
-  while (true) {
-    units.step();
-    const LargeUnit& unit = units.now();
-    queries.load(unit);
-    if (unit.rows == 0) break;
-    if (!unit.sees_nothing()) {
-#pragma unroll 1
-      for (std::int32_t key = unit.last_key; key >= unit.first_key; key -= C::kTileKeys) {
-        values.run();
-      }
-      values.hand_over();
-    }
-    units.find_next();
-  }
-  wait_for_own_copies();
-}
 
 }  // namespace quire::cuda::sm90

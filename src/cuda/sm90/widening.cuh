@@ -17,6 +17,7 @@
 #include "cuda/mma/widen.hpp"
 #include "cuda/sm90/config.cuh"
 #include "cuda/sm90/producer.cuh"
+#include "cuda/sm90/row_widener.cuh"
 #include "cuda/sm90/units.cuh"
 
 namespace quire::cuda::sm90 {
@@ -27,13 +28,7 @@ class WideningLoader {
  public:
   __device__ WideningLoader(const AttendParams& params, typename C::Large& shared, int warp,
                             int lane)
-      : params_(params),
-        shared_(shared),
-        warp_(warp),
-        lane_(lane),
-        loader_(lane),
-        own_place_(Layout::chunk(Layout::row(Layout::below(warp * kOwnKeys), own_key()),
-                                 2 * own_chunk())) {}
+      : params_(params), shared_(shared), warp_(warp), lane_(lane), loader_(lane), widener_(lane) {}
 
   __device__ __forceinline__ void run(const TileMaps& maps, const schedule::Overview& overview) {
     UnitSource<C> source(params_, maps, overview, shared_.besides.finder, shared_.fixed,
@@ -86,22 +81,7 @@ class WideningLoader {
 
   static constexpr int kOwnKeys = C::kTileKeys / kLoadingWarps;
   static constexpr int kOwnRuns = kOwnKeys / mma::kRunKeys;
-  /// A lane reads 16 codes of a key at a time and writes two chunks of 8 numbers.
-  static constexpr int kChunks = C::kHeadDimQk / 16;  // of codes
-  static constexpr int kKeysAtOnce = kWarpSize / kChunks;
-  static constexpr int kCopies = kOwnKeys / kKeysAtOnce;
-  static_assert(kChunks % 4 == 0 && kWarpSize % kChunks == 0);
-
-  // Eight lanes read and write at the same time: four chunks of a key and four of the next one, which
-  // are in different banks, as codes and as numbers.
-  [[nodiscard]] __device__ int own_chunk() const {
-    const auto lane = static_cast<unsigned>(lane_);
-    return static_cast<int>(lane % 4 + (lane / 8 ^ lane / 4) % (kChunks / 4) * 4);
-  }
-  [[nodiscard]] __device__ int own_key() const {
-    const auto lane = static_cast<unsigned>(lane_);
-    return static_cast<int>(lane / 4 % 2 + lane / (2 * kChunks) * 2);
-  }
+  using Widener = RowWidener<typename C::Kv, StagedLayout, Layout, kOwnKeys>;
 
   /// What must be known of a tile to ask for its codes, found out at once.
   struct TilePlace {
@@ -185,21 +165,14 @@ class WideningLoader {
   __device__ __forceinline__ void widen(const Tiles& tiles, const TilePlace& place, Cache cache,
                                         bool has_keys) {
     __syncwarp();  // other lanes' codes, too
-    uint4 codes[kCopies];
-    const std::uint32_t from =
-        StagedLayout::chunk(StagedLayout::row(staged(cache), own_key()), own_chunk());
-#pragma unroll
-    for (int i = 0; i < kCopies; ++i) {
-      codes[i] = load_shared(StagedLayout::later_row(from, i * kKeysAtOnce));
-    }
+    typename Widener::Codes codes;
+    widener_.read(codes, staged(cache));
     __syncwarp();  // before others come in their place
     ask_for(tiles, place, cache);
     hand_last_slot_over();
     if (!has_keys) return;
-    const SlotPlaces to(shared_address(shared_.ring[at_.slot]) + own_place_);
     barrier_wait(shared_address(&shared_.empty[at_.slot]), at_.parity ^ 1);
-#pragma unroll
-    for (int i = 0; i < kCopies; ++i) put(to, i, codes[i]);
+    widener_.write(shared_.slot(at_.slot) + Layout::below(warp_ * kOwnKeys), codes);
     at_.advance();
     has_slot_ = true;
   }
@@ -208,37 +181,6 @@ class WideningLoader {
   __device__ __forceinline__ void hand_last_slot_over() {
     if (has_slot_) hand_over(shared_.full[at_.before().slot]);
     has_slot_ = false;
-  }
-
-  /// Where in a slot the lane's chunks are: few numbers, and others that are known at compile time.
-  struct SlotPlaces {
-    static constexpr int kPeriod = Layout::kGroupRows / kKeysAtOnce;
-    std::uint32_t first[kPeriod];
-    std::uint32_t second[kPeriod];
-
-    __device__ explicit SlotPlaces(std::uint32_t own) {
-#pragma unroll
-      for (int i = 0; i < kPeriod; ++i) {
-        first[i] = Layout::later_row(own, i * kKeysAtOnce);
-        second[i] = first[i] ^ Layout::kChunkBytes;  // chunks are even and odd ones
-      }
-    }
-    static __device__ constexpr std::uint32_t below(int copy) {
-      return Layout::below(copy / kPeriod * Layout::kGroupRows);
-    }
-  };
-
-  /// 16 codes as two neighbouring chunks of fp16.
-  static __device__ __forceinline__ void put(const SlotPlaces& to, int copy, uint4 codes) {
-    using Widen = mma::Widen<typename C::Kv, mma::Order::kNeighbours>;
-    const mma::Pairs a = Widen::pairs(codes.x);
-    const mma::Pairs b = Widen::pairs(codes.y);
-    store_shared(to.first[copy % SlotPlaces::kPeriod] + SlotPlaces::below(copy),
-                 make_uint4(a.first, a.second, b.first, b.second));
-    const mma::Pairs c = Widen::pairs(codes.z);
-    const mma::Pairs d = Widen::pairs(codes.w);
-    store_shared(to.second[copy % SlotPlaces::kPeriod] + SlotPlaces::below(copy),
-                 make_uint4(c.first, c.second, d.first, d.second));
   }
 
   /// What the warp has written is there for products.
@@ -299,7 +241,7 @@ class WideningLoader {
         factor = rewrite_row(row);
       }
       if (lane_ % kLanesPerRow == 0) {
-        shared_.besides.query_factors[queries_.slot][row] = __float2bfloat16_rn(factor);
+        shared_.fixed.query_factors[queries_.slot][row] = __float2bfloat16_rn(factor);
       }
     }
   }
@@ -350,7 +292,7 @@ class WideningLoader {
   const int warp_;
   const int lane_;
   const mma::RowLoader<StagedLayout> loader_;
-  const std::uint32_t own_place_;  // of the lane's first chunk, in a slot
+  const Widener widener_;
   mma::RingPosition<C::kSlots> at_;
   bool has_slot_ = false;  // the one before is not handed over
   mma::RingPosition<C::kQueryBuffers> queries_;
