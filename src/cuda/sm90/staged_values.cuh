@@ -17,74 +17,70 @@
 
 namespace quire::cuda::sm90 {
 
-/// One of the warps that widen: it has a part of the keys of every tile. K's warp and V's, which have
-/// boxes to issue besides, have a quarter, that of queries has half.
+/// One of the warps that widen: it has a part of the keys of every tile, those of K and of V, which have
+/// boxes to issue besides, not more than that of queries.
 template <typename C>
 class ValueWidener {
  public:
   __device__ ValueWidener(typename C::Large& shared, LoadingWarp warp, int lane)
       : shared_(shared),
         lane_(lane),
-        first_key_(warp * kKeysAtOnce),
-        end_key_(warp == kQueryWarp ? C::kTileKeys : first_key_ + kKeysAtOnce),
+        first_key_(warp == kKeyWarp     ? 0
+                   : warp == kValueWarp ? 3 * kStepKeys
+                                        : 5 * kStepKeys),
+        has_all_steps_(warp != kValueWarp),
         widener_(lane) {
-    static_assert(kKeyWarp == 0 && kValueWarp == 1 && kQueryWarp == 2);
-    static_assert(4 * kKeysAtOnce == C::kTileKeys);
+    static_assert(C::kTileKeys == (3 * kMostSteps - 1) * kStepKeys);
   }
 
-  /// The next tile. It is handed over while codes of the one behind it are on their way, or at once if
-  /// that is not there yet: what has been written would have to be waited for.
+  /// The next tile. Its codes wait in registers until there is room: the ring has few tiles of V, and
+  /// what is done from there on is what the computing warps wait for.
   __device__ __forceinline__ void run() {
-    const std::uint32_t full = shared_address(&shared_.fixed.staged.full[staged_.slot]);
-    // The memory is that of the tile so many before.
-    const auto last = slot_.before(2 * C::kValueTiles);
-    const std::uint32_t empty = shared_address(&shared_.empty[last.slot]);
-    if (!__all_sync(kAllLanes,
-                    barrier_is_over(full, staged_.parity) && barrier_is_over(empty, last.parity))) {
-      hand_over();
-      barrier_wait(full, staged_.parity);
-      barrier_wait(empty, last.parity);
+    barrier_wait(shared_address(&shared_.fixed.staged.full[staged_.slot]), staged_.parity);
+    const std::uint32_t from =
+        shared_address(shared_.besides.staged[staged_.slot]) + From::below(first_key_);
+    typename Widener::Codes codes[kMostSteps];
+#pragma unroll
+    for (int step = 0; step < kMostSteps; ++step) {
+      if (has(step)) widener_.read(codes[step], from + From::below(step * kStepKeys));
     }
-    const std::uint32_t from = shared_address(shared_.besides.staged[staged_.slot]);
-    const std::uint32_t to = shared_.slot(slot_.slot);
-#pragma unroll 1
-    for (int key = first_key_; key < end_key_; key += kKeysAtOnce) {
-      typename Widener::Codes codes;
-      widener_.read(codes, from + From::below(key));
-      if (key == first_key_) hand_over();
-      widener_.write(to + To::below(key), codes);
+    arrive(shared_.fixed.staged.empty[staged_.slot]);
+    const auto last = slot_.before(2 * C::kValueTiles);  // in the same memory
+    barrier_wait(shared_address(&shared_.empty[last.slot]), last.parity);
+    const std::uint32_t to = shared_.slot(slot_.slot) + To::below(first_key_);
+#pragma unroll
+    for (int step = 0; step < kMostSteps; ++step) {
+      if (has(step)) widener_.write(to + To::below(step * kStepKeys), codes[step]);
     }
-    __syncwarp();
-    if (lane_ == 0) barrier_arrive(shared_address(&shared_.fixed.staged.empty[staged_.slot]));
+    show_to_products();
+    arrive(shared_.full[slot_.slot]);
     staged_.advance();
     slot_.advance(2);
-    has_slot_ = true;
   }
 
-  /// What has been written last is there for products. Comes before anything is waited for that the
-  /// computing warps must do.
-  __device__ __forceinline__ void hand_over() {
-    if (!has_slot_) return;
-    has_slot_ = false;
-    show_to_products();
-    __syncwarp();
-    if (lane_ == 0) barrier_arrive(shared_address(&shared_.full[slot_.before(2).slot]));
-  }
+  /// Nothing is kept back.
+  __device__ void hand_over() const {}
 
  private:
   using From = typename C::StagedLayout;
   using To = typename C::ValueLayout;
-  static constexpr int kKeysAtOnce = 32;
-  using Widener = RowWidener<typename C::Kv, From, To, kKeysAtOnce>;
+  static constexpr int kStepKeys = 16;
+  static constexpr int kMostSteps = 3;
+  using Widener = RowWidener<typename C::Kv, From, To, kStepKeys>;
+
+  __device__ bool has(int step) const { return step < kMostSteps - 1 || has_all_steps_; }
+  __device__ void arrive(std::uint64_t& barrier) const {
+    __syncwarp();
+    if (lane_ == 0) barrier_arrive(shared_address(&barrier));
+  }
 
   typename C::Large& shared_;
   const int lane_;
   const int first_key_;
-  const int end_key_;
+  const bool has_all_steps_;
   const Widener widener_;
   mma::RingPosition<C::kStagedTiles> staged_;
   mma::RingPosition<C::kSlots> slot_{1, 0};
-  bool has_slot_ = false;  // the one before is not handed over
 };
 
 /// What warps do to tiles of V beside loading.
