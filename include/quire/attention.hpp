@@ -77,9 +77,9 @@ struct AttentionSpec {
   std::int32_t num_kv_heads = 0;  ///< Divides num_qo_heads; their quotient is the group size.
   std::int32_t head_dim_qk = 0;   ///< Components of a query and of a key.
   std::int32_t head_dim_vo = 0;   ///< 0 takes head_dim_qk.
-  /// Of q. float8_e4m3 is for K and V of float8_e4m3 without scales of tokens: both products are made
-  /// of 8-bit codes where that is faster, and weights rounded to them (docs/kv_dtypes.md says what
-  /// that costs in accuracy).
+  /// Of q. float8_e4m3 is for K and V of float8_e4m3 without scales of tokens: codes of q and K are
+  /// multiplied as they are where that is faster; docs/kv_dtypes.md says what q of 8 bits costs in
+  /// accuracy.
   DType q_dtype = DType::kBFloat16;
   DType kv_dtype = DType::kBFloat16;  ///< Of K and V.
   /// q_dtype or float32; kNone takes q_dtype. For queries of float8_e4m3: bfloat16, which kNone takes,

@@ -83,7 +83,7 @@ std::string summary_of(DType dtype) {
   if (dims.empty()) return small;
   std::string more = is_narrow ? "; not with scales of tokens" : "";
   if (const std::string codes = large_head_dims(dtype, true); !codes.empty()) {
-    more += fmt::format("; with 8-bit queries 8-bit products: {}", codes);
+    more += fmt::format("; with 8-bit queries: {}", codes);
   }
   return fmt::format("{}; on sm_90, requests of more than {} rows {} at a time (head dims {}{})",
                      small, kLargeRequestRows, kUsualLargeRows, dims, more);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Attention of float8_e4m3 queries over K and V of the same on the GPU against the oracle on the same
 // codes, with NaN codes in everything that must not be read. Small units widen all three; large ones of
-// heads of 128 multiply codes and round weights to codes.
+// heads of 128 multiply q and K as they are.
 #include <gtest/gtest.h>
 
 #include <array>
@@ -201,7 +201,7 @@ TEST(GpuNarrowQueries, AgreeWhereSomeKeysDwarfOthers) {
   }
 }
 
-// All weights of a row are the largest: sums of weights come as near to what codes hold as they can.
+// All weights of a row are the largest.
 TEST(GpuNarrowQueries, AgreeWhereAllKeysAreTheSame) {
   for (const float slope : {0.0F, 0.001F, 0.02F}) {
     RandomBatchOptions options = options_of(KvScale::kNone, 4, 2, 128);
@@ -228,8 +228,8 @@ TEST(GpuNarrowQueries, AgreeWhereAllKeysAreTheSame) {
   }
 }
 
-// As many units as multiprocessors, so that none is split. Sums of 8-bit products are cut off some 13 bits
-// below their largest term, and what is summed must not lose the later keys for it.
+// As many units as multiprocessors, so that none is split. Sums of 8-bit products are cut off so that those
+// of weights and values of thousands of keys would come out too low.
 TEST(GpuNarrowQueries, AddUpLongContextsOfWhichAllWeightsAreAlike) {
   for (const std::int32_t kv_len : {2048, 32768}) {
     RandomBatchOptions options = options_of(KvScale::kNone, 4, 1, 128);
@@ -252,7 +252,7 @@ TEST(GpuNarrowQueries, AddUpLongContextsOfWhichAllWeightsAreAlike) {
     ASSERT_TRUE(batch.run(attention).ok());
     for (std::int64_t row = 0; row < 4224; row += 41) {
       for (std::int64_t dim = 0; dim < 128; dim += 13) {
-        ASSERT_NEAR(host.o(row, row % 4, dim), mean, mean * 0x1p-7) << "of " << kv_len << " keys";
+        ASSERT_NEAR(host.o(row, row % 4, dim), mean, mean * 0x1p-11) << "of " << kv_len << " keys";
       }
     }
   }
@@ -279,8 +279,7 @@ TEST(GpuNarrowQueries, AgreeForEveryCodeThatIsANumber) {
   ASSERT_TRUE(batch.run(attention).ok());
   const testing::Difference difference = compare(host, testing::oracle_of(host));
   EXPECT_EQ(difference.mismatches, 0);
-  EXPECT_LE(difference.o * host.max_abs_v(), 448.0 * (0x1p-4 + 0x1p-8));
-  EXPECT_LE(difference.row, 0x1p-4 + 0x1p-8);
+  EXPECT_LE(difference.o * host.max_abs_v(), 448.0 * 0x1p-10);
 }
 
 TEST(GpuNarrowQueries, GiveTheSameBitsEveryTime) {

@@ -633,9 +633,7 @@ class RandomBatch {
 
 /// How far results are from the oracle's.
 struct Difference {
-  double o = 0.0;  ///< largest |o − oracle| before output rounding, over max |v|
-  double row =
-      0.0;  ///< largest length of a row of o − oracle before rounding, over that of oracle's
+  double o = 0.0;               ///< largest |o − oracle| before output rounding, over max |v|
   double lse = 0.0;             ///< largest |lse − oracle|
   std::int64_t mismatches = 0;  ///< elements that are NaN, 0 or −inf on one side only
 };
@@ -662,8 +660,6 @@ inline Difference compare(const RandomBatch& batch, const ReferenceResult& oracl
       } else if (expected_lse != lse) {
         ++difference.mismatches;
       }
-      double squares = 0.0;
-      double error_squares = 0.0;
       for (std::int64_t i = 0; i < batch.spec.head_dim_vo; ++i, ++at) {
         const double expected = oracle.o[at];
         const double got = batch.o(row, head, i);
@@ -672,12 +668,7 @@ inline Difference compare(const RandomBatch& batch, const ReferenceResult& oracl
         } else if (!std::isnan(expected)) {
           const double before_rounding = std::abs(got - expected) - rounding * std::abs(expected);
           difference.o = std::max(difference.o, before_rounding / scale);
-          error_squares += before_rounding > 0.0 ? before_rounding * before_rounding : 0.0;
-          squares += expected * expected;
         }
-      }
-      if (squares > 0.0) {
-        difference.row = std::max(difference.row, std::sqrt(error_squares / squares));
       }
     }
   }

@@ -20,11 +20,13 @@ struct Bounds {
 };
 constexpr Bounds kFloat32Bounds = {2e-6, 1e-4, 1e-5};
 constexpr Bounds kNarrowBounds = {1e-3, 6e-3, 5e-3};
-/// Weights may be rounded to float8_e4m3: by a sixteenth at most, of each and so of o.
-constexpr Bounds kCodeBounds = {0x1p-4, 0x1p-4, 5e-3};
+/// Codes of K may be multiplied as they are, with sums that are cut off.
+constexpr Bounds kCodeBounds = {2e-3, 6e-3, 5e-3};
 
 const Bounds& bounds_of(const AttentionSpec& spec) {
-  if (spec.q_dtype == DType::kFloat8E4M3) return kCodeBounds;
+  if (spec.kv_dtype == DType::kFloat8E4M3 || spec.kv_dtype == DType::kFloat8E5M2) {
+    return kCodeBounds;
+  }
   const bool wide = spec.q_dtype == DType::kFloat32 && spec.kv_dtype == DType::kFloat32;
   return wide ? kFloat32Bounds : kNarrowBounds;
 }

@@ -56,9 +56,11 @@ struct LargeUnit : Unit {
   bool is_plain = false;       // see `UnitQueue`
 };
 
-/// @tparam Element_  Of q, and what is multiplied: __nv_bfloat16, __half or core::Float8E4M3.
+/// @tparam Element_  What is multiplied: __nv_bfloat16 or __half.
 /// @tparam Kv_       Of K and V: `Element_`, or an 8-bit format, as `mma::Config` has them.
-template <typename Element_, int kHeadDimQk_, int kHeadDimVo_, typename Kv_ = Element_>
+/// @tparam kHasCodedQueries_  q are codes, too, which are multiplied with K as they are.
+template <typename Element_, int kHeadDimQk_, int kHeadDimVo_, typename Kv_ = Element_,
+          bool kHasCodedQueries_ = false>
 struct Config {
   using Element = Element_;
   using Kv = Kv_;
@@ -67,16 +69,14 @@ struct Config {
   static constexpr int kElementBytes = sizeof(Element);
 
   static constexpr bool kIsNarrow = sizeof(Kv) == 1;
-  /// What large units do with K and V of 8 bits: multiply them as they are, with q of the same codes
-  /// and weights rounded to them; or multiply K as it is, with q as a sum of two codes, and widen V; or
-  /// widen both.
-  static constexpr bool kMultipliesCodes = kElementBytes == 1;
-  static constexpr bool kSplitsQueries = kIsNarrow && !kMultipliesCodes &&
-                                         !std::is_same_v<Kv, core::Int8> && kHeadDimQk == 128 &&
-                                         kHeadDimVo == 128;
-  static constexpr bool kWidens = kIsNarrow && !kMultipliesCodes && !kSplitsQueries;
-  /// V comes to the ring through a place where it is as it is cached.
-  static constexpr bool kStagesValues = kMultipliesCodes || kSplitsQueries;
+  /// What large units do with K of 8 bits: multiply it as it is, with q of the same codes or as the sum
+  /// of two, or widen it. V is widened in either case.
+  static constexpr bool kKeepsKeys =
+      kIsNarrow && !std::is_same_v<Kv, core::Int8> && kHeadDimQk == 128 && kHeadDimVo == 128;
+  static constexpr bool kHasCodedQueries = kHasCodedQueries_;
+  static_assert(kKeepsKeys || !kHasCodedQueries);
+  static constexpr bool kSplitsQueries = kKeepsKeys && !kHasCodedQueries;
+  static constexpr bool kWidens = kIsNarrow && !kKeepsKeys;
   /// q may be codes, too, which are widened: of heads of which rows of codes fill no 128 bytes.
   static constexpr bool kWidensQueries =
       kWidens && std::is_same_v<Kv, core::Float8E4M3> && kHeadDimQk % 128 != 0;
@@ -117,15 +117,15 @@ struct Config {
   static constexpr bool kIsWide = kHeadDimQk > 128 || kHeadDimVo > 128;
   static constexpr int kTileRows = kComputingWarpgroups * kProductRows;
   static constexpr int kTileKeys = kIsWide ? 64 : kHasThird ? 96 : 128;
+  static constexpr int kQueryElementBytes = kHasCodedQueries ? 1 : kElementBytes;
   static constexpr int kQueryBuffers = kHeadDimQk > 192 ? 1 : 2;
-  using QueryLayout = Panels<kHeadDimQk * kElementBytes, kTileRows>;
-  using KeyLayout = Groups<kHeadDimQk*(kSplitsQueries ? 1 : kElementBytes)>;
-  /// Keys as rows; products of 8 bits want components as rows.
-  using ValueLayout =
-      std::conditional_t<kMultipliesCodes, Groups<kTileKeys>, Groups<kHeadDimVo * kElementBytes>>;
+  using QueryLayout = Panels<kHeadDimQk * kQueryElementBytes, kTileRows>;
+  using KeyLayout = Groups<kHeadDimQk*(kKeepsKeys ? 1 : kElementBytes)>;
+  using ValueLayout = Groups<kHeadDimVo * kElementBytes>;
   /// Of rows of o, which go through shared memory where the queries were.
   using ResultLayout =
-      std::conditional_t<kMultipliesCodes, Panels<kHeadDimVo * 2, kTileRows>, QueryLayout>;
+      std::conditional_t<kHasCodedQueries, Panels<kHeadDimVo * kElementBytes, kTileRows>,
+                         QueryLayout>;
 
   static constexpr int kQueryBytes =
       kTileRows * (QueryLayout::kRowBytes > ResultLayout::kRowBytes ? QueryLayout::kRowBytes
@@ -140,15 +140,14 @@ struct Config {
 
   /// What K and V that are widened need besides (`WideningLoader`).
   using StagedLayout =
-      std::conditional_t<kStagesValues, Groups<kHeadDimVo>, mma::TileLayout<kHeadDimQk>>;
+      std::conditional_t<kKeepsKeys, Groups<kHeadDimVo>, mma::TileLayout<kHeadDimQk>>;
   struct WideningMemory {
     alignas(128) std::byte staged[2][kTileKeys * StagedLayout::kRowStride];  // codes of K, of V
     FinderMemory finder;
   };
-  /// What V needs besides that is transposed or widened (`ValueTransposer`, `ValueWidener`), by so many
-  /// warps.
+  /// What V needs besides where it alone is widened (`ValueWidener`), by three warps.
   static constexpr int kStagedTiles = 2;
-  static constexpr int kStagingWarps = kSplitsQueries ? 3 : 2;
+  static constexpr int kStagingWarps = 3;
   struct StagedMemory {
     alignas(1024) std::byte staged[kStagedTiles][kTileKeys * kHeadDimVo];  // of V, as it is cached
   };
@@ -157,8 +156,8 @@ struct Config {
     std::uint64_t empty[kStagedTiles];  // drained: one arrival of each of the warps
   };
   using Besides = std::conditional_t<kWidens, WideningMemory,
-                                     std::conditional_t<kStagesValues, StagedMemory, NoMemory>>;
-  using Staged = std::conditional_t<kStagesValues, StagedBarriers, NoMemory>;
+                                     std::conditional_t<kKeepsKeys, StagedMemory, NoMemory>>;
+  using Staged = std::conditional_t<kKeepsKeys, StagedBarriers, NoMemory>;
   /// What products with a row of q are to be multiplied by, powers of two.
   using QueryFactors = std::conditional_t<kWidens || kSplitsQueries,
                                           __nv_bfloat16[kQueryBuffers][kTileRows], NoMemory>;
@@ -169,10 +168,10 @@ struct Config {
   static constexpr int kLoadersOfUnits = kWidens ? kLoadingWarps : kUnitWarp;
 
   /// Arrivals at a barrier of what is loaded: each lane of a warp is told of its copies, or each warp
-  /// says that its part has been widened or transposed.
+  /// says that its part has been widened.
   static constexpr int kLoaderArrivals = kWidens ? kLoadingWarps : kWarpSize;
   static __device__ constexpr int arrivals_of_slot(int slot) {
-    return kStagesValues && slot % 2 == 1 ? kStagingWarps : kLoaderArrivals;
+    return kKeepsKeys && slot % 2 == 1 ? kStagingWarps : kLoaderArrivals;
   }
 
   /// All but the ring.
@@ -195,9 +194,8 @@ struct Config {
 
   /// The ring: K, V, K, V … Where K has half of the bytes of V there is memory for four tiles of K but
   /// for two of V, which two slots share.
-  static constexpr int kSlots = kSplitsQueries ? 8 : kFittingSlots;
-  static constexpr int kValueTiles = kSplitsQueries ? 2 : kSlots / 2;
-  static_assert(!kStagesValues || kSlots % 2 == 0, "slots of K are slots of K");
+  static constexpr int kSlots = kKeepsKeys ? 8 : kFittingSlots;
+  static constexpr int kValueTiles = 2;  // there
   struct UniformRing {
     alignas(1024) std::byte slots[kSlots][kSlotBytes];
     static __device__ constexpr int begin_of(int slot) { return slot * kSlotBytes; }
@@ -211,7 +209,7 @@ struct Config {
                            : kSlots / 2 * kKeyBytes + slot / 2 % kValueTiles * kSlotBytes;
     }
   };
-  using Ring = std::conditional_t<kSplitsQueries, UnequalRing, UniformRing>;
+  using Ring = std::conditional_t<kKeepsKeys, UnequalRing, UniformRing>;
 
   struct Large {
     Ring ring;

@@ -108,22 +108,16 @@ class UnitAttention {
   static constexpr int kColumns = C::kHeadDimVo;                       // of o
   static constexpr int kStepColumns = kColumns % 128 == 0 ? 128 : 64;  // per product
   static constexpr int kChains = 4;  // of dependent instructions that run side by side
-  static constexpr int kKeySteps = C::kTileKeys * C::kElementBytes / kProductBytes;
-  static constexpr int kWeights = kScores / 4 * C::kElementBytes;  // registers
+  static constexpr int kStepKeys = 16;
+  static constexpr int kKeySteps = C::kTileKeys / kStepKeys;
+  static constexpr int kWeights = kScores / 2;  // registers
 
-  // In units of log 2: what a row's highest score is above its base when `raise_bases` has raised it,
-  // and what it may be before. 8 bits have few numbers below 1, and none above 448.
-  static constexpr float kTop = C::kMultipliesCodes ? 5.0F : 0.0F;
-  static constexpr float kSlack = C::kMultipliesCodes ? 7.0F : 8.0F;
-  /// In a tile that is made again, so that the next one like it is not.
-  static constexpr float kSlackAgain = C::kMultipliesCodes ? kTop : kSlack;
-  /// Sum of weights of a thread for a row that an element holds, and more than `raise_bases` leaves: of
-  /// all of a tile or, with 8 bits, of a chain.
-  static constexpr float kMostWeightSum = C::kMultipliesCodes ? 448.0F : 32768.0F;
-  static_assert(kScores / 2 / (C::kMultipliesCodes ? kChains : 1) *
-                    (1 << static_cast<int>(kSlackAgain)) <
-                kMostWeightSum);
-  static_assert((1 << static_cast<int>(kSlack)) < kMostWeightSum);
+  /// In units of log 2: what a row's highest score may be above its base before it is raised.
+  static constexpr float kSlack = 8.0F;
+  /// Sum of a thread's weights of a tile for a row that an element holds, and more than `raise_bases`
+  /// leaves.
+  static constexpr float kMostWeightSum = 32768.0F;
+  static_assert(kScores / 2 * (1 << static_cast<int>(kSlack)) < kMostWeightSum);
   static constexpr float kNoBase = -FLT_MAX;            // of a row that has seen no key
   static constexpr int kScales = C::kIsNarrow ? 2 : 1;  // rows have their own, or share one
   /// A ring of few slots needs those of the tile before at once.
@@ -250,7 +244,6 @@ class UnitAttention {
     state_.exceeds(0) = 0;
     state_.exceeds(1) = 0;
     exceeds_ = false;
-    is_again_ = C::kMultipliesCodes;
     state_.meet_warpgroup();  // nobody may clear what another has said of a later tile
     state_.position = values().before();
     state_.score(scores);
@@ -285,7 +278,8 @@ class UnitAttention {
 
   /// Begins o += P · V.
   __device__ __forceinline__ void accumulate() {
-    const auto tile = Operand<typename C::ValueLayout>::at(state_.slot_address(values()));
+    using Layout = typename C::ValueLayout;
+    const auto tile = Operand<Layout>::at(state_.slot_address(values()));
     hold(o_);
     hold(weights_);
     begin_products();
@@ -293,22 +287,12 @@ class UnitAttention {
     for (int step = 0; step < kKeySteps; ++step) {
 #pragma unroll
       for (int column = 0; column < kColumns; column += kStepColumns) {
-        multiply_registers<Element, kStepColumns>(o_ + column / 2, weights_ + step * 4,
-                                                  tile.after(value_bytes(step, column)));
+        multiply_registers<Element, kStepColumns>(
+            o_ + column / 2, weights_ + step * 4,
+            tile.after(Layout::below(step * kStepKeys) + column / 64 * Layout::kPanelBytes));
       }
     }
     commit_products();
-  }
-
-  /// From the tile to the keys of a product's step, columns from `column` on.
-  static __device__ constexpr int value_bytes(int step, int column) {
-    using Layout = typename C::ValueLayout;
-    if constexpr (C::kMultipliesCodes) {
-      return static_cast<int>(Layout::below(column)) + step * kProductBytes;
-    } else {
-      return static_cast<int>(Layout::below(step * kProductBytes / C::kElementBytes)) +
-             column / 64 * Layout::kPanelBytes;
-    }
   }
 
   // --- softmax -----------------------------------------------------------------------------------
@@ -329,10 +313,9 @@ class UnitAttention {
   // keys.
 
   /// Scores to weights, and their sums for this thread's rows.
-  /// @return What must not be above `kMostWeightSum`.
+  /// @return The larger one, which must not be above `kMostWeightSum`.
   template <int kCount>
   __device__ __forceinline__ float to_powers(float (&scores)[kScores], float (&sum)[2]) const {
-    float most[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       float sums[kChains];
@@ -345,10 +328,8 @@ class UnitAttention {
         sums[chain] = i < 4 * kChains ? pair : sums[chain] + pair;
       }
       sum[half] = (sums[0] + sums[1]) + (sums[2] + sums[3]);
-      most[half] =
-          C::kMultipliesCodes ? fmaxf(fmaxf(sums[0], sums[1]), fmaxf(sums[2], sums[3])) : sum[half];
     }
-    return fmaxf(most[0], most[1]);
+    return fmaxf(sum[0], sum[1]);
   }
 
   /// Raises the bases of rows of which a score is far above it, and lowers o to them, if there is
@@ -357,14 +338,12 @@ class UnitAttention {
   __device__ __forceinline__ void raise_bases(const float (&scores)[kScores], bool lowers_o) {
     const float top[2] = {quad_max(max_of<kCount>(scores, 0)) * scale_of(0),
                           quad_max(max_of<kCount>(scores, 1)) * scale_of(1)};
-    const float slack = is_again_ ? kSlackAgain : kSlack;
-    is_again_ = false;
-    const bool is_raised[2] = {top[0] > base_[0] + slack, top[1] > base_[1] + slack};
+    const bool is_raised[2] = {top[0] > base_[0] + kSlack, top[1] > base_[1] + kSlack};
     if (!__any_sync(kAllLanes, is_raised[0] || is_raised[1])) return;
     float factor[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const float base = is_raised[half] ? top[half] - kTop : base_[half];
+      const float base = is_raised[half] ? top[half] : base_[half];
       factor[half] = is_raised[half] ? exp2_fast(base_[half] - base) : 1.0F;
       base_[half] = base;
       sum_[half] *= factor[half];
@@ -394,14 +373,8 @@ class UnitAttention {
   template <int kCount>
   __device__ __forceinline__ void to_weights(const float (&scores)[kScores]) {
 #pragma unroll
-    for (int i = 0; i < kCount * C::kElementBytes / 4; ++i) {
-      if constexpr (C::kMultipliesCodes) {
-        // Keys of two blocks of 8 stand side by side, as `ValueTransposer` has them.
-        const int at = i / 4 * 16 + i / 2 % 2 * 8 + i % 2 * 2;
-        weights_[i] = pack_e4m3(scores[at], scores[at + 1], scores[at + 4], scores[at + 5]);
-      } else {
-        weights_[i] = pack<Element>(scores[2 * i], scores[2 * i + 1]);
-      }
+    for (int i = 0; i < kCount / 2; ++i) {
+      weights_[i] = pack<Element>(scores[2 * i], scores[2 * i + 1]);
     }
   }
 
@@ -683,8 +656,7 @@ class UnitAttention {
   float base_[2] = {kNoBase, kNoBase};  // in units of log 2
   float sum_[2] = {};
   float pending_sum_[2];
-  bool exceeds_ = false;   // pending weights of this thread do not fit
-  bool is_again_ = false;  // the tile is made again
+  bool exceeds_ = false;  // pending weights of this thread do not fit
   bool has_turn_ = false;
 };
 

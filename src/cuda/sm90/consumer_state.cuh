@@ -114,11 +114,12 @@ struct ConsumerState {
     for (int step = 0; step < C::QueryLayout::kRowBytes / kProductBytes; ++step) {
       const int bytes = step % 4 * kProductBytes;
       const int panel = step / 4;
-      if constexpr (
-          C::kSplitsQueries) {  // the small terms first: sums are cut off below large ones
+      if constexpr (C::kKeepsKeys) {
+        // Small terms first, if there are: sums are cut off below the largest one.
+        const int terms = C::QueryLayout::kPanels - 1 - panel;
         multiply_shared<core::Float8E4M3, C::kTileKeys, typename C::Kv>(
-            scores, rows.after(bytes + (1 - panel) * C::QueryLayout::kPanelBytes),
-            tile.after(bytes), step > 0);
+            scores, rows.after(bytes + terms * C::QueryLayout::kPanelBytes), tile.after(bytes),
+            step > 0);
       } else {
         multiply_shared<typename C::Element, C::kTileKeys>(
             scores, rows.after(bytes + panel * C::QueryLayout::kPanelBytes),
@@ -165,7 +166,7 @@ struct ConsumerState {
     if constexpr (C::kWidens || C::kSplitsQueries) {
       factor = __bfloat162float(shared_factors()[row]);
     }
-    if constexpr (C::kMultipliesCodes || C::kWidensQueries) {
+    if constexpr (C::kHasCodedQueries || C::kWidensQueries) {
       factor *= query_scale(params, head_of(params, unit, row));
     }
     return factor;

@@ -314,18 +314,13 @@ __device__ __forceinline__ void multiply_shared(float* d, Operand<LayoutA> a, Op
   }
 }
 
-/// d += a · b for a 64 × 16 in four registers and b 16 × kColumns in shared memory; of 8 bits 64 × 32
-/// and 32 × kColumns, columns as rows.
+/// d += a · b for a 64 × 16 in four registers and b 16 × kColumns in shared memory.
 template <typename Element, int kColumns, typename LayoutB>
 __device__ __forceinline__ void multiply_registers(float* d, const std::uint32_t* a,
                                                    Operand<LayoutB> b) {
   static_assert(kColumns == 64 || kColumns == 128);
   constexpr bool kIsBfloat16 = std::is_same_v<Element, __nv_bfloat16>;
-  if constexpr (std::is_same_v<Element, core::Float8E4M3>) {
-    static_assert(kColumns == 128);
-    QUIRE_PRODUCT_OF_REGISTERS("128", QUIRE_E4M3, "", QUIRE_NAMES_64, QUIRE_64, "%64", "%65", "%66",
-                               "%67", "%68", "%69");
-  } else if constexpr (kColumns == 64 && kIsBfloat16) {
+  if constexpr (kColumns == 64 && kIsBfloat16) {
     QUIRE_PRODUCT_OF_REGISTERS("64", QUIRE_BF16, ", 1", QUIRE_NAMES_32, QUIRE_32, "%32", "%33",
                                "%34", "%35", "%36", "%37");
   } else if constexpr (kColumns == 64) {

@@ -8,7 +8,7 @@
 /// and up to two of the line of large units (at most 128 rows, 192 of heads of 64). The small ones are
 /// computed by the mma kernel's code, which each half of the block runs for itself, the large ones by
 /// the whole block with wgmma: a warpgroup loads (`UnitFinder`, `QueryLoader`, `TileLoader`; 8-bit
-/// codes: `WideningLoader`, or `ValueWidener` or `ValueTransposer` besides), two or three compute (`UnitAttention`). Where
+/// codes: `WideningLoader`, or `ValueWidener` besides), two or three compute (`UnitAttention`). Where
 /// there are both, some blocks take the ones and some the others, or all take both (`phases_of`), so
 /// that memory and tensor cores are busy at the same time.
 #pragma once
@@ -48,7 +48,7 @@ __device__ void init_barriers(typename C::Large& shared) {
     barrier_init(shared_address(&shared.fixed.queries_full[buffer]), C::kLoaderArrivals);
     barrier_init(shared_address(&shared.fixed.queries_empty[buffer]), kConsumerWarps);
   }
-  if constexpr (C::kStagesValues) {
+  if constexpr (C::kKeepsKeys) {
     for (auto& full : shared.fixed.staged.full) barrier_init(shared_address(&full), kWarpSize);
     for (auto& empty : shared.fixed.staged.empty) {
       barrier_init(shared_address(&empty), C::kStagingWarps);
@@ -72,7 +72,7 @@ __device__ void end_barriers(typename C::Large& shared) {
     barrier_end(shared_address(&shared.fixed.queries_full[buffer]));
     barrier_end(shared_address(&shared.fixed.queries_empty[buffer]));
   }
-  if constexpr (C::kStagesValues) {
+  if constexpr (C::kKeepsKeys) {
     for (auto& full : shared.fixed.staged.full) barrier_end(shared_address(&full));
     for (auto& empty : shared.fixed.staged.empty) barrier_end(shared_address(&empty));
   }
@@ -123,8 +123,8 @@ __device__ __forceinline__ void load_large_units(const AttendParams& params, con
     WideningLoader<C>(params, shared, warp, lane()).run(maps, overview);
   } else if (warp == kUnitWarp) {
     find_units<C>(params, maps, overview, shared.fixed, lane());
-  } else if constexpr (C::kStagesValues) {
-    load_staging_values<C>(params, maps, shared, warp, lane());
+  } else if constexpr (C::kKeepsKeys) {
+    load_and_widen_values<C>(params, maps, shared, warp, lane());
   } else if (warp == kQueryWarp) {
     QueryLoader<C>(params, maps, shared.fixed, lane()).run();
   } else if constexpr (std::is_same_v<KeyLayout, ValueLayout>) {

@@ -211,7 +211,6 @@ class RunBoxes {
 /// For a `TileLoader` that does nothing but load.
 struct NothingBeside {
   __device__ void run() const {}
-  __device__ void hand_over() const {}
 };
 
 /// Where tiles of K and V are loaded to, in turn.
@@ -226,7 +225,7 @@ struct RingSlots {
   static __device__ auto& full(typename C::Large& shared, int slot) { return shared.full[slot]; }
   static __device__ auto& empty(typename C::Large& shared, int slot) { return shared.empty[slot]; }
 };
-/// Where V is that will be transposed.
+/// Where V is that will be widened.
 template <typename C>
 struct StagedSlots {
   static constexpr int kCount = C::kStagedTiles;
@@ -269,7 +268,6 @@ class TileLoader {
     bool has_tile = false;
 #pragma unroll 1
     while (tiles.unit().rows > 0) {
-      beside.hand_over();
       if (begins_stretch) boxes_.begin_stretch(tiles);
       if (!tiles.unit().sees_nothing()) {
         load(tiles);  // before asking for the next tiles' pages
@@ -278,7 +276,6 @@ class TileLoader {
       } else if (has_tile) {
         // Nothing comes behind it for a while, and units may be waited for that wait for it.
         beside.run();
-        beside.hand_over();
         has_tile = false;
       }
       note(params_, Activity::kLookAhead);
@@ -286,7 +283,6 @@ class TileLoader {
       begins_stretch = tiles.advance();
     }
     if (has_tile) beside.run();
-    beside.hand_over();
     note(params_, Activity::kAwaitCopies);
     wait_for_own_copies();
   }
@@ -421,7 +417,7 @@ class QueryLoader {
 #pragma unroll
       for (int panel = 0; panel < Layout::kPanels; ++panel) {
         copy_box(to + static_cast<std::uint32_t>(panel * Layout::kPanelBytes), maps_.queries,
-                 panel * kBoxRowBytes / C::kElementBytes, unit.kv_head_begin * group_size,
+                 panel * kBoxRowBytes / C::kQueryElementBytes, unit.kv_head_begin * group_size,
                  unit.queries.first, full_barrier());
       }
     }
@@ -432,7 +428,7 @@ class QueryLoader {
     const std::uint32_t to = shared_address(shared_.queries[at_.slot]);
 #pragma unroll 1
     for (int first = 0; first < C::kTileRows; first += kWarpSize) {
-      load_query_rows(params_, unit, C::kElementBytes, first, to, rows_, lane_);
+      load_query_rows(params_, unit, C::kQueryElementBytes, first, to, rows_, lane_);
     }
   }
 

@@ -1,18 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 /// @file
-/// V of 8 bits that large units cannot multiply as it is cached: a warp copies tiles as they are into
-/// shared memory, from where several warps transpose or widen them into the ring.
+/// The loading warps of large units that multiply K of 8 bits as it is: boxes bring K to the ring, and V to
+/// another place in shared memory, from where three warps widen it into the ring.
 #pragma once
 
 #include <cstdint>
-#include <type_traits>
 
 #include "cuda/attend/params.hpp"
 #include "cuda/common/ptx.cuh"
 #include "cuda/sm90/config.cuh"
 #include "cuda/sm90/producer.cuh"
 #include "cuda/sm90/row_widener.cuh"
-#include "cuda/sm90/transposing.cuh"
 #include "cuda/sm90/units.cuh"
 
 namespace quire::cuda::sm90 {
@@ -58,9 +56,6 @@ class ValueWidener {
     slot_.advance(2);
   }
 
-  /// Nothing is kept back.
-  __device__ void hand_over() const {}
-
  private:
   using From = typename C::StagedLayout;
   using To = typename C::ValueLayout;
@@ -83,18 +78,14 @@ class ValueWidener {
   mma::RingPosition<C::kSlots> slot_{1, 0};
 };
 
-/// What warps do to tiles of V beside loading.
-template <typename C>
-using ValuesBeside = std::conditional_t<C::kSplitsQueries, ValueWidener<C>, ValueTransposer<C>>;
-
 /// The warp that loads queries; of each unit it has its part of all tiles of V then.
 template <typename C>
-__device__ __forceinline__ void load_queries_beside_values(const AttendParams& params,
-                                                           const TileMaps& maps,
-                                                           typename C::Large& shared, int lane) {
+__device__ __forceinline__ void load_queries_and_widen(const AttendParams& params,
+                                                       const TileMaps& maps,
+                                                       typename C::Large& shared, int lane) {
   UnitReader<C> units(shared.fixed, lane);
   QueryLoader<C> queries(params, maps, shared.fixed, lane);
-  ValuesBeside<C> values(shared, kQueryWarp, lane);
+  ValueWidener<C> values(shared, kQueryWarp, lane);
 #pragma unroll 1
   while (true) {
     units.step();
@@ -106,33 +97,29 @@ __device__ __forceinline__ void load_queries_beside_values(const AttendParams& p
       for (std::int32_t key = unit.last_key; key >= unit.first_key; key -= C::kTileKeys) {
         values.run();
       }
-      values.hand_over();
     }
     units.find_next();
   }
   wait_for_own_copies();
 }
 
-/// A warp of the loading warpgroup. Neither of those that stage V finds units: that takes as long as
-/// many tiles.
+/// A warp of the loading warpgroup, but that which finds units: that takes as long as many tiles, so it
+/// widens nothing.
 template <typename C>
-__device__ __forceinline__ void load_staging_values(const AttendParams& params,
-                                                    const TileMaps& maps, typename C::Large& shared,
-                                                    int warp, int lane) {
+__device__ __forceinline__ void load_and_widen_values(const AttendParams& params,
+                                                      const TileMaps& maps,
+                                                      typename C::Large& shared, int warp,
+                                                      int lane) {
   // What K's warp and V's are told looks different each time: known addresses would be spilled.
   const bool is_key_warp = opaque(warp) == kKeyWarp;
   if (warp == kKeyWarp) {
-    TileLoader<C, typename C::KeyLayout> keys(params, maps, shared, is_key_warp, lane);
-    if constexpr (C::kSplitsQueries) {
-      keys.run(ValueWidener<C>(shared, kKeyWarp, lane));
-    } else {
-      keys.run();
-    }
+    TileLoader<C, typename C::KeyLayout>(params, maps, shared, is_key_warp, lane)
+        .run(ValueWidener<C>(shared, kKeyWarp, lane));
   } else if (warp == kValueWarp) {
     TileLoader<C, typename C::StagedLayout, StagedSlots<C>>(params, maps, shared, is_key_warp, lane)
-        .run(ValuesBeside<C>(shared, kValueWarp, lane));
+        .run(ValueWidener<C>(shared, kValueWarp, lane));
   } else {
-    load_queries_beside_values<C>(params, maps, shared, lane);
+    load_queries_and_widen<C>(params, maps, shared, lane);
   }
 }
 
