@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <array>
+#include <cstdlib>
 #include <cstring>
 #include <string>
 #include <vector>
@@ -197,6 +198,9 @@ schedule::Header header_of(const DeviceWorkspaces& workspaces, const testing::St
   return header;
 }
 
+/// With little shared memory there is no kernel of large units, and requests of many rows share nothing.
+bool has_large_units() { return std::getenv("QUIRE_CUDA_SHARED_MEMORY") == nullptr; }
+
 /// Runs the batch and expects that prefixes are shared at so many levels at least.
 void expect_shared(const RandomBatchOptions& options, const std::string& what, int levels = 1) {
   SCOPED_TRACE(what);
@@ -206,7 +210,9 @@ void expect_shared(const RandomBatchOptions& options, const std::string& what, i
   const DeviceWorkspaces workspaces(attention.workspace_sizes(), batch.stream);
   ASSERT_TRUE(batch.launch(attention, workspaces).ok());
   batch.mirror.download(batch.stream);
-  EXPECT_GE(std::popcount(header_of(workspaces, batch.stream).levels), levels);
+  if (has_large_units()) {
+    EXPECT_GE(std::popcount(header_of(workspaces, batch.stream).levels), levels);
+  }
   EXPECT_TRUE(workspaces.guards_are_untouched(batch.stream));
   expect_matches(host, oracle_of(host));
 }

@@ -53,6 +53,16 @@ TEST(GpuSmall, AttentionOfEveryHeadDim) {
   }
 }
 
+TEST(GpuSmall, AttentionOverCachesOf8Bits) {
+  for (const DType kv_dtype : {DType::kFloat8E4M3, DType::kInt8}) {
+    RandomBatchOptions options = short_options(DType::kBFloat16, 128);
+    options.spec.kv_dtype = kv_dtype;
+    options.spec.kv_scale = KvScale::kPerHead;
+    expect_oracle(options, std::string(to_string(kv_dtype)));
+  }
+  expect_oracle(short_options(DType::kFloat8E4M3, 128), "queries, too");
+}
+
 TEST(GpuSmall, AttentionOfEveryMask) {
   for (const Mask mask : {Mask::kNone, Mask::kTree, Mask::kFull}) {
     RandomBatchOptions options = short_options(DType::kBFloat16, 64);
