@@ -58,13 +58,13 @@ constexpr std::int32_t kUsualLargeRows = 128;  // of a unit
 
 /// Head dims of the Hopper kernel's instances for one dtype of K and V, with the rows of a unit where
 /// those are others.
-/// @param with_codes  Those that multiply codes, or all others.
-std::string large_head_dims(DType kv_dtype, bool with_codes) {
+/// @param of_codes  Those for queries of codes, or all others.
+std::string large_head_dims(DType kv_dtype, bool of_codes) {
   std::string dims;
   for (const sm90::Instance& instance : sm90::instances()) {
-    const bool has_codes = instance.q_dtypes.bits == core::SetOf<DType>::of(kv_dtype).bits &&
-                           core::is_narrow(kv_dtype);
-    if (instance.kv_dtype != kv_dtype || has_codes != with_codes) continue;
+    const bool takes_codes = instance.q_dtypes.bits == core::SetOf<DType>::of(kv_dtype).bits &&
+                             core::is_narrow(kv_dtype);
+    if (instance.kv_dtype != kv_dtype || takes_codes != of_codes) continue;
     const core::HeadDims head = instance.head_dims;
     dims += fmt::format("{}{}", dims.empty() ? "" : ", ", head.qk);
     if (head.vo != head.qk) dims += fmt::format("/{}", head.vo);

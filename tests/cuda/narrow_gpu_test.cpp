@@ -380,7 +380,7 @@ TEST_P(GpuNarrowFormat, AgreesOnCudaCores) {
 TEST_P(GpuNarrowFormat, GivesTheSameBitsEveryTime) {
   for (const KvScale scale : {KvScale::kPerToken, KvScale::kPerHead}) {
     RandomBatchOptions options = GpuNarrowFormat::options(scale, 4, 2, 128);
-    options.requests = {{1, 20000}, {1, 900}, {3, 5000}};
+    options.requests = {{1, 20000}, {1, 900}, {3, 5000}, {150, 2500}};
     RandomBatch host(options);
     const Attention attention(kGpu, host.spec, testing::kRoomyLimits);
     DeviceBatch batch(host);
@@ -392,6 +392,57 @@ TEST_P(GpuNarrowFormat, GivesTheSameBitsEveryTime) {
       ASSERT_EQ(batch.result_bytes(), first);
     }
   }
+}
+
+// Products with the former get a factor of 2^-126, which a small scale of K makes 0.
+TEST_P(GpuNarrowFormat, AgreesForQueriesOfZeros) {
+  for (const DType q_dtype : {DType::kBFloat16, DType::kFloat16}) {
+    RandomBatchOptions options = GpuNarrowFormat::options(KvScale::kPerTensor, 4, 2, 128);
+    options.spec.q_dtype = q_dtype;
+    options.requests = {{1, 70}, {40, 500}, {9, 30}};
+    RandomBatch host(options);
+    for (std::int64_t i = 0; i < host.q_elements.size(); ++i) {
+      if (!std::isnan(host.q_elements.get(i))) host.q_elements.set(i, 0.0F);
+    }
+    for (float& scale : host.k_scale) scale = 1e-9F;
+    SCOPED_TRACE(name_of(q_dtype));
+    expect_oracle(host, host.limits());
+  }
+}
+
+// Whatever the oracle says of rows that are not finite, the kernel does not hide it, and others do not see it.
+TEST_P(GpuNarrowFormat, RowsThatAreNotFiniteStayByThemselves) {
+  constexpr std::int64_t kRow = 17;
+  for (const float value :
+       {std::numeric_limits<float>::infinity(), std::numeric_limits<float>::quiet_NaN()}) {
+    RandomBatchOptions options = GpuNarrowFormat::options(KvScale::kPerTensor, 4, 2, 128);
+    options.requests = {{60, 500}};
+    RandomBatch host(options);
+    const auto clean = testing::oracle_of(host);
+    host.q_elements.set(kRow * host.tensors.q.stride(0) + 5, value);
+    const Attention attention(kGpu, host.spec, host.limits());
+    DeviceBatch batch(host);
+    ASSERT_TRUE(batch.run(attention).ok());
+    std::size_t at = 0;
+    for (std::int64_t row = 0; row < host.total_q(); ++row) {
+      for (std::int64_t head = 0; head < host.spec.num_qo_heads; ++head) {
+        for (std::int64_t dim = 0; dim < 128; ++dim, ++at) {
+          if (row == kRow && head == 0) {
+            ASSERT_TRUE(std::isnan(host.o(row, head, dim)));
+          } else {
+            ASSERT_NEAR(host.o(row, head, dim), clean.o[at], 0x1p-6 * host.max_abs_v());
+          }
+        }
+      }
+    }
+  }
+}
+
+// Many large units in a row that see nothing, before others.
+TEST_P(GpuNarrowFormat, AgreesWhereManyQueriesSeeNoKeys) {
+  RandomBatchOptions options = GpuNarrowFormat::options(KvScale::kPerHead, 4, 2, 128);
+  options.requests = {{64, 3000}, {2048, 64}, {40, 300}, {1024, 0}};
+  expect_oracle(options);
 }
 
 INSTANTIATE_TEST_SUITE_P(Formats, GpuNarrowFormat, ::testing::ValuesIn(kNarrow),

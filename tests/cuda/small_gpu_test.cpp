@@ -60,7 +60,12 @@ TEST(GpuSmall, AttentionOverCachesOf8Bits) {
     options.spec.kv_scale = KvScale::kPerHead;
     expect_oracle(options, std::string(to_string(kv_dtype)));
   }
-  expect_oracle(short_options(DType::kFloat8E4M3, 128), "queries, too");
+  // Several tiles for each block, so that places in shared memory are used again.
+  RandomBatchOptions options = short_options(DType::kFloat8E4M3, 128);
+  options.requests = {{1, 40}, {700, 1500}};
+  expect_oracle(options, "queries, too");
+  options.spec.q_dtype = DType::kBFloat16;
+  expect_oracle(options, "many tiles");
 }
 
 TEST(GpuSmall, AttentionOfEveryMask) {

@@ -485,13 +485,14 @@ class FewPieces {
   std::int32_t loaded_row_ = 0;
 };
 
-/// Joins the pieces of a split unit in the order of the keys.
+/// Joins the pieces of a split unit in the order of the keys. If there is a row for each warp at most, or
+/// more pieces than lanes, by the shorter code: it has to come from memory.
 template <typename Element>
 __device__ inline void merge_pieces(const AttendParams& params, const Unit& unit,
                                     const PieceRows& pieces, int thread, int threads) {
   const int warp = thread / kWarpSize;
   const int warps = threads / kWarpSize;
-  if (pieces.count > kWarpSize) {
+  if (pieces.count > kWarpSize || unit.rows <= warps) {
     merge_many_pieces<Element>(params, unit, pieces, warp, warps);
     return;
   }

@@ -30,6 +30,8 @@ class NoBoxes {
   }
   static constexpr std::uint32_t kAllRuns = 1U << kTileKeys / kRunKeys;  // never
   static constexpr bool kAreRuns = false;
+  /// Where there are no large units, a request of many rows is small ones that have the same keys.
+  static constexpr Reuse kReuse = Reuse::kSome;
   [[nodiscard]] __device__ bool are_there() const { return false; }
 };
 
@@ -335,7 +337,7 @@ class Producer {
   const core::Pages cache_;
   const bool loads_keys_;
   const int lane_;
-  const RowLoader<Layout, Reuse::kNone> rows_;
+  const RowLoader<Layout, Boxes::kReuse> rows_;
   RingPosition<C::kSlots> position_;
   std::uint32_t query_parity_ = 0;
   int tiles_ahead_ = kHandedOver;  // of a unit not handed over

@@ -39,8 +39,8 @@ using SmallTiles = std::conditional_t<kRowBytes % kBoxRowBytes == 0, Groups<kRow
                                       mma::TileLayout<kRowBytes>>;
 
 /// What the warps of the first warpgroup do for large units: three load, one finds the units. Where K
-/// and V have to be widened, all of them do that, and the last one finds the units besides. Where V of 8
-/// bits alone has to become something else, some of those that load do that besides.
+/// and V have to be widened, all of them do that, and the last one finds the units besides. Where V alone
+/// has to be, those that load do that besides.
 enum LoadingWarp : int { kKeyWarp = 0, kValueWarp = 1, kQueryWarp = 2, kUnitWarp = 3 };
 inline constexpr int kLoadingWarps = kWarpgroupSize / kWarpSize;
 
@@ -56,7 +56,7 @@ struct LargeUnit : Unit {
   bool is_plain = false;       // see `UnitQueue`
 };
 
-/// @tparam Element_  What is multiplied: __nv_bfloat16 or __half.
+/// @tparam Element_  What is multiplied, but where K of 8 bits is: __nv_bfloat16 or __half.
 /// @tparam Kv_       Of K and V: `Element_`, or an 8-bit format, as `mma::Config` has them.
 /// @tparam kHasCodedQueries_  q are codes, too, which are multiplied with K as they are.
 template <typename Element_, int kHeadDimQk_, int kHeadDimVo_, typename Kv_ = Element_,
@@ -158,7 +158,8 @@ struct Config {
   using Besides = std::conditional_t<kWidens, WideningMemory,
                                      std::conditional_t<kKeepsKeys, StagedMemory, NoMemory>>;
   using Staged = std::conditional_t<kKeepsKeys, StagedBarriers, NoMemory>;
-  /// What products with a row of q are to be multiplied by, powers of two.
+  /// What products with a row of q are to be multiplied by, powers of two. They fill `Fixed`, which is a
+  /// multiple of 1,024 bytes, up to 16.
   using QueryFactors = std::conditional_t<kWidens || kSplitsQueries,
                                           __nv_bfloat16[kQueryBuffers][kTileRows], NoMemory>;
 
@@ -193,7 +194,8 @@ struct Config {
   static_assert(kFittingSlots >= 4, "a tile that is multiplied and one that is loaded");
 
   /// The ring: K, V, K, V … Where K has half of the bytes of V there is memory for four tiles of K but
-  /// for two of V, which two slots share.
+  /// for two of V: slots 1 and 5 share one, 3 and 7 the other. Who fills one of them waits until the
+  /// other is empty, which its own barrier has been since then.
   static constexpr int kSlots = kKeepsKeys ? 8 : kFittingSlots;
   static constexpr int kValueTiles = 2;  // there
   struct UniformRing {

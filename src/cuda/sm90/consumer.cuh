@@ -150,6 +150,7 @@ class UnitAttention {
       scale_[i] = scale;
       if constexpr (C::kIsNarrow) {
         if (is_scaled_) scale_[i] *= state_.query_factor(unit_, row_of(i));
+        if (scale_[i] == 0.0F) scale_[i] = FLT_MIN;  // −inf times 0 would be NaN
       }
     }
   }

@@ -76,7 +76,7 @@ struct ConsumerState {
   /// @param has_rows  Some of the tile may have been copied row by row, not in boxes.
   __device__ void wait_for_slot(mma::RingPosition<C::kSlots> at, bool has_rows) const {
     barrier_wait(shared_address(&shared.full[at.slot]), at.parity);
-    if (has_rows && !C::kWidens) show_to_products();  // loaders that widen do it themselves
+    if (has_rows && !C::kWidens) show_to_products();  // who widens K does it
   }
   __device__ void release_slot(mma::RingPosition<C::kSlots> at) { release(shared.empty[at.slot]); }
 

@@ -150,13 +150,13 @@ __device__ __forceinline__ void prefetch_map(const CUtensorMap& map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
 }
 
-/// The same for 128 bytes of rows of q.
+/// The same for 128 bytes of rows of q, which are read once unless their unit is split.
 __device__ __forceinline__ void copy_box(std::uint32_t to, const CUtensorMap& map, int component,
                                          int head, int token, std::uint32_t barrier) {
   asm volatile(
-      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], "
-      "[%1, {%2, %3, %4}], [%5];" ::"r"(to),
-      "l"(&map), "r"(component), "r"(head), "r"(token), "r"(barrier)
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes"
+      ".L2::cache_hint [%0], [%1, {%2, %3, %4}], [%5], %6;" ::"r"(to),
+      "l"(&map), "r"(component), "r"(head), "r"(token), "r"(barrier), "l"(evict_first_policy())
       : "memory");
 }
 /// Copies rows of o out of shared memory, asynchronously; `show_to_products` comes before.

@@ -25,6 +25,8 @@ template <typename Layout, int kTileKeys, bool kIsSmall, bool kAreShown>
 class RunBoxes {
  public:
   static constexpr bool kAreRuns = true;
+  /// Large units of one request and head have the same keys, small ones beside them have others.
+  static constexpr Reuse kReuse = kIsSmall ? Reuse::kNone : Reuse::kSome;
   static constexpr int kRuns = kTileKeys / kBoxKeys;
   static constexpr std::uint32_t kAllRuns = (1U << kRuns) - 1;
 
@@ -108,8 +110,6 @@ class RunBoxes {
 
  private:
   static constexpr int kRunBytes = kBoxKeys * Layout::kRowBytes;
-  /// Large units of one request and head have the same keys.
-  static constexpr Reuse kReuse = kIsSmall ? Reuse::kNone : Reuse::kSome;
   static constexpr std::int32_t kNoRun = -1;
 
   /// All but those that are seen in part.

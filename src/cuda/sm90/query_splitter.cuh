@@ -3,10 +3,10 @@
 /// Queries of 16 bits as sums of two e4m3 codes, for products with K of 8 bits as it is.
 ///
 /// A code has 4 significant bits, and what is left of a number that is rounded to them is half of its
-/// last bit at most. So the two have 9: every bf16 is such a sum, exactly, and an fp16 within 2^-9 of
+/// last bit at most. So the two have 9: a bf16 is such a sum, exactly, and an fp16 within 2^-9 of
 /// itself. Rows are multiplied by a power of two that brings their largest component to [2^7, 2^8):
-/// components down to 2^-9 of the largest are as exact as that, and what lies below loses 2^-18 of the
-/// largest at most.
+/// components of bf16 down to 2^-9 of the largest are exact, those of fp16 down to 2^-8 as exact as that,
+/// and what lies below loses 2^-17 of the largest at most.
 #pragma once
 
 #include <cuda_bf16.h>

@@ -15,8 +15,8 @@
 
 namespace quire::cuda::sm90 {
 
-/// One of the warps that widen: it has a part of the keys of every tile, those of K and of V, which have
-/// boxes to issue besides, not more than that of queries.
+/// One of the warps that widen: it has a part of the keys of every tile, that of V, which waits for room
+/// twice, the smallest.
 template <typename C>
 class ValueWidener {
  public:

@@ -82,7 +82,7 @@ class UnitFinder {
 ///
 /// A unit is **plain** if all that has to be done for it is what most need: logits are products
 /// times a positive number, without sinks, the mask is causal or none, with or without a window, K and
-/// V of 16 bits have no scales, K and V that are not widened come in boxes, final rows of o are written
+/// V of 16 bits have no scales, K and V come in boxes (but where `WideningLoader` copies them), final rows of o are written
 /// in boxes, and lse is not asked for. The code for those has nothing else in between, since jumps make
 /// the machine wait for instructions.
 template <typename C>
