@@ -19,8 +19,10 @@ struct RowResult {
 };
 
 /// @param sink In units of log 2; −inf: none.
-RowResult result_of(float max, float sum, double sink) {
+/// @param with_lse  Powers and logarithms cost as much as storing the row.
+RowResult result_of(float max, float sum, double sink, bool with_lse) {
   if (max == kNoKey) return {};
+  if (sink == kNoKey && !with_lse) return {1.0F / sum, kNoKey};
   const double top = std::max<double>(max, sink);
   const double weight = std::exp2(max - top);
   const double denominator = sum * weight + std::exp2(sink - top);
@@ -91,7 +93,7 @@ void write_row(const Tier& tier, const ItemTask& task, std::int64_t token, std::
                             : 1.0F;
   const double sink = tensors.sinks != nullptr ? tensors.sinks[head] * std::numbers::log2e
                                                : -std::numeric_limits<double>::infinity();
-  const RowResult result = result_of(state.max, state.sum, sink);
+  const RowResult result = result_of(state.max, state.sum, sink, tensors.lse != nullptr);
   tier.store_row(o_row(shape, tensors, token, head), shape.o_dtype, state.o, shape.head_dim_vo,
                  result.o_scale * v_scale);
   write_lse(tensors, token, head, result.lse);

@@ -37,6 +37,12 @@ bool may_use_tiles() {
 #endif
 }
 
+#if QUIRE_EMULATE_TILES
+constexpr bool kEmulatesTiles = true;
+#else
+constexpr bool kEmulatesTiles = false;
+#endif
+
 Processor ask() {
   constexpr int kVbmi = 1;        // leaf 7, ecx
   constexpr int kAvx512Bf16 = 5;  // leaf 7.1, eax
@@ -49,8 +55,9 @@ Processor ask() {
   const bool avx512 = (hwy::SupportedTargets() & HWY_AVX3) != 0;
   found.avx512_bf16 =
       avx512 && has_bit(features.ecx, kVbmi) && has_bit(more_features.eax, kAvx512Bf16);
-  found.amx_bf16 = found.avx512_bf16 && has_bit(features.edx, kAmxBf16) &&
-                   has_bit(features.edx, kAmxTile) && may_use_tiles();
+  found.amx_bf16 =
+      found.avx512_bf16 && (kEmulatesTiles || (has_bit(features.edx, kAmxBf16) &&
+                                               has_bit(features.edx, kAmxTile) && may_use_tiles()));
   return found;
 }
 

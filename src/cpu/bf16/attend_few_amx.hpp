@@ -225,22 +225,20 @@ class FewTiles {
       const KeyRows odd =
           both ? key_rows(keys, group + 1, staged + static_cast<std::ptrdiff_t>(kTileRows) * depth_)
                : even;
-      settle_memory();
-      _tile_zero(0);
-      _tile_zero(1);
+      zero_tile<0>();
+      zero_tile<1>();
       for (std::int32_t pair = 0; pair < depth_ / 2; pair += kTilePairs) {
         ahead.step(2);
         const std::ptrdiff_t at = pair * static_cast<std::ptrdiff_t>(sizeof(std::uint32_t));
-        _tile_loadd(2, queries + static_cast<std::ptrdiff_t>(pair) * columns_, stride);
-        _tile_loadd(6, even.data + at, even.stride);
-        _tile_dpbf16ps(0, 6, 2);
-        _tile_loadd(7, odd.data + at, odd.stride);
-        _tile_dpbf16ps(1, 7, 2);
+        load_tile<2>(queries + static_cast<std::ptrdiff_t>(pair) * columns_, stride);
+        load_tile<6>(even.data + at, even.stride);
+        multiply_tile<0, 6, 2>();
+        load_tile<7>(odd.data + at, odd.stride);
+        multiply_tile<1, 7, 2>();
       }
       float* to = scores_ + static_cast<std::ptrdiff_t>(group) * kTileRows * columns_;
-      _tile_stored(0, to, stride);
-      if (both) _tile_stored(1, to + static_cast<std::ptrdiff_t>(kTileRows) * columns_, stride);
-      settle_memory();
+      store_tile<0>(to, stride);
+      if (both) store_tile<1>(to + static_cast<std::ptrdiff_t>(kTileRows) * columns_, stride);
     }
   }
 
@@ -432,33 +430,31 @@ class FewTiles {
     rescale_rows(rows.o_row(0), stride, rescale_, rows_, vectors);
     const std::ptrdiff_t c_bytes = stride * static_cast<std::ptrdiff_t>(sizeof(float));
     const std::int32_t steps = places_of(count) / kDepthPadding;
-    settle_memory();
     for (std::int32_t vector = 0; vector < vectors; vector += 2) {
       float* const o = rows.o_row(0) + vector * kRowPadding;
       const std::uint32_t* v = buffers_.panels.v + vector * kRowPadding;
       const bool both = vector + 1 < vectors;
       if (is_first) {
-        _tile_zero(3);
-        _tile_zero(4);
+        zero_tile<3>();
+        zero_tile<4>();
       } else {
-        _tile_loadd(3, o, c_bytes);
-        if (both) _tile_loadd(4, o + kRowPadding, c_bytes);
+        load_tile<3>(o, c_bytes);
+        if (both) load_tile<4>(o + kRowPadding, c_bytes);
       }
       for (std::int32_t step = 0; step < steps; ++step) {
         ahead.step(2);
-        _tile_loadd(5, powers_[0] + step * kDepthPadding, sizeof(powers_[0]));
-        _tile_loadd(6, v, c_bytes);
-        _tile_dpbf16ps(3, 5, 6);
+        load_tile<5>(powers_[0] + step * kDepthPadding, sizeof(powers_[0]));
+        load_tile<6>(v, c_bytes);
+        multiply_tile<3, 5, 6>();
         if (both) {
-          _tile_loadd(7, v + kRowPadding, c_bytes);
-          _tile_dpbf16ps(4, 5, 7);
+          load_tile<7>(v + kRowPadding, c_bytes);
+          multiply_tile<4, 5, 7>();
         }
         v += static_cast<std::ptrdiff_t>(kTilePairs) * stride;
       }
-      _tile_stored(3, o, c_bytes);
-      if (both) _tile_stored(4, o + kRowPadding, c_bytes);
+      store_tile<3>(o, c_bytes);
+      if (both) store_tile<4>(o + kRowPadding, c_bytes);
     }
-    settle_memory();
   }
 
   const ItemTask& task_;

@@ -10,7 +10,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
-#include <utility>
 
 #include "cpu/bf16/item.hpp"
 #include "cpu/bf16/multiply_amx.hpp"
@@ -30,7 +29,7 @@ struct TileBuffers {
     const auto rows =
         static_cast<std::size_t>(kSliceRows * (slices_of(max_rows) + shape.num_kv_heads));
     const auto depth = static_cast<std::size_t>(padded_depth(shape.head_dim_qk));
-    const auto vo = static_cast<std::size_t>(padded(shape.head_dim_vo));
+    const auto vo = static_cast<std::size_t>(padded_depth(shape.head_dim_vo));
     const auto take = [&](std::size_t size) {
       std::byte* part = base == nullptr ? nullptr : base + bytes;
       bytes += (size + kBufferAlignment - 1) / kBufferAlignment * kBufferAlignment;
@@ -72,17 +71,14 @@ class ManyTiles {
   void run() {
     const TileSession session;
     begin();
-    Block blocks[2];
-    Block* now = &blocks[0];
-    Block* next = &blocks[1];
-    find_block(walk_, task_.item.kv_begin, kBlockTiles, *now);
-    while (now->count > 0) {
-      find_block(walk_, now->end(), kBlockTiles, *next);
-      const BlockSight sight = look(walk_, *now, buffers_.words);
+    Block block;
+    find_block(walk_, task_.item.kv_begin, kBlockTiles, block);
+    while (block.count > 0) {
+      const BlockSight sight = look(walk_, block, buffers_.words);
       for (std::int32_t head = 0; sight.count > 0 && head < task_.num_kv_heads(); ++head) {
-        attend_block(head, *now, *next, sight);
+        attend_block(head, block, sight);
       }
-      std::swap(now, next);
+      find_block(walk_, block.end(), kBlockTiles, block);
     }
     finish();
   }
@@ -168,45 +164,26 @@ class ManyTiles {
     slice.sees_all = ~all == 0;
   }
 
-  void attend_block(std::int32_t head, const Block& now, const Block& next,
-                    const BlockSight& sight) {
+  /// Keys are not asked for ahead: that cost the products more than packing waits for.
+  void attend_block(std::int32_t head, const Block& block, const BlockSight& sight) {
     std::uint64_t poisoned[kBlockTiles] = {};
-    pack_block<PanelOrder::kTiles, T>(walk_, head, now, nullptr, sight, buffers_.panels, poisoned);
+    pack_block<PanelOrder::kTiles, T>(walk_, head, block, nullptr, sight, buffers_.panels,
+                                      poisoned);
     TokenFactors factors[kBlockTiles];
     for (std::int32_t tile = 0; tile < sight.count; ++tile) {
-      walk_.factors_of(now.tiles[tile], head, factors[tile]);
+      walk_.factors_of(block.tiles[tile], head, factors[tile]);
     }
     const TokenFactors* const given = walk_.has_token_factors() ? factors : nullptr;
     const LogitRule rule = walk_.rule_of(head);
     for (std::int32_t index = 0; index < slices_; ++index) {
       const Slice slice = slice_of(head, index, sight);
-      LinesAhead ahead[2] = {};
-      ask_ahead(head, index, next, ahead);
       if (slice.keys == 0) continue;
       SliceSoftmax softmax(slice, task_.shape.group_size, rule, sight, given, *buffers_.slice);
       raise(head, slice, softmax);
-      accumulate(head, slice, ahead);
-      add_poisoned_values(head, slice, now, sight, poisoned);
+      accumulate(head, slice);
+      add_poisoned_values(head, slice, block, sight, poisoned);
     }
     adding_.finish();
-  }
-
-  /// Tiles of the next block that are asked for while slice `index` is worked on: the last of them
-  /// evenly, others at once.
-  void ask_ahead(std::int32_t head, std::int32_t index, const Block& next,
-                 LinesAhead* ahead) const {
-    const std::int32_t end = next.count * (index + 1) / slices_;
-    for (std::int32_t tile = next.count * index / slices_; tile < end; ++tile) {
-      const bool is_last = tile + 1 == end;
-      ahead[0] = walk_.k_ahead(next.tiles[tile], head, is_last ? steps_of_values() : 1);
-      ahead[1] = walk_.v_ahead(next.tiles[tile], head, is_last ? steps_of_values() : 1);
-      if (is_last) continue;
-      ahead[0].step();
-      ahead[1].step();
-    }
-  }
-  [[nodiscard]] std::int32_t steps_of_values() const {
-    return std::max(1, (columns_ - 1) / kChunkKeys) * pauses_of(kBlockChunks);
   }
 
   /// Powers of a slice and a block, the sums of its rows, and what the values add to the first
@@ -266,9 +243,8 @@ class ManyTiles {
     return product.c;
   }
 
-  /// Adds products to 32 columns of o, some rows with each `step`, and asks for keys and values.
+  /// Adds products to 32 columns of o, some rows with each `step`.
   struct Adding {
-    LinesAhead* ahead = nullptr;  // of keys, of values
     const float* from = nullptr;  // [rows, kChunkKeys]
     float* to = nullptr;
     std::ptrdiff_t stride = 0;
@@ -276,13 +252,7 @@ class ManyTiles {
     std::int32_t rows_per_step = 0;
     bool both = false;  // vectors of columns, or only one
 
-    HWY_INLINE void step() {
-      if (ahead != nullptr) {
-        ahead[0].step();
-        ahead[1].step();
-      }
-      add(std::min(rows, rows_per_step));
-    }
+    HWY_INLINE void step() { add(std::min(rows, rows_per_step)); }
     HWY_INLINE void finish() { add(rows); }
 
    private:
@@ -304,8 +274,8 @@ class ManyTiles {
     TileProduct product;
     product.a = buffers_.slice->powers[0][0];
     product.b = reinterpret_cast<const std::uint16_t*>(buffers_.panels.v) +
-                static_cast<std::ptrdiff_t>(column) * 2 * kTileRows;
-    product.b_step = static_cast<std::ptrdiff_t>(kTileRows) * 2 * columns_;
+                static_cast<std::ptrdiff_t>(column) * kBlockKeys;
+    product.b_step = 2 * kTileElements;
     product.b_beside = kTileElements;
     product.c = next_product();
     product.steps = chunks;
@@ -314,13 +284,11 @@ class ManyTiles {
   }
 
   /// o += p · v; the last columns are left to the next products.
-  /// @param ahead  Asked for meanwhile.
-  void accumulate(std::int32_t head, const Slice& slice, LinesAhead* ahead) {
+  void accumulate(std::int32_t head, const Slice& slice) {
     const std::int32_t pauses = pauses_of(slice.chunks());
     for (std::int32_t column = 0; column < columns_; column += kChunkKeys) {
       if (column > 0) product_ = multiply_values(slice, column, slice.chunks(), adding_);
       adding_.finish();
-      adding_.ahead = column + kChunkKeys < columns_ ? ahead : nullptr;
       adding_.from = product_;
       adding_.to = o_row(head, slice.first) + column;
       adding_.stride = columns_;

@@ -10,21 +10,12 @@
 #include "cpu/bf16/multiply.hpp"
 #include "cpu/bf16/rows.hpp"
 #include "cpu/bf16/target.hpp"
+#include "cpu/bf16/tiles.hpp"
 
 QUIRE_BEGIN_AMX
 namespace quire::cpu::HWY_NAMESPACE {
 
 inline constexpr std::int32_t kTilePairs = kDepthPadding / 2;
-
-/// What LDTILECFG reads: all eight tiles have 16 rows of 64 bytes.
-struct alignas(64) TileConfig {
-  std::uint8_t palette = 1;
-  std::uint8_t start_row = 0;
-  std::uint8_t reserved[14] = {};
-  std::uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-  std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
-static_assert(sizeof(TileConfig) == 64);
 
 inline bool all_are(float value, const float* factors, std::int32_t count) {
   const __m512 wanted = _mm512_set1_ps(value);
@@ -50,22 +41,6 @@ inline void rescale_rows(float* o, std::ptrdiff_t stride, const float* factors, 
   }
 }
 
-/// GCC's intrinsics for tiles do not tell the compiler which memory they touch.
-HWY_INLINE void settle_memory() { __asm__ volatile("" ::: "memory"); }
-
-/// Tiles set up for this thread, and given back: an idle tile register file is not saved and lets the
-/// core sleep deeper.
-class TileSession {
- public:
-  explicit TileSession(const TileConfig& config = {}) {
-    __asm__ volatile("" : : "r"(&config) : "memory");
-    _tile_loadconfig(&config);
-  }
-  TileSession(const TileSession&) = delete;
-  TileSession& operator=(const TileSession&) = delete;
-  ~TileSession() { _tile_release(); }
-};
-
 /// Two tiles of rows at most go through a product together, and two of columns.
 inline constexpr std::int32_t kSliceRows = 2 * kTileRows;
 inline constexpr std::int32_t kTileElements = kTileRows * kDepthPadding;  // of bf16
@@ -90,46 +65,38 @@ constexpr std::int32_t pauses_of(std::int32_t steps) { return 2 * steps; }
 /// `kRowTiles` × 16 rows and `kColumnTiles` × 16 columns, 1 or 2 each.
 template <int kRowTiles, int kColumnTiles, class Work>
 HWY_INLINE void tile_block(const TileProduct& product, Work& meanwhile) {
-  constexpr std::ptrdiff_t kBytes = kDepthPadding * sizeof(std::uint16_t);  // of a row of a tile
   constexpr std::ptrdiff_t kSumBytes = kDepthPadding * sizeof(float);
-  const auto pause = [&] {
-    settle_memory();
-    meanwhile.step();
-    settle_memory();
-  };
-  settle_memory();
-  _tile_zero(0);
-  if constexpr (kColumnTiles == 2) _tile_zero(1);
-  if constexpr (kRowTiles == 2) _tile_zero(2);
-  if constexpr (kRowTiles == 2 && kColumnTiles == 2) _tile_zero(3);
+  zero_tile<0>();
+  if constexpr (kColumnTiles == 2) zero_tile<1>();
+  if constexpr (kRowTiles == 2) zero_tile<2>();
+  if constexpr (kRowTiles == 2 && kColumnTiles == 2) zero_tile<3>();
   const std::uint16_t* a = product.a;
   const std::uint16_t* b = product.b;
   for (std::int32_t step = 0; step < product.steps; ++step) {
-    _tile_loadd(4, a, kBytes);
-    _tile_loadd(6, b, kBytes);
-    _tile_dpbf16ps(0, 4, 6);
+    load_tile<4>(a);
+    stream_tile<6>(b);
+    multiply_tile<0, 4, 6>();
     if constexpr (kColumnTiles == 2) {
-      _tile_loadd(7, b + product.b_beside, kBytes);
-      _tile_dpbf16ps(1, 4, 7);
+      stream_tile<7>(b + product.b_beside);
+      multiply_tile<1, 4, 7>();
     }
-    pause();
+    meanwhile.step();
     if constexpr (kRowTiles == 2) {
-      _tile_loadd(5, a + kTileElements, kBytes);
-      _tile_dpbf16ps(2, 5, 6);
+      load_tile<5>(a + kTileElements);
+      multiply_tile<2, 5, 6>();
     }
-    if constexpr (kRowTiles == 2 && kColumnTiles == 2) _tile_dpbf16ps(3, 5, 7);
-    pause();
+    if constexpr (kRowTiles == 2 && kColumnTiles == 2) multiply_tile<3, 5, 7>();
+    meanwhile.step();
     a += 2 * kTileElements;
     b += product.b_step;
   }
   float* const below = product.c + static_cast<std::ptrdiff_t>(kTileRows) * kDepthPadding;
-  _tile_stored(0, product.c, kSumBytes);
-  if constexpr (kColumnTiles == 2) _tile_stored(1, product.c + kTileRows, kSumBytes);
-  if constexpr (kRowTiles == 2) _tile_stored(2, below, kSumBytes);
+  store_tile<0>(product.c, kSumBytes);
+  if constexpr (kColumnTiles == 2) store_tile<1>(product.c + kTileRows, kSumBytes);
+  if constexpr (kRowTiles == 2) store_tile<2>(below, kSumBytes);
   if constexpr (kRowTiles == 2 && kColumnTiles == 2) {
-    _tile_stored(3, below + kTileRows, kSumBytes);
+    store_tile<3>(below + kTileRows, kSumBytes);
   }
-  settle_memory();
 }
 
 /// tile_block for 1 or 2 tiles of rows and of columns.

@@ -19,7 +19,6 @@ template <PanelOrder kOrder, typename T>
 void pack_block(const ItemWalk& walk, std::int32_t head, const Block& block, const Block* next,
                 const BlockSight& sight, const PairPanels& panels, std::uint64_t* poisoned) {
   const core::ProblemShape& shape = walk.task().shape;
-  const std::ptrdiff_t stride = padded(shape.head_dim_vo);
   for (std::int32_t tile = 0; tile < sight.count; ++tile) {
     const auto keys = walk.keys_of<T>(block.tiles[tile], head);
     const TileSight& seen = sight.tiles[tile];
@@ -33,7 +32,7 @@ void pack_block(const ItemWalk& walk, std::int32_t head, const Block& block, con
     poisoned[tile] = poisoned_keys(keys, seen, shape.head_dim_vo);
     const std::int32_t end = tile + 1 < sight.count ? kKvTile : padded_depth(keys.keys.count);
     pack_values<kOrder>(keys, seen.any & ~poisoned[tile], end, shape.head_dim_vo,
-                        panels.v + tile * (kKvTile / 2) * stride, v_ahead);
+                        panels.v_of(kOrder, tile, shape.head_dim_vo), v_ahead);
   }
 }
 

@@ -100,10 +100,12 @@ void pack_values(const HeadKeys<T>& keys, std::uint64_t take, std::int32_t end,
       const std::int32_t vectors = std::min(stride - column, kWidened) / kRowPadding;
       for (std::int32_t i = 0; i < vectors; ++i) {
         const std::int32_t at = column + i * kRowPadding;
-        const std::int32_t place = kOrder == PanelOrder::kTiles
-                                       ? key / kDepthPadding * kTileRows * stride + at * kTileRows +
-                                             key % kDepthPadding / 2 * kRowPadding
-                                       : key / 2 * stride + at;
+        const std::int32_t place =
+            kOrder == PanelOrder::kTiles
+                ? at / kDepthPadding * kDepthPadding * kBlockKeys / 2 +
+                      (key / kDepthPadding * kDepthPadding + at % kDepthPadding) * kTileRows +
+                      key % kDepthPadding / 2 * kRowPadding
+                : key / 2 * stride + at;
         _mm512_store_si512(to + place, pairs[i]);
       }
     }

@@ -81,12 +81,18 @@ struct PairPanels {
   // [kBlockTiles, kKvTile / 16, padded_depth(head_dim_qk) / 32, 16, 16].
   std::uint32_t* k = nullptr;
   // Rows: [kBlockKeys / 2, padded(head_dim_vo)], pairs of keys; tiles:
-  // [kBlockKeys / 32, padded(head_dim_vo) / 16, 16, 16].
+  // [columns / 32, kBlockKeys / 32, 2, 16, 16], so that what columns of o need of a block lies together.
   std::uint32_t* v = nullptr;
 
   /// Where a tile's keys are.
   [[nodiscard]] std::uint32_t* k_of(std::int32_t tile, std::int32_t head_dim_qk) const {
     return k + static_cast<std::ptrdiff_t>(tile) * padded_depth(head_dim_qk) / 2 * kKvTile;
+  }
+  /// Where the first of a tile's values are.
+  [[nodiscard]] std::uint32_t* v_of(PanelOrder order, std::int32_t tile,
+                                    std::int32_t head_dim_vo) const {
+    const std::int32_t columns = order == PanelOrder::kTiles ? kDepthPadding : padded(head_dim_vo);
+    return v + static_cast<std::ptrdiff_t>(tile) * kKvTile / 2 * columns;
   }
 };
 

@@ -64,7 +64,8 @@ class SliceSoftmax {
         buffers_(buffers),
         group_(group),
         bends_(rule.soft_cap > 0.0F || rule.slopes != nullptr || !(rule.scale > 0.0F)),
-        scale_(bends_ ? kLog2E : rule.scale * kLog2E) {
+        scale_(bends_ ? kLog2E : rule.scale * kLog2E),
+        is_plain_(slice.sees_all && factors == nullptr) {
     if (!slice.sees_all) find_words();
   }
 
@@ -120,8 +121,8 @@ class SliceSoftmax {
     rows_per_step_ = (slice_.rows() + steps - 1) / steps;
     if (adapts()) adapt(chunk, chunk_logits);
   }
-  HWY_INLINE void step() { raise_rows(std::min(row_ + rows_per_step_, slice_.rows())); }
-  HWY_INLINE void finish() { raise_rows(slice_.rows()); }
+  HWY_INLINE void step() { raise(std::min(rows_per_step_, slice_.rows() - row_)); }
+  HWY_INLINE void finish() { raise(slice_.rows() - row_); }
 
   /// Adds the block's sums to the rows'.
   /// @return Whether all of them are small enough; if not, nothing has been added.
@@ -183,39 +184,48 @@ class SliceSoftmax {
     }
   }
 
-  HWY_NOINLINE void raise_rows(std::int32_t end) {
-    if (factors_ != nullptr) return raise_rows<true, true>(end);
-    return slice_.sees_all ? raise_rows<false, false>(end) : raise_rows<true, false>(end);
+  /// The next `count` rows of the chunk. What most slices need stands between the products.
+  HWY_INLINE void raise(std::int32_t count) {
+    if (is_plain_) {
+      raise_rows<false, false>(count);
+    } else {
+      raise_other_rows(count);
+    }
+    row_ += count;
+  }
+  HWY_NOINLINE void raise_other_rows(std::int32_t count) {
+    if (factors_ != nullptr) return raise_rows<true, true>(count);
+    raise_rows<true, false>(count);
   }
 
   template <bool kMasked, bool kWeighted>
-  HWY_INLINE void raise_rows(std::int32_t end) {
-    const float* const logits = logits_;
-    std::uint16_t* const powers = buffers_.powers[chunk_][0];
-    const float* const references = slice_.reference;
+  HWY_INLINE void raise_rows(std::int32_t count) {
+    const float* from = logits_ + row_ * kChunkKeys;
+    std::uint16_t* powers = buffers_.powers[chunk_][row_];
+    const float* references = slice_.reference + row_;
+    Vec* sums = buffers_.lanes + row_;
     const __m512 scale = _mm512_set1_ps(scale_);
-    for (std::int32_t row = row_; row < end; ++row) {
-      const float* const from = logits + row * kChunkKeys;
-      const __m512 reference = _mm512_set1_ps(references[row]);
+    for (std::int32_t i = 0; i < count; ++i) {
+      const __m512 reference = _mm512_set1_ps(references[i]);
       __m512 low = PowerByReducing::of(_mm512_fmsub_ps(_mm512_load_ps(from), scale, reference));
       __m512 high = PowerByReducing::of(
           _mm512_fmsub_ps(_mm512_load_ps(from + kRowPadding), scale, reference));
       if constexpr (kMasked) {
-        low = _mm512_maskz_mov_ps(lanes(row, chunk_, 0), low);
-        high = _mm512_maskz_mov_ps(lanes(row, chunk_, 1), high);
+        low = _mm512_maskz_mov_ps(lanes(row_ + i, chunk_, 0), low);
+        high = _mm512_maskz_mov_ps(lanes(row_ + i, chunk_, 1), high);
       }
-      __m512& sum = buffers_.lanes[row].raw;
-      sum = _mm512_add_ps(sum, _mm512_add_ps(low, high));
+      sums[i].raw = _mm512_add_ps(sums[i].raw, _mm512_add_ps(low, high));
       if constexpr (kWeighted) {
         const float* const factors =
             factors_[chunk_ / kTileChunks].v + chunk_ % kTileChunks * kChunkKeys;
-        low = _mm512_maskz_mul_ps(lanes(row, chunk_, 0), low, _mm512_load_ps(factors));
-        high =
-            _mm512_maskz_mul_ps(lanes(row, chunk_, 1), high, _mm512_load_ps(factors + kRowPadding));
+        low = _mm512_maskz_mul_ps(lanes(row_ + i, chunk_, 0), low, _mm512_load_ps(factors));
+        high = _mm512_maskz_mul_ps(lanes(row_ + i, chunk_, 1), high,
+                                   _mm512_load_ps(factors + kRowPadding));
       }
-      _mm512_store_si512(powers + row * kChunkKeys, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+      _mm512_store_si512(powers, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+      from += kChunkKeys;
+      powers += kChunkKeys;
     }
-    row_ = end;
   }
 
   const Slice& slice_;
@@ -226,6 +236,7 @@ class SliceSoftmax {
   std::int32_t group_;
   bool bends_;
   float scale_;
+  bool is_plain_;
   std::int32_t chunk_ = 0;
   const float* logits_ = nullptr;  // [kSliceRows, kChunkKeys]: of the chunk
   std::int32_t row_ = 0;
